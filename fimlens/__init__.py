@@ -1,0 +1,30 @@
+"""fimlens: a lens on optimizers."""
+
+from fimlens._fit import Gap as Gap
+from fimlens._fit import dimension as dimension
+from fimlens._fit import fit as fit
+from fimlens._fit import gap as gap
+from fimlens._fit import state_size as state_size
+from fimlens._solve import Certificate as Certificate
+from fimlens._solve import Solution as Solution
+from fimlens._solve import solve as solve
+from fimlens.fisher import Fisher as Fisher
+from fimlens.structure import Claim as Claim
+from fimlens.structure import Frame as Frame
+from fimlens.structure import Params as Params
+from fimlens.structure import Structure as Structure
+from fimlens.structures import Blocks as Blocks
+from fimlens.structures import Columns as Columns
+from fimlens.structures import Dense as Dense
+from fimlens.structures import Diagonal as Diagonal
+from fimlens.structures import DiagonalKronecker as DiagonalKronecker
+from fimlens.structures import Drop as Drop
+from fimlens.structures import GeometricMarginals as GeometricMarginals
+from fimlens.structures import Kronecker as Kronecker
+from fimlens.structures import LowRank as LowRank
+from fimlens.structures import Marginals as Marginals
+from fimlens.structures import Rotated as Rotated
+from fimlens.structures import RowColumn as RowColumn
+from fimlens.structures import Rows as Rows
+from fimlens.structures import Scalar as Scalar
+from fimlens.structures import Spectrum as Spectrum

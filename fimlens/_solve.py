@@ -1,0 +1,190 @@
+"""The numeric minimum over a family, and its certificate: what the closed form is judged by.
+
+Damped Newton through `chart`, for any structure: from the closed form, from Jacobi sweeps where the family is a rotated linear
+spectrum, and from wide random members. The Hessian enters by its absolute eigenvalues, so saddles repel, and each step
+starts a new chart at the member reached, so none is far from its centre.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from fimlens._fit import fit, require
+from fimlens._jacobi import jacobi, sides
+from fimlens.fisher import Fisher, SampleFisher, unvec
+from fimlens.structure import Params, Structure
+
+STEPS = (3.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)  # 3 is exact where an eigenvalue falls to zero, as z^4
+
+
+class Certificate(NamedTuple):
+    """What a solution was compared with.
+
+    All values are gaps ||F~ - F||^2. `gradient_norm` is that of the *relative* gap in the chart at the solution;
+    `origins` and `values` name every start and where it ended; `reached` counts the starts within 1e-9 (relative to
+    ||F||^2) of the best; `excess` is by how much the best lies below the closed form, again relative to ||F||^2.
+    """
+
+    gradient_norm: float
+    origins: tuple[str, ...]
+    values: tuple[float, ...]
+    reached: int
+    closed_form: float
+    excess: float
+
+    @property
+    def beaten(self) -> bool:
+        """Whether the closed form was beaten by more than rounding."""
+        return self.excess > 1e-9
+
+
+class Solution(NamedTuple):
+    """The best member found, its gap ||F~ - F||^2, and the certificate."""
+
+    params: Params
+    value: float
+    certificate: Certificate
+
+
+def solve(
+    structure: Structure, fisher: Fisher, *, key: Array | None = None, starts: int = 8, iterations: int = 100
+) -> Solution:
+    """The numeric minimum of ||F~ - F||_F^2 over a family, in float64, for small matrices.
+
+    Args:
+        key: draws the random starts; jax.random.key(0) by default.
+        starts: how many wide random members to start from, beside the closed form and, where they apply, Jacobi sweeps.
+        iterations: Newton steps from each start, at most.
+
+    Raises:
+        TypeError: an argument is not a Structure instance, or not a Fisher.
+        ValueError: the structure does not suit the shape, or the matrix is too large.
+
+    Example:
+        >>> import jax, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(0), (8, 3, 4)))
+        >>> fl.solve(fl.Rotated(fl.Rows(), "L"), fisher).certificate.beaten  # whitening is exact
+        False
+    """
+    require("solve", structure, fisher)
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        key_data = None if key is None else jax.random.key_data(key)
+        key = jax.random.key(0) if key_data is None else jax.random.wrap_key_data(key_data)
+        samples = _few_samples(fisher)
+        norm_squared = float(samples.norm_squared)
+        fit_key, jacobi_key, random_key = jax.random.split(key, 3)
+        members = [("closed form", fit(structure, samples, key=fit_key))]
+        if sides(structure, fisher.shape) is not None:
+            members += _swept(structure, samples, jacobi_key)
+        members += [("random", _random_member(structure, samples, k)) for k in jax.random.split(random_key, starts)]
+        origins, stack = zip(*members, strict=True)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *stack)
+        ends, values, slopes = _descend(structure, stacked, samples, norm_squared, iterations)
+        closed = float(_relative_gap(structure, stack[0], samples, norm_squared))
+        values = np.where(np.isfinite(values), values, np.inf)
+        best = int(np.argmin(values))
+        certificate = Certificate(
+            gradient_norm=float(slopes[best]),
+            origins=origins,
+            values=tuple(float(v) * norm_squared for v in values),
+            reached=int(np.sum(values <= values[best] + 1e-9)),
+            closed_form=closed * norm_squared,
+            excess=closed - float(values[best]),
+        )
+        return Solution(jax.tree.map(lambda x: x[best], ends), float(values[best]) * norm_squared, certificate)
+
+
+def _few_samples(fisher: Fisher) -> SampleFisher:
+    """The same F in float64, from at most mn samples."""
+    m, n = fisher.shape
+    if isinstance(fisher, SampleFisher) and len(fisher.samples) <= m * n:
+        return SampleFisher(fisher.kind, fisher.normalisation, fisher.samples.astype(jnp.float64))
+    values, Q = np.linalg.eigh(np.asarray(fisher.dense(), np.float64))
+    g = Q * np.sqrt(np.maximum(values, 0) * len(values))
+    return SampleFisher(fisher.kind, fisher.normalisation, jax.vmap(lambda g: unvec(g, (m, n)))(jnp.asarray(g.T)))
+
+
+def _swept(structure: Structure, fisher: SampleFisher, key: Array) -> list[tuple[str, Params]]:
+    m, n = fisher.shape
+    short, long = (m, n) if m <= n or hasattr(structure, "sides") else (n, m)
+    bases = [(jnp.eye(short), jnp.eye(long))]
+    bases += [(_orthogonal(k, short), _orthogonal(k, long)) for k in jax.random.split(key, 3)]
+    return [("jacobi", jacobi(structure, fisher, start)) for start in bases]
+
+
+def _orthogonal(key: Array, size: int) -> Float[Array, "k k"]:
+    return jnp.linalg.qr(jax.random.normal(key, (size, size)))[0]
+
+
+def _random_member(structure: Structure, fisher: Fisher, key: Array) -> Params:
+    """A wide random member, of the size of F."""
+    m, n = fisher.shape
+    mean = jnp.mean(fisher.second_moment())
+    centre = structure.isotropic(m, n, jnp.where(mean > 0, mean, 1))
+    flat, unravel = ravel_pytree(centre)
+    return structure.chart(_in_units(centre, unravel(2 * jax.random.normal(key, flat.shape))), centre)
+
+
+def _in_units(member: Params, z: Params) -> Params:
+    """z with each array of coordinates in its own unit, so that the search does not depend on the scale of F."""
+
+    def unit(c: Array) -> Array:
+        size = jnp.sqrt(jnp.mean(jnp.abs(c)))
+        return jnp.where(size > 0, size, 1)
+
+    return Params(z.frame, jax.tree.map(lambda x, c: x * unit(c), z.coords, member.coords))
+
+
+@partial(jax.jit, static_argnums=0)
+def _relative_gap(structure: Structure, params: Params, fisher: Fisher, norm_squared: float) -> Float[Array, ""]:
+    levels = structure.levels(params, fisher)
+    change = sum(c * jnp.sum(value**2 - 2 * value * V) for value, V, c in levels)
+    return 1 + change / jnp.where(norm_squared > 0, norm_squared, 1)
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def _descend(
+    structure: Structure, members: Params, fisher: Fisher, norm_squared: float, iterations: int
+) -> tuple[Params, Float[Array, " starts"], Float[Array, " starts"]]:
+    """Newton from every member at once: ends, relative gaps and gradient norms."""
+    _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], members))
+
+    def move(member: Params, z: Array) -> Params:
+        return structure.chart(_in_units(member, unravel(z)), member)
+
+    def gap_at(z: Array, member: Params) -> Array:
+        return _relative_gap(structure, move(member, z), fisher, norm_squared)
+
+    def step(member: Params, value: Array) -> tuple[Params, Array, Array]:
+        zero = jnp.zeros_like(ravel_pytree(member)[0])
+        slope, curvature = jax.grad(gap_at)(zero, member), jax.hessian(gap_at)(zero, member)
+        lam, Q = jnp.linalg.eigh((curvature + curvature.T) / 2)
+        lam = jnp.maximum(jnp.abs(lam), 1e-10 * jnp.abs(lam).max())
+        newton = -Q @ (Q.T @ slope / lam)
+        newton = newton * jnp.minimum(1, 2 / jnp.linalg.norm(newton))
+        trials = jnp.array(STEPS)[:, None] * newton
+        values = jax.vmap(lambda z: gap_at(z, member))(trials)
+        values = jnp.where(jnp.isfinite(values), values, jnp.inf)
+        best = jnp.argmin(values)
+        better = values[best] < value
+        moved = jax.tree.map(lambda new, old: jnp.where(better, new, old), move(member, trials[best]), member)
+        return moved, jnp.where(better, values[best], value), jnp.linalg.norm(slope)
+
+    def restless(state: tuple[Params, Array, Array, Array, Array]) -> Array:
+        _, _, _, idle, count = state
+        return (count < iterations) & jnp.any(idle < 2)
+
+    def advance(state: tuple[Params, Array, Array, Array, Array]) -> tuple[Params, Array, Array, Array, Array]:
+        member, value, _, idle, count = state
+        member, new, slope = jax.vmap(step)(member, value)
+        return member, new, slope, jnp.where(value - new > 1e-15, 0, idle + 1), count + 1
+
+    values = jax.vmap(lambda member: _relative_gap(structure, member, fisher, norm_squared))(members)
+    state = (members, values, jnp.full_like(values, jnp.inf), jnp.zeros(values.shape, int), 0)
+    ends, values, slopes, *_ = jax.lax.while_loop(restless, advance, state)
+    return ends, values, slopes

@@ -1,0 +1,222 @@
+"""A structure: a family H of positive semi-definite matrices, and the member nearest to a Fisher.
+
+The only file to read first. A member F~ of a family acts on Vec(G), where G is an (m, n) gradient and Vec
+stacks columns. In suitable coordinates X every member is diagonal:
+
+    F~ Vec(G) = Vec( out( eigenvalues * into(G) ) )
+
+so a structure says where it looks (its *frame*: bases, found slowly), what it averages there (its
+*statistics*, linear in the Fisher), and which eigenvalues are nearest to them (its *coordinates*, in closed
+form). The optimizer, the gap, the solver and the laws are derived from these sentences.
+"""
+
+import abc
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fimlens.fisher import DENSE_BYTES, Fisher, SampleFisher, require_dense, unvec, vec
+
+Tree = Any  # a pytree of arrays whose layout is the structure's own
+Symmetry = str | None  # "permutation", "orthogonal" or None
+
+
+class Claim(enum.Enum):
+    """What is true of a closed form."""
+
+    EXACT = "the global minimiser of ||F~ - F||_F over the family"
+    LIMIT = "the global minimiser, once a fixed-point iteration converges"
+    ONE_STEP = "the exact eigenvalues, in a basis that solves an easier problem"
+    BOUND = "the minimiser of an upper bound only"
+    OTHER = "the minimiser of another divergence"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Frame:
+    """Where a structure looks: its bases (an empty tuple for a spectrum), and the shape of its matrix."""
+
+    bases: Tree
+    shape: tuple[int, int] = field(metadata=dict(static=True))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Params:
+    """One member of a family: a frame, and non-negative coordinates of the eigenvalues in it."""
+
+    frame: Frame
+    coords: Tree
+
+
+class Level(NamedTuple):
+    """Eigenvalues of a member, the Fisher's second moments along the same directions, and how often each occurs."""
+
+    eigenvalue: Float[Array, "..."]
+    moment: Float[Array, "..."]
+    multiplicity: float
+
+
+@dataclass(frozen=True)
+class Structure(abc.ABC):
+    """A family H of PSD matrices. Frozen, hashable, printable: hyper-parameters are fields, never closures.
+
+    A new family defines the abstract methods. The defaults of the others suit a family without bases; most
+    such families are shorter still as a `Spectrum`.
+    """
+
+    @property
+    @abc.abstractmethod
+    def claim(self) -> Claim:
+        """What is true of `fit`, checked by the laws and by the lens."""
+
+    @property
+    def symmetry(self) -> tuple[Symmetry, Symmetry]:
+        """The invariance stated, left and right: F of P G Q has F~ turned alike, for P and Q of these kinds."""
+        return None, None
+
+    @property
+    def rotated_claim(self) -> Claim:
+        """What stays true inside a basis that diagonalises the covariances E[GG^T], E[G^T G]."""
+        return Claim.ONE_STEP if self.claim in (Claim.EXACT, Claim.LIMIT) else self.claim
+
+    def __str__(self) -> str:
+        given = (getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default)
+        return f"{type(self).__name__}({', '.join(str(value) for value in given)})"
+
+    # --- where it looks -------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def frame(self, m: int, n: int) -> Frame:
+        """The first frame, before any gradient is seen: all that persists beside the statistics."""
+
+    @abc.abstractmethod
+    def into(self, params: Params, G: Float[Array, "m n"]) -> Tree:
+        """The coordinates X of G, a tree of arrays: an isometry."""
+
+    @abc.abstractmethod
+    def out(self, params: Params, X: Tree) -> Float[Array, "m n"]:
+        """The adjoint of `into`, so that out(into(G)) == G."""
+
+    @abc.abstractmethod
+    def eigenvalues(self, params: Params) -> Tree:
+        """The eigenvalues over X: a prefix of its tree, each array broadcast over its part.
+
+        None stands for a part outside the family's range: its eigenvalue is zero, and so is every f of it.
+        """
+
+    # --- how it is fitted -----------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def stats(self, fisher: Fisher, frame: Frame) -> Tree:
+        """What is averaged: linear in F. One gradient is a Fisher with N = 1; the caller averages."""
+
+    @abc.abstractmethod
+    def fit(self, stats: Tree, frame: Frame) -> Params:
+        """The nearest member in this frame, in closed form."""
+
+    def turn(self, stats: Tree, frame: Frame, fisher: Fisher, key: Array) -> Frame:
+        """Move the bases, given averaged statistics, the current Fisher (one gradient, in training) and a key."""
+        del stats, fisher, key
+        return frame
+
+    def carry(self, stats: Tree, old: Frame, new: Frame) -> Tree:
+        """What becomes of statistics that were measured in the old frame. By default they are kept."""
+        del old, new
+        return stats
+
+    def settle(self, fisher: Fisher, key: Array) -> Frame:
+        """The frame at rest: turned until it no longer moves."""
+        frame = jax.tree.map(lambda U: U.astype(fisher.dtype), self.frame(*fisher.shape))
+        return turn_until_at_rest(self, frame, fisher, key) if jax.tree.leaves(frame) else frame
+
+    # --- the second witness, and the solver's way in -----------------------------------------------------
+
+    @abc.abstractmethod
+    def dense(self, params: Params) -> Float[Array, "mn mn"]:
+        """The member written out as the paper writes it. Never by way of `into`, `out` or `apply`."""
+
+    def bend(self, frame: Frame, z: Frame) -> Frame:
+        """The frame moved by any z of the frame's layout; z = 0 leaves it. Redundancy is allowed."""
+        del z
+        return frame
+
+    def chart(self, z: Params, params: Params) -> Params:
+        """Any z of the layout of `params` names a member; z = 0 names `params` itself.
+
+        Non-negative coordinates move as squares, (sqrt(c) + z)^2, so that no z leaves the PSD cone.
+        """
+        coords = jax.tree.map(lambda c, x: (root(c) + x) ** 2, params.coords, z.coords)
+        return Params(self.bend(params.frame, z.frame), coords)
+
+    # --- derived -----------------------------------------------------------------------------------------
+
+    def apply(
+        self, params: Params, G: Float[Array, "m n"], f: Callable[[Array], Array] = lambda x: x
+    ) -> Float[Array, "m n"]:
+        """Mat( f(F~) Vec(G) ), in the dtype of G; f = 1/sqrt is square-root natural gradient descent."""
+        X = self.into(params, G.astype(jnp.promote_types(G.dtype, jnp.float32)))
+        return self.out(params, scale(f, self.eigenvalues(params), X)).astype(G.dtype)
+
+    def levels(self, params: Params, fisher: Fisher) -> list[Level]:
+        """Eigenvalues beside the second moments V of the Fisher in the member's own basis."""
+        moments = fisher.second_moment(lambda G: self.into(params, G))
+        pairs = scale_with(lambda value, V: (jnp.broadcast_to(value, V.shape), V), self.eigenvalues(params), moments)
+        return [Level(value, V, 1.0) for value, V in jax.tree.leaves(pairs, is_leaf=lambda x: isinstance(x, tuple))]
+
+    def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
+        """What `fit` minimises, up to a constant of the Fisher: ||F~ - F||^2 - ||F||^2 unless overridden."""
+        levels = self.levels(params, fisher)
+        return sum(c * jnp.sum(value**2 - 2 * value * V) for value, V, c in levels)
+
+    def isotropic(self, m: int, n: int, scale: float | Array = 1.0) -> Params:
+        """The member nearest to F = scale * I (which is that itself, on the family's range); for small matrices."""
+        require_dense((m, n))
+        units = jnp.sqrt(m * n * scale) * jax.vmap(lambda e: unvec(e, (m, n)))(jnp.eye(m * n))
+        frame = self.frame(m, n)
+        return self.fit(self.stats(SampleFisher("identity", "mean over unit matrices", units), frame), frame)
+
+
+def scale(f: Callable[[Array], Array], eigenvalues: Tree, X: Tree) -> Tree:
+    """f(eigenvalues) * X, an array of eigenvalues over all of its part of X, and zero where it is None."""
+    return scale_with(lambda value, x: f(value) * x, eigenvalues, X, outside=jnp.zeros_like)
+
+
+def scale_with(
+    pair: Callable[[Array, Array], Any], eigenvalues: Tree, X: Tree, outside: Callable[[Array], Any] = lambda x: None
+) -> Tree:
+    """pair(eigenvalue, x) over the leaves of X, whose tree the eigenvalues' tree is a prefix of."""
+
+    def part(value: Array | None, part_of_X: Tree) -> Tree:
+        return jax.tree.map(outside if value is None else (lambda x: pair(value, x)), part_of_X)
+
+    return jax.tree.map(part, eigenvalues, X, is_leaf=lambda value: value is None)
+
+
+def turn_until_at_rest(structure: Structure, frame: Frame, fisher: Fisher, key: Array, turns: int = 1000) -> Frame:
+    """Turn the frame against one Fisher until its bases move by no more than rounding."""
+
+    def moved(state: tuple[Frame, Array, Array]) -> Array:
+        _, change, count = state
+        dtype = jnp.result_type(*jax.tree.leaves(frame))
+        return (count < turns) & (change > 100 * jnp.finfo(dtype).eps)
+
+    def step(state: tuple[Frame, Array, Array]) -> tuple[Frame, Array, Array]:
+        old, _, count = state
+        new = structure.turn(structure.stats(fisher, old), old, fisher, jax.random.fold_in(key, count))
+        distances = [jnp.abs(a - b).max() for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)]
+        return new, jnp.stack(distances).max(), count + 1
+
+    start = (frame, jnp.asarray(jnp.inf, jnp.result_type(*jax.tree.leaves(frame))), 0)
+    return jax.lax.while_loop(moved, step, start)[0]
+
+
+def root(c: Array) -> Array:
+    """sqrt, with derivative 0 at 0: a coordinate at rest there is held by its square."""
+    positive = c > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, c, 1)), 0)

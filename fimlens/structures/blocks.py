@@ -1,0 +1,120 @@
+"""Blocks: one member of a structure for each block of the matrix, independent of the others."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fimlens.fisher import Fisher, vec
+from fimlens.structure import Claim, Frame, Level, Params, Structure, Tree
+
+Matrix = Float[Array, "m n"]
+
+
+@dataclass(frozen=True)
+class Blocks(Structure):
+    """DiagB(inner_1, ..., inner_K) over a grid of `rows` x `columns` equal blocks of G.
+
+    Per attention head, per column group; Blocks(Dense(), columns=n) is the free block diagonal, one full M_j a column.
+    All blocks have one shape, so they are one stack, and every method is the inner one under `vmap`.
+
+    Raises:
+        ValueError: a count is not positive, or (at a matrix) does not divide its side.
+    """
+
+    inner: Structure
+    rows: int = 1
+    columns: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.columns) < 1:
+            raise ValueError(f"Blocks: rows and columns are positive; got {self.rows} and {self.columns}")
+
+    @property
+    def claim(self) -> Claim:
+        return self.inner.claim
+
+    @property
+    def rotated_claim(self) -> Claim:
+        return Claim.ONE_STEP if self.claim in (Claim.EXACT, Claim.LIMIT) else self.claim
+
+    def _split(self, G: Matrix) -> Float[Array, "K p q"]:
+        m, n = G.shape
+        p, q = m // self.rows, n // self.columns
+        return G.reshape(self.rows, p, self.columns, q).swapaxes(1, 2).reshape(-1, p, q)
+
+    def _join(self, blocks: Float[Array, "K p q"]) -> Matrix:
+        _, p, q = blocks.shape
+        grid = blocks.reshape(self.rows, self.columns, p, q).swapaxes(1, 2)
+        return grid.reshape(self.rows * p, self.columns * q)
+
+    def _fishers(self, fisher: Fisher) -> Fisher:
+        """The Fishers of the blocks, stacked."""
+        return jax.vmap(lambda k: fisher.map(lambda G: self._split(G)[k]))(jnp.arange(self.rows * self.columns))
+
+    def _inner(self, params: Params) -> Params:
+        return Params(params.frame.bases, params.coords)
+
+    def frame(self, m: int, n: int) -> Frame:
+        if m % self.rows or n % self.columns:
+            raise ValueError(
+                f"Blocks: a {m} x {n} matrix has no grid of {self.rows} x {self.columns} equal blocks. "
+                "Take counts that divide its sides."
+            )
+        inner = self.inner.frame(m // self.rows, n // self.columns)
+        count = self.rows * self.columns
+        return Frame(jax.tree.map(lambda U: jnp.broadcast_to(U, (count, *U.shape)), inner), (m, n))
+
+    def into(self, params: Params, G: Matrix) -> Tree:
+        return jax.vmap(self.inner.into)(self._inner(params), self._split(G))
+
+    def out(self, params: Params, X: Tree) -> Matrix:
+        return self._join(jax.vmap(self.inner.out)(self._inner(params), X))
+
+    def eigenvalues(self, params: Params) -> Tree:
+        return jax.vmap(self.inner.eigenvalues)(self._inner(params))
+
+    def stats(self, fisher: Fisher, frame: Frame) -> Tree:
+        return jax.vmap(self.inner.stats)(self._fishers(fisher), frame.bases)
+
+    def turn(self, stats: Tree, frame: Frame, fisher: Fisher, key: Array) -> Frame:
+        keys = jax.random.split(key, self.rows * self.columns)
+        return Frame(jax.vmap(self.inner.turn)(stats, frame.bases, self._fishers(fisher), keys), frame.shape)
+
+    def carry(self, stats: Tree, old: Frame, new: Frame) -> Tree:
+        return jax.vmap(self.inner.carry)(stats, old.bases, new.bases)
+
+    def settle(self, fisher: Fisher, key: Array) -> Frame:
+        keys = jax.random.split(key, self.rows * self.columns)
+        shape = self.frame(*fisher.shape).shape  # refuses a grid that does not fit
+        return Frame(jax.vmap(self.inner.settle)(self._fishers(fisher), keys), shape)
+
+    def fit(self, stats: Tree, frame: Frame) -> Params:
+        members = jax.vmap(self.inner.fit)(stats, frame.bases)
+        return Params(Frame(members.frame, frame.shape), members.coords)
+
+    def bend(self, frame: Frame, z: Frame) -> Frame:
+        return Frame(jax.vmap(self.inner.bend)(frame.bases, z.bases), frame.shape)
+
+    def levels(self, params: Params, fisher: Fisher) -> list[Level]:
+        static: list[float] = []
+
+        def arrays(params: Params, fisher: Fisher) -> list[tuple[Array, Array]]:
+            levels = self.inner.levels(params, fisher)
+            static[:] = [c for *_, c in levels]
+            return [(value, V) for value, V, _ in levels]
+
+        pairs = jax.vmap(arrays)(self._inner(params), self._fishers(fisher))
+        return [Level(value, V, c) for (value, V), c in zip(pairs, static, strict=True)]
+
+    def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
+        return jnp.sum(jax.vmap(self.inner.objective)(self._inner(params), self._fishers(fisher)))
+
+    def dense(self, params: Params) -> Float[Array, "mn mn"]:
+        m, n = params.frame.shape
+        places = jax.vmap(vec)(self._split(jnp.arange(m * n).reshape(n, m).T))  # of each block's Vec in Vec(G)
+        F = jnp.zeros((m * n, m * n), jax.tree.leaves(params.coords)[0].dtype)
+        for place, block in zip(places, jax.vmap(self.inner.dense)(self._inner(params)), strict=True):
+            F = F.at[jnp.ix_(place, place)].set(block)
+        return F

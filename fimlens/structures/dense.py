@@ -1,0 +1,65 @@
+"""Dense: every PSD matrix. The oracle, and the floor of every table."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fimlens.fisher import Fisher, require_dense, unvec, vec
+from fimlens.structure import Claim, Frame, Params, Structure, Symmetry
+from fimlens.structures.rotated import Covariances, Rotated
+from fimlens.structures.spectra import Diagonal
+
+_COLUMN = Rotated(Diagonal(), "L")  # Vec(G) as a matrix of one column, in the eigenbasis of E[g g^T] = F
+
+
+@dataclass(frozen=True)
+class Dense(Structure):
+    """All PSD matrices, F~ = F: (mn)^2 numbers, so only for small matrices.
+
+    Raises:
+        ValueError: (at a matrix) an mn x mn matrix would be over the memory bound.
+    """
+
+    claim: ClassVar[Claim] = Claim.EXACT
+
+    @property
+    def rotated_claim(self) -> Claim:
+        return self.claim
+
+    @property
+    def symmetry(self) -> tuple[Symmetry, Symmetry]:
+        return "orthogonal", "orthogonal"
+
+    def frame(self, m: int, n: int) -> Frame:
+        require_dense((m, n))
+        return Frame(_COLUMN.frame(m * n, 1), (m, n))
+
+    def _column(self, params: Params) -> Params:
+        return Params(params.frame.bases, params.coords)
+
+    def into(self, params: Params, G: Float[Array, "m n"]) -> Float[Array, "mn 1"]:
+        return _COLUMN.into(self._column(params), vec(G)[:, None])
+
+    def out(self, params: Params, X: Float[Array, "mn 1"]) -> Float[Array, "m n"]:
+        return unvec(_COLUMN.out(self._column(params), X)[:, 0], params.frame.shape)
+
+    def eigenvalues(self, params: Params) -> Float[Array, "mn 1"]:
+        return params.coords
+
+    def stats(self, fisher: Fisher, frame: Frame) -> Covariances:
+        return _COLUMN.stats(fisher.map(lambda G: vec(G)[:, None]), frame.bases)
+
+    def turn(self, stats: Covariances, frame: Frame, fisher: Fisher, key: Array) -> Frame:
+        return Frame(_COLUMN.turn(stats, frame.bases, fisher.map(lambda G: vec(G)[:, None]), key), frame.shape)
+
+    def fit(self, stats: Covariances, frame: Frame) -> Params:
+        return Params(frame, _COLUMN.fit(stats, frame.bases).coords)
+
+    def bend(self, frame: Frame, z: Frame) -> Frame:
+        return Frame(_COLUMN.bend(frame.bases, z.bases), frame.shape)
+
+    def dense(self, params: Params) -> Float[Array, "mn mn"]:
+        Q, lam = params.frame.bases.bases.left, params.coords[:, 0]
+        return Q @ jnp.diag(lam) @ Q.T

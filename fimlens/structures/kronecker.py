@@ -1,0 +1,148 @@
+"""Kronecker products: A (x) B with B full, and A full or diagonal, nearest to F in the Frobenius norm.
+
+F -> A (x) B is nearest where (A, B) is the leading singular pair of the rearranged F (Van Loan and Pitsianis, 1993),
+that is of the map A -> E[G A G^T], whose adjoint is B -> E[G^T B G]. Both keep the PSD cone, so power iteration from
+the identity stays there. One turn is one power step of each factor. From the identity and without a turn, the
+fit is Shampoo squared: the product of the marginals, weighted by nothing.
+"""
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fimlens._perron import perron
+from fimlens.fisher import Fisher
+from fimlens.structure import Claim, Frame, Params, Structure, Symmetry
+from fimlens.structures.basis import cayley, spectral
+
+Matrix = Float[Array, "m n"]
+
+
+class Bases(NamedTuple):
+    """B = U_L diag(b) U_L^T and A = U_R diag(a) U_R^T (U_R is None where A is diagonal), each of norm 1."""
+
+    left: Float[Array, "m m"]
+    b: Float[Array, " m"]
+    right: Float[Array, "n n"] | None
+    a: Float[Array, " n"]
+
+
+class Weighted(NamedTuple):
+    """E[G A G^T] and E[G^T B G] (its diagonal where A is diagonal): each factor, seen through the other."""
+
+    left: Float[Array, "m m"]
+    right: Float[Array, "n n"] | Float[Array, " n"]
+
+
+@dataclass(frozen=True)
+class _Product(Structure):
+    claim: ClassVar[Claim] = Claim.LIMIT
+
+    @abc.abstractmethod
+    def _right(self, fisher: Fisher, B: Float[Array, "m m"]) -> Array:
+        """E[G^T B G], or its diagonal."""
+
+    @abc.abstractmethod
+    def _split(self, A: Array) -> tuple[Float[Array, "n n"] | None, Float[Array, " n"]]:
+        """A basis of A (None where A is diagonal) and its eigenvalues."""
+
+    def into(self, params: Params, G: Matrix) -> Matrix:
+        left, _, right, _ = params.frame.bases
+        return left.T @ G if right is None else left.T @ G @ right
+
+    def out(self, params: Params, X: Matrix) -> Matrix:
+        left, _, right, _ = params.frame.bases
+        return left @ X if right is None else left @ X @ right.T
+
+    def eigenvalues(self, params: Params) -> Matrix:
+        b, a = params.coords
+        return b * a
+
+    def stats(self, fisher: Fisher, frame: Frame) -> Weighted:
+        left, b, right, a = frame.bases
+        A = jnp.diag(a) if right is None else (right * a) @ right.T
+        return Weighted(fisher.left(A), self._right(fisher, (left * b) @ left.T))
+
+    def turn(self, stats: Weighted, frame: Frame, fisher: Fisher, key: Array) -> Frame:
+        left, b = spectral(stats.left)
+        right, a = self._split(stats.right)
+        return Frame(Bases(left, _unit(b), right, _unit(a)), frame.shape)
+
+    def settle(self, fisher: Fisher, key: Array) -> Frame:
+        m, n = fisher.shape
+        start = jnp.eye(n, dtype=fisher.dtype) if self.frame(m, n).bases.right is not None else jnp.ones(n, fisher.dtype)
+
+        def left(A: Array) -> Array:
+            return fisher.left(A if A.ndim == 2 else jnp.diag(A))
+
+        A = perron(left, lambda B: self._right(fisher, B), start)
+        return self.turn(Weighted(left(A), A), self.frame(m, n), fisher, key)
+
+    def fit(self, stats: Weighted, frame: Frame) -> Params:
+        left, b, right, _ = frame.bases
+        rows = jnp.einsum("ij,ik,kj->j", left, stats.left, left)
+        columns = stats.right if right is None else jnp.einsum("ij,ik,kj->j", right, stats.right, right)
+        total = b @ rows  # <F, A (x) B>
+        columns = jnp.maximum(columns, 0) / jnp.where(total > 0, total, 1)
+        return Params(frame, (jnp.maximum(rows, 0)[:, None], columns[None]))
+
+    def bend(self, frame: Frame, z: Frame) -> Frame:
+        left, b, right, a = frame.bases
+        turned = None if right is None else cayley(right, z.bases.right)
+        return Frame(Bases(cayley(left, z.bases.left), b, turned, a), frame.shape)
+
+    def dense(self, params: Params) -> Float[Array, "mn mn"]:
+        left, _, right, _ = params.frame.bases
+        b, a = params.coords
+        A = jnp.diag(a[0]) if right is None else right @ jnp.diag(a[0]) @ right.T
+        return jnp.kron(A, left @ jnp.diag(b[:, 0]) @ left.T)
+
+
+@dataclass(frozen=True)
+class Kronecker(_Product):
+    """A (x) B, both full: the nearest Kronecker product, from samples without building anything mn x mn."""
+
+    @property
+    def rotated_claim(self) -> Claim:
+        return self.claim
+
+    @property
+    def symmetry(self) -> tuple[Symmetry, Symmetry]:
+        return "orthogonal", "orthogonal"
+
+    def frame(self, m: int, n: int) -> Frame:
+        return Frame(Bases(jnp.eye(m), _unit(jnp.ones(m)), jnp.eye(n), _unit(jnp.ones(n))), (m, n))
+
+    def _right(self, fisher: Fisher, B: Float[Array, "m m"]) -> Float[Array, "n n"]:
+        return fisher.right(B)
+
+    def _split(self, A: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
+        return spectral(A)
+
+
+@dataclass(frozen=True)
+class DiagonalKronecker(_Product):
+    """S (x) M, S diagonal: s_j = (E[G^T M G])_jj / ||M||^2, M = E[G S G^T] / ||S||^2. [G] Theorem D.1."""
+
+    @property
+    def symmetry(self) -> tuple[Symmetry, Symmetry]:
+        return "orthogonal", "permutation"
+
+    def frame(self, m: int, n: int) -> Frame:
+        return Frame(Bases(jnp.eye(m), _unit(jnp.ones(m)), None, _unit(jnp.ones(n))), (m, n))
+
+    def _right(self, fisher: Fisher, B: Float[Array, "m m"]) -> Float[Array, " n"]:
+        return jnp.diagonal(fisher.right(B))
+
+    def _split(self, A: Float[Array, " n"]) -> tuple[None, Float[Array, " n"]]:
+        return None, A
+
+
+def _unit(x: Float[Array, " k"]) -> Float[Array, " k"]:
+    """x on the cone, of norm 1; the identity's direction where it vanishes."""
+    x = jnp.maximum(x, 0)
+    norm = jnp.linalg.norm(x)
+    return jnp.where(norm > 0, x / jnp.where(norm > 0, norm, 1), jnp.ones_like(x) / jnp.sqrt(x.size))

@@ -1,0 +1,179 @@
+"""LowRank: any structure on the leading subspace, and one tied block for all that the subspace leaves out."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fimlens.fisher import Fisher
+from fimlens.structure import Claim, Frame, Level, Params, Structure, Symmetry, Tree
+from fimlens.structures.basis import cayley, eigenbasis
+from fimlens.structures.spectra import Columns, Scalar, Spectrum
+
+Matrix = Float[Array, "m n"]
+
+
+@dataclass(frozen=True)
+class Drop(Spectrum):
+    """A complement outside the range: eigenvalue 0, excluded by every f, as in GaLore."""
+
+    claim: ClassVar[Claim] = Claim.EXACT
+
+    def moments(self, V: Matrix) -> None:
+        return None
+
+    def project(self, moments: None) -> None:
+        return None
+
+    def expand(self, coords: None, shape: tuple[int, int]) -> None:
+        return None
+
+
+class Bases(NamedTuple):
+    """U (m, r), of the shorter side, and the inner structure's own frame over the (r, n) lead."""
+
+    lead: Float[Array, "m r"]
+    inner: Frame
+
+
+class LeadTail(NamedTuple):
+    """A pair of things said of the lead U^T G, (r, n), and of the tail G - U U^T G, (m, n)."""
+
+    lead: Tree
+    tail: Tree
+
+
+class Tracked(NamedTuple):
+    """E[GG^T] of the shorter side, and the statistics of lead and tail."""
+
+    covariance: Float[Array, "m m"]
+    parts: LeadTail
+
+
+@dataclass(frozen=True)
+class LowRank(Structure):
+    """U inner U^T on the lead, and eigenvalues tied over the complement of U, whose basis is never built.
+
+    With G transposed at the door where m > n, U (m, r) the leading eigenvectors of E[GG^T], and `complement`
+    Columns() (one number a column, Alice's optimal compensation: [G] Theorem 5.1), Scalar() (one number) or Drop() (none:
+    GaLore). LowRank(Diagonal(), r, Columns()) is Alice's low-rank part plus its compensation, one F~.
+
+    Raises:
+        ValueError: the rank is not positive or (at a matrix) over its shorter side, or the complement is none of these.
+    """
+
+    inner: Structure
+    rank: int
+    complement: Spectrum = Columns()
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"LowRank: rank is a positive number; got {self.rank}")
+        if not isinstance(self.complement, Columns | Scalar | Drop):
+            raise ValueError(
+                f"LowRank: complement is Columns(), Scalar() or Drop(), which need no basis there; got {self.complement}"
+            )
+
+    @property
+    def claim(self) -> Claim:
+        return Claim.ONE_STEP if self.inner.claim in (Claim.EXACT, Claim.LIMIT) else self.inner.claim
+
+    @property
+    def symmetry(self) -> tuple[Symmetry, Symmetry]:
+        kind = "permutation" if None not in self.inner.symmetry else None
+        return kind, kind
+
+    def _inner(self, params: Params) -> Params:
+        return Params(params.frame.bases.inner, params.coords.lead)
+
+    def frame(self, m: int, n: int) -> Frame:
+        short, long = sorted((m, n))
+        if self.rank > short:
+            raise ValueError(
+                f"LowRank: rank {self.rank} is over the shorter side of a {m} x {n} matrix. Take a rank of at most {short}, "
+                "or give this matrix to another structure."
+            )
+        return Frame(Bases(jnp.eye(short, self.rank), self.inner.frame(self.rank, long)), (m, n))
+
+    def into(self, params: Params, G: Matrix) -> LeadTail:
+        G, U = at_door(params.frame, G), params.frame.bases.lead
+        sigma = U.T @ G
+        return LeadTail(self.inner.into(self._inner(params), sigma), G - U @ sigma)
+
+    def out(self, params: Params, X: LeadTail) -> Matrix:
+        lead = params.frame.bases.lead @ self.inner.out(self._inner(params), X.lead)
+        return at_door(params.frame, lead + X.tail)
+
+    def eigenvalues(self, params: Params) -> LeadTail:
+        tail = self.complement.expand(params.coords.tail, params.frame.shape)
+        return LeadTail(self.inner.eigenvalues(self._inner(params)), tail)
+
+    def stats(self, fisher: Fisher, frame: Frame) -> Tracked:
+        G, U = fisher.map(lambda G: at_door(frame, G)), frame.bases.lead
+        lead = self.inner.stats(G.map(lambda G: U.T @ G), frame.bases.inner)
+        return Tracked(G.left(), LeadTail(lead, self._tail_moments(fisher, frame)))
+
+    def _tail_moments(self, fisher: Fisher, frame: Frame) -> Tree:
+        """Means over the complement: m entries a column of the residual stand for its m - r dimensions."""
+        U = frame.bases.lead
+        m, r = U.shape
+
+        def residual(G: Matrix) -> Matrix:
+            G = at_door(frame, G)
+            return G - U @ (U.T @ G)
+
+        return self.complement.moments(fisher.second_moment(residual) * (m / max(m - r, 1)))
+
+    def turn(self, stats: Tracked, frame: Frame, fisher: Fisher, key: Array) -> Frame:
+        U = eigenbasis(stats.covariance, self.rank)
+        lead = fisher.map(lambda G: U.T @ at_door(frame, G))
+        return Frame(Bases(U, self.inner.turn(stats.parts.lead, frame.bases.inner, lead, key)), frame.shape)
+
+    def carry(self, stats: Tracked, old: Frame, new: Frame) -> Tracked:
+        lead = self.inner.carry(stats.parts.lead, old.bases.inner, new.bases.inner)
+        return stats._replace(parts=stats.parts._replace(lead=lead))
+
+    def fit(self, stats: Tracked, frame: Frame) -> Params:
+        lead, tail = stats.parts
+        return Params(frame, LeadTail(self.inner.fit(lead, frame.bases.inner).coords, self.complement.project(tail)))
+
+    def bend(self, frame: Frame, z: Frame) -> Frame:
+        U = cayley(frame.bases.lead, z.bases.lead)
+        return Frame(Bases(U, self.inner.bend(frame.bases.inner, z.bases.inner)), frame.shape)
+
+    def _parts(self, params: Params, fisher: Fisher) -> tuple[Fisher, list[Level]]:
+        """The Fisher of the lead, and the tail as one tied level: what it hides inside itself is basis error."""
+        U = params.frame.bases.lead
+        m, r = U.shape
+        lead = fisher.map(lambda G: U.T @ at_door(params.frame, G))
+        value, V = params.coords.tail, self._tail_moments(fisher, params.frame)
+        return lead, [] if V is None else [Level(value, V, (m - r) * max(params.frame.shape) / V.size)]
+
+    def levels(self, params: Params, fisher: Fisher) -> list[Level]:
+        lead, tail = self._parts(params, fisher)
+        return self.inner.levels(self._inner(params), lead) + tail
+
+    def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
+        lead, tail = self._parts(params, fisher)
+        return self.inner.objective(self._inner(params), lead) + sum(
+            c * jnp.sum(value**2 - 2 * value * V) for value, V, c in tail
+        )
+
+    def dense(self, params: Params) -> Float[Array, "mn mn"]:
+        U = params.frame.bases.lead
+        short, long = len(U), max(params.frame.shape)
+        lift = jnp.kron(jnp.eye(long), U)
+        F = lift @ self.inner.dense(self._inner(params)) @ lift.T
+        if params.coords.tail is not None:
+            d = jnp.broadcast_to(params.coords.tail, (1, long))
+            F = F + jnp.kron(jnp.diag(d[0]), jnp.eye(short) - U @ U.T)
+        m, n = params.frame.shape
+        order = jnp.arange(m * n).reshape(m, n).T.reshape(-1) if m > n else jnp.arange(m * n)  # Vec(G) in Vec(G^T)
+        return F[order][:, order]
+
+
+def at_door(frame: Frame, G: Matrix) -> Matrix:
+    """G with its shorter side first; its own inverse."""
+    m, n = frame.shape
+    return G if m <= n else G.T

@@ -1,0 +1,129 @@
+"""Rotated: any structure, seen in the eigenbases of the gradient's covariances."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fimlens.fisher import Fisher
+from fimlens.structure import Claim, Frame, Params, Structure, Symmetry, Tree
+from fimlens.structures.basis import cayley, eigenbasis
+
+Matrix = Float[Array, "m n"]
+SIDES = ("L", "R", "LR", "short")
+
+
+class Bases(NamedTuple):
+    """U_L (m, m) and U_R (n, n), None on a side that is not rotated, and the inner structure's own frame."""
+
+    left: Float[Array, "m m"] | None
+    right: Float[Array, "n n"] | None
+    inner: Frame
+
+
+class Covariances(NamedTuple):
+    """E[GG^T] and E[G^T G], None on a side that is not rotated, and the inner statistics in the basis."""
+
+    left: Float[Array, "m m"] | None
+    right: Float[Array, "n n"] | None
+    inner: Tree
+
+
+@dataclass(frozen=True)
+class Rotated(Structure):
+    """(U_R (x) U_L) inner (U_R (x) U_L)^T, with U_L, U_R the eigenbases of E[GG^T] and E[G^T G].
+
+    `sides` is "L", "R", "LR", or "short": the smaller side of whatever shape comes. One-sided SOAP is
+    Rotated(Diagonal(), "L"), SOAP Rotated(Diagonal(), "LR"), Shampoo Rotated(GeometricMarginals(), "LR"), Muon
+    Rotated(Rows(), "L"). [G] Theorems 3.2 and 3.3.
+
+    Raises:
+        ValueError: `sides` is none of these.
+    """
+
+    inner: Structure
+    sides: str = "LR"
+
+    def __post_init__(self) -> None:
+        if self.sides not in SIDES:
+            raise ValueError(f"Rotated: sides is one of {', '.join(map(repr, SIDES))}; got {self.sides!r}")
+
+    @property
+    def claim(self) -> Claim:
+        return self.inner.rotated_claim
+
+    @property
+    def rotated_claim(self) -> Claim:
+        return self.inner.rotated_claim
+
+    @property
+    def symmetry(self) -> tuple[Symmetry, Symmetry]:
+        left, right = self.inner.symmetry
+        return "orthogonal" if "L" in self.sides else left, "orthogonal" if "R" in self.sides else right
+
+    def _rotated(self, m: int, n: int) -> tuple[bool, bool]:
+        if self.sides == "short":
+            return m <= n, m > n
+        return "L" in self.sides, "R" in self.sides
+
+    def _inner(self, params: Params) -> Params:
+        return Params(params.frame.bases.inner, params.coords)
+
+    def frame(self, m: int, n: int) -> Frame:
+        left, right = self._rotated(m, n)
+        return Frame(Bases(jnp.eye(m) if left else None, jnp.eye(n) if right else None, self.inner.frame(m, n)), (m, n))
+
+    def into(self, params: Params, G: Matrix) -> Tree:
+        return self.inner.into(self._inner(params), rotate(params.frame, G))
+
+    def out(self, params: Params, X: Tree) -> Matrix:
+        left, right, _ = params.frame.bases
+        G = self.inner.out(self._inner(params), X)
+        G = G if left is None else left @ G
+        return G if right is None else G @ right.T
+
+    def eigenvalues(self, params: Params) -> Tree:
+        return self.inner.eigenvalues(self._inner(params))
+
+    def stats(self, fisher: Fisher, frame: Frame) -> Covariances:
+        left, right, inner = frame.bases
+        return Covariances(
+            None if left is None else fisher.left(),
+            None if right is None else fisher.right(),
+            self.inner.stats(fisher.map(lambda G: rotate(frame, G)), inner),
+        )
+
+    def turn(self, stats: Covariances, frame: Frame, fisher: Fisher, key: Array) -> Frame:
+        left = None if stats.left is None else eigenbasis(stats.left)
+        right = None if stats.right is None else eigenbasis(stats.right)
+        turned = Frame(Bases(left, right, frame.bases.inner), frame.shape)
+        inner = self.inner.turn(stats.inner, frame.bases.inner, fisher.map(lambda G: rotate(turned, G)), key)
+        return Frame(Bases(left, right, inner), frame.shape)
+
+    def carry(self, stats: Covariances, old: Frame, new: Frame) -> Covariances:
+        return stats._replace(inner=self.inner.carry(stats.inner, old.bases.inner, new.bases.inner))
+
+    def fit(self, stats: Covariances, frame: Frame) -> Params:
+        return Params(frame, self.inner.fit(stats.inner, frame.bases.inner).coords)
+
+    def bend(self, frame: Frame, z: Frame) -> Frame:
+        turned = jax.tree.map(cayley, frame.bases[:2], z.bases[:2])
+        return Frame(Bases(*turned, self.inner.bend(frame.bases.inner, z.bases.inner)), frame.shape)
+
+    def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
+        return self.inner.objective(self._inner(params), fisher.map(lambda G: rotate(params.frame, G)))
+
+    def dense(self, params: Params) -> Float[Array, "mn mn"]:
+        m, n = params.frame.shape
+        left, right, _ = params.frame.bases
+        B = jnp.kron(jnp.eye(n) if right is None else right, jnp.eye(m) if left is None else left)
+        return B @ self.inner.dense(self._inner(params)) @ B.T
+
+
+def rotate(frame: Frame, G: Matrix) -> Matrix:
+    """U_L^T G U_R."""
+    left, right, _ = frame.bases
+    G = G if left is None else left.T @ G
+    return G if right is None else G @ right

@@ -1,0 +1,251 @@
+"""Spectra: families that are diagonal in the coordinates they are given, and differ in which eigenvalues they allow.
+
+F~ = Diag(vec L). With V = E[G^2], ||F~ - F||^2 = ||offdiag F||^2 + ||L - V||^2, so the nearest allowed L is
+the projection of V. Each spectrum states what it averages (`moments`, linear in V), its `project`ion, and how to
+`expand` coordinates into an L that broadcasts over (m, n). Put in a basis, it becomes another optimizer.
+"""
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fimlens._perron import perron
+from fimlens.fisher import Fisher, vec
+from fimlens.structure import Claim, Frame, Params, Structure, Symmetry, Tree, root
+
+Matrix = Float[Array, "m n"]
+
+
+@dataclass(frozen=True)
+class Spectrum(Structure):
+    """A structure that is diagonal where it stands: three sentences, and the rest follows.
+
+    Example:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> class Halves(fl.Spectrum):  # one number for the upper half of the rows, one for the lower
+        ...     claim = fl.Claim.EXACT
+        ...     def moments(self, V): return [half.mean(keepdims=True) for half in jnp.array_split(V, 2)]
+        ...     def project(self, moments): return moments
+        ...     def expand(self, coords, shape):
+        ...         return jnp.concatenate([jnp.broadcast_to(c, h.shape) for c, h in zip(
+        ...             coords, jnp.array_split(jnp.ones(shape), 2))])
+        >>> fl.check(Halves()).ok
+        True
+    """
+
+    @abc.abstractmethod
+    def moments(self, V: Matrix) -> Tree:
+        """What is averaged of the second moments V: linear in V."""
+
+    @abc.abstractmethod
+    def project(self, moments: Tree) -> Tree:
+        """The coordinates of the allowed eigenvalues nearest to V."""
+
+    @abc.abstractmethod
+    def expand(self, coords: Tree, shape: tuple[int, int]) -> Float[Array, "#m #n"]:
+        """The eigenvalues, non-negative, broadcasting over the (m, n) coordinates."""
+
+    def frame(self, m: int, n: int) -> Frame:
+        return Frame((), (m, n))
+
+    def into(self, params: Params, G: Matrix) -> Matrix:
+        del params
+        return G
+
+    def out(self, params: Params, X: Matrix) -> Matrix:
+        del params
+        return X
+
+    def eigenvalues(self, params: Params) -> Float[Array, "#m #n"]:
+        return self.expand(params.coords, params.frame.shape)
+
+    def stats(self, fisher: Fisher, frame: Frame) -> Tree:
+        del frame
+        return self.moments(fisher.second_moment())
+
+    def fit(self, stats: Tree, frame: Frame) -> Params:
+        return Params(frame, self.project(stats))
+
+    def dense(self, params: Params) -> Float[Array, "mn mn"]:
+        shape = params.frame.shape
+        return jnp.diag(vec(jnp.broadcast_to(self.expand(params.coords, shape), shape)))
+
+
+@dataclass(frozen=True)
+class Diagonal(Spectrum):
+    """Diag(v): v = E[g^2]. Adam. [G] Proposition 1."""
+
+    claim: ClassVar[Claim] = Claim.EXACT
+    symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("permutation", "permutation")
+
+    def moments(self, V: Matrix) -> Matrix:
+        return V
+
+    def project(self, moments: Matrix) -> Matrix:
+        return moments
+
+    def expand(self, coords: Matrix, shape: tuple[int, int]) -> Matrix:
+        del shape
+        return coords
+
+
+@dataclass(frozen=True)
+class _Tied(Spectrum):
+    """Eigenvalues equal along some axes: means of V along them. Linear in V, hence exact; and by Schur-Horn
+    majorisation the eigenbasis of the covariances is the best basis for them, hence exact when rotated too."""
+
+    claim: ClassVar[Claim] = Claim.EXACT
+    axes: ClassVar[tuple[int, ...]]
+
+    @property
+    def rotated_claim(self) -> Claim:
+        return Claim.EXACT
+
+    def moments(self, V: Matrix) -> Float[Array, "#m #n"]:
+        return V.mean(self.axes, keepdims=True)
+
+    def project(self, moments: Float[Array, "#m #n"]) -> Float[Array, "#m #n"]:
+        return moments
+
+    def expand(self, coords: Float[Array, "#m #n"], shape: tuple[int, int]) -> Float[Array, "#m #n"]:
+        del shape
+        return coords
+
+
+@dataclass(frozen=True)
+class Rows(_Tied):
+    """I_n (x) Diag(q), one number a row: q_i = E||G_i.||^2 / n. In the left eigenbasis: whitening, Muon ([G] Prop. 2)."""
+
+    axes: ClassVar[tuple[int, ...]] = (1,)
+    symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("permutation", "orthogonal")
+
+    def dense(self, params: Params) -> Float[Array, "mn mn"]:
+        return jnp.kron(jnp.eye(params.frame.shape[1]), jnp.diag(params.coords[:, 0]))
+
+
+@dataclass(frozen=True)
+class Columns(_Tied):
+    """Diag(s) (x) I_m, one number a column: s_j = E||g_j||^2 / m. Column normalisation. [G] Proposition 2."""
+
+    axes: ClassVar[tuple[int, ...]] = (0,)
+    symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("orthogonal", "permutation")
+
+    def dense(self, params: Params) -> Float[Array, "mn mn"]:
+        return jnp.kron(jnp.diag(params.coords[0]), jnp.eye(params.frame.shape[0]))
+
+
+@dataclass(frozen=True)
+class Scalar(_Tied):
+    """c I: c = tr F / (mn). Gradient descent scaled by one number, as in LARS."""
+
+    axes: ClassVar[tuple[int, ...]] = (0, 1)
+    symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("orthogonal", "orthogonal")
+
+    def dense(self, params: Params) -> Float[Array, "mn mn"]:
+        m, n = params.frame.shape
+        return params.coords[0, 0] * jnp.eye(m * n)
+
+
+@dataclass(frozen=True)
+class RowColumn(Spectrum):
+    """Diag(s) (x) Diag(q): the best rank-one q s^T of V, its leading singular pair (Perron). RACS. [G] Proposition 3.
+
+    Fitted to convergence; the five sweeps of the printed algorithm belong to the optimizer `racs`.
+    """
+
+    claim: ClassVar[Claim] = Claim.LIMIT
+    symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("permutation", "permutation")
+
+    def moments(self, V: Matrix) -> Matrix:
+        return V
+
+    def project(self, moments: Matrix) -> tuple[Float[Array, "m 1"], Float[Array, "1 n"]]:
+        V = moments / jnp.where(moments.max() > 0, moments.max(), 1)  # so that no square leaves float32
+        s = jnp.abs(perron(lambda s: V @ s, lambda q: V.T @ q, jnp.ones(V.shape[1], V.dtype)))
+        q = self.row_sweep(moments, s)
+        return q[:, None], s[None]
+
+    def row_sweep(self, V: Matrix, s: Float[Array, " n"]) -> Float[Array, " m"]:
+        """The best q for a given s: least squares, row by row."""
+        return V @ s / (s @ s)
+
+    def expand(self, coords: tuple[Array, Array], shape: tuple[int, int]) -> Matrix:
+        del shape
+        q, s = coords
+        return q * s
+
+    def dense(self, params: Params) -> Float[Array, "mn mn"]:
+        q, s = params.coords
+        return jnp.kron(jnp.diag(s[0]), jnp.diag(q[:, 0]))
+
+
+@dataclass(frozen=True)
+class _RowAndColumnMeans(Spectrum):
+    """Spectra that keep the row means r and the column means c of V: m + n numbers."""
+
+    symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("permutation", "permutation")
+
+    def moments(self, V: Matrix) -> tuple[Float[Array, "m 1"], Float[Array, "1 n"]]:
+        return Rows().moments(V), Columns().moments(V)
+
+    def project(self, moments: tuple[Array, Array]) -> tuple[Array, Array]:
+        return moments
+
+
+@dataclass(frozen=True)
+class Marginals(_RowAndColumnMeans):
+    """The product of the marginals, r c^T / mean: Adafactor.
+
+    The best rank-one q s^T of V in generalised Kullback-Leibler divergence, sum V log(V/L) - V + L; rotated on
+    both sides, Shampoo squared, the best Kronecker product in von Neumann divergence, of which the former is
+    the diagonal case: D(F || F~) = tr(F log F - F log F~ - F + F~). Not Frobenius-optimal.
+    """
+
+    claim: ClassVar[Claim] = Claim.OTHER
+
+    def expand(self, coords: tuple[Array, Array], shape: tuple[int, int]) -> Matrix:
+        del shape
+        r, c = coords
+        mean = jnp.sqrt(r.mean() * c.mean())  # equal at the fit, and apart only along the chart
+        return r * c / jnp.where(mean > 0, mean, 1)
+
+    def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
+        L, V = self.eigenvalues(params), fisher.second_moment()
+        seen = V > 0
+        return jnp.sum(L - jnp.where(seen, V * jnp.log(jnp.where(seen, L, 1)), 0))
+
+    def dense(self, params: Params) -> Float[Array, "mn mn"]:
+        r, c = params.coords
+        m, n = params.frame.shape
+        total = jnp.sqrt(m * r.sum() * n * c.sum())
+        return jnp.kron(jnp.diag(m * c[0]), jnp.diag(n * r[:, 0])) / jnp.where(total > 0, total, 1)
+
+
+@dataclass(frozen=True)
+class GeometricMarginals(_RowAndColumnMeans):
+    """The geometric mean of the two marginals, sqrt(r c^T). Rotated on both sides: Shampoo. [G] Theorem 3.1.
+
+    The theorem bounds ||F~ - F|| by a function that grows with the gaps of Diag(r) (x) I and I (x) Diag(c), each of
+    which the marginals minimise. It is *not* Frobenius-optimal: even where F is a Kronecker product, this is
+    not F.
+    """
+
+    claim: ClassVar[Claim] = Claim.BOUND
+
+    def expand(self, coords: tuple[Array, Array], shape: tuple[int, int]) -> Matrix:
+        del shape
+        r, c = coords
+        return root(r) * root(c)
+
+    def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
+        rows, columns = params.coords
+        return Rows().objective(Params(params.frame, rows), fisher) + Columns().objective(
+            Params(params.frame, columns), fisher
+        )
+
+    def dense(self, params: Params) -> Float[Array, "mn mn"]:
+        r, c = params.coords
+        return jnp.kron(jnp.diag(c[0] ** 0.5), jnp.diag(r[:, 0] ** 0.5))
