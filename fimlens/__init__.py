@@ -8,6 +8,9 @@ from fimlens._fit import state_size as state_size
 from fimlens._solve import Certificate as Certificate
 from fimlens._solve import Solution as Solution
 from fimlens._solve import solve as solve
+from fimlens.transform import StructureState as StructureState
+from fimlens.transform import members as members
+from fimlens.transform import scale_by_structure as scale_by_structure
 from fimlens.fisher import Fisher as Fisher
 from fimlens.structure import Claim as Claim
 from fimlens.structure import Frame as Frame

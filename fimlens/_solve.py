@@ -151,7 +151,7 @@ def _relative_gap(structure: Structure, params: Params, fisher: Fisher, norm_squ
 def _descend(
     structure: Structure, members: Params, fisher: Fisher, norm_squared: float, iterations: int
 ) -> tuple[Params, Float[Array, " starts"], Float[Array, " starts"]]:
-    """Newton from every member at once: ends, relative gaps and gradient norms."""
+    """Newton from every member in turn: ends, relative gaps and gradient norms."""
     _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], members))
 
     def move(member: Params, z: Array) -> Params:
@@ -177,14 +177,16 @@ def _descend(
 
     def restless(state: tuple[Params, Array, Array, Array, Array]) -> Array:
         _, _, _, idle, count = state
-        return (count < iterations) & jnp.any(idle < 2)
+        return (count < iterations) & (idle < 2)
 
     def advance(state: tuple[Params, Array, Array, Array, Array]) -> tuple[Params, Array, Array, Array, Array]:
         member, value, _, idle, count = state
-        member, new, slope = jax.vmap(step)(member, value)
+        member, new, slope = step(member, value)
         return member, new, slope, jnp.where(value - new > 1e-15, 0, idle + 1), count + 1
 
-    values = jax.vmap(lambda member: _relative_gap(structure, member, fisher, norm_squared))(members)
-    state = (members, values, jnp.full_like(values, jnp.inf), jnp.zeros(values.shape, int), 0)
-    ends, values, slopes, *_ = jax.lax.while_loop(restless, advance, state)
-    return ends, values, slopes
+    def descend(member: Params) -> tuple[Params, Array, Array]:
+        value = _relative_gap(structure, member, fisher, norm_squared)
+        member, value, slope, *_ = jax.lax.while_loop(restless, advance, (member, value, jnp.inf, 0, 0))
+        return member, value, slope
+
+    return jax.lax.map(descend, members)

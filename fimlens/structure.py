@@ -96,11 +96,11 @@ class Structure(abc.ABC):
         """The first frame, before any gradient is seen: all that persists beside the statistics."""
 
     @abc.abstractmethod
-    def into(self, params: Params, G: Float[Array, "m n"]) -> Tree:
+    def into(self, frame: Frame, G: Float[Array, "m n"]) -> Tree:
         """The coordinates X of G, a tree of arrays: an isometry."""
 
     @abc.abstractmethod
-    def out(self, params: Params, X: Tree) -> Float[Array, "m n"]:
+    def out(self, frame: Frame, X: Tree) -> Float[Array, "m n"]:
         """The adjoint of `into`, so that out(into(G)) == G."""
 
     @abc.abstractmethod
@@ -160,12 +160,12 @@ class Structure(abc.ABC):
         self, params: Params, G: Float[Array, "m n"], f: Callable[[Array], Array] = lambda x: x
     ) -> Float[Array, "m n"]:
         """Mat( f(F~) Vec(G) ), in the dtype of G; f = 1/sqrt is square-root natural gradient descent."""
-        X = self.into(params, G.astype(jnp.promote_types(G.dtype, jnp.float32)))
-        return self.out(params, scale(f, self.eigenvalues(params), X)).astype(G.dtype)
+        X = self.into(params.frame, G.astype(jnp.promote_types(G.dtype, jnp.float32)))
+        return self.out(params.frame, scale(f, self.eigenvalues(params), X)).astype(G.dtype)
 
     def levels(self, params: Params, fisher: Fisher) -> list[Level]:
         """Eigenvalues beside the second moments V of the Fisher in the member's own basis."""
-        moments = fisher.second_moment(lambda G: self.into(params, G))
+        moments = fisher.second_moment(lambda G: self.into(params.frame, G))
         pairs = scale_with(lambda value, V: (jnp.broadcast_to(value, V.shape), V), self.eigenvalues(params), moments)
         return [Level(value, V, 1.0) for value, V in jax.tree.leaves(pairs, is_leaf=lambda x: isinstance(x, tuple))]
 

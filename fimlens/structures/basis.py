@@ -1,5 +1,6 @@
 """Orthonormal bases: the eigenbasis of a covariance, and how a basis moves."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -24,5 +25,26 @@ def spectral(covariance: Float[Array, "m m"]) -> tuple[Float[Array, "m m"], Floa
 def cayley(U: Float[Array, "m r"], z: Float[Array, "m r"]) -> Float[Array, "m r"]:
     """An orthonormal basis for any z, U itself for z = 0: the Cayley transform of the skew part of z U^T."""
     S = (z @ U.T - U @ z.T) / 2
-    eye = jnp.eye(len(U), dtype=U.dtype)
-    return jnp.linalg.solve(eye - S, U + S @ U)
+    return _inverse(jnp.eye(len(U), dtype=U.dtype) - S) @ (U + S @ U)
+
+
+@jax.custom_jvp
+def _inverse(A: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """A^{-1} by Gauss-Jordan without pivots, which A = I - skew does not need.
+
+    Two batched `jnp.linalg.solve` side by side never return on the CPU of jax 0.10.2 with two cores; and the rule below
+    makes derivatives of every order plain products.
+    """
+
+    def eliminate(k: Array, A: Float[Array, "m m"]) -> Float[Array, "m m"]:
+        pivot, row, column = A[k, k], A[k], A[:, k]
+        A = A - jnp.outer(column, row / pivot)
+        return A.at[k].set(row / pivot).at[:, k].set(-column / pivot).at[k, k].set(1 / pivot)
+
+    return jax.lax.fori_loop(0, len(A), eliminate, A)
+
+
+@_inverse.defjvp
+def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    X = _inverse(*primals)
+    return X, -X @ tangents[0] @ X

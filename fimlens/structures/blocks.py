@@ -66,11 +66,11 @@ class Blocks(Structure):
         count = self.rows * self.columns
         return Frame(jax.tree.map(lambda U: jnp.broadcast_to(U, (count, *U.shape)), inner), (m, n))
 
-    def into(self, params: Params, G: Matrix) -> Tree:
-        return jax.vmap(self.inner.into)(self._inner(params), self._split(G))
+    def into(self, frame: Frame, G: Matrix) -> Tree:
+        return jax.vmap(self.inner.into)(frame.bases, self._split(G))
 
-    def out(self, params: Params, X: Tree) -> Matrix:
-        return self._join(jax.vmap(self.inner.out)(self._inner(params), X))
+    def out(self, frame: Frame, X: Tree) -> Matrix:
+        return self._join(jax.vmap(self.inner.out)(frame.bases, X))
 
     def eigenvalues(self, params: Params) -> Tree:
         return jax.vmap(self.inner.eigenvalues)(self._inner(params))

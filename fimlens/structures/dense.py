@@ -36,14 +36,11 @@ class Dense(Structure):
         require_dense((m, n))
         return Frame(_COLUMN.frame(m * n, 1), (m, n))
 
-    def _column(self, params: Params) -> Params:
-        return Params(params.frame.bases, params.coords)
+    def into(self, frame: Frame, G: Float[Array, "m n"]) -> Float[Array, "mn 1"]:
+        return _COLUMN.into(frame.bases, vec(G)[:, None])
 
-    def into(self, params: Params, G: Float[Array, "m n"]) -> Float[Array, "mn 1"]:
-        return _COLUMN.into(self._column(params), vec(G)[:, None])
-
-    def out(self, params: Params, X: Float[Array, "mn 1"]) -> Float[Array, "m n"]:
-        return unvec(_COLUMN.out(self._column(params), X)[:, 0], params.frame.shape)
+    def out(self, frame: Frame, X: Float[Array, "mn 1"]) -> Float[Array, "m n"]:
+        return unvec(_COLUMN.out(frame.bases, X)[:, 0], frame.shape)
 
     def eigenvalues(self, params: Params) -> Float[Array, "mn 1"]:
         return params.coords

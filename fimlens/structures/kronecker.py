@@ -49,12 +49,12 @@ class _Product(Structure):
     def _split(self, A: Array) -> tuple[Float[Array, "n n"] | None, Float[Array, " n"]]:
         """A basis of A (None where A is diagonal) and its eigenvalues."""
 
-    def into(self, params: Params, G: Matrix) -> Matrix:
-        left, _, right, _ = params.frame.bases
+    def into(self, frame: Frame, G: Matrix) -> Matrix:
+        left, _, right, _ = frame.bases
         return left.T @ G if right is None else left.T @ G @ right
 
-    def out(self, params: Params, X: Matrix) -> Matrix:
-        left, _, right, _ = params.frame.bases
+    def out(self, frame: Frame, X: Matrix) -> Matrix:
+        left, _, right, _ = frame.bases
         return left @ X if right is None else left @ X @ right.T
 
     def eigenvalues(self, params: Params) -> Matrix:

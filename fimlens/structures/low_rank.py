@@ -96,14 +96,14 @@ class LowRank(Structure):
             )
         return Frame(Bases(jnp.eye(short, self.rank), self.inner.frame(self.rank, long)), (m, n))
 
-    def into(self, params: Params, G: Matrix) -> LeadTail:
-        G, U = at_door(params.frame, G), params.frame.bases.lead
+    def into(self, frame: Frame, G: Matrix) -> LeadTail:
+        G, (U, inner) = at_door(frame, G), frame.bases
         sigma = U.T @ G
-        return LeadTail(self.inner.into(self._inner(params), sigma), G - U @ sigma)
+        return LeadTail(self.inner.into(inner, sigma), G - U @ sigma)
 
-    def out(self, params: Params, X: LeadTail) -> Matrix:
-        lead = params.frame.bases.lead @ self.inner.out(self._inner(params), X.lead)
-        return at_door(params.frame, lead + X.tail)
+    def out(self, frame: Frame, X: LeadTail) -> Matrix:
+        U, inner = frame.bases
+        return at_door(frame, U @ self.inner.out(inner, X.lead) + X.tail)
 
     def eigenvalues(self, params: Params) -> LeadTail:
         tail = self.complement.expand(params.coords.tail, params.frame.shape)

@@ -75,12 +75,12 @@ class Rotated(Structure):
         left, right = self._rotated(m, n)
         return Frame(Bases(jnp.eye(m) if left else None, jnp.eye(n) if right else None, self.inner.frame(m, n)), (m, n))
 
-    def into(self, params: Params, G: Matrix) -> Tree:
-        return self.inner.into(self._inner(params), rotate(params.frame, G))
+    def into(self, frame: Frame, G: Matrix) -> Tree:
+        return self.inner.into(frame.bases.inner, rotate(frame, G))
 
-    def out(self, params: Params, X: Tree) -> Matrix:
-        left, right, _ = params.frame.bases
-        G = self.inner.out(self._inner(params), X)
+    def out(self, frame: Frame, X: Tree) -> Matrix:
+        left, right, inner = frame.bases
+        G = self.inner.out(inner, X)
         G = G if left is None else left @ G
         return G if right is None else G @ right.T
 

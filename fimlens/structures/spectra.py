@@ -51,12 +51,12 @@ class Spectrum(Structure):
     def frame(self, m: int, n: int) -> Frame:
         return Frame((), (m, n))
 
-    def into(self, params: Params, G: Matrix) -> Matrix:
-        del params
+    def into(self, frame: Frame, G: Matrix) -> Matrix:
+        del frame
         return G
 
-    def out(self, params: Params, X: Matrix) -> Matrix:
-        del params
+    def out(self, frame: Frame, X: Matrix) -> Matrix:
+        del frame
         return X
 
     def eigenvalues(self, params: Params) -> Float[Array, "#m #n"]:
