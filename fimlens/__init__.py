@@ -1,5 +1,7 @@
 """fimlens: a lens on optimizers."""
 
+from fimlens._check import LawBroken as LawBroken
+from fimlens._check import check as check
 from fimlens._fit import Gap as Gap
 from fimlens._fit import dimension as dimension
 from fimlens._fit import fit as fit

@@ -1,0 +1,343 @@
+"""The laws: what must hold of every structure, ours or a user's, checked in float64 on small random ensembles.
+
+Each law is a function of a structure and a `Case` that returns how far the law is from holding, relative to the size of what
+it compares. Two independent sentences about one object are tied: `dense` against `apply`, samples against the dense
+form, the closed form against gradients and the solver.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+from rich.table import Table
+
+from fimlens._fit import fit, gap
+from fimlens._solve import _in_units, solve
+from fimlens.fisher import Fisher, unvec, vec
+from fimlens.structure import Claim, Params, Structure
+from fimlens.transform import inverse_root, scale_by_structure
+
+TOLERANCE = 1e-8
+SHAPES = ((3, 4), (4, 3), (4, 6), (6, 6))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A structure at one shape: a Fisher, its closed form, and a wide random member."""
+
+    structure: Structure
+    shape: tuple[int, int]
+    seed: int
+    solved: bool  # whether the (slow) solver is called
+
+    def normal(self, stream: int, *shape: int) -> Array:
+        return jax.random.normal(jax.random.fold_in(jax.random.key(self.seed), stream), shape)
+
+    @cached_property
+    def gradients(self) -> Float[Array, "N m n"]:
+        m, n = self.shape
+        return self.normal(0, m, m) @ self.normal(1, 2 * m * n, m, n) @ self.normal(2, n, n)
+
+    @cached_property
+    def fisher(self) -> Fisher:
+        return Fisher.from_gradients(self.gradients)
+
+    @cached_property
+    def fitted(self) -> Params:
+        return fit(self.structure, self.fisher)
+
+    @cached_property
+    def member(self) -> Params:
+        return self.charted(self.structure.isotropic(*self.shape), 0.3)
+
+    def charted(self, centre: Params, width: float, stream: int = 3) -> Params:
+        flat, unravel = ravel_pytree(centre)
+        return self.structure.chart(unravel(width * self.normal(stream, flat.size)), centre)
+
+
+def distance(a: Any, b: Any) -> float:
+    """The largest difference of two trees, relative to the largest entry; infinite where their layouts differ."""
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return float("inf")
+    flat_a, flat_b = (np.concatenate([np.ravel(np.asarray(x, float)) for x in jax.tree.leaves(t)] or [[]]) for t in (a, b))
+    if flat_a.shape != flat_b.shape:
+        return float("inf")
+    size = max(np.abs(flat_a).max(initial=0), np.abs(flat_b).max(initial=0), 1e-300)
+    difference = np.abs(flat_a - flat_b).max(initial=0) / size
+    return float(difference) if np.isfinite(difference) else float("inf")
+
+
+def chart(case: Case) -> float:
+    """The identity is in the family (on its range), z = 0 names the member itself, and every z a PSD matrix."""
+    structure, centre = case.structure, case.structure.isotropic(*case.shape)
+    identity = structure.dense(centre)
+    full = None not in jax.tree.leaves(structure.eigenvalues(centre), is_leaf=lambda x: x is None)
+    F = structure.dense(case.member)
+    zero = jax.tree.map(jnp.zeros_like, case.member)
+    return max(
+        distance(identity, jnp.eye(len(identity)) if full else identity @ identity),
+        distance(structure.dense(structure.chart(zero, case.member)), F),
+        distance(F, F.T),
+        float(-jnp.linalg.eigvalsh(F).min() / jnp.abs(F).max()),
+    )
+
+
+def isometry(case: Case) -> float:
+    """out(into(G)) == G, and into keeps norms."""
+    G, frame = case.gradients[0], case.member.frame
+    X = case.structure.into(frame, G)
+    norm = sum(jnp.sum(x**2) for x in jax.tree.leaves(X))
+    return max(distance(case.structure.out(frame, X), G), distance(norm, jnp.sum(G**2)))
+
+
+def application(case: Case) -> float:
+    """apply(member, G, f) == Mat(f(dense(member)) Vec(G)) for f = x, 1/(sqrt(x) + 0.1) and, on the range, 1/sqrt(x)."""
+    G, F = case.gradients[0], case.structure.dense(case.member)
+    values, Q = jnp.linalg.eigh(F)
+    seen = values > 1e-12 * values.max()
+
+    def dense(f: Callable[[Array], Array]) -> Array:
+        return unvec(Q @ (jnp.where(seen, f(jnp.where(seen, values, 1)), 0) * (Q.T @ vec(G))), case.shape)
+
+    fs = (lambda x: x, lambda x: 1 / (jnp.sqrt(x) + 0.1), inverse_root(0.0))
+    return max(distance(case.structure.apply(case.member, G, f), dense(f)) for f in fs)
+
+
+def layout(case: Case) -> float:
+    """fit returns the tree, shapes and dtypes of chart, so that it can sit in scan and cond."""
+    a, b = (jax.tree.map(lambda x: (x.shape, x.dtype), p) for p in (case.fitted, case.member))
+    return 0.0 if a == b else float("inf")
+
+
+def homogeneity(case: Case) -> float:
+    """Gradients times c give F~ times c^2."""
+    scaled = fit(case.structure, Fisher.from_gradients(1000 * case.gradients))
+    return distance(case.structure.dense(scaled), 1e6 * case.structure.dense(case.fitted))
+
+
+def claim(case: Case) -> float:
+    """The claim holds: the objective is stationary at the fit (in the eigenvalues alone unless EXACT or LIMIT) and never lower.
+
+    EXACT and LIMIT: over the whole chart, and the solver cannot beat the gap. Others: given the basis, against random eigenvalues.
+    """
+    structure, fisher, fitted = case.structure, case.fisher, case.fitted
+    whole = structure.claim in (Claim.EXACT, Claim.LIMIT)
+    norm = fisher.norm_squared
+
+    @jax.jit
+    def objective(z: Params) -> Array:
+        member = structure.chart(_in_units(fitted, z), fitted)
+        return structure.objective(member, fisher) / norm
+
+    zero = jax.tree.map(jnp.zeros_like, fitted)
+    slope = jax.grad(objective)(zero)
+    deviation = float(jnp.abs(ravel_pytree(slope if whole else slope.coords)[0]).max())
+    if whole:
+        return max(deviation, solve(structure, fisher, starts=3).certificate.excess if case.solved else 0.0)
+    flat, unravel = ravel_pytree(zero.coords)
+    for width in (0.03, 0.3, 3.0):
+        z = Params(zero.frame, unravel(width * case.normal(4, flat.size)))
+        deviation = max(deviation, float(objective(zero) - objective(z)))
+    return deviation
+
+
+def symmetry(case: Case) -> float:
+    """The stated invariances: gradients P G Q of the stated kinds turn F~ by Q^T (x) P."""
+    structure, (m, n) = case.structure, case.shape
+
+    def transform(kind: str | None, size: int, stream: int) -> Array:
+        if kind == "orthogonal":
+            return jnp.linalg.qr(case.normal(stream, size, size))[0]
+        return jnp.roll(jnp.eye(size), 1 if kind == "permutation" else 0, axis=0)
+
+    left, right = structure.symmetry
+    P, Q = transform(left, m, 5), transform(right, n, 6)
+    turned = structure.dense(fit(structure, Fisher.from_gradients(P @ case.gradients @ Q)))
+    B = jnp.kron(Q.T, P)
+    return distance(turned, B @ structure.dense(case.fitted) @ B.T)
+
+
+def compilation(case: Case) -> float:
+    """jit = eager, vmap = loop, bfloat16 in gives bfloat16 out, and a step of the transform compiles once."""
+    structure, G = case.structure, case.gradients[:3]
+    f = inverse_root(0.1)
+    eager = jnp.stack([structure.apply(case.member, g, f) for g in G])
+    batched = jax.jit(jax.vmap(lambda g: structure.apply(case.member, g, f)))(G)
+    half = structure.apply(case.member, G[0].astype(jnp.bfloat16), f)
+    tx, traces = scale_by_structure(structure), []
+
+    @jax.jit
+    def update(G: Array, state: Any) -> Any:
+        traces.append(1)
+        return tx.update(G, state)
+
+    half_G = G.astype(jnp.bfloat16)
+    state = tx.init(half_G[0])
+    for g in half_G:
+        scaled, state = update(g, state)
+    sound = half.dtype == scaled.dtype == jnp.bfloat16 and len(traces) == 1 and bool(jnp.isfinite(scaled).all())
+    return distance(eager, batched) if sound else float("inf")
+
+
+def streaming(case: Case) -> float:
+    """In a fixed frame, the transform's state holds the exponential average of `stats`, which are linear in F."""
+    structure, steps, b = case.structure, 5, 0.9
+    tx = scale_by_structure(structure, b1=None, b2=b, update_interval=None)
+    state = tx.init(case.gradients[0])
+    name, first = next(iter(state.slots.items()))
+    frame = jax.tree.map(lambda x: x[None], case.fitted.frame)
+    state = state._replace(slots={name: first._replace(frame=frame)})
+    update = jax.jit(tx.update)
+    for G in case.gradients[:steps]:
+        _, state = update(G, state)
+    weights = (1 - b) * b ** jnp.arange(steps - 1, -1, -1.0)
+    weighted = Fisher.from_gradients(case.gradients[:steps] * jnp.sqrt(steps * weights)[:, None, None])
+    averaged = jax.tree.map(lambda x: x[0], state.slots[name].averaged)
+    return distance(averaged, structure.stats(weighted, case.fitted.frame))
+
+
+def forms(case: Case) -> float:
+    """Samples and the dense form have the same statistics and the same F~."""
+    structure = case.structure
+    dense = Fisher.from_dense(case.fisher.dense(), case.shape)
+    return max(
+        distance(*(structure.stats(fisher, case.fitted.frame) for fisher in (case.fisher, dense))),
+        distance(*(structure.dense(fit(structure, fisher)) for fisher in (case.fisher, dense))),
+    )
+
+
+def rest(case: Case) -> float:
+    """fit is at rest: one more turn of its frame leaves F~ where it is."""
+    structure, frame = case.structure, case.fitted.frame
+    turned = structure.turn(structure.stats(case.fisher, frame), frame, case.fisher, jax.random.key(case.seed))
+    again = structure.fit(structure.stats(case.fisher, turned), turned)
+    return distance(structure.dense(again), structure.dense(case.fitted))
+
+
+def split(case: Case) -> float:
+    """Basis error + spectrum error = gap, at a member that fits nothing, and neither part is negative."""
+    total, basis, spectrum, _ = gap(case.structure, case.member, case.fisher)
+    size = case.fisher.norm_squared
+    return float(max(abs(basis + spectrum - total) / size, -basis / size, -spectrum / size))
+
+
+def gaps(case: Case) -> float:
+    """The gap from samples is ||dense(member) - F||^2, written out."""
+    F = case.structure.dense(case.member)
+    return distance(gap(case.structure, case.member, case.fisher).total, jnp.sum((F - case.fisher.dense()) ** 2))
+
+
+LAWS: dict[str, Callable[[Case], float]] = {
+    law.__name__: law
+    for law in (
+        chart, isometry, application, layout, homogeneity, claim, symmetry, compilation, streaming, forms, rest, split, gaps,
+    )
+}  # fmt: skip
+
+
+class Finding(NamedTuple):
+    """One law at one shape; it holds where the deviation is within tolerance."""
+
+    law: str
+    shape: tuple[int, int]
+    deviation: float
+
+    @property
+    def ok(self) -> bool:
+        return self.deviation <= TOLERANCE
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found; printable, and a table under rich."""
+
+    structure: Structure
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(finding.ok for finding in self.findings)
+
+    def __str__(self) -> str:
+        lines = [f"{self.structure}: {'every law holds' if self.ok else 'broken laws'}"]
+        for law, shape, deviation in (f for f in self.findings if self.ok or not f.ok):
+            statement = " ".join((LAWS[law].__doc__ or "").split())
+            lines.append(f"  {law} at {shape[0]} x {shape[1]}: off by {deviation:.2g}. {statement}")
+        return "\n".join(lines)
+
+    def __rich__(self) -> Table:
+        table = Table(title=f"Laws of {self.structure}")
+        for heading in ("law", "shape", "off by", "holds"):
+            table.add_column(heading)
+        for finding in self.findings:
+            m, n = finding.shape
+            table.add_row(finding.law, f"{m} x {n}", f"{finding.deviation:.1e}", "yes" if finding.ok else "NO")
+        return table
+
+
+class LawBroken(AssertionError):
+    """A structure breaks a law; `report` has every finding."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(str(report))
+        self.report = report
+
+
+def check(
+    structure: Structure,
+    *,
+    shapes: Iterable[tuple[int, int]] | None = None,
+    laws: Iterable[str] = tuple(LAWS),
+    seed: int = 0,
+) -> Report:
+    """Run the laws on a structure, and return the report where all hold.
+
+    Args:
+        shapes: of the matrices to try; by default the first two of 3 x 4, 4 x 3, 4 x 6 and 6 x 6 that the structure accepts.
+        laws: their names; all by default.
+        seed: of the random ensembles.
+
+    Raises:
+        LawBroken: some law does not hold; the message states which, where and by how much.
+        TypeError: `structure` is not a Structure instance.
+        ValueError: a law's name is unknown, or the structure accepts none of the shapes.
+
+    Example:
+        >>> import fimlens as fl
+        >>> fl.check(fl.Rows()).ok
+        True
+    """
+    if not isinstance(structure, Structure):
+        raise TypeError(f"check: expected a structure, such as fl.Diagonal(); got {structure!r}. Classes need ().")
+    laws = tuple(laws)
+    for law in laws:
+        if law not in LAWS:
+            raise ValueError(f"check: there is no law {law!r}. The laws are {', '.join(LAWS)}.")
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        suited = tuple(shapes) if shapes is not None else _suited(structure)
+        cases = [Case(structure, shape, seed, solved=k == 0) for k, shape in enumerate(suited)]
+        findings = tuple(Finding(law, case.shape, LAWS[law](case)) for case in cases for law in laws)
+    report = Report(structure, findings)
+    if not report.ok:
+        raise LawBroken(report)
+    return report
+
+
+def _suited(structure: Structure) -> tuple[tuple[int, int], ...]:
+    refusals = []
+    suited = []
+    for shape in SHAPES:
+        try:
+            jax.eval_shape(partial(structure.frame, *shape))
+            suited.append(shape)
+        except ValueError as error:
+            refusals.append(str(error))
+    if not suited:
+        raise ValueError(f"check: {structure} accepts none of {SHAPES}; give shapes=. It says: {refusals[0]}")
+    return tuple(suited[:2])
