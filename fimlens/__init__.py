@@ -10,10 +10,10 @@ from fimlens._fit import state_size as state_size
 from fimlens._solve import Certificate as Certificate
 from fimlens._solve import Solution as Solution
 from fimlens._solve import solve as solve
-from fimlens.transform import StructureState as StructureState
-from fimlens.transform import members as members
-from fimlens.transform import scale_by_structure as scale_by_structure
 from fimlens.fisher import Fisher as Fisher
+from fimlens.gradients import empirical_fisher as empirical_fisher
+from fimlens.gradients import minibatch_fisher as minibatch_fisher
+from fimlens.gradients import model_fisher as model_fisher
 from fimlens.structure import Claim as Claim
 from fimlens.structure import Frame as Frame
 from fimlens.structure import Params as Params
@@ -33,3 +33,6 @@ from fimlens.structures import RowColumn as RowColumn
 from fimlens.structures import Rows as Rows
 from fimlens.structures import Scalar as Scalar
 from fimlens.structures import Spectrum as Spectrum
+from fimlens.transform import StructureState as StructureState
+from fimlens.transform import members as members
+from fimlens.transform import scale_by_structure as scale_by_structure

@@ -265,8 +265,8 @@ class Report:
         return all(finding.ok for finding in self.findings)
 
     def __str__(self) -> str:
-        lines = [f"{self.structure}: {'every law holds' if self.ok else 'broken laws'}"]
-        for law, shape, deviation in (f for f in self.findings if self.ok or not f.ok):
+        lines = [f"{self.structure}: {'every law holds' if self.ok else 'not every law holds'}"]
+        for law, shape, deviation in (finding for finding in self.findings if not finding.ok):
             statement = " ".join((LAWS[law].__doc__ or "").split())
             lines.append(f"  {law} at {shape[0]} x {shape[1]}: off by {deviation:.2g}. {statement}")
         return "\n".join(lines)

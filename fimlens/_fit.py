@@ -130,7 +130,9 @@ def blank(structure: Structure, shape: tuple[int, int], average: str, dtype: Any
 def require(call: str, structure: Structure, fisher: Fisher) -> None:
     """Refuse what is not a structure or not a Fisher, by name."""
     if not isinstance(structure, Structure):
-        raise TypeError(f"{call}: the first argument is a structure, such as fl.Diagonal(); got {structure!r}. Classes need ().")
+        raise TypeError(
+            f"{call}: the first argument is a structure, such as fl.Diagonal(); got {structure!r}. Classes need ()."
+        )
     if not isinstance(fisher, Fisher):
         raise TypeError(
             f"{call}: expected a Fisher, got {type(fisher).__name__}. Gradients (N, m, n) become one by fl.Fisher.from_gradients(G)."

@@ -63,8 +63,8 @@ class Fisher(abc.ABC):
         Fisher of a 3 x 4 matrix from 8 samples: given gradients, mean over 8 gradients
     """
 
-    kind: str = field(metadata=dict(static=True))
-    normalisation: str = field(metadata=dict(static=True))
+    kind: str = field(metadata={"static": True})
+    normalisation: str = field(metadata={"static": True})
 
     @staticmethod
     def from_gradients(
@@ -238,7 +238,7 @@ class DenseFisher(Fisher):
     """F as a matrix: the small-scale oracle."""
 
     matrix: Float[Array, "mn mn"]
-    sides: tuple[int, int] = field(metadata=dict(static=True))
+    sides: tuple[int, int] = field(metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, int]:

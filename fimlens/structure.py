@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fimlens.fisher import DENSE_BYTES, Fisher, SampleFisher, require_dense, unvec, vec
+from fimlens.fisher import Fisher, SampleFisher, require_dense, unvec
 
 Tree = Any  # a pytree of arrays whose layout is the structure's own
 Symmetry = str | None  # "permutation", "orthogonal" or None
@@ -42,7 +42,7 @@ class Frame:
     """Where a structure looks: its bases (an empty tuple for a spectrum), and the shape of its matrix."""
 
     bases: Tree
-    shape: tuple[int, int] = field(metadata=dict(static=True))
+    shape: tuple[int, int] = field(metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -156,9 +156,7 @@ class Structure(abc.ABC):
 
     # --- derived -----------------------------------------------------------------------------------------
 
-    def apply(
-        self, params: Params, G: Float[Array, "m n"], f: Callable[[Array], Array] = lambda x: x
-    ) -> Float[Array, "m n"]:
+    def apply(self, params: Params, G: Float[Array, "m n"], f: Callable[[Array], Array] = lambda x: x) -> Float[Array, "m n"]:
         """Mat( f(F~) Vec(G) ), in the dtype of G; f = 1/sqrt is square-root natural gradient descent."""
         X = self.into(params.frame, G.astype(jnp.promote_types(G.dtype, jnp.float32)))
         return self.out(params.frame, scale(f, self.eigenvalues(params), X)).astype(G.dtype)

@@ -242,9 +242,7 @@ class GeometricMarginals(_RowAndColumnMeans):
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         rows, columns = params.coords
-        return Rows().objective(Params(params.frame, rows), fisher) + Columns().objective(
-            Params(params.frame, columns), fisher
-        )
+        return Rows().objective(Params(params.frame, rows), fisher) + Columns().objective(Params(params.frame, columns), fisher)
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         r, c = params.coords

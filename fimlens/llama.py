@@ -1,0 +1,89 @@
+"""A LLaMA-like language model in plain JAX: RMSNorm, rotary attention, SwiGLU, no biases, an untied head.
+
+Touvron et al., 2023. Parameters are a nested dict of arrays; x @ W throughout, so a weight is (inputs, outputs).
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes. `hidden` divides into `heads` of an even size."""
+
+    vocabulary: int = 256
+    hidden: int = 12
+    mlp: int = 32
+    heads: int = 2
+    layers: int = 2
+
+
+def init(config: Config, key: Array) -> PyTree:
+    """Parameters, each matrix normal with variance 1 / inputs, and the residual outputs scaled down by depth."""
+    d, keys = config.hidden, iter(jax.random.split(key, 2 + 7 * config.layers))
+
+    def matrix(m: int, n: int, scale: float = 1.0) -> Float[Array, "m n"]:
+        return jax.random.normal(next(keys), (m, n)) * scale / math.sqrt(m)
+
+    residual = 1 / math.sqrt(2 * config.layers)
+
+    def layer() -> PyTree:
+        return {
+            "attention_norm": jnp.ones(d),
+            "attention": {"query": matrix(d, d), "key": matrix(d, d), "value": matrix(d, d), "output": matrix(d, d, residual)},
+            "mlp_norm": jnp.ones(d),
+            "mlp": {"gate": matrix(d, config.mlp), "up": matrix(d, config.mlp), "down": matrix(config.mlp, d, residual)},
+        }  # fmt: skip
+
+    return {
+        "embedding": matrix(config.vocabulary, d, math.sqrt(config.vocabulary)),
+        "layers": [layer() for _ in range(config.layers)],
+        "norm": jnp.ones(d),
+        "head": matrix(d, config.vocabulary),
+    }
+
+
+def logits(config: Config, params: PyTree, tokens: Int[Array, "B T"]) -> Float[Array, "B T vocabulary"]:
+    """Scores of the token after each."""
+    x = params["embedding"][tokens]
+    for layer in params["layers"]:
+        x = x + attention(config, layer["attention"], rms_norm(x, layer["attention_norm"]))
+        x = x + swiglu(layer["mlp"], rms_norm(x, layer["mlp_norm"]))
+    return rms_norm(x, params["norm"]) @ params["head"]
+
+
+def loss(config: Config, params: PyTree, tokens: Int[Array, "B T"]) -> Float[Array, ""]:
+    """The mean cross-entropy of each token given those before it, in nats."""
+    log_p = jax.nn.log_softmax(logits(config, params, tokens[:, :-1]))
+    return -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1).mean()
+
+
+def attention(config: Config, weights: PyTree, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
+    """Causal multi-head attention with rotary positions."""
+    B, T, d = x.shape
+    query, key, value = ((x @ weights[name]).reshape(B, T, config.heads, -1) for name in ("query", "key", "value"))
+    mixed = jax.nn.dot_product_attention(rotary(query), rotary(key), value, is_causal=True)
+    return mixed.reshape(B, T, d) @ weights["output"]
+
+
+def rotary(x: Float[Array, "B T heads k"], base: float = 10000.0) -> Float[Array, "B T heads k"]:
+    """Turn each pair of coordinates by an angle proportional to the position (Su et al., 2021)."""
+    T, k = x.shape[1], x.shape[3]
+    angles = jnp.arange(T)[:, None] * base ** (-jnp.arange(0, k, 2) / k)
+    cos, sin = jnp.cos(angles)[:, None].astype(x.dtype), jnp.sin(angles)[:, None].astype(x.dtype)
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+
+
+def swiglu(weights: PyTree, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
+    """down( silu(gate x) * up x )."""
+    return (jax.nn.silu(x @ weights["gate"]) * (x @ weights["up"])) @ weights["down"]
+
+
+def rms_norm(x: Float[Array, "B T d"], weight: Float[Array, " d"], eps: float = 1e-6) -> Float[Array, "B T d"]:
+    """x over its root mean square (Zhang and Sennrich, 2019)."""
+    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + eps) * weight
