@@ -14,6 +14,8 @@ from fimlens.fisher import Fisher as Fisher
 from fimlens.gradients import empirical_fisher as empirical_fisher
 from fimlens.gradients import minibatch_fisher as minibatch_fisher
 from fimlens.gradients import model_fisher as model_fisher
+from fimlens.lens import Comparison as Comparison
+from fimlens.lens import compare as compare
 from fimlens.structure import Claim as Claim
 from fimlens.structure import Frame as Frame
 from fimlens.structure import Params as Params

@@ -67,7 +67,8 @@ def gap(structure: Structure, params: Params, fisher: Fisher) -> Gap:
     require("gap", structure, fisher)
     if params.frame.shape != fisher.shape:
         raise ValueError(
-            f"gap: the member is for a {params.frame.shape} matrix and the Fisher for a {fisher.shape} one. Fit it to this Fisher."
+            f"gap: the member is for a {params.frame.shape} matrix and the Fisher for a {fisher.shape} one. "
+            "Fit it to this Fisher."
         )
     return _gap(structure, params, fisher, fisher.norm_squared)
 
@@ -135,5 +136,6 @@ def require(call: str, structure: Structure, fisher: Fisher) -> None:
         )
     if not isinstance(fisher, Fisher):
         raise TypeError(
-            f"{call}: expected a Fisher, got {type(fisher).__name__}. Gradients (N, m, n) become one by fl.Fisher.from_gradients(G)."
+            f"{call}: expected a Fisher, got {type(fisher).__name__}. "
+            "Gradients (N, m, n) become one by fl.Fisher.from_gradients(G)."
         )

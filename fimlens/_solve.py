@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from fimlens._fit import fit, require
 from fimlens._jacobi import jacobi, sides
 from fimlens.fisher import Fisher, SampleFisher, unvec
-from fimlens.structure import Params, Structure
+from fimlens.structure import Claim, Params, Structure
 
 STEPS = (3.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)  # 3 is exact where an eigenvalue falls to zero, as z^4
 
@@ -99,6 +99,25 @@ def solve(
         return Solution(jax.tree.map(lambda x: x[best], ends), float(values[best]) * norm_squared, certificate)
 
 
+def stationarity(structure: Structure, fisher: Fisher, fitted: Params) -> float:
+    """The largest slope of the structure's objective at its fit, relative to ||F||^2.
+
+    Over the whole chart where the claim is EXACT or LIMIT; of the eigenvalues alone, the basis given, otherwise.
+    """
+    slope = _slope(structure, fisher, fitted)
+    whole = structure.claim in (Claim.EXACT, Claim.LIMIT)
+    return float(jnp.abs(ravel_pytree(slope if whole else slope.coords)[0]).max())
+
+
+@partial(jax.jit, static_argnums=0)
+def _slope(structure: Structure, fisher: Fisher, fitted: Params) -> Params:
+    def objective(z: Params) -> Array:
+        member = structure.chart(in_units(fitted, z), fitted)
+        return structure.objective(member, fisher) / fisher.norm_squared
+
+    return jax.grad(objective)(jax.tree.map(jnp.zeros_like, fitted))
+
+
 def _few_samples(fisher: Fisher) -> SampleFisher:
     """The same F in float64, from at most mn samples."""
     m, n = fisher.shape
@@ -113,7 +132,7 @@ def _swept(structure: Structure, fisher: SampleFisher, key: Array) -> list[tuple
     m, n = fisher.shape
     short, long = (m, n) if m <= n or hasattr(structure, "sides") else (n, m)
     bases = [(jnp.eye(short), jnp.eye(long))]
-    bases += [(_orthogonal(k, short), _orthogonal(k, long)) for k in jax.random.split(key, 3)]
+    bases += [(_orthogonal(k, short), _orthogonal(k, long)) for k in jax.random.split(key, 2)]
     return [("jacobi", jacobi(structure, fisher, start)) for start in bases]
 
 
@@ -127,10 +146,10 @@ def _random_member(structure: Structure, fisher: Fisher, key: Array) -> Params:
     mean = jnp.mean(fisher.second_moment())
     centre = structure.isotropic(m, n, jnp.where(mean > 0, mean, 1))
     flat, unravel = ravel_pytree(centre)
-    return structure.chart(_in_units(centre, unravel(2 * jax.random.normal(key, flat.shape))), centre)
+    return structure.chart(in_units(centre, unravel(2 * jax.random.normal(key, flat.shape))), centre)
 
 
-def _in_units(member: Params, z: Params) -> Params:
+def in_units(member: Params, z: Params) -> Params:
     """z with each array of coordinates in its own unit, so that the search does not depend on the scale of F."""
 
     def unit(c: Array) -> Array:
@@ -155,7 +174,7 @@ def _descend(
     _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], members))
 
     def move(member: Params, z: Array) -> Params:
-        return structure.chart(_in_units(member, unravel(z)), member)
+        return structure.chart(in_units(member, unravel(z)), member)
 
     def gap_at(z: Array, member: Params) -> Array:
         return _relative_gap(structure, move(member, z), fisher, norm_squared)

@@ -78,7 +78,8 @@ class Fisher(abc.ABC):
         G = jnp.asarray(gradients)
         if G.ndim != 3 or 0 in G.shape:
             raise ValueError(
-                f"Fisher.from_gradients: expected N > 0 gradients of one m x n matrix, an array (N, m, n); got shape {G.shape}. "
+                "Fisher.from_gradients: expected N > 0 gradients of one m x n matrix, an array (N, m, n); "
+                f"got shape {G.shape}. "
                 "One gradient is G[None]; gradients of a vector are G[:, :, None]."
             )
         G = G.astype(jnp.promote_types(G.dtype, jnp.float32))

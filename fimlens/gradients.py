@@ -257,8 +257,8 @@ def _gather(call: str, parts: Iterable[Matrices], max_bytes: int) -> Matrices:
         total += sum(g.nbytes for g in part.values())
         if total > max_bytes:
             raise ValueError(
-                f"{call}: the gradients kept so far take {total / 2**20:.4g} MiB, over max_bytes = {max_bytes / 2**20:.4g} MiB. "
-                "Raise max_bytes, choose fewer matrices or take fewer examples."
+                f"{call}: the gradients kept so far take {total / 2**20:.4g} MiB, over max_bytes = {max_bytes / 2**20:.4g} "
+                "MiB. Raise max_bytes, choose fewer matrices or take fewer examples."
             )
         kept.append(part)
     if not kept:

@@ -15,3 +15,30 @@ from fimlens.structures.spectra import RowColumn as RowColumn
 from fimlens.structures.spectra import Rows as Rows
 from fimlens.structures.spectra import Scalar as Scalar
 from fimlens.structures.spectra import Spectrum as Spectrum
+
+EXAMPLES = (
+    Diagonal(),
+    Rows(),
+    Columns(),
+    Scalar(),
+    RowColumn(),
+    Marginals(),
+    GeometricMarginals(),
+    Rotated(Diagonal(), "L"),
+    Rotated(Diagonal(), "short"),
+    Rotated(Diagonal(), "LR"),
+    Rotated(Rows(), "L"),
+    Rotated(Columns(), "R"),
+    Rotated(RowColumn(), "LR"),
+    Rotated(Marginals(), "L"),
+    Rotated(GeometricMarginals(), "LR"),
+    LowRank(Diagonal(), 2),
+    LowRank(RowColumn(), 2, Drop()),
+    LowRank(Rotated(Diagonal(), "R"), 2, Scalar()),
+    Kronecker(),
+    DiagonalKronecker(),
+    Dense(),
+    Blocks(Rows(), columns=2),
+    Blocks(Dense(), columns=4),
+    Rotated(Blocks(Diagonal(), columns=2), "L"),
+)

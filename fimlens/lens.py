@@ -1,0 +1,240 @@
+"""The lens: every structure before one Fisher. Error, optimum, memory, the claim, the optimizer, and a verdict on each."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from fimlens._fit import fit, gap, require, state_size
+from fimlens._solve import solve, stationarity
+from fimlens.fisher import Fisher, SampleFisher, unvec, vec
+from fimlens.structure import Claim, Params, Structure
+from fimlens.structures import (
+    Columns,
+    Dense,
+    Diagonal,
+    DiagonalKronecker,
+    Drop,
+    GeometricMarginals,
+    Kronecker,
+    LowRank,
+    Marginals,
+    Rotated,
+    RowColumn,
+    Rows,
+    Scalar,
+)
+from fimlens.transform import inverse_root, members, scale_by_structure
+
+SOLVE_UP_TO = 256  # entries of a matrix, for the numeric optimum
+DENSE_UP_TO = 1024  # entries of a matrix, for the comparison with F~ written out
+TOLERANCE = 1e-8
+
+STRUCTURES: dict[str, Structure] = {
+    "sgd": Scalar(),
+    "rows": Rows(),
+    "columns": Columns(),
+    "adafactor": Marginals(),
+    "racs": RowColumn(),
+    "adam": Diagonal(),
+    "muon": Rotated(Rows(), "L"),
+    "right whitening": Rotated(Columns(), "R"),
+    "s x m": DiagonalKronecker(),
+    "galore": LowRank(Diagonal(), 4, Drop()),
+    "alice": LowRank(Diagonal(), 4, Columns()),
+    "osoap": Rotated(Diagonal(), "L"),
+    "shampoo": Rotated(GeometricMarginals(), "LR"),
+    "shampoo squared": Rotated(Marginals(), "LR"),
+    "kronecker": Kronecker(),
+    "soap": Rotated(Diagonal(), "LR"),
+    "dense": Dense(),
+}
+
+
+class Row(NamedTuple):
+    """One structure before one Fisher. Errors are relative to ||F||^2; None stands for what was not measured.
+
+    `elements` are the numbers that the structure's optimizer keeps when it averages statistics, `fit_elements` when it
+    averages fits, without momentum. `streamed` and `update` say how far the transform, fed the same gradients from the
+    fit's basis, ends from F~ and from F~^{-1/2} Vec(G) written out; `free` how far F~ is when it runs with its own basis,
+    refresh and decay.
+    """
+
+    name: str
+    structure: str
+    claim: str
+    relative: float
+    basis: float
+    spectrum: float
+    optimum: float | None
+    ratio: float | None
+    starts: int | None
+    reached: int | None
+    slope: float
+    elements: int
+    fit_elements: int
+    bytes: int
+    streamed: float | None
+    update: float | None
+    free: float | None
+    claim_holds: bool
+    optimizer_holds: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether every verdict is good."""
+        return self.claim_holds and self.optimizer_holds
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows of one matrix, and the structures that do not suit its shape, with the reason."""
+
+    matrix: str
+    fisher: str
+    shape: tuple[int, int]
+    rows: tuple[Row, ...]
+    unsuited: Mapping[str, str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every verdict of every row is good."""
+        return all(row.ok for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number, as plain data."""
+        rows = [row._asdict() | {"ok": row.ok} for row in self.rows]
+        return {
+            "matrix": self.matrix,
+            "fisher": self.fisher,
+            "shape": list(self.shape),
+            "rows": rows,
+            "unsuited": dict(self.unsuited),
+        }
+
+
+def compare(
+    structures: Mapping[str, Structure] | Iterable[Structure],
+    fisher: Fisher,
+    *,
+    matrix: str = "",
+    key: Array | None = None,
+    solve_up_to: int = SOLVE_UP_TO,
+    dtype: Any = jnp.float32,
+) -> Comparison:
+    """Put structures before a Fisher: their errors, optima, sizes, and what their optimizers make of the same gradients.
+
+    Args:
+        structures: by name, or plain; named as they print then.
+        matrix: a name for the matrix.
+        key: for random starts and bases; jax.random.key(0) by default.
+        solve_up_to: the numeric optimum is sought where m n is at most this.
+        dtype: of the optimizer's state, for `bytes`.
+
+    Raises:
+        TypeError: `fisher` is not a Fisher, or something is not a Structure instance.
+
+    Example:
+        >>> import jax, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(0), (8, 3, 4)))
+        >>> fl.compare([fl.Diagonal(), fl.Rows()], fisher).ok
+        True
+    """
+    named = structures if isinstance(structures, Mapping) else {str(s): s for s in structures}
+    for structure in named.values():
+        require("compare", structure, fisher)
+    key_data = jax.random.key_data(jax.random.key(0) if key is None else key)
+    rows, unsuited = [], {}
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        exact = jax.tree.map(lambda x: x.astype(jnp.float64), fisher)
+        for name, structure in named.items():
+            try:
+                jax.eval_shape(lambda s=structure: s.frame(*fisher.shape))
+            except ValueError as error:
+                unsuited[name] = str(error)
+                continue
+            rows.append(_row(name, structure, exact, jax.random.wrap_key_data(key_data), solve_up_to, dtype))
+    return Comparison(matrix, repr(fisher), fisher.shape, tuple(rows), unsuited)
+
+
+def _row(name: str, structure: Structure, fisher: Fisher, key: Array, solve_up_to: int, dtype: Any) -> Row:
+    fitted = fit(structure, fisher, key=key)
+    error = gap(structure, fitted, fisher)
+    norm = float(fisher.norm_squared) or 1.0
+    slope = stationarity(structure, fisher, fitted)
+    solution = None
+    if np.prod(fisher.shape) <= solve_up_to and float(error.relative) > 1e-12:  # at zero there is nothing to beat
+        solution = solve(structure, fisher, key=key, starts=2)
+    excess = 0.0 if solution is None else solution.certificate.excess
+    exact = structure.claim in (Claim.EXACT, Claim.LIMIT)
+    deviations = _streamed(structure, fisher, fitted, key) if isinstance(fisher, SampleFisher) else (None, None, None)
+    optimum = None if solution is None else solution.value / norm
+    elements = state_size(structure, fisher.shape)
+    return Row(
+        name=name,
+        structure=str(structure),
+        claim=structure.claim.name,
+        relative=float(error.relative),
+        basis=float(error.basis) / norm,
+        spectrum=float(error.spectrum) / norm,
+        optimum=optimum,
+        ratio=None if optimum is None or optimum < 1e-12 else float(error.relative) / optimum,
+        starts=None if solution is None else len(solution.certificate.values),
+        reached=None if solution is None else solution.certificate.reached,
+        slope=slope,
+        elements=elements,
+        fit_elements=state_size(structure, fisher.shape, average="fits"),
+        bytes=elements * jnp.dtype(dtype).itemsize,
+        streamed=deviations[0],
+        update=deviations[1],
+        free=deviations[2],
+        claim_holds=slope <= TOLERANCE and (excess <= TOLERANCE if exact else True),
+        optimizer_holds=all(d is None or d <= TOLERANCE for d in deviations[:2]),
+    )
+
+
+def _streamed(
+    structure: Structure, fisher: SampleFisher, fitted: Params, key: Array
+) -> tuple[float | None, float | None, float | None]:
+    """How far the transform ends from F~, its last update from the one written out, and F~ when it runs freely."""
+    G = fisher.samples
+    if np.prod(fisher.shape) > DENSE_UP_TO:
+        return None, None, None
+    eps = 1e-3 * float(jnp.sqrt(jnp.mean(G**2)))  # well above the rounding of eigenvalues that are zero
+    F = structure.dense(fitted)
+    tied = scale_by_structure(structure, b1=None, b2=lambda t: 1 - 1 / t, eps=eps, update_interval=None)
+    member, update = _run(structure, tied, G, fitted)
+    values, Q = jnp.linalg.eigh(F)
+    written = unvec(Q @ (inverse_root(eps)(jnp.maximum(values, 0)) * (Q.T @ vec(G[-1]))), fisher.shape)
+    if any(c is None for c in jax.tree.leaves(structure.eigenvalues(fitted), is_leaf=lambda x: x is None)):
+        written = structure.apply(fitted, G[-1], inverse_root(eps))  # eigenvalue zero is outside the range there
+    free, _ = _run(structure, scale_by_structure(structure, eps=eps, update_interval=10), G, None)
+    size = jnp.linalg.norm(F)
+    return (
+        float(jnp.linalg.norm(structure.dense(member) - F) / size),
+        float(jnp.abs(update - written).max() / jnp.abs(written).max()),
+        float(jnp.linalg.norm(structure.dense(free) - F) / size),
+    )
+
+
+def _run(structure: Structure, tx: Any, G: Float[Array, "N m n"], start: Params | None) -> tuple[Params, Float[Array, "m n"]]:
+    """The member, and the last update, after a transform has seen the gradients in order."""
+    state = tx.init(G[0])
+    if start is not None:
+        frame = jax.tree.map(lambda x: x[None], start.frame)
+        state = state._replace(slots={name: slot._replace(frame=frame) for name, slot in state.slots.items()})
+
+    @jax.jit
+    def scan(state: Any, G: Float[Array, "N m n"]) -> tuple[Any, Array]:
+        def step(carry: tuple[Any, Array], g: Array) -> tuple[tuple[Any, Array], None]:
+            update, state = tx.update(g, carry[0])
+            return (state, update), None
+
+        return jax.lax.scan(step, (state, jnp.zeros_like(G[0])), G)[0]
+
+    state, update = scan(state, G)
+    return jax.tree.map(lambda x: x[0], members(structure, state, G[0])), update

@@ -1,0 +1,274 @@
+"""Closed forms against independent oracles: explicit projections, singular values, scipy, other starts, printed formulas."""
+
+import fimlens as fl
+import jax
+import numpy as np
+import pytest
+import scipy.optimize
+
+TOLERANCE = 1e-8  # relative to ||F||^2
+SIZES = [((3, 5), 1), ((3, 5), 40), ((4, 4), 2), ((4, 4), 7), ((5, 3), 2), ((5, 3), 40), ((6, 6), 1), ((6, 6), 80)]
+SEEDS = range(3)  # of each size: 24 ensembles, of which 15 are rank-deficient
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def ensemble(shape, N, seed):
+    """N correlated gradients; rank-deficient where N < mn."""
+    rng, (m, n) = np.random.default_rng((seed, N, *shape)), shape
+    return rng.normal(size=(m, m)) @ rng.normal(size=(N, m, n)) @ rng.normal(size=(n, n))
+
+
+def outer(G):
+    """NumPy witness of F = E[g g^T], columns stacked."""
+    g = G.transpose(0, 2, 1).reshape(len(G), -1)
+    return g.T @ g / len(G)
+
+
+def positive(size, seed):
+    root = np.random.default_rng((seed, size)).normal(size=(size, size))
+    return root @ root.T / size + 0.1 * np.eye(size)
+
+
+def closed_gap(structure, G):
+    """The gap of the closed form, which the member written out confirms."""
+    fisher = fl.Fisher.from_gradients(G)
+    params = fl.fit(structure, fisher)
+    total = float(fl.gap(structure, params, fisher).total)
+    F = outer(G)
+    assert abs(np.sum((np.asarray(structure.dense(params)) - F) ** 2) - total) < TOLERANCE * np.sum(F**2)
+    return total
+
+
+# --- linear subspaces -------------------------------------------------------------------------------------
+
+
+def units(k):
+    return np.eye(k * k).reshape(-1, k, k)
+
+
+def diagonals(k):
+    return units(k)[:: k + 1]
+
+
+def krons(left, right):
+    return np.stack([np.kron(A, B) for A in left for B in right])
+
+
+def one(k):
+    return np.eye(k)[None]
+
+
+SUBSPACES = {
+    "diagonal": (lambda n: fl.Diagonal(), lambda m, n: diagonals(m * n)),
+    "rows": (lambda n: fl.Rows(), lambda m, n: krons(one(n), diagonals(m))),
+    "columns": (lambda n: fl.Columns(), lambda m, n: krons(diagonals(n), one(m))),
+    "scalar": (lambda n: fl.Scalar(), lambda m, n: one(m * n)),
+    "I (x) M": (lambda n: fl.Rotated(fl.Rows(), "L"), lambda m, n: krons(one(n), units(m))),
+    "R (x) I": (lambda n: fl.Rotated(fl.Columns(), "R"), lambda m, n: krons(units(n), one(m))),
+    "dense": (lambda n: fl.Dense(), lambda m, n: units(m * n)),
+    "block diagonal": (lambda n: fl.Blocks(fl.Dense(), columns=n), lambda m, n: krons(diagonals(n), units(m))),
+}
+
+
+@pytest.mark.parametrize("name", SUBSPACES)
+def test_linear_families_are_projections_on_their_subspace(name):
+    """NumPy witness: least squares of F on an explicit basis of the subspace."""
+    make, basis = SUBSPACES[name]
+    for (m, n), N in SIZES:
+        ensembles = [ensemble((m, n), N, seed) for seed in SEEDS]
+        targets = np.stack([outer(G).reshape(-1) for G in ensembles], axis=1)
+        T = basis(m, n).reshape(-1, (m * n) ** 2).T
+        residuals = targets - T @ np.linalg.lstsq(T, targets)[0]
+        for G, f, residual in zip(ensembles, targets.T, residuals.T, strict=True):
+            assert abs(closed_gap(make(n), G) - residual @ residual) < TOLERANCE * (f @ f)
+
+
+# --- singular pairs ---------------------------------------------------------------------------------------
+
+
+def second_moments(F, m, n):
+    return np.diagonal(F).reshape(n, m)
+
+
+def rearranged(F, m, n):
+    """Van Loan and Pitsianis: A (x) B becomes the rank-one matrix vec(A) vec(B)^T."""
+    return F.reshape(n, m, n, m).swapaxes(1, 2).reshape(n * n, m * m)
+
+
+def rearranged_blocks(F, m, n):
+    """The rows of the rearranged F that a diagonal A can reach: its diagonal blocks."""
+    return rearranged(F, m, n)[:: n + 1]
+
+
+PRODUCTS = {
+    "RowColumn": (fl.RowColumn(), second_moments),
+    "Kronecker": (fl.Kronecker(), rearranged),
+    "DiagonalKronecker": (fl.DiagonalKronecker(), rearranged_blocks),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_are_leading_singular_pairs(name):
+    """NumPy witness: what is left of ||F||^2 is all but the leading singular value of the rearranged F."""
+    structure, rearrange = PRODUCTS[name]
+    for shape, N in SIZES:
+        for seed in SEEDS:
+            G = ensemble(shape, N, seed)
+            F = outer(G)
+            leading = np.linalg.svd(rearrange(F, *shape), compute_uv=False)[0]
+            assert abs(closed_gap(structure, G) - (np.sum(F**2) - leading**2)) < TOLERANCE * np.sum(F**2)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (3, 3)])
+def test_diagonal_kronecker_against_scipy(shape):
+    """SciPy witness: BFGS over S = Diag(x^2) and M = R R^T, from ten starts."""
+    m, n = shape
+    for N in (2, 20):
+        G = ensemble(shape, N, 0)
+        F = outer(G)
+        size = np.sum(F**2)
+
+        def relative_gap(z, F=F, size=size):
+            x, R = z[:n], z[n:].reshape(m, m)
+            return np.sum((np.kron(np.diag(x**2), R @ R.T) * np.sqrt(size) - F) ** 2) / size
+
+        starts = np.random.default_rng(N).normal(size=(10, n + m * m))
+        best = min(scipy.optimize.minimize(relative_gap, z, method="BFGS", options={"gtol": 1e-9}).fun for z in starts)
+        assert abs(closed_gap(fl.DiagonalKronecker(), G) / size - best) < TOLERANCE
+
+
+# --- the numeric minimum ----------------------------------------------------------------------------------
+
+
+def solved(structure, shape, N, seed, starts=8):
+    """A solution, and ||F||^2."""
+    fisher = fl.Fisher.from_gradients(ensemble(shape, N, seed))
+    return fl.solve(structure, fisher, starts=starts), float(fisher.norm_squared)
+
+
+GLOBAL = [
+    (fl.Diagonal(), (3, 4)),
+    (fl.Rows(), (4, 3)),
+    (fl.Columns(), (3, 4)),
+    (fl.Scalar(), (3, 3)),
+    (fl.RowColumn(), (4, 3)),
+    (fl.Rotated(fl.Rows(), "L"), (3, 4)),
+    (fl.Rotated(fl.Columns(), "R"), (4, 3)),
+    (fl.Rotated(fl.Rows()), (3, 3)),
+    (fl.Rotated(fl.Scalar(), "short"), (2, 4)),
+    (fl.Kronecker(), (3, 4)),
+    (fl.DiagonalKronecker(), (3, 4)),
+    (fl.Dense(), (2, 3)),
+    (fl.Blocks(fl.Dense(), columns=3), (2, 3)),
+]
+
+
+@pytest.mark.parametrize(("structure", "shape"), GLOBAL, ids=str)
+def test_the_solver_cannot_beat_a_global_minimiser(structure, shape):
+    assert structure.claim in (fl.Claim.EXACT, fl.Claim.LIMIT)
+    for seed in range(4):
+        solution, _ = solved(structure, shape, 5, seed, starts=4)
+        assert abs(solution.certificate.excess) <= TOLERANCE
+
+
+def test_kronecker_is_the_best_rank_one_spectrum_in_the_best_bases():
+    for seed in range(3):
+        product, size = solved(fl.Kronecker(), (3, 4), 5, seed)
+        rotated, _ = solved(fl.Rotated(fl.RowColumn()), (3, 4), 5, seed)
+        assert abs(product.value - rotated.value) < TOLERANCE * size
+
+
+@pytest.mark.parametrize("structure", [fl.Rotated(fl.Diagonal()), fl.Rotated(fl.Diagonal(), "L"), fl.LowRank(fl.Diagonal(), 2)], ids=str)
+def test_sweeps_and_random_starts_find_one_joint_optimum_below_one_step(structure):
+    assert structure.claim is fl.Claim.ONE_STEP
+    for seed in range(3):
+        solution, size = solved(structure, (3, 4), 24, seed, starts=12)
+        certificate = solution.certificate
+        best = {
+            origin: min(value for name, value in zip(certificate.origins, certificate.values, strict=True) if name == origin)
+            for origin in ("jacobi", "random")
+        }
+        assert abs(best["jacobi"] - best["random"]) < TOLERANCE * size
+        assert certificate.beaten
+        assert certificate.excess > 1e-5
+
+
+# --- what is not nearest ----------------------------------------------------------------------------------
+
+SHAMPOO, SHAMPOO_SQUARED = fl.Rotated(fl.GeometricMarginals()), fl.Rotated(fl.Marginals())
+
+
+def test_labels():
+    assert fl.GeometricMarginals().claim is SHAMPOO.claim is fl.Claim.BOUND
+    assert fl.Marginals().claim is SHAMPOO_SQUARED.claim is fl.Claim.OTHER
+
+
+def test_shampoo_is_far_from_nearest():
+    for seed in range(2):
+        solution, _ = solved(SHAMPOO, (3, 4), 24, seed, starts=4)
+        assert solution.certificate.excess > 0.05
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4, 4), (5, 3)])
+def test_of_a_kronecker_product_shampoo_squared_is_that_product_and_shampoo_is_not(shape):
+    m, n = shape
+    for seed in range(3):
+        F = np.kron(positive(n, seed), positive(m, seed + 10))
+        fisher = fl.Fisher.from_dense(F, shape)
+
+        def distance(structure, F=F, fisher=fisher):
+            return np.linalg.norm(structure.dense(fl.fit(structure, fisher)) - F) / np.linalg.norm(F)
+
+        assert distance(SHAMPOO_SQUARED) < 1e-12
+        assert distance(fl.Kronecker()) < 1e-12
+        assert distance(SHAMPOO) > 0.05
+
+
+def log(F):
+    values, Q = np.linalg.eigh(F)
+    return Q * np.log(values) @ Q.T
+
+
+def von_neumann(F, other):
+    """NumPy witness of tr(F log F - F log F~ - F + F~)."""
+    return np.trace(F @ (log(F) - log(other)) - F + other)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 3), (4, 2)])
+def test_shampoo_squared_is_nearest_in_von_neumann_divergence(shape):
+    m, n = shape
+    G = ensemble(shape, 30, 0)
+    F = outer(G)
+    nearest = np.asarray(SHAMPOO_SQUARED.dense(fl.fit(SHAMPOO_SQUARED, fl.Fisher.from_gradients(G))))
+    least = von_neumann(F, nearest)
+    rng = np.random.default_rng(0)
+    for width in (1e-3, 1e-2, 0.1, 1.0):
+        for _ in range(50):
+            S = np.kron(*(np.eye(k) + width * rng.normal(size=(k, k)) for k in (n, m)))
+            assert von_neumann(F, S @ nearest @ S.T) > least  # S F~ S^T is a Kronecker product too
+    for seed in range(50):
+        product = np.kron(positive(n, seed), positive(m, seed + 100))
+        assert von_neumann(F, product * np.trace(F) / np.trace(product)) > least
+
+
+# --- as printed -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((3, 5), 1), ((3, 5), 2), ((4, 6), 2), ((5, 6), 3)])
+def test_low_rank_is_the_printed_update_of_alice(shape, rank):
+    """NumPy witness: the low-rank update plus the optimal compensation, as the paper prints them."""
+    G = ensemble(shape, 40, 0)
+    structure = fl.LowRank(fl.Diagonal(), rank, fl.Columns())
+    params = fl.fit(structure, fl.Fisher.from_gradients(G))
+    U, g = np.asarray(params.frame.bases.lead), G[0]
+    sigma = U.T @ G
+    p = np.mean(np.sum(G**2, axis=1) - np.sum(sigma**2, axis=1), axis=0)
+    lead = U @ (sigma[0] / np.sqrt(np.mean(sigma**2, axis=0)))
+    compensation = np.sqrt(shape[0] - rank) * (g - U @ sigma[0]) / np.sqrt(p)
+    update = np.asarray(structure.apply(params, g, lambda x: x**-0.5))
+    np.testing.assert_allclose(update, lead + compensation, rtol=0, atol=1e-10 * np.abs(update).max())
