@@ -21,7 +21,7 @@ from fimlens._fit import fit, gap
 from fimlens._solve import in_units, solve, stationarity
 from fimlens.fisher import Fisher, unvec, vec
 from fimlens.structure import Claim, Params, Structure
-from fimlens.transform import inverse_root, scale_by_structure
+from fimlens.transform import inverse_root, scale_by_structure, start_from
 
 TOLERANCE = 1e-8
 SHAPES = ((3, 4), (4, 3), (4, 6), (6, 6))
@@ -184,16 +184,14 @@ def streaming(case: Case) -> float:
     """In a fixed frame, the transform's state holds the exponential average of `stats`, which are linear in F."""
     structure, steps, b = case.structure, 5, 0.9
     tx = scale_by_structure(structure, b1=None, b2=b, update_interval=None)
-    state = tx.init(case.gradients[0])
-    name, first = next(iter(state.slots.items()))
-    frame = jax.tree.map(lambda x: x[None], case.fitted.frame)
-    state = state._replace(slots={name: first._replace(frame=frame)})
+    state = start_from(tx.init(case.gradients[0]), case.fitted.frame)
     update = jax.jit(tx.update)
     for G in case.gradients[:steps]:
         _, state = update(G, state)
     weights = (1 - b) * b ** jnp.arange(steps - 1, -1, -1.0)
     weighted = Fisher.from_gradients(case.gradients[:steps] * jnp.sqrt(steps * weights)[:, None, None])
-    averaged = jax.tree.map(lambda x: x[0], state.slots[name].averaged)
+    (slot,) = state.slots.values()
+    averaged = jax.tree.map(lambda x: x[0], slot.averaged)
     return distance(averaged, structure.stats(weighted, case.fitted.frame))
 
 

@@ -50,7 +50,7 @@ def empirical_fisher(
         >>> fl.empirical_fisher(loss, {"w": jnp.ones((3, 2))}, [batch])["w"]
         Fisher of a 3 x 2 matrix from 6 samples: empirical, one gradient an example, mean over 6 examples
     """
-    chosen, merge = _choose("empirical_fisher", params, matrices)
+    chosen, merge = choose("empirical_fisher", params, matrices)
 
     def one(example: PyTree, chosen: Matrices) -> Matrices:
         return jax.grad(lambda W: loss(merge(W), jax.tree.map(lambda x: x[None], example)))(chosen)
@@ -84,7 +84,7 @@ def minibatch_fisher(
         >>> fl.minibatch_fisher(loss, {"w": jnp.ones((3, 2))}, [jnp.ones((6, 3)), jnp.zeros((6, 3))])["w"]
         Fisher of a 3 x 2 matrix from 2 samples: empirical, one gradient a minibatch, mean over 2 minibatches
     """
-    chosen, merge = _choose("minibatch_fisher", params, matrices)
+    chosen, merge = choose("minibatch_fisher", params, matrices)
     gradient = jax.jit(jax.grad(lambda W, batch: loss(merge(W), batch)))
 
     def one(batch: PyTree) -> Matrices:
@@ -126,7 +126,7 @@ def model_fisher(
     """
     if labels not in ("exact", "sampled"):
         raise ValueError(f'model_fisher: labels is "exact" or "sampled"; got {labels!r}')
-    chosen, merge = _choose("model_fisher", params, matrices)
+    chosen, merge = choose("model_fisher", params, matrices)
 
     def one(example: tuple[PyTree, Array], chosen: Matrices) -> Matrices:
         inputs, key = example
@@ -180,7 +180,7 @@ def matrix_paths(params: PyTree) -> Matrices:
     return {name: W for name, W in named.items() if W.ndim == 2 and jnp.issubdtype(W.dtype, jnp.floating)}
 
 
-def _choose(call: str, params: PyTree, patterns: Sequence[str]) -> tuple[Matrices, Callable[[Matrices], PyTree]]:
+def choose(call: str, params: PyTree, patterns: Sequence[str]) -> tuple[Matrices, Callable[[Matrices], PyTree]]:
     """The matrices asked for, and how to put changed ones back among the parameters."""
     if not jax.tree.leaves(params):
         raise ValueError(f"{call}: the parameters are an empty pytree. Pass the model's parameters.")

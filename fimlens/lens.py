@@ -1,7 +1,8 @@
 """The lens: every structure before one Fisher. Error, optimum, memory, the claim, the optimizer, and a verdict on each."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float
 from fimlens._fit import fit, gap, require, state_size
 from fimlens._solve import solve, stationarity
 from fimlens.fisher import Fisher, SampleFisher, unvec, vec
-from fimlens.structure import Claim, Params, Structure
+from fimlens.structure import Claim, Frame, Params, Structure
 from fimlens.structures import (
     Columns,
     Dense,
@@ -28,7 +29,7 @@ from fimlens.structures import (
     Rows,
     Scalar,
 )
-from fimlens.transform import inverse_root, members, scale_by_structure
+from fimlens.transform import inverse_root, members, scale_by_structure, start_from
 
 SOLVE_UP_TO = 256  # entries of a matrix, for the numeric optimum
 DENSE_UP_TO = 1024  # entries of a matrix, for the comparison with F~ written out
@@ -125,6 +126,7 @@ def compare(
     key: Array | None = None,
     solve_up_to: int = SOLVE_UP_TO,
     dtype: Any = jnp.float32,
+    progress: Callable[[str], None] = lambda name: None,
 ) -> Comparison:
     """Put structures before a Fisher: their errors, optima, sizes, and what their optimizers make of the same gradients.
 
@@ -134,6 +136,7 @@ def compare(
         key: for random starts and bases; jax.random.key(0) by default.
         solve_up_to: the numeric optimum is sought where m n is at most this.
         dtype: of the optimizer's state, for `bytes`.
+        progress: called with each structure's name when its row is done.
 
     Raises:
         TypeError: `fisher` is not a Fisher, or something is not a Structure instance.
@@ -156,8 +159,10 @@ def compare(
                 jax.eval_shape(lambda s=structure: s.frame(*fisher.shape))
             except ValueError as error:
                 unsuited[name] = str(error)
+                progress(name)
                 continue
             rows.append(_row(name, structure, exact, jax.random.wrap_key_data(key_data), solve_up_to, dtype))
+            progress(name)
     return Comparison(matrix, repr(fisher), fisher.shape, tuple(rows), unsuited)
 
 
@@ -168,7 +173,7 @@ def _row(name: str, structure: Structure, fisher: Fisher, key: Array, solve_up_t
     slope = stationarity(structure, fisher, fitted)
     solution = None
     if np.prod(fisher.shape) <= solve_up_to and float(error.relative) > 1e-12:  # at zero there is nothing to beat
-        solution = solve(structure, fisher, key=key, starts=2)
+        solution = solve(structure, fisher, key=key, starts=1)
     excess = 0.0 if solution is None else solution.certificate.excess
     exact = structure.claim in (Claim.EXACT, Claim.LIMIT)
     deviations = _streamed(structure, fisher, fitted, key) if isinstance(fisher, SampleFisher) else (None, None, None)
@@ -206,13 +211,12 @@ def _streamed(
         return None, None, None
     eps = 1e-3 * float(jnp.sqrt(jnp.mean(G**2)))  # well above the rounding of eigenvalues that are zero
     F = structure.dense(fitted)
-    tied = scale_by_structure(structure, b1=None, b2=lambda t: 1 - 1 / t, eps=eps, update_interval=None)
-    member, update = _run(structure, tied, G, fitted)
+    member, update = _run(structure, G, eps, fitted.frame)
     values, Q = jnp.linalg.eigh(F)
     written = unvec(Q @ (inverse_root(eps)(jnp.maximum(values, 0)) * (Q.T @ vec(G[-1]))), fisher.shape)
     if any(c is None for c in jax.tree.leaves(structure.eigenvalues(fitted), is_leaf=lambda x: x is None)):
         written = structure.apply(fitted, G[-1], inverse_root(eps))  # eigenvalue zero is outside the range there
-    free, _ = _run(structure, scale_by_structure(structure, eps=eps, update_interval=10), G, None)
+    free, _ = _run(structure, G, eps, None)
     size = jnp.linalg.norm(F)
     return (
         float(jnp.linalg.norm(structure.dense(member) - F) / size),
@@ -221,20 +225,22 @@ def _streamed(
     )
 
 
-def _run(structure: Structure, tx: Any, G: Float[Array, "N m n"], start: Params | None) -> tuple[Params, Float[Array, "m n"]]:
-    """The member, and the last update, after a transform has seen the gradients in order."""
-    state = tx.init(G[0])
-    if start is not None:
-        frame = jax.tree.map(lambda x: x[None], start.frame)
-        state = state._replace(slots={name: slot._replace(frame=frame) for name, slot in state.slots.items()})
+@partial(jax.jit, static_argnums=0)
+def _run(structure: Structure, G: Float[Array, "N m n"], eps: float, frame: Frame | None) -> tuple[Params, Float[Array, "m n"]]:
+    """The member, and the last update, after the transform has seen the gradients in order.
 
-    @jax.jit
-    def scan(state: Any, G: Float[Array, "N m n"]) -> tuple[Any, Array]:
-        def step(carry: tuple[Any, Array], g: Array) -> tuple[tuple[Any, Array], None]:
-            update, state = tx.update(g, carry[0])
-            return (state, update), None
+    In a given frame: never turned, all gradients weighed alike, no momentum. Otherwise as an optimizer runs, freely.
+    """
+    if frame is None:
+        tx = scale_by_structure(structure, eps=eps, update_interval=10)
+        state = tx.init(G[0])
+    else:
+        tx = scale_by_structure(structure, b1=None, b2=lambda t: 1 - 1 / t, eps=eps, update_interval=None)
+        state = start_from(tx.init(G[0]), frame)
 
-        return jax.lax.scan(step, (state, jnp.zeros_like(G[0])), G)[0]
+    def step(carry: tuple[Any, Array], g: Array) -> tuple[tuple[Any, Array], None]:
+        update, state = tx.update(g, carry[0])
+        return (state, update), None
 
-    state, update = scan(state, G)
+    state, update = jax.lax.scan(step, (state, jnp.zeros_like(G[0])), G)[0]
     return jax.tree.map(lambda x: x[0], members(structure, state, G[0])), update

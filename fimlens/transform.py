@@ -190,6 +190,14 @@ def members(structure: Structure, state: StructureState, params: PyTree, *, aver
     return jax.tree.map(own, params)
 
 
+def start_from(state: StructureState, frame: Frame) -> StructureState:
+    """The state of a single matrix, in a given frame."""
+    (name, slot), *others = state.slots.items()
+    if others or slot.frame.shape != frame.shape:
+        raise ValueError(f"start_from: the frame is for one {frame.shape} matrix; the state holds {list(state.slots)}.")
+    return state._replace(slots={name: slot._replace(frame=jax.tree.map(lambda x: x[None], frame))})
+
+
 def _members(structure: Structure, slot: Slot, weight: Array, average: str) -> Params:
     averaged = jax.tree.map(lambda x: x / weight.astype(x.dtype), slot.averaged)
     return jax.vmap(structure.fit)(averaged, slot.frame) if average == "statistics" else Params(slot.frame, averaged)

@@ -1,0 +1,257 @@
+"""The command `fimlens`."""
+
+import importlib
+import json
+import sys
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fimlens import gradients, lens, llama, text
+from fimlens.figure import error_against_memory
+from fimlens.fisher import Fisher
+from fimlens.structure import Structure
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console, errors = Console(), Console(stderr=True)
+
+WINDOW = 64  # bytes of context of the embedded model
+DEFAULT_MATRICES = ["layers/0/attention/query", "layers/1/attention/value", "layers/1/mlp/down"]
+FISHERS = ("empirical", "minibatch", "model", "model-exact")
+
+
+@app.callback(invoke_without_command=True)
+def main(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """A lens on optimizers: which matrix of a given structure is nearest to the Fisher?"""
+    if show_version:
+        console.print(version("fimlens"))
+        raise typer.Exit
+
+
+@app.command("lens")
+def lens_command(
+    structures: Annotated[
+        str | None, typer.Option(help="Names separated by commas, such as adam,soap, or module:attribute for your own.")
+    ] = None,
+    matrices: Annotated[
+        str | None, typer.Option(help="Paths or patterns separated by commas, such as 'layers/*/attention/query'.")
+    ] = None,
+    fisher: Annotated[str, typer.Option(help=" | ".join(FISHERS))] = "empirical",
+    samples: Annotated[int, typer.Option(min=1, help="Examples (minibatches of 16, for minibatch).")] = 64,
+    text_path: Annotated[
+        list[Path] | None, typer.Option("--text", help="File or directory to train on; Python's standard library by default.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Training steps of the embedded model.")] = 400,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="module:function, your loss(params, batch) in place of the embedded model (logits, for a model Fisher)."
+        ),
+    ] = None,
+    params: Annotated[str | None, typer.Option(help="module:attribute; by default `params` beside the loss.")] = None,
+    batches: Annotated[str | None, typer.Option(help="module:attribute; by default `batches` beside the loss.")] = None,
+    solve_up_to: Annotated[int, typer.Option(help="Seek the numeric optimum where m n is at most this.")] = lens.SOLVE_UP_TO,
+    dtype: Annotated[str, typer.Option(help="Of the optimizers' state, for its bytes.")] = "float32",
+    seed: int = 0,
+    out: Annotated[Path, typer.Option(help="Directory for lens.png and lens.json.")] = Path("lens-out"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here as well.")] = None,
+) -> None:
+    """Judge every structure and its optimizer on the exact Fisher of real matrices; exit with 1 where a verdict fails.
+
+    By default: train a small byte-level language model for a few seconds on the sources of Python's standard library.
+    """
+    try:
+        chosen = _structures(structures)
+        itemsize = _dtype(dtype)
+        if fisher not in FISHERS:
+            raise ValueError(f"--fisher: one of {', '.join(FISHERS)}; got {fisher!r}")
+        out.mkdir(parents=True, exist_ok=True)
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=errors
+        ) as bar:
+            patterns = matrices.split(",") if matrices else None
+            if loss is None:
+                found = _embedded(bar, text_path, patterns or DEFAULT_MATRICES, fisher, samples, steps, seed)
+            else:
+                found = _own(loss, params, batches, patterns or ["*"], fisher, samples, seed)
+            comparisons = _compare(bar, chosen, found, seed, solve_up_to, itemsize)
+        for comparison in comparisons:
+            _print(comparison, dtype)
+        error_against_memory(comparisons, out / "lens.png")
+        report = {
+            "fimlens": version("fimlens"),
+            "seed": seed,
+            "ok": all(c.ok for c in comparisons),
+            "matrices": [c.to_json() for c in comparisons],
+        }
+        for path in (out / "lens.json", json_file):
+            if path is not None:
+                path.write_text(json.dumps(report, indent=2) + "\n")
+    except (ValueError, TypeError, OSError) as error:
+        errors.print(f"fimlens lens: {error}", style="red", markup=False)
+        raise typer.Exit(2) from error
+    console.print(f"Figure and numbers: {out / 'lens.png'}, {out / 'lens.json'}", markup=False)
+    if not report["ok"]:
+        errors.print("Some verdict failed: see NO above.", style="red")
+        raise typer.Exit(1)
+
+
+def _embedded(
+    bar: Progress, paths: list[Path] | None, patterns: list[str], kind: str, samples: int, steps: int, seed: int
+) -> dict[str, Fisher]:
+    """Train the small language model, and take the Fishers of its matrices on fresh windows."""
+    corpus = text.read(paths or text.standard_library())
+    config = llama.Config()
+    loss = partial(llama.loss, config)
+    params = llama.init(config, jax.random.key(seed))
+    gradients.choose("lens", params, patterns)  # a wrong name is refused before the training, not after
+    tx = optax.adam(optax.cosine_decay_schedule(1e-2, max(steps, 1)))
+
+    @jax.jit
+    def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, Any]:
+        value, slope = jax.value_and_grad(loss)(params, batch)
+        updates, state = tx.update(slope, state)
+        return optax.apply_updates(params, updates), state, value
+
+    state, value = tx.init(params), jnp.nan
+    windows = text.batches(corpus, size=16, length=WINDOW + 1, seed=seed)
+    task = bar.add_task("training a byte-level language model", total=steps)
+    for _ in range(steps):
+        params, state, value = step(params, state, jnp.asarray(next(windows), jnp.int32))
+        bar.advance(task)
+    bar.update(task, description=f"trained a byte-level language model: {float(value):.3f} nats per byte")
+    length = 9 if kind == "model-exact" else WINDOW + 1  # 8 predictions x 256 labels are 2048 gradients a window
+    size = min(16, samples)
+    fresh = text.batches(corpus, size=size, length=length, seed=seed + 1)
+    count = samples if kind == "minibatch" else -(-samples // size)
+    batches = [jnp.asarray(next(fresh), jnp.int32) for _ in range(count)]
+    if kind.startswith("model"):
+        return _fishers(kind, partial(llama.logits, config), params, [b[:, :-1] for b in batches], patterns, seed)
+    return _fishers(kind, loss, params, batches, patterns, seed)
+
+
+def _own(
+    loss: str, params: str | None, batches: str | None, patterns: list[str], kind: str, samples: int, seed: int
+) -> dict[str, Fisher]:
+    """The Fishers of a user's own model."""
+    module = loss.partition(":")[0]
+    model = _attribute("--loss", loss)
+    held = [_attribute(f"--{name}", given or f"{module}:{name}") for name, given in (("params", params), ("batches", batches))]
+    weights, data = (value() if callable(value) else value for value in held)
+    fishers = _fishers(kind, model, weights, data, patterns, seed)
+    if kind == "model-exact":
+        return fishers
+    few = {name: f for name, f in fishers.items() if len(f.samples) > samples}
+    return fishers | {
+        name: Fisher.from_gradients(f.samples[:samples], kind=f.kind, normalisation=f"mean over the first {samples} gradients")
+        for name, f in few.items()
+    }
+
+
+def _fishers(kind: str, model: Any, params: Any, batches: Any, patterns: list[str], seed: int) -> dict[str, Fisher]:
+    if kind == "empirical":
+        return gradients.empirical_fisher(model, params, batches, matrices=patterns)
+    if kind == "minibatch":
+        return gradients.minibatch_fisher(model, params, batches, matrices=patterns)
+    labels = "exact" if kind == "model-exact" else "sampled"
+    return gradients.model_fisher(model, params, batches, labels=labels, key=jax.random.key(seed), matrices=patterns)
+
+
+def _compare(
+    bar: Progress, chosen: dict[str, Structure], fishers: dict[str, Fisher], seed: int, solve_up_to: int, dtype: Any
+) -> list[lens.Comparison]:
+    task = bar.add_task("structures", total=len(chosen) * len(fishers))
+    comparisons = []
+    for name, fisher in fishers.items():
+
+        def advance(structure: str, matrix: str = name) -> None:
+            bar.update(task, advance=1, description=f"{matrix}: {structure}")
+
+        key = jax.random.key(seed)
+        comparisons.append(
+            lens.compare(chosen, fisher, matrix=name, key=key, solve_up_to=solve_up_to, dtype=dtype, progress=advance)
+        )
+    bar.update(task, description="structures")
+    return comparisons
+
+
+def _print(comparison: lens.Comparison, dtype: str) -> None:
+    """Two tables of at most 80 columns: what the structures are worth, and what their optimizers make of them."""
+    m, n = comparison.shape
+    console.print(f"\n{comparison.matrix} ({m} x {n}). {comparison.fisher}.", style="bold", markup=False, highlight=False)
+    error = _table("structure", "error", "= basis", "+ spectrum", "optimum", "ratio", "claim", "holds")
+    kept = _table("optimizer", "keeps", dtype, "or fits", "F~ off", "update off", "free run", "holds")
+
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    for row in sorted(comparison.rows, key=lambda row: (row.elements, row.relative)):
+        parts = (number(abs(x), ".4f") for x in (row.relative, row.basis, row.spectrum))
+        best = number(row.optimum, ".4f"), number(row.ratio, ".4f")
+        error.add_row(row.name, *parts, *best, row.claim, "yes" if row.claim_holds else "NO")
+        sizes = f"{row.elements:,}", f"{row.bytes:,} B", f"{row.fit_elements:,}"
+        off = number(row.streamed, ".0e"), number(row.update, ".0e"), number(row.free, ".2f")
+        kept.add_row(row.name, *sizes, *off, "yes" if row.optimizer_holds else "NO")
+    console.print(error, kept)
+    for name, reason in comparison.unsuited.items():
+        console.print(f"{name} was left out. {reason}", markup=False)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("structure", "optimizer", "claim") else "right", no_wrap=True)
+    return table
+
+
+def _structures(names: str | None) -> dict[str, Structure]:
+    if names is None:
+        return lens.STRUCTURES
+    chosen: dict[str, Structure] = {}
+    for name in (part.strip() for part in names.split(",")):
+        if ":" in name:
+            value = _attribute("--structures", name)
+            value = value() if isinstance(value, type) else value
+            if not isinstance(value, Structure):
+                raise ValueError(f"--structures: {name} is a {type(value).__name__}, not a structure.")
+            chosen[name.partition(":")[2]] = value
+        elif name in lens.STRUCTURES:
+            chosen[name] = lens.STRUCTURES[name]
+        else:
+            known = ", ".join(lens.STRUCTURES)
+            raise ValueError(
+                f"--structures: there is no structure {name!r}. There are {known}, or your own as module:attribute."
+            )
+    return chosen
+
+
+def _attribute(option: str, reference: str) -> Any:
+    """The object that module:attribute names; modules in the current directory count."""
+    module, _, attribute = reference.partition(":")
+    if not attribute:
+        raise ValueError(f"{option}: expected module:attribute, such as mymodel:loss; got {reference!r}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{option}: {error}. Run from the directory of {module}.py, or install it.") from error
+    except AttributeError as error:
+        raise ValueError(f"{option}: {error}") from error
+
+
+def _dtype(name: str) -> Any:
+    try:
+        return jnp.dtype(name)
+    except TypeError as error:
+        raise ValueError(f"--dtype: {name!r} is no dtype; try float32 or bfloat16.") from error

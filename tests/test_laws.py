@@ -1,0 +1,209 @@
+"""Every law, of every structure; and for every law a slip, made on purpose, that it catches."""
+
+import fimlens as fl
+import jax
+import jax.numpy as jnp
+import pytest
+from fimlens._check import LAWS
+from fimlens.fisher import SampleFisher
+from fimlens.structures import EXAMPLES
+from fimlens.structures.basis import eigenbasis
+
+
+@pytest.mark.parametrize("structure", EXAMPLES, ids=str)
+def test_every_law_holds(structure):
+    assert fl.check(structure).ok
+
+
+THIN = [fl.Diagonal(), fl.RowColumn(), fl.Rotated(fl.Diagonal()), fl.Kronecker(), fl.LowRank(fl.Diagonal(), 1)]
+
+
+@pytest.mark.parametrize("structure", THIN, ids=str)
+def test_laws_hold_of_vectors_and_numbers(structure):
+    assert fl.check(structure, shapes=[(1, 4), (4, 1), (1, 1)], laws=LAWS.keys() - {"claim"}).ok
+
+
+# --- slips ------------------------------------------------------------------------------------------------
+
+
+class SumForMean(fl.Rows):
+    """Sums a row where its mean is meant."""
+
+    def moments(self, V):
+        return V.sum(1, keepdims=True)
+
+
+class ChartOffTheCone(fl.Diagonal):
+    """Moves eigenvalues themselves, not their roots, so that they turn negative."""
+
+    def chart(self, z, params):
+        return fl.Params(params.frame, params.coords + 9 * z.coords)
+
+
+class ChartOffCentre(fl.Diagonal):
+    """Names every member from the identity, whichever it is asked to start from."""
+
+    def chart(self, z, params):
+        return fl.Params(params.frame, (1 + z.coords) ** 2)
+
+
+class TransposedOut(fl.Rotated):
+    """Rotates into the basis a second time, where it should rotate back."""
+
+    def out(self, frame, X):
+        return frame.bases.left.T @ X @ frame.bases.right.T
+
+
+class RowsStacked(fl.Diagonal):
+    """Writes F~ as if Vec stacked rows."""
+
+    def dense(self, params):
+        return jnp.diag(params.coords.reshape(-1))
+
+
+class BasisTransposed(fl.Rotated):
+    """Writes B^T D B for B D B^T."""
+
+    def dense(self, params):
+        left, right, inner = params.frame.bases
+        B = jnp.kron(right, left)
+        return B.T @ self.inner.dense(fl.Params(inner, params.coords)) @ B
+
+
+class SinglePrecisionBasis(fl.Rotated):
+    """Settles in float32, whatever the gradients are."""
+
+    def settle(self, fisher, key):
+        return jax.tree.map(lambda U: U.astype(jnp.float32), super().settle(fisher, key))
+
+
+class ChartInFull(fl.Rows):
+    """Charts all m n eigenvalues of a family whose fit has m."""
+
+    def chart(self, z, params):
+        coords = super().chart(z, params).coords
+        return fl.Params(params.frame, jnp.broadcast_to(coords, params.frame.shape))
+
+
+class EpsilonInTheFit(fl.Diagonal):
+    """Keeps eigenvalues off zero by a number that knows no scale."""
+
+    def project(self, moments):
+        return moments + 1e-4
+
+
+class OneStepCalledExact(fl.Rotated):
+    """Calls an eigenbasis the best basis for free eigenvalues."""
+
+    claim = fl.Claim.EXACT
+
+
+class AdafactorCalledExact(fl.Marginals):
+    """Calls the best product in Kullback-Leibler divergence the nearest one."""
+
+    claim = fl.Claim.EXACT
+
+
+class ShrunkMarginals(fl.Marginals):
+    """Shrinks what would minimise the divergence it states."""
+
+    def project(self, moments):
+        return jax.tree.map(lambda mean: 0.9 * mean, moments)
+
+
+class RowsCalledInvariant(fl.Rows):
+    """States an invariance under left rotations, which move the rows."""
+
+    symmetry = ("orthogonal", "orthogonal")
+
+
+class AlwaysSinglePrecision(fl.Diagonal):
+    """Forgets the dtype that the gradients came in."""
+
+    def apply(self, params, G, f=lambda x: x):
+        return super().apply(params, G.astype(jnp.float32), f)
+
+
+class HalfPrecisionRoots(fl.Diagonal):
+    """Rounds eigenvalues to float16, but only under jit."""
+
+    def eigenvalues(self, params):
+        coords = params.coords
+        return coords.astype(jnp.float16).astype(coords.dtype) if isinstance(coords, jax.core.Tracer) else coords
+
+
+class AverageOfRoots(fl.Diagonal):
+    """Averages |G|, not G^2: right for one gradient, not linear in F."""
+
+    def moments(self, V):
+        return jnp.sqrt(V)
+
+    def project(self, moments):
+        return moments**2
+
+
+class VarianceOfSamples(fl.Diagonal):
+    """Subtracts the mean gradient where it sees samples."""
+
+    def stats(self, fisher, frame):
+        return fisher.samples.var(0) if isinstance(fisher, SampleFisher) else super().stats(fisher, frame)
+
+
+class Restless(fl.Rotated):
+    """Finds each basis in the coordinates of the last, and does not compose the two."""
+
+    def turn(self, stats, frame, fisher, key):
+        left, right, inner = frame.bases
+        bases = frame.bases._replace(left=eigenbasis(left.T @ stats.left @ left), right=eigenbasis(right.T @ stats.right @ right))
+        return fl.Frame(bases, frame.shape)
+
+
+class TailCountedOnce(fl.LowRank):
+    """Forgets that one eigenvalue of the complement stands for m - r directions."""
+
+    def levels(self, params, fisher):
+        return [level._replace(multiplicity=1.0) for level in super().levels(params, fisher)]
+
+
+class FactorsSwapped(fl.Kronecker):
+    """Writes B (x) A for A (x) B."""
+
+    def dense(self, params):
+        left, _, right, _ = params.frame.bases
+        b, a = params.coords
+        return jnp.kron((left * b[:, 0]) @ left.T, (right * a[0]) @ right.T)
+
+
+MUTANTS = [
+    ("chart", SumForMean()),
+    ("chart", ChartOffTheCone()),
+    ("chart", ChartOffCentre()),
+    ("isometry", TransposedOut(fl.Diagonal())),
+    ("application", RowsStacked()),
+    ("application", BasisTransposed(fl.Diagonal())),
+    ("layout", SinglePrecisionBasis(fl.Diagonal())),
+    ("layout", ChartInFull()),
+    ("homogeneity", EpsilonInTheFit()),
+    ("claim", OneStepCalledExact(fl.Diagonal())),
+    ("claim", AdafactorCalledExact()),
+    ("claim", ShrunkMarginals()),
+    ("symmetry", RowsCalledInvariant()),
+    ("compilation", AlwaysSinglePrecision()),
+    ("compilation", HalfPrecisionRoots()),
+    ("streaming", AverageOfRoots()),
+    ("forms", VarianceOfSamples()),
+    ("rest", Restless(fl.Diagonal())),
+    ("split", TailCountedOnce(fl.Diagonal(), 1)),
+    ("gaps", FactorsSwapped()),
+]
+
+
+@pytest.mark.parametrize(("law", "mutant"), MUTANTS, ids=str)
+def test_the_law_catches_the_slip(law, mutant):
+    with pytest.raises(fl.LawBroken, match=f"{law} at 3 x 4") as caught:
+        fl.check(mutant, shapes=[(3, 4)], laws=(law,))
+    assert [(finding.law, finding.ok) for finding in caught.value.report.findings] == [(law, False)]
+
+
+def test_every_law_has_a_slip_that_it_catches():
+    assert {law for law, _ in MUTANTS} == set(LAWS)
