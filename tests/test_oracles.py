@@ -7,8 +7,8 @@ import pytest
 import scipy.optimize
 
 TOLERANCE = 1e-8  # relative to ||F||^2
-SIZES = [((3, 5), 1), ((3, 5), 40), ((4, 4), 2), ((4, 4), 7), ((5, 3), 2), ((5, 3), 40), ((6, 6), 1), ((6, 6), 80)]
-SEEDS = range(3)  # of each size: 24 ensembles, of which 15 are rank-deficient
+SIZES = [((3, 5), 1), ((4, 4), 2), ((5, 3), 7), ((4, 5), 50), ((6, 6), 80)]
+SEEDS = range(4)  # of each size: 20 ensembles, of which 12 are rank-deficient
 
 
 @pytest.fixture(autouse=True)
@@ -47,12 +47,13 @@ def closed_gap(structure, G):
 # --- linear subspaces -------------------------------------------------------------------------------------
 
 
-def units(k):
-    return np.eye(k * k).reshape(-1, k, k)
+def symmetric(k):
+    E = np.eye(k * k).reshape(k, k, k, k)
+    return (E + E.swapaxes(0, 1))[np.triu_indices(k)]
 
 
 def diagonals(k):
-    return units(k)[:: k + 1]
+    return np.eye(k * k).reshape(-1, k, k)[:: k + 1]
 
 
 def krons(left, right):
@@ -68,10 +69,10 @@ SUBSPACES = {
     "rows": (lambda n: fl.Rows(), lambda m, n: krons(one(n), diagonals(m))),
     "columns": (lambda n: fl.Columns(), lambda m, n: krons(diagonals(n), one(m))),
     "scalar": (lambda n: fl.Scalar(), lambda m, n: one(m * n)),
-    "I (x) M": (lambda n: fl.Rotated(fl.Rows(), "L"), lambda m, n: krons(one(n), units(m))),
-    "R (x) I": (lambda n: fl.Rotated(fl.Columns(), "R"), lambda m, n: krons(units(n), one(m))),
-    "dense": (lambda n: fl.Dense(), lambda m, n: units(m * n)),
-    "block diagonal": (lambda n: fl.Blocks(fl.Dense(), columns=n), lambda m, n: krons(diagonals(n), units(m))),
+    "I (x) M": (lambda n: fl.Rotated(fl.Rows(), "L"), lambda m, n: krons(one(n), symmetric(m))),
+    "R (x) I": (lambda n: fl.Rotated(fl.Columns(), "R"), lambda m, n: krons(symmetric(n), one(m))),
+    "dense": (lambda n: fl.Dense(), lambda m, n: symmetric(m * n)),
+    "block diagonal": (lambda n: fl.Blocks(fl.Dense(), columns=n), lambda m, n: krons(diagonals(n), symmetric(m))),
 }
 
 
@@ -145,7 +146,7 @@ def test_diagonal_kronecker_against_scipy(shape):
 # --- the numeric minimum ----------------------------------------------------------------------------------
 
 
-def solved(structure, shape, N, seed, starts=8):
+def solved(structure, shape, N, seed, starts):
     """A solution, and ||F||^2."""
     fisher = fl.Fisher.from_gradients(ensemble(shape, N, seed))
     return fl.solve(structure, fisher, starts=starts), float(fisher.norm_squared)
@@ -159,12 +160,9 @@ GLOBAL = [
     (fl.RowColumn(), (4, 3)),
     (fl.Rotated(fl.Rows(), "L"), (3, 4)),
     (fl.Rotated(fl.Columns(), "R"), (4, 3)),
-    (fl.Rotated(fl.Rows()), (3, 3)),
-    (fl.Rotated(fl.Scalar(), "short"), (2, 4)),
-    (fl.Kronecker(), (3, 4)),
     (fl.DiagonalKronecker(), (3, 4)),
-    (fl.Dense(), (2, 3)),
-    (fl.Blocks(fl.Dense(), columns=3), (2, 3)),
+    (fl.Dense(), (2, 2)),
+    (fl.Blocks(fl.Dense(), columns=2), (2, 2)),
 ]
 
 
@@ -178,16 +176,20 @@ def test_the_solver_cannot_beat_a_global_minimiser(structure, shape):
 
 def test_kronecker_is_the_best_rank_one_spectrum_in_the_best_bases():
     for seed in range(3):
-        product, size = solved(fl.Kronecker(), (3, 4), 5, seed)
-        rotated, _ = solved(fl.Rotated(fl.RowColumn()), (3, 4), 5, seed)
+        product, size = solved(fl.Kronecker(), (3, 4), 5, seed, starts=4)
+        rotated, _ = solved(fl.Rotated(fl.RowColumn()), (3, 4), 5, seed, starts=4)
+        assert abs(product.certificate.excess) <= TOLERANCE
         assert abs(product.value - rotated.value) < TOLERANCE * size
 
 
-@pytest.mark.parametrize("structure", [fl.Rotated(fl.Diagonal()), fl.Rotated(fl.Diagonal(), "L"), fl.LowRank(fl.Diagonal(), 2)], ids=str)
+ONE_STEP = [fl.Rotated(fl.Diagonal()), fl.Rotated(fl.Diagonal(), "L"), fl.LowRank(fl.Diagonal(), 2)]
+
+
+@pytest.mark.parametrize("structure", ONE_STEP, ids=str)
 def test_sweeps_and_random_starts_find_one_joint_optimum_below_one_step(structure):
     assert structure.claim is fl.Claim.ONE_STEP
     for seed in range(3):
-        solution, size = solved(structure, (3, 4), 24, seed, starts=12)
+        solution, size = solved(structure, (3, 4), 24, seed, starts=8)
         certificate = solution.certificate
         best = {
             origin: min(value for name, value in zip(certificate.origins, certificate.values, strict=True) if name == origin)

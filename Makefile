@@ -1,0 +1,40 @@
+# Two commands need nothing but Python 3.11 or later and make:
+#   make lens    the main job: judge every structure and its optimizer on real gradients
+#   make test    every test
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+OLDEST := "jax==0.8.0" "jaxlib==0.8.0" "optax==0.2.6"
+
+.PHONY: lens test oldest lint benchmark clean
+
+lens: $(VENV)/installed
+	$(RUN)/fimlens lens
+
+test: $(VENV)/installed
+	$(RUN)/python -m pytest
+
+oldest: $(VENV)-oldest/installed  ## the tests again, on the oldest JAX and Optax that we support
+	$(VENV)-oldest/bin/python -m pytest
+
+lint: $(VENV)/installed
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+
+benchmark: $(VENV)/installed
+	$(RUN)/python benchmarks/scaling.py
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "fimlens needs Python 3.11 or later; name one, as in: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --editable '.[dev]' $(OLDEST)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(VENV)-oldest lens-out build *.egg-info
