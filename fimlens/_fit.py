@@ -128,7 +128,7 @@ def blank(structure: Structure, shape: tuple[int, int], average: str, dtype: Any
     return frame, jax.tree.map(jnp.zeros_like, averaged)
 
 
-def require(call: str, structure: Structure, fisher: Fisher) -> None:
+def require(call: str, structure: object, fisher: object) -> None:
     """Refuse what is not a structure or not a Fisher, by name."""
     if not isinstance(structure, Structure):
         raise TypeError(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from fimlens._fit import fit, require
 from fimlens._jacobi import jacobi, sides
@@ -164,7 +164,7 @@ def in_units(member: Params, z: Params) -> Params:
 
 
 @partial(jax.jit, static_argnums=0)
-def _relative_gap(structure: Structure, params: Params, fisher: Fisher, norm_squared: float) -> Float[Array, ""]:
+def _relative_gap(structure: Structure, params: Params, fisher: Fisher, norm_squared: Float[ArrayLike, ""]) -> Float[Array, ""]:
     levels = structure.levels(params, fisher)
     change = sum(c * jnp.sum(value**2 - 2 * value * V) for value, V, c in levels)
     return 1 + change / jnp.where(norm_squared > 0, norm_squared, 1)
@@ -172,7 +172,7 @@ def _relative_gap(structure: Structure, params: Params, fisher: Fisher, norm_squ
 
 @partial(jax.jit, static_argnums=(0, 4))
 def _descend(
-    structure: Structure, members: Params, fisher: Fisher, norm_squared: float, iterations: int
+    structure: Structure, members: Params, fisher: Fisher, norm_squared: Float[ArrayLike, ""], iterations: int
 ) -> tuple[Params, Float[Array, " starts"], Float[Array, " starts"]]:
     """Newton from every member in turn: ends, relative gaps and gradient norms."""
     _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], members))

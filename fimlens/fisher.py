@@ -174,7 +174,7 @@ class Fisher(abc.ABC):
 class SampleFisher(Fisher):
     """F = (1/N) sum of g g^T over the samples: linear in N, except for ||F||^2, a Gram sum made once."""
 
-    samples: Float[Array, "N m n"]
+    samples: Float[Array, "*stack N m n"]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -238,7 +238,7 @@ class SampleFisher(Fisher):
 class DenseFisher(Fisher):
     """F as a matrix: the small-scale oracle."""
 
-    matrix: Float[Array, "mn mn"]
+    matrix: Float[Array, "*stack mn mn"]
     sides: tuple[int, int] = field(metadata={"static": True})
 
     @property

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from fimlens._fit import fit, gap, require, state_size
 from fimlens._solve import solve, stationarity
@@ -226,7 +226,9 @@ def _streamed(
 
 
 @partial(jax.jit, static_argnums=0)
-def _run(structure: Structure, G: Float[Array, "N m n"], eps: float, frame: Frame | None) -> tuple[Params, Float[Array, "m n"]]:
+def _run(
+    structure: Structure, G: Float[Array, "N m n"], eps: Float[ArrayLike, ""], frame: Frame | None
+) -> tuple[Params, Float[Array, "m n"]]:
     """The member, and the last update, after the transform has seen the gradients in order.
 
     In a given frame: never turned, all gradients weighed alike, no momentum. Otherwise as an optimizer runs, freely.

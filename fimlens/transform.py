@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._fit import blank
 from fimlens.fisher import Fisher
@@ -38,7 +38,7 @@ class StructureState(NamedTuple):
     slots: dict[str, Slot]
 
 
-def inverse_root(eps: float) -> Callable[[Array], Array]:
+def inverse_root(eps: Float[ArrayLike, ""]) -> Callable[[Array], Array]:
     """f(x) = 1 / (sqrt(x) + eps), and 0 where that is 1/0: a direction never seen."""
 
     def f(x: Array) -> Array:
@@ -53,7 +53,7 @@ def scale_by_structure(
     *,
     b1: float | None = 0.9,
     b2: Decay = 0.999,
-    eps: float = 1e-8,
+    eps: Float[ArrayLike, ""] = 1e-8,
     update_interval: int | None = 1,
     momentum: str = "original",
     average: str = "statistics",
@@ -118,7 +118,7 @@ def scale_by_structure(
     def measure(G: Stack, frame: Frame) -> Tree:
         return stats(G, frame) if average == "statistics" else fit(stats(G, frame), frame).coords
 
-    def turn(slot: Slot, G: Stack, b: Array, key: Array) -> Slot:
+    def turn(slot: Slot, G: Stack, b: Array | float, key: Array) -> Slot:
         seen = stats(G, slot.frame)
         if average == "statistics":
             seen = _mix(b, slot.averaged, seen)
@@ -133,7 +133,7 @@ def scale_by_structure(
             carried = into(frame, out(slot.frame, carried))
         return Slot(frame, averaged, carried)
 
-    def step(slot: Slot, G: Stack, state: StructureState, b: Array, weights: tuple[Array, Array]) -> tuple[Slot, Stack]:
+    def step(slot: Slot, G: Stack, state: StructureState, b: Array | float, weights: tuple[Array, Array]) -> tuple[Slot, Stack]:
         if update_interval is not None and jax.tree.leaves(slot.frame):
             key = jax.random.fold_in(state.key, state.count)
             due = state.count % update_interval == 0

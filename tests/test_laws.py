@@ -1,9 +1,10 @@
 """Every law, of every structure; and for every law a slip, made on purpose, that it catches."""
 
-import fimlens as fl
 import jax
 import jax.numpy as jnp
 import pytest
+
+import fimlens as fl
 from fimlens._check import LAWS
 from fimlens.fisher import SampleFisher
 from fimlens.structures import EXAMPLES
@@ -152,11 +153,10 @@ class Restless(fl.Rotated):
     """Finds each basis in the coordinates of the last, and does not compose the two."""
 
     def turn(self, stats, frame, fisher, key):
-        left, right, inner = frame.bases
-        bases = frame.bases._replace(
-            left=eigenbasis(left.T @ stats.left @ left), right=eigenbasis(right.T @ stats.right @ right)
+        U, V, inner = frame.bases
+        return fl.Frame(
+            type(frame.bases)(eigenbasis(U.T @ stats.left @ U), eigenbasis(V.T @ stats.right @ V), inner), frame.shape
         )
-        return fl.Frame(bases, frame.shape)
 
 
 class TailCountedOnce(fl.LowRank):

@@ -3,12 +3,13 @@
 import inspect
 from functools import partial
 
-import fimlens as fl
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+import fimlens as fl
 
 
 class AntiDiagonals(fl.Spectrum):

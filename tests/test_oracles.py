@@ -1,10 +1,12 @@
 """Closed forms against independent oracles: explicit projections, singular values, scipy, other starts, printed formulas."""
 
-import fimlens as fl
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+
+import fimlens as fl
 
 TOLERANCE = 1e-8  # relative to ||F||^2
 SIZES = [((3, 5), 1), ((4, 4), 2), ((5, 3), 7), ((4, 5), 50), ((6, 6), 80)]
@@ -272,5 +274,5 @@ def test_low_rank_is_the_printed_update_of_alice(shape, rank):
     p = np.mean(np.sum(G**2, axis=1) - np.sum(sigma**2, axis=1), axis=0)
     lead = U @ (sigma[0] / np.sqrt(np.mean(sigma**2, axis=0)))
     compensation = np.sqrt(shape[0] - rank) * (g - U @ sigma[0]) / np.sqrt(p)
-    update = np.asarray(structure.apply(params, g, lambda x: x**-0.5))
+    update = np.asarray(structure.apply(params, jnp.asarray(g), lambda x: x**-0.5))
     np.testing.assert_allclose(update, lead + compensation, rtol=0, atol=1e-10 * np.abs(update).max())

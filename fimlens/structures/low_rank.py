@@ -119,7 +119,7 @@ class LowRank(Structure):
         U = frame.bases.lead
         m, r = U.shape
 
-        def residual(G: Matrix) -> Matrix:
+        def residual(G: Matrix) -> Float[Array, "short long"]:
             G = at_door(frame, G)
             return G - U @ (U.T @ G)
 
@@ -173,7 +173,7 @@ class LowRank(Structure):
         return F[order][:, order]
 
 
-def at_door(frame: Frame, G: Matrix) -> Matrix:
+def at_door(frame: Frame, G: Matrix) -> Float[Array, "short long"]:
     """G with its shorter side first; its own inverse."""
     m, n = frame.shape
     return G if m <= n else G.T

@@ -1,0 +1,100 @@
+"""Bad input is refused at the door: the call, the cause and the remedy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fimlens as fl
+from fimlens._fit import require
+
+G = jax.random.normal(jax.random.key(0), (5, 3, 4))
+FISHER = fl.Fisher.from_gradients(G)
+BATCH = {"x": jnp.ones((4, 3)), "y": jnp.zeros((4, 2))}
+
+
+def loss(params, batch):
+    return jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
+
+
+REFUSED = [
+    (lambda: fl.Fisher.from_gradients(G.at[2, 0, 0].set(jnp.nan)), "1 of 5 gradients are not finite.*number 2.*Drop them"),
+    (lambda: fl.Fisher.from_gradients(G[0]), r"expected N > 0 gradients.*\(3, 4\).*G\[None\]"),
+    (lambda: fl.Fisher.from_gradients(G[:0]), "N > 0"),
+    (lambda: fl.Fisher.from_dense(np.eye(12), shape=(3, 5)), "a 3 x 5 matrix has an F of shape"),
+    (lambda: fl.Fisher.from_dense(np.diag([1.0, -1.0]), shape=(1, 2)), "indefinite.*project your matrix"),
+    (lambda: fl.Fisher.from_dense(np.triu(np.ones((2, 2))), shape=(1, 2)), "not symmetric"),
+    (lambda: fl.Fisher.from_dense(np.full((2, 2), np.nan), shape=(1, 2)), "not finite"),
+    (lambda: FISHER.dense(max_bytes=100), "over the bound.*sample form"),
+    (lambda: fl.Fisher.from_gradients(jnp.ones((1, 512, 512))).dense(), "over the bound"),
+    (lambda: fl.fit(fl.Dense(), fl.Fisher.from_gradients(jnp.ones((1, 512, 512)))), "over the bound"),
+    (lambda: fl.gap(fl.Rows(), fl.fit(fl.Rows(), FISHER), fl.Fisher.from_gradients(G[:, :2])), "Fit it to this Fisher"),
+    (lambda: fl.Rotated(fl.Diagonal(), "left"), "sides is one of"),
+    (lambda: fl.LowRank(fl.Diagonal(), 0), "rank is a positive number"),
+    (lambda: fl.LowRank(fl.Diagonal(), 2, fl.Rows()), "complement is"),
+    (lambda: fl.fit(fl.LowRank(fl.Diagonal(), 4), FISHER), "rank 4 is over the shorter side.*at most 3"),
+    (lambda: fl.Blocks(fl.Rows(), columns=0), "positive"),
+    (lambda: fl.fit(fl.Blocks(fl.Rows(), columns=3), FISHER), "no grid of 1 x 3.*divide"),
+    (lambda: fl.check(fl.Rows(), laws=["gravity"]), "no law 'gravity'.*The laws are"),
+    (lambda: fl.check(fl.Blocks(fl.Rows(), columns=5)), "accepts none of.*give shapes"),
+    (lambda: fl.state_size(fl.Rows(), (3, 4), average="both"), "statistics"),
+    (lambda: fl.scale_by_structure(fl.Rows(), momentum="both"), "momentum is"),
+    (lambda: fl.scale_by_structure(fl.Rows(), average="both"), "average is"),
+    (lambda: fl.scale_by_structure(fl.Rows(), update_interval=0), "at least 1, or None"),
+    (lambda: fl.scale_by_structure(fl.LowRank(fl.Diagonal(), 2)).init({"a": {"b": jnp.ones(3)}}), "parameter 'a/b'.*Route it"),
+    (lambda: fl.empirical_fisher(loss, {}, [BATCH]), "empty pytree.*model's parameters"),
+    (lambda: fl.empirical_fisher(loss, {"b": jnp.ones(3)}, [BATCH]), "no parameter is a matrix"),
+    (lambda: fl.empirical_fisher(loss, {"w": jnp.ones((3, 2))}, [BATCH], matrices=["v"]), "no matrix is named 'v'.*are w"),
+    (lambda: fl.empirical_fisher(loss, {"w": jnp.ones((3, 2))}, []), "no batches.*used only once"),
+    (lambda: fl.empirical_fisher(lambda p, b: b["x"] @ p["w"], {"w": jnp.ones((3, 2))}, [BATCH]), "must be one number.*mean"),
+    (lambda: fl.minibatch_fisher(lambda p, b: b["x"] @ p["w"], {"w": jnp.ones((3, 2))}, [BATCH]), "must be one number"),
+    (lambda: fl.empirical_fisher(loss, {"w": jnp.full((3, 2), jnp.nan)}, [BATCH]), "matrix 'w'.*not finite"),
+    (lambda: fl.empirical_fisher(loss, {"w": jnp.ones((3, 2))}, [BATCH], reduction="max"), "reduction is"),
+    (lambda: fl.model_fisher(loss, {"w": jnp.ones((3, 2))}, [BATCH]), "logits must be.*empirical_fisher"),
+    (lambda: fl.model_fisher(loss, {"w": jnp.ones((3, 2))}, [BATCH], labels="all"), "labels is"),
+]
+
+
+@pytest.mark.parametrize("k", range(len(REFUSED)))
+def test_bad_values_are_refused(k):
+    call, message = REFUSED[k]
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        call()
+
+
+def test_bad_types_are_refused():
+    """By the check that fit, gap, solve and compare begin with, since the types of these are checked while testing."""
+    with pytest.raises(TypeError, match="fit: .*Classes need"):
+        require("fit", fl.Rows, FISHER)
+    with pytest.raises(TypeError, match="solve: .*from_gradients"):
+        require("solve", fl.Rows(), G)
+
+
+def test_types_are_checked_at_run_time_in_these_tests():
+    with pytest.raises(TypeError, match="Type-check error"):
+        fl.fit(fl.Rows, FISHER)
+
+
+def test_updates_of_other_shapes_are_refused():
+    tx = fl.scale_by_structure(fl.Rows())
+    state = tx.init({"w": jnp.ones((3, 4))})
+    with pytest.raises(ValueError, match="state that init made"):
+        tx.update({"w": jnp.ones((4, 3))}, state)
+    other = fl.scale_by_structure(fl.Rows()).init({"v": jnp.ones((2, 2))})
+    with pytest.raises(ValueError, match="state that init made"):
+        tx.update({"w": jnp.ones((3, 4))}, other)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (1, 1)])
+def test_a_matrix_of_one_row_or_column_is_served(shape):
+    fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(1), (6, *shape)))
+    for structure in (
+        fl.Diagonal(),
+        fl.RowColumn(),
+        fl.Rotated(fl.Diagonal(), "LR"),
+        fl.Kronecker(),
+        fl.LowRank(fl.Diagonal(), 1),
+    ):
+        assert jnp.isfinite(fl.gap(structure, fl.fit(structure, fisher), fisher).total)
+    with pytest.raises(ValueError, match="at most 1"):
+        fl.fit(fl.LowRank(fl.Diagonal(), 2), fisher)

@@ -1,0 +1,132 @@
+"""Fishers: the two forms agree, models give the right ones, and memory stays bounded."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fimlens as fl
+from fimlens import llama
+
+CONFIG = llama.Config(vocabulary=7, hidden=4, mlp=6, heads=1, layers=1)
+
+
+@pytest.fixture
+def both():
+    with jax.enable_x64(True):
+        fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(0), (5, 3, 4)))
+        yield fisher, fl.Fisher.from_dense(fisher.dense(), shape=(3, 4))
+
+
+def test_every_question_has_one_answer_in_both_forms(both):
+    samples, dense = both
+    A, B, T = (jax.random.normal(jax.random.key(k), (s, s)) for k, s in ((1, 4), (2, 3), (3, 3)))
+    questions = [
+        lambda f: f.second_moment(),
+        lambda f: f.second_moment(lambda G: (T @ G, G[:1]))[0],
+        lambda f: f.left(),
+        lambda f: f.left(A),
+        lambda f: f.right(),
+        lambda f: f.right(B),
+        lambda f: f.inner(lambda G: T @ G @ A),
+        lambda f: f.norm_squared,
+        lambda f: f.map(lambda G: (T @ G).T).dense(),
+        lambda f: f.scaled(3.0).dense(),
+    ]
+    for k, question in enumerate(questions):
+        np.testing.assert_allclose(question(samples), question(dense), atol=1e-12, err_msg=f"question {k}")
+
+
+def test_the_dense_form_is_the_mean_of_outer_products(both):
+    """A witness of its own: columns stacked by NumPy in Fortran order."""
+    g = np.stack([np.asarray(G).reshape(-1, order="F") for G in both[0].samples])
+    np.testing.assert_allclose(both[0].dense(), np.mean([np.outer(x, x) for x in g], axis=0), atol=1e-14)
+
+
+def test_chunks_of_samples_change_nothing(monkeypatch, both):
+    whole = both[0].second_moment()
+    monkeypatch.setattr("fimlens.fisher.CHUNK_BYTES", 2 * 3 * 4 * 8)  # two samples at a time, of five
+    np.testing.assert_allclose(both[0].second_moment(), whole, rtol=1e-14)
+
+
+def test_the_norm_is_computed_once_and_never_caches_a_tracer(both):
+    fisher = both[0]
+    assert float(jax.jit(lambda x: x * fisher.norm_squared)(2.0)) == pytest.approx(2 * float(fisher.norm_squared))
+    assert fisher.norm_squared is fisher.norm_squared
+
+
+def test_a_fisher_prints_kind_and_normalisation():
+    text = repr(fl.Fisher.from_gradients(jnp.ones((5, 3, 4)), kind="empirical", normalisation="mean over 5 tokens"))
+    assert text == "Fisher of a 3 x 4 matrix from 5 samples: empirical, mean over 5 tokens"
+
+
+def tokens(*shape: int) -> jax.Array:
+    return jax.random.randint(jax.random.key(9), shape, 0, CONFIG.vocabulary)
+
+
+def loss(params, batch):
+    return llama.loss(CONFIG, params, batch)
+
+
+def logits(params, batch):
+    return llama.logits(CONFIG, params, batch)
+
+
+PARAMS = llama.init(CONFIG, jax.random.key(0))
+QUERY = "layers/0/attention/query"
+
+
+def test_the_empirical_fisher_is_that_of_a_loop_over_examples():
+    batches = [tokens(3, 6), tokens(3, 6) + 0, tokens(2, 6)]
+    fisher = fl.empirical_fisher(loss, PARAMS, batches)[QUERY]
+    loop = [jax.grad(loss)(PARAMS, x[None])["layers"][0]["attention"]["query"] for batch in batches for x in batch]
+    np.testing.assert_allclose(fisher.samples, jnp.stack(loop), rtol=1e-4, atol=1e-6)
+    assert fisher.normalisation == "mean over 8 examples"
+    total = fl.empirical_fisher(loss, PARAMS, batches, reduction="sum", matrices=[QUERY])[QUERY]
+    np.testing.assert_allclose(total.dense(), 8 * fisher.dense(), rtol=1e-4, atol=1e-7)
+
+
+def test_the_minibatch_fisher_has_one_gradient_a_batch():
+    batches = [tokens(3, 6), tokens(3, 6) * 0]
+    fisher = fl.minibatch_fisher(loss, PARAMS, batches)[QUERY]
+    loop = [jax.grad(loss)(PARAMS, batch)["layers"][0]["attention"]["query"] for batch in batches]
+    np.testing.assert_allclose(fisher.samples, jnp.stack(loop), rtol=1e-4, atol=1e-6)
+
+
+def test_the_exact_model_fisher_is_the_gauss_newton_matrix():
+    """A witness of its own: J^T (diag p - p p^T) J per prediction, from the Jacobian of the logits."""
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), PARAMS)
+        inputs = tokens(2, 3)
+        fisher = fl.model_fisher(logits, params, [inputs], matrices=[QUERY])[QUERY]
+
+        def scores(W):
+            changed = jax.tree.map(lambda x: x, params)
+            changed["layers"][0]["attention"]["query"] = W
+            return logits(changed, inputs).reshape(-1, CONFIG.vocabulary)
+
+        W = params["layers"][0]["attention"]["query"]
+        J = np.asarray(jax.jacobian(scores)(W)).transpose(0, 1, 3, 2).reshape(6, CONFIG.vocabulary, -1)
+        p = np.asarray(jax.nn.softmax(scores(W)))
+        expected = np.mean([j.T @ (np.diag(q) - np.outer(q, q)) @ j for j, q in zip(J, p, strict=True)], axis=0)
+        np.testing.assert_allclose(fisher.dense(), expected, atol=1e-10)  # JAX's attention keeps its softmax in float32
+        assert fisher.normalisation == "mean over 6 predictions"
+
+
+def test_sampled_labels_tend_to_the_exact_model_fisher():
+    inputs = tokens(2, 3)
+    exact = fl.model_fisher(logits, PARAMS, [inputs], matrices=[QUERY])[QUERY].dense()
+    repeated = jnp.tile(inputs, (4000, 1))
+    sampled = fl.model_fisher(logits, PARAMS, [repeated], labels="sampled", matrices=[QUERY], key=jax.random.key(1))[QUERY]
+    assert jnp.linalg.norm(sampled.dense() - exact) < 0.1 * jnp.linalg.norm(exact)
+
+
+def test_gradients_stay_within_the_given_bytes():
+    batch = tokens(64, 6)
+    whole = fl.empirical_fisher(loss, PARAMS, [batch], matrices=[QUERY])[QUERY]
+    small = fl.empirical_fisher(loss, PARAMS, [batch], matrices=[QUERY], max_bytes=20_000)[QUERY]
+    np.testing.assert_allclose(small.samples, whole.samples, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match=r"one example.*Raise max_bytes"):
+        fl.empirical_fisher(loss, PARAMS, [batch], matrices=[QUERY], max_bytes=100)
+    with pytest.raises(ValueError, match=r"kept so far.*fewer examples"):
+        fl.empirical_fisher(loss, PARAMS, [batch] * 8, matrices=[QUERY], max_bytes=20_000)

@@ -1,0 +1,135 @@
+"""The transform of any structure: Adam to rounding, its place in Optax, averages of fits, momentum that follows the basis."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fimlens as fl
+from fimlens.structures import EXAMPLES
+
+TREE = {"a": (3, 4), "bias": (7,), "layers": (2, 3, 4), "scale": (), "empty": (0, 3)}
+
+
+def gradients(step: int, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(step), len(TREE))
+    return {name: jax.random.normal(k, shape, dtype) for (name, shape), k in zip(TREE.items(), keys, strict=True)}
+
+
+def run(tx, steps: int, dtype=jnp.float32):
+    state, update = tx.init(gradients(0, dtype)), jax.jit(tx.update)
+    for step in range(steps):
+        updates, state = update(gradients(step, dtype), state)
+    return updates, state
+
+
+@pytest.mark.parametrize(("x64", "tolerance"), [(False, 2e-6), (True, 1e-13)])
+def test_with_diagonal_it_is_adam(x64, tolerance):
+    with jax.enable_x64(x64):
+        dtype = jnp.float64 if x64 else jnp.float32
+        for settings in ({}, {"b1": 0.5, "b2": 0.9, "eps": 1e-3}):
+            ours, _ = run(fl.scale_by_structure(fl.Diagonal(), **settings), 100, dtype)
+            theirs, _ = run(optax.scale_by_adam(**settings), 100, dtype)
+            for name in TREE:
+                np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_matrices_of_one_shape_are_one_stack_and_each_is_its_own():
+    tx = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "LR"))
+    together, state = run(tx, 3)
+    assert sorted(state.slots) == ["1 x 1", "3 x 4", "7 x 1"]
+    assert state.slots["3 x 4"].frame.bases.left.shape == (3, 3, 3)
+    alone, state = tx.init(gradients(0)["a"]), None
+    for step in range(3):
+        updates, alone = jax.jit(tx.update)(gradients(step)["a"], alone)
+    np.testing.assert_allclose(updates, together["a"], atol=1e-5)
+
+
+@pytest.mark.parametrize("structure", EXAMPLES, ids=str)
+def test_each_structure_trains_a_regression(structure):
+    """Each cuts the loss to a tenth in forty steps (GaLore's kind cannot: it drops half of the space).
+
+    eps is well above zero: after one gradient an exact Fisher is singular, and a small eps would divide by it.
+    """
+    X = jax.random.normal(jax.random.key(0), (64, 4))
+    target = X @ jax.random.normal(jax.random.key(1), (4, 8))
+    tx = optax.chain(fl.scale_by_structure(structure, eps=0.1, update_interval=10), optax.scale_by_learning_rate(0.1))
+    loss = lambda W: jnp.mean((X @ W - target) ** 2)
+
+    @jax.jit
+    def step(W, state):
+        updates, state = tx.update(jax.grad(loss)(W), state)
+        return optax.apply_updates(W, updates), state
+
+    W = jnp.zeros((4, 8))
+    state = tx.init(W)
+    for _ in range(40):
+        W, state = step(W, state)
+    floor = 0.75 if isinstance(structure, fl.LowRank) and isinstance(structure.complement, fl.Drop) else 0.1
+    assert loss(W) < floor * loss(jnp.zeros_like(W)), loss(W) / loss(jnp.zeros_like(W))
+
+
+def test_averages_of_fits_keep_m_plus_n_numbers():
+    tx = fl.scale_by_structure(fl.RowColumn(), b1=None, average="fits")
+    state = tx.init(jnp.ones((5, 7)))
+    kept = sum(x.size for x in jax.tree.leaves(state.slots))
+    assert kept == fl.state_size(fl.RowColumn(), (5, 7), average="fits") == 12
+    assert fl.state_size(fl.RowColumn(), (5, 7)) == 35
+    fitted = fl.members(fl.RowColumn(), tx.update(jnp.ones((5, 7)), state)[1], jnp.ones((5, 7)), average="fits")
+    np.testing.assert_allclose(fl.RowColumn().expand(jax.tree.map(lambda x: x[0], fitted.coords), (5, 7)), 1.0, rtol=1e-4)
+
+
+def test_rotated_momentum_is_the_original_one_seen_in_the_basis():
+    """Carried along at every turn, it is the same vector, so the two options agree whenever the basis is orthogonal."""
+    structure = fl.Rotated(fl.Diagonal(), "LR")
+    results = [
+        run(fl.scale_by_structure(structure, update_interval=3, momentum=kind), 10)[0] for kind in ("original", "rotated")
+    ]
+    for name in TREE:
+        np.testing.assert_allclose(*(r[name] for r in results), atol=2e-4, err_msg=name)
+
+
+def test_the_basis_turns_at_the_refresh_interval_only():
+    tx = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "L"), update_interval=4)
+    state, lefts = tx.init(gradients(0)["a"]), []
+    for step in range(9):
+        _, state = jax.jit(tx.update)(gradients(step)["a"], state)
+        lefts.append(state.slots["3 x 4"].frame.bases.left)
+    moved = [bool(jnp.any(a != b)) for a, b in zip(lefts, lefts[1:], strict=False)]
+    assert moved == [False, False, False, True, False, False, False, True]
+
+
+def test_the_first_step_is_measured_in_the_turned_basis():
+    """SOAP's first update has unit eigenvalues in its own basis: rotated gradient over its own magnitude."""
+    G = gradients(0)["a"]
+    tx = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "LR"), eps=0.0)
+    update, state = tx.update(G, tx.init(G))
+    left, right, _ = jax.tree.map(lambda x: x[0], state.slots["3 x 4"].frame.bases)
+    seen = np.abs(left.T @ update @ right)[np.abs(left.T @ G @ right) > 1e-3]
+    np.testing.assert_allclose(seen, 1.0, rtol=1e-3)
+
+
+def test_dtypes_stay_put():
+    tx = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "LR"))
+    updates, state = run(tx, 2, jnp.bfloat16)
+    assert all(u.dtype == jnp.bfloat16 for u in jax.tree.leaves(updates))
+    assert {x.dtype for x in jax.tree.leaves(state.slots)} == {jnp.dtype(jnp.float32)}
+    assert jax.tree.map(jnp.result_type, state) == jax.tree.map(jnp.result_type, tx.init(gradients(0, jnp.bfloat16)))
+
+
+def test_it_chains_masks_and_partitions():
+    tx = optax.partition(
+        {"soap": fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "LR")), "adam": optax.scale_by_adam()},
+        {name: "soap" if len(shape) == 2 and 0 not in shape else "adam" for name, shape in TREE.items()},
+    )
+    updates, _ = run(optax.chain(tx, optax.scale(-1e-2)), 2)
+    assert all(bool(jnp.isfinite(u).all()) for u in jax.tree.leaves(updates))
+
+
+def test_nothing_in_the_library_flips_a_global_flag():
+    before = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
+    fisher = fl.Fisher.from_gradients(jnp.ones((2, 2, 2)))
+    fl.check(fl.Rows(), laws=["chart"])
+    fl.compare([fl.Rows()], fisher)
+    assert (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision) == before
