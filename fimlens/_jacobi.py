@@ -47,7 +47,7 @@ def jacobi(structure: Structure, fisher: SampleFisher, start: tuple[Array, Array
     eye_left, eye_right = (jnp.eye(k, dtype=G.dtype) for k in G.shape[1:])
     left, right = start[0] if turn_left else eye_left, start[1] if turn_right else eye_right
 
-    def sweep(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def sweep(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         left, right = state
         if turn_left:
             left = left @ _sweep(jnp.einsum("ji,kjl,lp->kip", left, G, right), score)

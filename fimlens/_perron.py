@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+PATIENCE = 8
+
 
 def perron(
     forward: Callable[[Array], Array], backward: Callable[[Array], Array], start: Float[Array, "..."], steps: int = 1000
@@ -19,9 +21,10 @@ def perron(
     """The leading right singular direction, of norm 1, of `forward`, whose adjoint is `backward`.
 
     Search on span{x, residual, last move}: `forward` and `backward` are applied once a step, and
-    everything else follows by linearity. Stops when the residual is rounding.
+    everything else follows by linearity. Stops when the residual is rounding, or when the singular value has stood still for
+    some steps, as it does in float32 before a residual of many entries can be that small.
     """
-    floor = 4 * jnp.finfo(start.dtype).eps
+    eps = jnp.finfo(start.dtype).eps
 
     def unit(x: Array) -> Array:
         norm = jnp.sqrt(jnp.vdot(x, x))
@@ -32,11 +35,11 @@ def perron(
         return backward(image) - energy * x, energy
 
     def restless(state: tuple[Array, ...]) -> Array:
-        *_, r, energy, step = state
-        return (step < steps) & (jnp.sqrt(jnp.vdot(r, r)) > floor * energy)
+        *_, r, energy, idle, step = state
+        return (step < steps) & (idle < PATIENCE) & (jnp.sqrt(jnp.vdot(r, r)) > 4 * eps * energy)
 
     def search(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        x, image, move, r, _, step = state
+        x, image, move, r, energy, idle, step = state
         w = unit(r)
         basis = [x]
         for direction in (w, move):
@@ -53,9 +56,11 @@ def perron(
         new, new_image = (jnp.tensordot(c, T, 1) for T in (S, images))
         norm = jnp.sqrt(jnp.vdot(new, new))
         new, new_image = new / norm, new_image / norm
-        return new, new_image, jnp.tensordot(c[1:], S[1:], 1), *residual(new, new_image), step + 1
+        r, grown = residual(new, new_image)
+        idle = jnp.where(grown > (1 + 4 * eps) * energy, 0, idle + 1)
+        return new, new_image, jnp.tensordot(c[1:], S[1:], 1), r, grown, idle, step + 1
 
     x = unit(start)
     image = forward(x)
-    state = (x, image, jnp.zeros_like(x), *residual(x, image), 0)
+    state = (x, image, jnp.zeros_like(x), *residual(x, image), 0, 0)
     return jax.lax.while_loop(restless, search, state)[0]

@@ -13,14 +13,11 @@ BASIS, SPECTRUM, OPTIMUM = "#30507a", "#e08a3c", "black"  # apart in grey, and f
 
 def error_against_memory(comparisons: Sequence[Comparison], path: Path) -> None:
     """Write the figure; the ending of `path` names its format."""
-    columns = min(len(comparisons), 2)
+    columns = min(len(comparisons), 3)
     rows = -(-len(comparisons) // columns)
-    figure = Figure(figsize=(8.5 * columns, 5 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, comparison in zip(panels, comparisons, strict=False):
-        _panel(axes, comparison)
-    for axes in list(panels)[len(comparisons) :]:
-        axes.remove()
+    figure = Figure(figsize=(6.5 * columns, 4.5 * rows), layout="constrained")
+    for k, comparison in enumerate(comparisons):
+        _panel(figure.add_subplot(rows, columns, k + 1), comparison)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
@@ -36,9 +33,10 @@ def _panel(axes: Axes, comparison: Comparison) -> None:
     solved = [(place, row.optimum) for place, row in zip(places, ordered, strict=True) if row.optimum is not None]
     if solved:
         axes.plot(*zip(*solved, strict=True), "_", color=OPTIMUM, markersize=16, markeredgewidth=2, label="numeric optimum")
-    axes.set_xticks(list(places), [f"{row.name}\n{row.elements:,}" for row in ordered], rotation=60, ha="right", fontsize=8)
-    axes.set_xlabel("structure, and the numbers its optimizer keeps (fewest first)")
+    names = [f"{row.name}  {row.elements:,}" for row in ordered]
+    axes.set_xticks(list(places), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_xlabel("structure and memory: the numbers its optimizer keeps, fewest first")
     axes.set_ylabel(r"$\|\tilde F - F\|^2 \,/\, \|F\|^2$")
     m, n = comparison.shape
-    axes.set_title(f"{comparison.matrix} ({m} x {n})".replace("$", r"\$"), fontsize=10)
+    axes.set_title(f"{comparison.matrix} ({m} x {n})".strip().replace("$", r"\$"), fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

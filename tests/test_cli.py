@@ -1,0 +1,108 @@
+"""The command: a small run from end to end, a user's own model and structure, and refusals in one line."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from fimlens.cli import app
+
+QUICK = ["--steps", "2", "--samples", "4", "--solve-up-to", "0", "--matrices", "layers/0/attention/query"]
+
+MODEL = """
+import jax.numpy as jnp, fimlens as fl
+params = {"w": jnp.ones((3, 2)), "column": jnp.ones((2, 1))}
+batches = [{"x": jnp.arange(18.0).reshape(6, 3) % 5}]
+def logits(params, batch): return jnp.tanh(batch["x"] @ params["w"]) * params["column"][:, 0]
+def loss(params, batch): return jnp.mean(logits(params, batch) ** 2)
+class Own(fl.Diagonal): pass
+class Wrong(fl.Diagonal):
+    def project(self, moments): return 2 * moments
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        return CliRunner().invoke(app, ["lens", "--out", str(tmp_path / "out"), *arguments])
+
+    return call
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"model_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(MODEL)
+    return name
+
+
+def test_a_small_run_writes_a_table_a_figure_and_every_number(run, tmp_path):
+    result = run(*QUICK, "--structures", "adam,muon,soap", "--json", str(tmp_path / "numbers.json"))
+    assert result.exit_code == 0, result.output
+    assert "layers/0/attention/query (12 x 12)" in result.output
+    assert (tmp_path / "out" / "lens.png").stat().st_size > 10_000
+    report = json.loads((tmp_path / "numbers.json").read_text())
+    assert report == json.loads((tmp_path / "out" / "lens.json").read_text())
+    rows = {row["name"]: row for row in report["matrices"][0]["rows"]}
+    assert list(rows) == ["adam", "muon", "soap"]
+    assert rows["adam"]["elements"] == 144
+    assert rows["soap"]["relative"] < rows["adam"]["relative"]
+    assert rows["soap"]["streamed"] < 1e-8 < rows["soap"]["free"]
+    assert abs(rows["muon"]["basis"] + rows["muon"]["spectrum"] - rows["muon"]["relative"]) < 1e-12
+
+
+@pytest.mark.parametrize("fisher", ["minibatch", "model", "model-exact"])
+def test_every_fisher_of_the_embedded_model(run, fisher):
+    result = run(*QUICK, "--samples", "2", "--structures", "adam", "--fisher", fisher)
+    assert result.exit_code == 0, result.output
+
+
+def test_the_optimum_is_found_and_judged(run, model):
+    result = run("--loss", f"{model}:loss", "--structures", f"adam,racs,soap,shampoo,{model}:Own")
+    assert result.exit_code == 0, result.output
+    assert "BOUND" in result.output
+    assert "column (2 x 1)" in result.output
+
+
+def test_a_structure_that_does_not_suit_is_left_out_with_the_reason(run, model):
+    result = run("--loss", f"{model}:loss", "--structures", "adam,alice", "--matrices", "w")
+    assert result.exit_code == 0
+    assert "alice was left out" in result.output
+
+
+def test_a_wrong_closed_form_fails_the_run(run, model):
+    result = run("--loss", f"{model}:loss", "--structures", f"{model}:Wrong", "--matrices", "w")
+    assert result.exit_code == 1
+    assert "NO" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--structures", "adamw"], "no structure 'adamw'"),
+        (["--matrices", "layers/9/attention/query"], "no matrix is named"),
+        (["--fisher", "true"], "--fisher: one of"),
+        (["--text", "nowhere.txt"], "cannot read nowhere.txt"),
+        (["--dtype", "float17"], "is no dtype"),
+        (["--loss", "nomodule:loss"], "No module named"),
+        (["--loss", "json"], "expected module:attribute"),
+        (["--loss", "json:nothing"], "no attribute"),
+        (["--structures", "json:loads"], "not a structure"),
+    ],
+)
+def test_refusals_name_the_cause_and_leave_no_traceback(run, arguments, message):
+    result = run(*QUICK, *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+
+
+def test_an_empty_or_short_text_is_refused(run, tmp_path):
+    for content in ("", "short"):
+        (tmp_path / "text.txt").write_text(content)
+        result = run(*QUICK, "--text", str(tmp_path / "text.txt"))
+        assert result.exit_code == 2
+        assert "text:" in result.output
