@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 import fimlens as fl
 
@@ -104,12 +104,13 @@ def beside_svd(m: int = 32, N: int = 64, runs: int = 7) -> dict:
 
 def main(json_file: Path = typer.Option(None, "--json"), only: str = typer.Option(None), runs: int = 3) -> None:  # noqa: B008
     out = large([s for s in FAMILIES if only in (None, str(s))], runs)
-    table = Table("512 x 512, N = 256", "fit, first", "fit", "gap, first", "gap", "relative gap", "peak, GB so far")
+    label = Column("512 x 512, N = 256", no_wrap=True)
+    table = Table(label, "fit, first", "fit", "gap, first", "gap", "relative gap", "peak, GB so far")
     for name, row in out["families"].items():
         table.add_row(name, *(f"{value:.4f}" if "relative" in key else f"{value:.2f}" for key, value in row.items()))
     for name, seconds in out["statistics at N = 64, 128, 256"].items():
         table.add_row(f"statistics of {name}", "at N = 64, 128, 256:", *(f"{value:.3f}" for value in seconds))
-    console = Console()
+    console = Console(width=110)
     console.print(table, f"Seconds: the first call compiles, the other is the least of {runs} more. ||F||^2 takes")
     console.print("{:.2f} s, and {:.1e} s when asked again.".format(*out["norm_squared"]))
     console.print(f"Peak {out['GB']:.2f} GB, of which {out['GB before the first fit']:.2f} before the first fit.")

@@ -131,7 +131,7 @@ def claim(case: Case) -> float:
     whole = structure.claim in (Claim.EXACT, Claim.LIMIT)
     deviation = stationarity(structure, fisher, fitted)
     if whole:
-        return max(deviation, solve(structure, fisher, starts=3).certificate.excess if case.solved else 0.0)
+        return max(deviation, solve(structure, fisher, starts=2).certificate.excess if case.solved else 0.0)
     objective = jax.jit(structure.objective)
     flat, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, fitted.coords))
     still = jax.tree.map(jnp.zeros_like, fitted.frame)
@@ -163,7 +163,7 @@ def compilation(case: Case) -> float:
     structure, G = case.structure, case.gradients[:3]
     f = inverse_root(0.1)
     eager = jnp.stack([structure.apply(case.member, g, f) for g in G])
-    batched = jax.jit(jax.vmap(lambda g: structure.apply(case.member, g, f)))(G)
+    batched = jax.jit(jax.vmap(lambda member, g: structure.apply(member, g, f), (None, 0)))(case.member, G)
     half = structure.apply(case.member, G[0].astype(jnp.bfloat16), f)
     tx, traces = scale_by_structure(structure), []
 
@@ -182,7 +182,7 @@ def compilation(case: Case) -> float:
 
 def streaming(case: Case) -> float:
     """In a fixed frame, the transform's state holds the exponential average of `stats`, which are linear in F."""
-    structure, steps, b = case.structure, 5, 0.9
+    structure, steps, b = case.structure, min(5, len(case.gradients)), 0.9
     tx = scale_by_structure(structure, b1=None, b2=b, update_interval=None)
     state = start_from(tx.init(case.gradients[0]), case.fitted.frame)
     update = jax.jit(tx.update)

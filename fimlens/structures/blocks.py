@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from fimlens.fisher import Fisher, vec
 from fimlens.structure import Claim, Frame, Level, Params, Structure, Tree
@@ -39,7 +39,7 @@ class Blocks(Structure):
     def rotated_claim(self) -> Claim:
         return Claim.ONE_STEP if self.claim in (Claim.EXACT, Claim.LIMIT) else self.claim
 
-    def _split(self, G: Matrix) -> Float[Array, "K p q"]:
+    def _split(self, G: Shaped[Array, "m n"]) -> Shaped[Array, "K p q"]:
         m, n = G.shape
         p, q = m // self.rows, n // self.columns
         return G.reshape(self.rows, p, self.columns, q).swapaxes(1, 2).reshape(-1, p, q)
@@ -95,6 +95,8 @@ class Blocks(Structure):
         return Params(Frame(members.frame, frame.shape), members.coords)
 
     def bend(self, frame: Frame, z: Frame) -> Frame:
+        if not jax.tree.leaves(frame):  # vmap refuses to map nothing
+            return frame
         return Frame(jax.vmap(self.inner.bend)(frame.bases, z.bases), frame.shape)
 
     def levels(self, params: Params, fisher: Fisher) -> list[Level]:
