@@ -187,37 +187,42 @@ class SampleFisher(Fisher):
     def _form(self) -> str:
         return f"from {len(self.samples)} samples"
 
-    def _mean(self, quadratic: Linear) -> Any:
+    @property
+    def _chunk(self) -> int:
+        m, n = self.shape
+        return max(1, min(len(self.samples), CHUNK_BYTES // (m * n * self.dtype.itemsize)))
+
+    def _mean(self, total: Callable[[Float[Array, "k m n"]], Any]) -> Any:
+        """1/N of the sum of total(G) over chunks G, for a quadratic total; so nothing grows with N but the samples."""
         N = len(self.samples)
-        chunk = max(1, min(N, CHUNK_BYTES // max(1, self.samples[0].nbytes)))
-        if chunk == N:
-            return jax.tree.map(lambda x: x.sum(0) / N, jax.vmap(quadratic)(self.samples))
+        if self._chunk == N:
+            return jax.tree.map(lambda x: x / N, total(self.samples))
         # Padding with zero samples adds nothing to a quadratic.
-        padded = jnp.pad(self.samples, [(0, -N % chunk), (0, 0), (0, 0)])
-        chunks = padded.reshape(-1, chunk, *self.shape)
+        padded = jnp.pad(self.samples, [(0, -N % self._chunk), (0, 0), (0, 0)])
+        chunks = padded.reshape(-1, self._chunk, *self.shape)
 
-        def add(total: Any, G: Float[Array, "k m n"]) -> tuple[Any, None]:
-            return jax.tree.map(lambda t, x: t + x.sum(0), total, jax.vmap(quadratic)(G)), None
+        def add(sum_so_far: Any, G: Float[Array, "k m n"]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sum_so_far, total(G)), None
 
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(quadratic, self.samples[0]))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(total, chunks[0]))
         return jax.tree.map(lambda x: x / N, jax.lax.scan(add, zero, chunks)[0])
 
     def second_moment(self, into: Linear = lambda G: G) -> Any:
-        return self._mean(lambda G: jax.tree.map(jnp.square, into(G)))
+        return self._mean(lambda G: jax.tree.map(lambda x: jnp.sum(x**2, 0), jax.vmap(into)(G)))
 
     def left(self, A: Float[Array, "n n"] | None = None) -> Float[Array, "m m"]:
-        G = self.samples
-        return jnp.einsum("kij,klj->il", G if A is None else G @ A, G) / len(G)
+        return self._mean(lambda G: jnp.einsum("kij,klj->il", G if A is None else G @ A, G))
 
     def right(self, B: Float[Array, "m m"] | None = None) -> Float[Array, "n n"]:
-        G = self.samples
-        return jnp.einsum("kji,kjl->il", G if B is None else B.T @ G, G) / len(G)
+        return self._mean(lambda G: jnp.einsum("kji,kjl->il", G if B is None else B.T @ G, G))
 
     def inner(self, operator: Linear) -> Float[Array, ""]:
-        return self._mean(lambda G: jnp.sum(G * operator(G)))
+        return self._mean(lambda G: jnp.sum(G * jax.vmap(operator)(G)))
 
     def map(self, linear: Linear) -> "SampleFisher":
-        return replace(self, samples=jax.vmap(linear)(self.samples))
+        if self._chunk == len(self.samples):
+            return replace(self, samples=jax.vmap(linear)(self.samples))
+        return replace(self, samples=jax.lax.map(linear, self.samples, batch_size=self._chunk))
 
     def scaled(self, factor: Float[ArrayLike, ""]) -> "SampleFisher":
         return replace(self, samples=self.samples * jnp.sqrt(factor))

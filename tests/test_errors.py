@@ -64,9 +64,9 @@ def test_bad_values_are_refused(k):
 
 def test_bad_types_are_refused():
     """By the check that fit, gap, solve and compare begin with, since the types of these are checked while testing."""
-    with pytest.raises(TypeError, match="fit: .*Classes need"):
+    with pytest.raises(TypeError, match=r"fit: .*Classes need"):
         require("fit", fl.Rows, FISHER)
-    with pytest.raises(TypeError, match="solve: .*from_gradients"):
+    with pytest.raises(TypeError, match=r"solve: .*from_gradients"):
         require("solve", fl.Rows(), G)
 
 

@@ -1,5 +1,7 @@
 """The transform of any structure: Adam to rounding, its place in Optax, averages of fits, momentum that follows the basis."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +57,9 @@ def test_each_structure_trains_a_regression(structure):
     X = jax.random.normal(jax.random.key(0), (64, 4))
     target = X @ jax.random.normal(jax.random.key(1), (4, 8))
     tx = optax.chain(fl.scale_by_structure(structure, eps=0.1, update_interval=10), optax.scale_by_learning_rate(0.1))
-    loss = lambda W: jnp.mean((X @ W - target) ** 2)
+
+    def loss(W):
+        return jnp.mean((X @ W - target) ** 2)
 
     @jax.jit
     def step(W, state):
@@ -96,7 +100,7 @@ def test_the_basis_turns_at_the_refresh_interval_only():
     for step in range(9):
         _, state = jax.jit(tx.update)(gradients(step)["a"], state)
         lefts.append(state.slots["3 x 4"].frame.bases.left)
-    moved = [bool(jnp.any(a != b)) for a, b in zip(lefts, lefts[1:], strict=False)]
+    moved = [bool(jnp.any(a != b)) for a, b in pairwise(lefts)]
     assert moved == [False, False, False, True, False, False, False, True]
 
 
