@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Shaped
 
 DENSE_BYTES = 2**30  # the largest mn x mn matrix that anything here will build
 CHUNK_BYTES = 2**26  # samples pushed through a linear map at a time
@@ -22,7 +22,7 @@ CHUNK_BYTES = 2**26  # samples pushed through a linear map at a time
 Linear = Callable[[Float[Array, "m n"]], Any]  # a linear map of one matrix; to a tree, or to a matrix
 
 
-def vec(G: Float[Array, "m n"]) -> Float[Array, " mn"]:
+def vec(G: Shaped[Array, "m n"]) -> Shaped[Array, " mn"]:
     """Stack the columns of G, so that (A (x) B) vec(C) = vec(B C A^T)."""
     return G.T.reshape(-1)
 

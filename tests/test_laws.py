@@ -21,7 +21,9 @@ THIN = [fl.Diagonal(), fl.RowColumn(), fl.Rotated(fl.Diagonal()), fl.Kronecker()
 
 @pytest.mark.parametrize("structure", THIN, ids=str)
 def test_laws_hold_of_vectors_and_numbers(structure):
-    assert fl.check(structure, shapes=[(1, 4), (4, 1), (1, 1)], laws=LAWS.keys() - {"claim"}).ok
+    assert fl.check(
+        structure, shapes=[(1, 4), (4, 1), (1, 1)], laws=("isometry", "application", "streaming", "split", "gaps")
+    ).ok
 
 
 # --- slips ------------------------------------------------------------------------------------------------
