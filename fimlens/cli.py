@@ -14,6 +14,7 @@ import optax
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -189,8 +190,8 @@ def _print(comparison: lens.Comparison, dtype: str) -> None:
     """Two tables of at most 80 columns: what the structures are worth, and what their optimizers make of them."""
     m, n = comparison.shape
     console.print(f"\n{comparison.matrix} ({m} x {n}). {comparison.fisher}.", style="bold", markup=False, highlight=False)
-    error = _table("structure", "error", "= basis", "+ spectrum", "optimum", "ratio", "claim", "holds")
-    kept = _table("optimizer", "keeps", dtype, "or fits", "F~ off", "update off", "free run", "holds")
+    error = _table("structure", "error", "=basis", "+spectrum", "optimum", "ratio", "claim", "holds")
+    kept = _table("optimizer", "keeps", dtype, "or fits", "F~ off", "update", "free", "holds")
 
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
@@ -199,7 +200,7 @@ def _print(comparison: lens.Comparison, dtype: str) -> None:
         parts = (number(abs(x), ".4f") for x in (row.relative, row.basis, row.spectrum))
         best = number(row.optimum, ".4f"), number(row.ratio, ".4f")
         error.add_row(row.name, *parts, *best, row.claim, "yes" if row.claim_holds else "NO")
-        sizes = f"{row.elements:,}", f"{row.bytes:,} B", f"{row.fit_elements:,}"
+        sizes = f"{row.elements:,}", decimal(row.bytes), f"{row.fit_elements:,}"
         off = number(row.streamed, ".0e"), number(row.update, ".0e"), number(row.free, ".2f")
         kept.add_row(row.name, *sizes, *off, "yes" if row.optimizer_holds else "NO")
     console.print(error, kept)
@@ -208,7 +209,7 @@ def _print(comparison: lens.Comparison, dtype: str) -> None:
 
 
 def _table(*headings: str) -> Table:
-    table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False)
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("structure", "optimizer", "claim") else "right", no_wrap=True)
     return table
