@@ -19,7 +19,8 @@ from jaxtyping import Array, ArrayLike, Float
 from fimlens._fit import fit, require
 from fimlens._jacobi import jacobi, sides
 from fimlens.fisher import Fisher, SampleFisher, unvec
-from fimlens.structure import Claim, Params, Structure
+from fimlens.structure import Claim, Params, Structure, excess
+from fimlens.structures import LowRank
 
 STEPS = (3.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)  # 3 is exact where an eigenvalue falls to zero, as z^4
 
@@ -133,10 +134,9 @@ def _few_samples(fisher: Fisher) -> SampleFisher:
 
 
 def _swept(structure: Structure, fisher: SampleFisher, key: Array) -> list[tuple[str, Params]]:
-    m, n = fisher.shape
-    short, long = (m, n) if m <= n or hasattr(structure, "sides") else (n, m)
-    bases = [(jnp.eye(short), jnp.eye(long))]
-    bases += [(_orthogonal(k, short), _orthogonal(k, long)) for k in jax.random.split(key, 2)]
+    m, n = sorted(fisher.shape) if isinstance(structure, LowRank) else fisher.shape  # it turns its shorter side
+    bases = [(jnp.eye(m), jnp.eye(n))]
+    bases += [(_orthogonal(k, m), _orthogonal(k, n)) for k in jax.random.split(key, 2)]
     return [("jacobi", jacobi(structure, fisher, start)) for start in bases]
 
 
@@ -165,9 +165,7 @@ def in_units(member: Params, z: Params) -> Params:
 
 @partial(jax.jit, static_argnums=0)
 def _relative_gap(structure: Structure, params: Params, fisher: Fisher, norm_squared: Float[ArrayLike, ""]) -> Float[Array, ""]:
-    levels = structure.levels(params, fisher)
-    change = sum(c * jnp.sum(value**2 - 2 * value * V) for value, V, c in levels)
-    return 1 + change / jnp.where(norm_squared > 0, norm_squared, 1)
+    return 1 + excess(structure.levels(params, fisher)) / jnp.where(norm_squared > 0, norm_squared, 1)
 
 
 @partial(jax.jit, static_argnums=(0, 4))

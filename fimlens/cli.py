@@ -73,7 +73,7 @@ def lens_command(
     """
     try:
         chosen = _structures(structures)
-        itemsize = _dtype(dtype)
+        state_dtype = _dtype(dtype)
         if fisher not in FISHERS:
             raise ValueError(f"--fisher: one of {', '.join(FISHERS)}; got {fisher!r}")
         out.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def lens_command(
                 found = _embedded(bar, text_path, patterns or DEFAULT_MATRICES, fisher, samples, steps, seed)
             else:
                 found = _own(loss, params, batches, patterns or ["*"], fisher, samples, seed)
-            comparisons = _compare(bar, chosen, found, seed, solve_up_to, itemsize)
+            comparisons = _compare(bar, chosen, found, seed, solve_up_to, state_dtype)
         for comparison in comparisons:
             _print(comparison, dtype)
         error_against_memory(comparisons, out / "lens.png")

@@ -176,7 +176,7 @@ def _row(name: str, structure: Structure, fisher: Fisher, key: Array, solve_up_t
         solution = solve(structure, fisher, key=key, starts=1)
     excess = 0.0 if solution is None else solution.certificate.excess
     exact = structure.claim in (Claim.EXACT, Claim.LIMIT)
-    deviations = _streamed(structure, fisher, fitted, key) if isinstance(fisher, SampleFisher) else (None, None, None)
+    deviations = _streamed(structure, fisher, fitted) if isinstance(fisher, SampleFisher) else (None, None, None)
     optimum = None if solution is None else solution.value / norm
     elements = state_size(structure, fisher.shape)
     return Row(
@@ -202,9 +202,7 @@ def _row(name: str, structure: Structure, fisher: Fisher, key: Array, solve_up_t
     )
 
 
-def _streamed(
-    structure: Structure, fisher: SampleFisher, fitted: Params, key: Array
-) -> tuple[float | None, float | None, float | None]:
+def _streamed(structure: Structure, fisher: SampleFisher, fitted: Params) -> tuple[float | None, float | None, float | None]:
     """How far the transform ends from F~, its last update from the one written out, and F~ when it runs freely."""
     G = fisher.samples
     if np.prod(fisher.shape) > DENSE_UP_TO:
@@ -213,9 +211,10 @@ def _streamed(
     F = structure.dense(fitted)
     member, update = _run(structure, G, eps, fitted.frame)
     values, Q = jnp.linalg.eigh(F)
-    written = unvec(Q @ (inverse_root(eps)(jnp.maximum(values, 0)) * (Q.T @ vec(G[-1]))), fisher.shape)
+    scales = inverse_root(eps)(jnp.maximum(values, 0))
     if any(c is None for c in jax.tree.leaves(structure.eigenvalues(fitted), is_leaf=lambda x: x is None)):
-        written = structure.apply(fitted, G[-1], inverse_root(eps))  # eigenvalue zero is outside the range there
+        scales = jnp.where(values > 1e-12 * values.max(), scales, 0)  # eigenvalue zero is outside the range there
+    written = unvec(Q @ (scales * (Q.T @ vec(G[-1]))), fisher.shape)
     free, _ = _run(structure, G, eps, None)
     size = jnp.linalg.norm(F)
     return (

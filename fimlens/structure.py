@@ -169,8 +169,7 @@ class Structure(abc.ABC):
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         """What `fit` minimises, up to a constant of the Fisher: ||F~ - F||^2 - ||F||^2 unless overridden."""
-        levels = self.levels(params, fisher)
-        return sum(c * jnp.sum(value**2 - 2 * value * V) for value, V, c in levels)
+        return excess(self.levels(params, fisher))
 
     def isotropic(self, m: int, n: int, scale: float | Array = 1.0) -> Params:
         """The member nearest to F = scale * I (which is that itself, on the family's range); for small matrices."""
@@ -178,6 +177,11 @@ class Structure(abc.ABC):
         units = jnp.sqrt(m * n * scale) * jax.vmap(lambda e: unvec(e, (m, n)))(jnp.eye(m * n))
         frame = self.frame(m, n)
         return self.fit(self.stats(SampleFisher("identity", "mean over unit matrices", units), frame), frame)
+
+
+def excess(levels: list[Level]) -> Float[Array, ""]:
+    """||F~ - F||^2 - ||F||^2, from the levels of a member."""
+    return sum((c * jnp.sum(value**2 - 2 * value * V) for value, V, c in levels), start=jnp.zeros([]))
 
 
 def scale(f: Callable[[Array], Array], eigenvalues: Tree, X: Tree) -> Tree:

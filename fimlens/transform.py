@@ -179,15 +179,7 @@ def members(structure: Structure, state: StructureState, params: PyTree, *, aver
         (1, 3, 1)
     """
     fitted = {name: _members(structure, slot, state.weight, average) for name, slot in state.slots.items()}
-    taken = dict.fromkeys(fitted, 0)
-
-    def own(leaf: Array) -> Params:
-        name, G = _view(leaf)
-        first = taken[name]
-        taken[name] = first + len(G)
-        return jax.tree.map(lambda x: x[first : first + len(G)], fitted[name])
-
-    return jax.tree.map(own, params)
+    return _shared_out(fitted, params, lambda leaf, part: part)
 
 
 def start_from(state: StructureState, frame: Frame) -> StructureState:
@@ -228,17 +220,22 @@ def stacks(tree: PyTree) -> dict[str, Stack]:
 
 def unstack(stacked: dict[str, Stack], like: PyTree) -> PyTree:
     """Undo `stacks`, in the shapes and dtypes of a tree."""
+    return _shared_out(stacked, like, lambda leaf, part: part.reshape(leaf.shape).astype(leaf.dtype))
+
+
+def _shared_out(stacked: dict[str, Tree], like: PyTree, own: Callable[[Array, Tree], Tree]) -> PyTree:
+    """own(leaf, its part of its stack) over the leaves of a tree, in their order; a leaf without entries stays."""
     taken = dict.fromkeys(stacked, 0)
 
-    def own(leaf: Array) -> Array:
+    def part(leaf: Array) -> Tree:
         name, G = _view(leaf)
         if not len(G):
             return leaf
         first = taken[name]
         taken[name] = first + len(G)
-        return stacked[name][first : first + len(G)].reshape(leaf.shape).astype(leaf.dtype)
+        return own(leaf, jax.tree.map(lambda x: x[first : first + len(G)], stacked[name]))
 
-    return jax.tree.map(own, like)
+    return jax.tree.map(part, like)
 
 
 def _require_fit(structure: Structure, params: PyTree) -> None:

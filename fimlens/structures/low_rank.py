@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fimlens.fisher import Fisher
-from fimlens.structure import Claim, Frame, Level, Params, Structure, Symmetry, Tree
+from fimlens.structure import Claim, Frame, Level, Params, Structure, Symmetry, Tree, excess
 from fimlens.structures.basis import cayley, eigenbasis
 from fimlens.structures.spectra import Columns, Scalar, Spectrum
 
@@ -156,9 +156,7 @@ class LowRank(Structure):
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         lead, tail = self._parts(params, fisher)
-        return self.inner.objective(self._inner(params), lead) + sum(
-            c * jnp.sum(value**2 - 2 * value * V) for value, V, c in tail
-        )
+        return self.inner.objective(self._inner(params), lead) + excess(tail)
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         U = params.frame.bases.lead
