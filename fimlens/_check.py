@@ -190,9 +190,9 @@ def streaming(case: Case) -> float:
         _, state = update(G, state)
     weights = (1 - b) * b ** jnp.arange(steps - 1, -1, -1.0)
     weighted = Fisher.from_gradients(case.gradients[:steps] * jnp.sqrt(steps * weights)[:, None, None])
-    (slot,) = state.slots.values()
-    averaged = jax.tree.map(lambda x: x[0], slot.averaged)
-    return distance(averaged, structure.stats(weighted, case.fitted.frame))
+    expected = jax.tree.leaves(structure.stats(weighted, case.fitted.frame))
+    kept = jax.tree.leaves(state.averaged)
+    return distance([k.reshape(e.shape) for k, e in zip(kept, expected, strict=True)], expected)
 
 
 def forms(case: Case) -> float:

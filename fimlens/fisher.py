@@ -141,6 +141,14 @@ class Fisher(abc.ABC):
         """E[G^T B G], with B = I by default."""
 
     @abc.abstractmethod
+    def left_singular(self) -> Float[Array, "m m"]:
+        """The left singular vectors of the samples side by side, leading first: the eigenvectors of `left()`."""
+
+    @abc.abstractmethod
+    def right_singular(self) -> Float[Array, "n n"]:
+        """The right singular vectors of the samples, one above the other: the eigenvectors of `right()`."""
+
+    @abc.abstractmethod
     def inner(self, operator: Linear) -> Float[Array, ""]:
         """<F, T> = E<G, T(G)> for a linear operator T on (m, n) matrices."""
 
@@ -216,6 +224,12 @@ class SampleFisher(Fisher):
     def right(self, B: Float[Array, "m m"] | None = None) -> Float[Array, "n n"]:
         return self._mean(lambda G: jnp.einsum("kji,kjl->il", G if B is None else B.T @ G, G))
 
+    def left_singular(self) -> Float[Array, "m m"]:
+        return _singular(self.samples.swapaxes(0, 1).reshape(self.shape[0], -1))
+
+    def right_singular(self) -> Float[Array, "n n"]:
+        return _singular(self.samples.reshape(-1, self.shape[1]).T)
+
     def inner(self, operator: Linear) -> Float[Array, ""]:
         return self._mean(lambda G: jnp.sum(G * jax.vmap(operator)(G)))
 
@@ -275,6 +289,12 @@ class DenseFisher(Fisher):
     def right(self, B: Float[Array, "m m"] | None = None) -> Float[Array, "n n"]:
         return jnp.einsum("jili->jl", self._tensor) if B is None else jnp.einsum("jilk,ik->jl", self._tensor, B)
 
+    def left_singular(self) -> Float[Array, "m m"]:
+        return jnp.linalg.eigh(self.left())[1][:, ::-1]
+
+    def right_singular(self) -> Float[Array, "n n"]:
+        return jnp.linalg.eigh(self.right())[1][:, ::-1]
+
     def inner(self, operator: Linear) -> Float[Array, ""]:
         return jnp.trace(self._rows(lambda G: vec(operator(G)), self.matrix))
 
@@ -302,6 +322,11 @@ def _gram_norm_squared(samples: Float[Array, "N m n"]) -> Float[Array, ""]:
         g = samples.reshape(len(samples), -1)
         gram = g @ g.T if g.shape[0] <= g.shape[1] else g.T @ g  # the smaller has the same norm
         return jnp.sum(jnp.square(gram / len(samples)))
+
+
+def _singular(A: Float[Array, "m k"]) -> Float[Array, "m m"]:
+    largest = jnp.abs(A).max()
+    return jnp.linalg.svd(A / jnp.where(largest == 0, 1, largest), full_matrices=len(A) > A.shape[1])[0]
 
 
 def _require_positive(F: np.ndarray) -> None:

@@ -244,4 +244,4 @@ def _run(
         return (state, update), None
 
     state, update = jax.lax.scan(step, (state, jnp.zeros_like(G[0])), G)[0]
-    return jax.tree.map(lambda x: x[0], members(structure, state, G[0])), update
+    return members(structure, state, G[0]), update

@@ -120,6 +120,14 @@ class Structure(abc.ABC):
     def fit(self, stats: Tree, frame: Frame) -> Params:
         """The nearest member in this frame, in closed form."""
 
+    def serves_turn(self, stats: Tree) -> Tree:
+        """Which statistics serve `turn` alone: a tree of True and False over them. Those have a decay and a dtype apart."""
+        return jax.tree.map(lambda _: False, stats)
+
+    def start(self, stats: Tree, frame: Frame, fisher: Fisher, key: Array) -> Frame:
+        """The first turn, where that differs from the others."""
+        return self.turn(stats, frame, fisher, key)
+
     def turn(self, stats: Tree, frame: Frame, fisher: Fisher, key: Array) -> Frame:
         """Move the bases, given averaged statistics, the current Fisher (one gradient, in training) and a key."""
         del stats, fisher, key

@@ -2,40 +2,45 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-from fimlens._fit import blank
+from fimlens._fit import blank, fit
 from fimlens.fisher import Fisher
 from fimlens.structure import Frame, Params, Structure, Tree, scale
+from fimlens.views import Matrices, has_bases, over, shared_out, unview, views
 
-Decay = float | Callable[[Float[Array, ""]], Float[Array, ""]]
-Stack = Float[Array, "k m n"]
+Decay = Float[ArrayLike, ""] | Callable[[Float[Array, ""]], Float[Array, ""]]
+Mix = Callable[[Array, Array], Array]
 
 
 class Slot(NamedTuple):
-    """What is kept for all matrices of one shape, stacked along a leading axis."""
+    """What is kept for the matrices of one leaf, or for all those of one shape, stacked along a leading axis."""
 
-    frame: Frame
+    frame: Frame | None
     averaged: Tree  # statistics, or fits
-    momentum: Tree  # None without momentum
+    momentum: Tree
 
 
 class StructureState(NamedTuple):
     """The state of `scale_by_structure`: a plain pytree of arrays.
 
-    `weight` is what the averaged statistics sum up to, which bias correction divides by. `slots` has one entry per
-    matrix shape, named "m x n" (float64 ones apart); `members` gives the view per parameter.
+    `weight` is what the averaged statistics sum up to, which bias correction divides by. The last three are trees like the
+    parameters where the structure has no bases; where it has, dicts with one entry per matrix shape, named "m x n"
+    (float64 ones apart), whose matrices are stacked. `members` gives the view per parameter.
     """
 
     count: Int[Array, ""]
     weight: Float[Array, ""]
     key: Array
-    slots: dict[str, Slot]
+    frame: Tree
+    averaged: Tree
+    momentum: Tree
 
 
 def inverse_root(eps: Float[ArrayLike, ""]) -> Callable[[Array], Array]:
@@ -43,7 +48,7 @@ def inverse_root(eps: Float[ArrayLike, ""]) -> Callable[[Array], Array]:
 
     def f(x: Array) -> Array:
         scale = jnp.sqrt(x) + eps
-        return jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
+        return jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
 
     return f
 
@@ -51,36 +56,51 @@ def inverse_root(eps: Float[ArrayLike, ""]) -> Callable[[Array], Array]:
 def scale_by_structure(
     structure: Structure,
     *,
-    b1: float | None = 0.9,
-    b2: Decay = 0.999,
+    b1: Float[ArrayLike, ""] | None = 0.9,
+    b2: Decay | None = 0.999,
+    b3: Float[ArrayLike, ""] | None = None,
     eps: Float[ArrayLike, ""] = 1e-8,
-    update_interval: int | None = 1,
+    update_interval: Int[ArrayLike, ""] | None = 1,
+    turn: str = "before",
     momentum: str = "original",
     average: str = "statistics",
     bias_correction: bool = True,
-    seed: int = 0,
+    momentum_dtype: DTypeLike | None = None,
+    second_moment_dtype: DTypeLike | None = None,
+    factor_dtype: DTypeLike | None = None,
+    seed: Int[ArrayLike, ""] = 0,
 ) -> optax.GradientTransformation:
     """Scale each matrix by the inverse root of the structure's nearest member to the Fisher of its gradients.
 
-    With `Diagonal()` this is `optax.scale_by_adam()`. Statistics, bases and roots are float32 (float64 for float64
-    gradients); updates keep the gradients' dtype. Matrices of one shape are one stack. The last two axes of a leaf are its
-    matrix, leading axes are more matrices, and vectors and scalars are matrices of one column.
+    With `Diagonal()` this is `optax.scale_by_adam()`. Statistics, bases and roots are computed in float32 (float64 for
+    float64 gradients); updates keep the gradients' dtype. The last two axes of a leaf are its matrix, leading axes are more
+    matrices, and vectors and scalars are matrices of one column. Where the structure has bases, all matrices of one
+    shape are one stack. Gradients whose squares would leave float32 are clipped (beyond 1.8e16); coordinates that are but
+    the rounding of a rotation get no update, so that arbitrary vectors of a null space move nothing. A non-finite
+    gradient makes its matrix's update and state NaN: guard with `optax.apply_if_finite`.
 
     Args:
         structure: the family, such as fl.Rotated(fl.Diagonal(), "LR").
         b1: decay of the momentum; None for none.
-        b2: decay of the averages: a number, or a function of the step t = 1, 2, ... that starts at 0, such as
-            t -> 1 - 1/t for the plain mean, and then needs no bias correction.
+        b2: decay of the averages: a number (1 for a sum), or a function of the step t = 1, 2, ... that starts at 0, such
+            as t -> 1 - 1/t for the plain mean, and then needs no bias correction. None to keep nothing, and fit the
+            current gradient alone.
+        b3: decay of the statistics that only serve to turn the basis; b2 by default.
         eps: added to the root of each eigenvalue.
         update_interval: steps between turns of the basis, the first at the first step; None to never turn.
+        turn: "before" the update, the current gradient seen, as in [G]; or "after" it, as in SOAP's publication: no
+            gradient meets a basis that it chose, and the first step only starts the basis: its update is zero.
         momentum: "original", averaged as gradients, or "rotated", averaged as coordinates X and carried along as the
             basis turns.
         average: "statistics", a fit of averages, or "fits", an average of fits (for `RowColumn()` m + n numbers, not m n).
         bias_correction: divide momentum and averages by the weight they have gathered.
+        momentum_dtype, second_moment_dtype, factor_dtype: of what is kept: the momentum; what is fitted; the bases and the
+            covariances that they follow. By default the dtype of the computation.
         seed: of the key that turns at random draw from, kept in the state.
 
     Raises:
-        ValueError: an option is none of these, or (at init) the structure does not suit a parameter.
+        TypeError: the first argument is no structure, or (at init) a parameter is not of real floating point.
+        ValueError: an option is out of its range, or (at init) the structure does not suit a parameter.
 
     Example:
         >>> import jax.numpy as jnp, optax, fimlens as fl
@@ -90,170 +110,261 @@ def scale_by_structure(
         >>> updates["w"].shape
         (3, 4)
     """
-    if momentum not in ("original", "rotated"):
-        raise ValueError(f'scale_by_structure: momentum is "original" or "rotated"; got {momentum!r}')
-    if update_interval is not None and update_interval < 1:
-        raise ValueError(f"scale_by_structure: update_interval is at least 1, or None; got {update_interval}")
-    if average not in ("statistics", "fits"):
-        raise ValueError(f'scale_by_structure: average is "statistics" or "fits"; got {average!r}')
-    into, out = jax.vmap(structure.into), jax.vmap(structure.out)
-    fit = jax.vmap(structure.fit)
+    _require_options(structure, b1, b2, b3, update_interval, turn, momentum, average)
+    current_only = b2 is None
+    fitted_average = average == "fits"
 
-    def first_slot(G: Stack) -> Slot:
-        frame, averaged = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (len(G), *x.shape)), blank(structure, G.shape[1:], average, G.dtype)
-        )
+    def serves_turn(averaged: Tree) -> Tree:
+        return jax.tree.map(lambda _: False, averaged) if fitted_average else structure.serves_turn(averaged)
+
+    def stored(slot: Slot) -> Slot:
+        """In the dtypes that were asked for."""
+        averaged = slot.averaged
+        if averaged is not None:
+            dtypes = factor_dtype, second_moment_dtype
+            averaged = jax.tree.map(lambda slow, x: _cast(x, dtypes[0 if slow else 1]), serves_turn(averaged), averaged)
+        frame = jax.tree.map(lambda x: _cast(x, factor_dtype), slot.frame)
+        return Slot(frame, averaged, jax.tree.map(lambda x: _cast(x, momentum_dtype), slot.momentum))
+
+    def first_slot(G: Matrices) -> Slot:
+        frame, averaged = (None, None) if current_only else blank(structure, G.shape[-2:], average, G.dtype)
+        frame, averaged = jax.tree.map(lambda x: jnp.broadcast_to(x, (*G.shape[:-2], *x.shape)), (frame, averaged))
         if b1 is None:
-            return Slot(frame, averaged, None)
-        return Slot(frame, averaged, jnp.zeros_like(G) if momentum == "original" else into(frame, jnp.zeros_like(G)))
+            return stored(Slot(frame, averaged, None))
+        zeros = jnp.zeros_like(G)
+        return stored(Slot(frame, averaged, zeros if momentum == "original" else over(G, structure.into)(frame, zeros)))
 
     def init(params: PyTree) -> StructureState:
-        _require_fit(structure, params)
-        slots = {name: first_slot(jnp.zeros_like(G)) for name, G in stacks(params).items()}
-        return StructureState(jnp.zeros([], jnp.int32), jnp.zeros([]), jax.random.PRNGKey(seed), slots)
+        _require_suited(structure, params)
+        leaves, treedef = jax.tree.flatten(views(params, structure))
+        kept = _transposed(treedef, [first_slot(G) for G in leaves])
+        return StructureState(jnp.zeros([], jnp.int32), jnp.zeros([]), jax.random.PRNGKey(seed), *kept)
 
-    def stats(G: Stack, frame: Frame) -> Tree:
-        return jax.vmap(lambda g, frame: structure.stats(Fisher.from_gradients(g[None]), frame))(G, frame)
+    def stats(G: Matrices, frame: Frame) -> Tree:
+        return over(G, lambda g, frame: structure.stats(Fisher.from_gradients(g[None]), frame))(G, frame)
 
-    def measure(G: Stack, frame: Frame) -> Tree:
-        return stats(G, frame) if average == "statistics" else fit(stats(G, frame), frame).coords
+    def mixed(old: Tree, new: Tree, now: _Now) -> Tree:
+        return jax.tree.map(lambda slow, x, y: (now.slow if slow else now.fitted)(x, y), serves_turn(old), old, new)
 
-    def turn(slot: Slot, G: Stack, b: Array | float, key: Array) -> Slot:
-        seen = stats(G, slot.frame)
-        if average == "statistics":
-            seen = _mix(b, slot.averaged, seen)
-        keys = jax.random.split(key, len(G))
-        turned = jax.vmap(lambda s, f, g, k: structure.turn(s, f, Fisher.from_gradients(g[None]), k))
-        frame = turned(seen, slot.frame, G, keys)
-        averaged = slot.averaged
-        if average == "statistics":
-            averaged = jax.vmap(structure.carry)(averaged, slot.frame, frame)
-        carried = slot.momentum
+    def turned(slot: Slot, seen: Tree, G: Matrices, key: Array, how: Callable[..., Frame]) -> Slot:
+        keys = jax.random.split(key, G.shape[:-2])
+        frame = over(G, lambda s, f, g, k: how(s, f, Fisher.from_gradients(g[None]), k))(seen, slot.frame, G, keys)
+        averaged, carried = slot.averaged, slot.momentum
+        if not fitted_average:
+            averaged = over(G, structure.carry)(averaged, slot.frame, frame)
         if momentum == "rotated" and b1 is not None:
-            carried = into(frame, out(slot.frame, carried))
+            carried = over(G, structure.into)(frame, over(G, structure.out)(slot.frame, carried))
         return Slot(frame, averaged, carried)
 
-    def step(slot: Slot, G: Stack, state: StructureState, b: Array | float, weights: tuple[Array, Array]) -> tuple[Slot, Stack]:
-        if update_interval is not None and jax.tree.leaves(slot.frame):
-            key = jax.random.fold_in(state.key, state.count)
-            due = state.count % update_interval == 0
-            slot = jax.lax.cond(due, lambda slot: turn(slot, G, b, key), lambda slot: slot, slot)
-        averaged = _mix(b, slot.averaged, measure(G, slot.frame))
+    def turned_if_due(slot: Slot, seen: Callable[[], Tree], G: Matrices, state: StructureState) -> Slot:
+        if update_interval is None or not jax.tree.leaves(slot.frame):
+            return slot
+        key = jax.random.fold_in(state.key, state.count)
+        which = jnp.where(state.count == 0, 2, state.count % update_interval == 0)
+        hows = (structure.turn, structure.start)
+        turns = [lambda slot, how=how: turned(slot, seen(), G, key, how) for how in hows]
+        return jax.lax.switch(which, [lambda slot: slot, *turns], slot)
+
+    def step(kept: Slot, G: Matrices, state: StructureState, now: _Now) -> tuple[Slot, Matrices]:
+        slot = jax.tree.map(lambda x: x.astype(G.dtype), kept)
+        if current_only:
+            members = over(G, lambda g: fit(structure, Fisher.from_gradients(g[None])))(G)
+            slot = slot._replace(frame=members.frame)
+        elif turn == "before":
+
+            def seen() -> Tree:
+                new = stats(G, slot.frame)
+                return new if fitted_average else mixed(slot.averaged, new, now)
+
+            slot = turned_if_due(slot, seen, G, state)
+        into, out = over(G, structure.into), over(G, structure.out)
         X = into(slot.frame, G) if b1 is None or momentum == "rotated" else G
-        average_X = None if b1 is None else _mix(b1, slot.momentum, X)
-        slot = Slot(slot.frame, averaged, average_X)
-        weight_1, weight_2 = weights
-        X = jax.tree.map(lambda x: x / weight_1, X if b1 is None else average_X)
-        if b1 is not None and momentum == "original":
-            X = into(slot.frame, X)
-        members = _members(structure, slot, weight_2, average)
-        X = jax.vmap(partial(scale, inverse_root(eps)))(jax.vmap(structure.eigenvalues)(members), X)
-        return slot, out(slot.frame, X)
+        if b1 is not None:
+            slot = slot._replace(momentum=jax.tree.map(now.momentum, slot.momentum, X))
+            X = jax.tree.map(lambda x: x / now.weight_1, slot.momentum)
+            X = into(slot.frame, X) if momentum == "original" else X
+        if not current_only:
+            measured = stats(G, slot.frame)
+            measured = over(G, structure.fit)(measured, slot.frame).coords if fitted_average else measured
+            slot = slot._replace(averaged=mixed(slot.averaged, measured, now))
+            members = _members(structure, slot, now.weight_2, average, G)
+        if jax.tree.leaves(slot.frame):
+            X = over(G, _above_rounding)(X)
+        X = over(G, partial(scale, inverse_root(eps)))(over(G, structure.eigenvalues)(members), X)
+        U = out(slot.frame, X)
+        if current_only:
+            slot = slot._replace(frame=None)
+        elif turn == "after":
+            U = jnp.where(now.moves, U, 0)
+            slot = turned_if_due(slot, lambda: slot.averaged, G, state)
+        return stored(slot), U
 
     def update(updates: PyTree, state: StructureState, params: PyTree = None) -> tuple[PyTree, StructureState]:
         del params
         with jax.default_matmul_precision("highest"):
             count = optax.safe_increment(state.count)
-            G = stacks(updates)
-            _require_same(G, state)
-            b = b2(count.astype(float)) if callable(b2) else b2
-            one = jnp.ones([])
-            weight = 1 - b2**count if bias_correction and not callable(b2) else one
-            weight_1 = 1 - b1**count if bias_correction and b1 is not None else one
-            moved = {name: step(state.slots[name], G[name], state, b, (weight_1, weight)) for name in G}
-            slots = {name: slot for name, (slot, _) in moved.items()}
-            scaled = unstack({name: U for name, (_, U) in moved.items()}, updates)
-            return scaled, StructureState(count, jnp.asarray(weight, state.weight.dtype), state.key, slots)
+            leaves, treedef = jax.tree.flatten(views(updates, structure))
+            slots = _slots(treedef, leaves, state)
+            now = _now(count, turn, b1, b2, b3, bias_correction)
+            moved = [step(slot, _clipped(G), state, now) for slot, G in zip(slots, leaves, strict=True)]
+            kept = _transposed(treedef, [slot for slot, _ in moved])
+            scaled = unview(treedef.unflatten([U for _, U in moved]), updates, structure)
+            return scaled, StructureState(count, jnp.asarray(now.weight_2, state.weight.dtype), state.key, *kept)
 
     return optax.GradientTransformation(init, update)
 
 
 def members(structure: Structure, state: StructureState, params: PyTree, *, average: str = "statistics") -> PyTree:
-    """The member F~ that each parameter is scaled by at this state, stacked along a leading axis per parameter.
+    """The member F~ that each parameter is scaled by at this state: a tree of `Params`, mapped over a leaf's leading axes
+    (flattened into one where the structure has bases).
 
     Example:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> tx = fl.scale_by_structure(fl.Rows())
         >>> _, state = tx.update({"w": jnp.ones((3, 4))}, tx.init({"w": jnp.ones((3, 4))}))
         >>> fl.members(fl.Rows(), state, {"w": jnp.ones((3, 4))})["w"].coords.shape
-        (1, 3, 1)
+        (3, 1)
     """
-    fitted = {name: _members(structure, slot, state.weight, average) for name, slot in state.slots.items()}
-    return _shared_out(fitted, params, lambda leaf, part: part)
+    leaves, treedef = jax.tree.flatten(views(params, structure))
+    slots = _slots(treedef, leaves, state)
+    fitted = treedef.unflatten(
+        [_members(structure, slot, state.weight, average, G) for slot, G in zip(slots, leaves, strict=True)]
+    )
+    if not has_bases(structure):
+        return fitted
+
+    def own(leaf: Array, part: Tree) -> Tree:
+        return jax.tree.map(lambda x: x[0], part) if jnp.ndim(leaf) <= 2 else part
+
+    return shared_out(fitted, params, own)
 
 
 def start_from(state: StructureState, frame: Frame) -> StructureState:
     """The state of a single matrix, in a given frame."""
-    (name, slot), *others = state.slots.items()
-    if others or slot.frame.shape != frame.shape:
-        raise ValueError(f"start_from: the frame is for one {frame.shape} matrix; the state holds {list(state.slots)}.")
-    return state._replace(slots={name: slot._replace(frame=jax.tree.map(lambda x: x[None], frame))})
+    frames, treedef = jax.tree.flatten(state.frame, is_leaf=lambda x: isinstance(x, Frame))
+    if len(frames) != 1 or frames[0].shape != frame.shape:
+        raise ValueError(f"start_from: the frame is for one {frame.shape} matrix; the state holds {[f.shape for f in frames]}.")
+    given = jax.tree.map(lambda old, new: new.reshape(old.shape).astype(old.dtype), frames[0], frame)
+    return state._replace(frame=treedef.unflatten([given]))
 
 
-def _members(structure: Structure, slot: Slot, weight: Array, average: str) -> Params:
-    averaged = jax.tree.map(lambda x: x / weight.astype(x.dtype), slot.averaged)
-    return jax.vmap(structure.fit)(averaged, slot.frame) if average == "statistics" else Params(slot.frame, averaged)
+class _Now(NamedTuple):
+    """What is true of one step of all matrices: how old and new are mixed, and what the averages sum up to."""
+
+    momentum: Mix | None
+    fitted: Mix | None
+    slow: Mix | None
+    weight_1: Float[ArrayLike, ""]
+    weight_2: Float[ArrayLike, ""]
+    moves: Array | bool
 
 
-def _mix(b: Array | float, old: Tree, new: Tree) -> Tree:
-    return jax.tree.map(lambda x, y: (b * x + (1 - b) * y).astype(x.dtype), old, new)
+def _now(count: Array, turn: str, b1: Any, b2: Any, b3: Any, bias_correction: bool) -> _Now:
+    moves: Array | bool = True
+    t = count
+    if turn == "after":  # the first step only starts the basis: it does not count
+        moves, t = count > 1, jnp.maximum(count - 1, 1)
+    b = b2(t.astype(float)) if callable(b2) else b2
+
+    def mixing(b: Any, moves: Array | bool = True) -> Mix | None:
+        if b is None:
+            return None
+        gain = _or_one_for_a_sum(b, 1 - b)
+        if moves is True:
+            return lambda old, new: (b * old + gain * new).astype(old.dtype)
+        return lambda old, new: jnp.where(moves, (b * old + gain * new).astype(old.dtype), old)
+
+    def weight(b: Any) -> Float[ArrayLike, ""]:
+        return 1.0 if b is None or callable(b) or not bias_correction else _or_one_for_a_sum(b, 1 - b**t)
+
+    slow = mixing(None if b2 is None else b if b3 is None else b3)
+    return _Now(mixing(b1, moves), mixing(b, moves), slow, weight(b1), weight(b2), moves)
 
 
-def _view(leaf: Array) -> tuple[str, Stack]:
-    """The matrices of a leaf, in the dtype of its statistics, and the name of their stack."""
-    leaf = jnp.asarray(leaf)
-    m, n = leaf.shape[-2:] if leaf.ndim >= 2 else (leaf.size, 1)
-    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
-    name = f"{m} x {n}" + ("" if dtype == jnp.float32 else f" {dtype}")
-    return name, leaf.astype(dtype).reshape(-1, m, n) if leaf.size else jnp.zeros((0, m, n), dtype)
+def _or_one_for_a_sum(b: Any, otherwise: Any) -> Any:
+    if isinstance(b, float | int):
+        return 1.0 if b == 1 else otherwise
+    return jnp.where(b == 1, 1, otherwise)
 
 
-def stacks(tree: PyTree) -> dict[str, Stack]:
-    """The matrices of a tree, those of one shape stacked in the order of the leaves."""
-    groups: dict[str, list[Stack]] = {}
-    for leaf in jax.tree.leaves(tree):
-        name, G = _view(leaf)
-        if len(G):
-            groups.setdefault(name, []).append(G)
-    return {name: jnp.concatenate(Gs) if len(Gs) > 1 else Gs[0] for name, Gs in groups.items()}
+def _members(structure: Structure, slot: Slot, weight: Any, average: str, G: Matrices) -> Params:
+    slot = jax.tree.map(lambda x: x.astype(G.dtype), slot)
+    averaged = jax.tree.map(lambda x: x / jnp.asarray(weight, x.dtype), slot.averaged)
+    return over(G, structure.fit)(averaged, slot.frame) if average == "statistics" else Params(slot.frame, averaged)
 
 
-def unstack(stacked: dict[str, Stack], like: PyTree) -> PyTree:
-    """Undo `stacks`, in the shapes and dtypes of a tree."""
-    return _shared_out(stacked, like, lambda leaf, part: part.reshape(leaf.shape).astype(leaf.dtype))
+def _clipped(G: Matrices) -> Matrices:
+    """G within bounds whose squares, summed, stay in its dtype; what is not finite becomes NaN, so that it is seen."""
+    bound = float(jnp.finfo(G.dtype).max) ** 0.5 / 1e3
+    return jnp.where(jnp.isfinite(G), jnp.clip(G, -bound, bound), jnp.nan)
 
 
-def _shared_out(stacked: dict[str, Tree], like: PyTree, own: Callable[[Array, Tree], Tree]) -> PyTree:
-    """own(leaf, its part of its stack) over the leaves of a tree, in their order; a leaf without entries stays."""
-    taken = dict.fromkeys(stacked, 0)
-
-    def part(leaf: Array) -> Tree:
-        name, G = _view(leaf)
-        if not len(G):
-            return leaf
-        first = taken[name]
-        taken[name] = first + len(G)
-        return own(leaf, jax.tree.map(lambda x: x[first : first + len(G)], stacked[name]))
-
-    return jax.tree.map(part, like)
+def _above_rounding(X: Tree) -> Tree:
+    """X without coordinates that a rotation's rounding alone may have made: in a null space they are nothing else, and
+    dividing them by their own root would send the weights along whatever vectors eigh happened to return."""
+    leaves = jax.tree.leaves(X)
+    largest = jnp.stack([jnp.abs(x).max() for x in leaves]).max()
+    floor = 8 * jnp.finfo(largest.dtype).eps * max(leaves[0].shape) ** 0.5 * largest
+    return jax.tree.map(lambda x: jnp.where(jnp.abs(x) <= floor, 0, x), X)
 
 
-def _require_fit(structure: Structure, params: PyTree) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        _, G = _view(leaf)
-        try:
-            jax.eval_shape(lambda shape=G.shape[1:]: structure.frame(*shape))
-        except ValueError as error:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(
-                f"scale_by_structure: {structure} does not suit parameter {name!r} of shape {leaf.shape}: {error} "
-                "Route it to another transform, with optax.partition or optax.masked."
-            ) from error
+def _cast(x: Array, dtype: DTypeLike | None) -> Array:
+    return x if dtype is None else x.astype(dtype)
 
 
-def _require_same(G: dict[str, Stack], state: StructureState) -> None:
-    if G.keys() != state.slots.keys():
+def _transposed(treedef: Any, slots: list[Slot]) -> Slot:
+    """A Slot of trees, from a tree of Slots."""
+    return Slot(*(treedef.unflatten([slot[i] for slot in slots]) for i in range(3)))
+
+
+def _slots(treedef: Any, leaves: list[Array], state: StructureState) -> list[Slot]:
+    """The state's Slots, one for each entry of the views of the updates."""
+    trees = state.frame, state.averaged, state.momentum
+    try:
+        slots = [Slot(*kept) for kept in zip(*(treedef.flatten_up_to(tree) for tree in trees), strict=True)]
+    except ValueError:
+        slots = None
+    stacked = [x.shape[: G.ndim - 2] == G.shape[:-2] for s, G in zip(slots or [], leaves) for x in jax.tree.leaves(s)]  # noqa: B905
+    shapes = [s.frame is None or s.frame.shape == G.shape[-2:] for s, G in zip(slots or [], leaves)]  # noqa: B905
+    if slots is None or not all(stacked + shapes):
         raise ValueError(
-            f"scale_by_structure: the updates have matrices {sorted(G)}, the state was made for {sorted(state.slots)}. "
-            "Pass the state that init made from parameters of these shapes and dtypes."
+            f"scale_by_structure: the updates are matrices {jax.tree.map(jnp.shape, treedef.unflatten(leaves))}, and the "
+            "state was made for others. Pass the state that init made from parameters of these shapes and dtypes."
         )
+    return slots
+
+
+def _require_options(structure: Any, b1: Any, b2: Any, b3: Any, update_interval: Any, turn: Any, momentum: Any, average: Any):
+    if not isinstance(structure, Structure):
+        raise TypeError(f"scale_by_structure: the first argument is a structure, such as fl.Diagonal(); got {structure!r}.")
+    for name, value, known in (
+        ("momentum", momentum, ("original", "rotated")),
+        ("average", average, ("statistics", "fits")),
+        ("turn", turn, ("before", "after")),
+    ):
+        if value not in known:
+            raise ValueError(f'scale_by_structure: {name} is "{known[0]}" or "{known[1]}"; got {value!r}')
+    for name, value in (("b1", b1), ("b2", b2), ("b3", b3)):
+        if isinstance(value, float | int) and not 0 <= value <= 1:
+            raise ValueError(f"scale_by_structure: the decay {name} is between 0 and 1; got {value}")
+    if isinstance(update_interval, float | int) and (update_interval < 1 or update_interval != int(update_interval)):
+        raise ValueError(f"scale_by_structure: update_interval is a whole number, at least 1, or None; got {update_interval}")
+
+
+def _require_suited(structure: Structure, params: PyTree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"scale_by_structure: parameter {name!r} is of dtype {dtype}; parameters are real and of floating point. "
+                "Leave others out, with optax.masked."
+            )
+        m, n = shape[-2:] if len(shape) >= 2 else (jnp.size(leaf), 1)
+        try:
+            jax.eval_shape(lambda m=m, n=n: structure.frame(m, n))
+        except ValueError as error:
+            raise ValueError(
+                f"scale_by_structure: {structure} does not suit parameter {name!r} of shape {shape}: {error} "
+                "Route it to another transform, with fl.matrices, optax.partition or optax.masked."
+            ) from error

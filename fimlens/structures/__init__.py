@@ -15,6 +15,10 @@ from fimlens.structures.spectra import RowColumn as RowColumn
 from fimlens.structures.spectra import Rows as Rows
 from fimlens.structures.spectra import Scalar as Scalar
 from fimlens.structures.spectra import Spectrum as Spectrum
+from fimlens.structures.trackers import Eigen as Eigen
+from fimlens.structures.trackers import PowerStep as PowerStep
+from fimlens.structures.trackers import Singular as Singular
+from fimlens.structures.trackers import Tracker as Tracker
 
 EXAMPLES = (
     Diagonal(),
@@ -27,6 +31,8 @@ EXAMPLES = (
     Rotated(Diagonal(), "L"),
     Rotated(Diagonal(), "short"),
     Rotated(Diagonal(), "LR"),
+    Rotated(Diagonal(), "LR", PowerStep()),
+    Rotated(Diagonal(), "short", Singular()),
     Rotated(Rows(), "L"),
     Rotated(Columns(), "R"),
     Rotated(RowColumn(), "LR"),

@@ -16,10 +16,16 @@ def eigenbasis(covariance: Float[Array, "m m"], rank: int | None = None) -> Floa
 
 def spectral(covariance: Float[Array, "m m"]) -> tuple[Float[Array, "m m"], Float[Array, " m"]]:
     """Eigenvectors, in the gauge of `eigenbasis`, and eigenvalues, leading first."""
-    values, U = jnp.linalg.eigh(covariance)
-    values, U = values[::-1], U[:, ::-1]
+    largest = jnp.abs(covariance).max()
+    largest = jnp.where(largest == 0, 1, largest)  # so that no square within leaves float32
+    values, U = jnp.linalg.eigh(covariance / largest)
+    return gauged(U[:, ::-1]), values[::-1] * largest
+
+
+def gauged(U: Float[Array, "m r"]) -> Float[Array, "m r"]:
+    """U with the largest entry of each column positive."""
     largest = jnp.take_along_axis(U, jnp.abs(U).argmax(0)[None], 0)
-    return U * jnp.where(largest < 0, -1, 1).astype(U.dtype), values
+    return U * jnp.where(largest < 0, -1, 1).astype(U.dtype)
 
 
 def cayley(U: Float[Array, "m r"], z: Float[Array, "m r"]) -> Float[Array, "m r"]:

@@ -1,6 +1,7 @@
 """Rotated: any structure, seen in the eigenbases of the gradient's covariances."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,7 +10,9 @@ from jaxtyping import Array, Float
 
 from fimlens.fisher import Fisher
 from fimlens.structure import Claim, Frame, Params, Structure, Symmetry, Tree
-from fimlens.structures.basis import cayley, eigenbasis
+from fimlens.structures.basis import cayley
+from fimlens.structures.spectra import Spectrum
+from fimlens.structures.trackers import Eigen, Tracker
 
 Matrix = Float[Array, "m n"]
 SIDES = ("L", "R", "LR", "short")
@@ -24,7 +27,7 @@ class Bases(NamedTuple):
 
 
 class Covariances(NamedTuple):
-    """E[GG^T] and E[G^T G], None on a side that is not rotated, and the inner statistics in the basis."""
+    """E[GG^T] and E[G^T G], None where not rotated or not tracked by it, and the inner statistics in the basis."""
 
     left: Float[Array, "m m"] | None
     right: Float[Array, "n n"] | None
@@ -37,7 +40,8 @@ class Rotated(Structure):
 
     `sides` is "L", "R", "LR", or "short": the smaller side of whatever shape comes. One-sided SOAP is
     Rotated(Diagonal(), "L"), SOAP Rotated(Diagonal(), "LR"), Shampoo Rotated(GeometricMarginals(), "LR"), Muon
-    Rotated(Rows(), "L"). [G] Theorems 3.2 and 3.3.
+    Rotated(Rows(), "L"). [G] Theorems 3.2 and 3.3. `tracker` is how an optimizer follows the bases; the fit of a given
+    Fisher is the same whichever it is.
 
     Raises:
         ValueError: `sides` is none of these.
@@ -45,6 +49,7 @@ class Rotated(Structure):
 
     inner: Structure
     sides: str = "LR"
+    tracker: Tracker = Eigen()
 
     def __post_init__(self) -> None:
         if self.sides not in SIDES:
@@ -89,21 +94,44 @@ class Rotated(Structure):
 
     def stats(self, fisher: Fisher, frame: Frame) -> Covariances:
         left, right, inner = frame.bases
+        averages = self.tracker.averages
         return Covariances(
-            None if left is None else fisher.left(),
-            None if right is None else fisher.right(),
-            self.inner.stats(fisher.map(lambda G: rotate(frame, G)), inner),
+            fisher.left() if averages and left is not None else None,
+            fisher.right() if averages and right is not None else None,
+            self.inner.stats(fisher.map(partial(rotate, frame)), inner),
         )
 
+    def serves_turn(self, stats: Covariances) -> Covariances:
+        left, right = (None if C is None else True for C in stats[:2])
+        return Covariances(left, right, self.inner.serves_turn(stats.inner))
+
+    def start(self, stats: Covariances, frame: Frame, fisher: Fisher, key: Array) -> Frame:
+        left, right, inner = frame.bases
+        left = None if left is None else self.tracker.start(stats.left, fisher.left_singular)
+        right = None if right is None else self.tracker.start(stats.right, fisher.right_singular)
+        turned = Frame(Bases(left, right, inner), frame.shape)
+        return _with_inner(turned, self.inner.start(stats.inner, inner, fisher.map(partial(rotate, turned)), key))
+
     def turn(self, stats: Covariances, frame: Frame, fisher: Fisher, key: Array) -> Frame:
-        left = None if stats.left is None else eigenbasis(stats.left)
-        right = None if stats.right is None else eigenbasis(stats.right)
-        turned = Frame(Bases(left, right, frame.bases.inner), frame.shape)
-        inner = self.inner.turn(stats.inner, frame.bases.inner, fisher.map(lambda G: rotate(turned, G)), key)
-        return Frame(Bases(left, right, inner), frame.shape)
+        left, right, inner = frame.bases
+        left = None if left is None else self.tracker.turn(stats.left, left, fisher.left_singular)
+        right = None if right is None else self.tracker.turn(stats.right, right, fisher.right_singular)
+        turned = Frame(Bases(left, right, inner), frame.shape)
+        return _with_inner(turned, self.inner.turn(stats.inner, inner, fisher.map(partial(rotate, turned)), key))
+
+    def settle(self, fisher: Fisher, key: Array) -> Frame:
+        frame = jax.tree.map(lambda U: U.astype(fisher.dtype), self.frame(*fisher.shape))
+        started = self.start(self.stats(fisher, frame), frame, fisher, key)
+        return _with_inner(started, self.inner.settle(fisher.map(partial(rotate, started)), key))
 
     def carry(self, stats: Covariances, old: Frame, new: Frame) -> Covariances:
-        return stats._replace(inner=self.inner.carry(stats.inner, old.bases.inner, new.bases.inner))
+        """Where the covariances determine the inner statistics in the new basis, those; else the inner's own."""
+        if not isinstance(self.inner, Spectrum):
+            return stats._replace(inner=self.inner.carry(stats.inner, old.bases.inner, new.bases.inner))
+        (left, right, _), (m, n) = new.bases, new.shape
+        rows = None if stats.left is None else _moments(stats.left, left)[:, None] / n
+        columns = None if stats.right is None else _moments(stats.right, right)[None] / m
+        return stats._replace(inner=self.inner.measured_again(stats.inner, rows, columns))
 
     def fit(self, stats: Covariances, frame: Frame) -> Params:
         return Params(frame, self.inner.fit(stats.inner, frame.bases.inner).coords)
@@ -120,6 +148,15 @@ class Rotated(Structure):
         left, right, _ = params.frame.bases
         B = jnp.kron(jnp.eye(n) if right is None else right, jnp.eye(m) if left is None else left)
         return B @ self.inner.dense(self._inner(params)) @ B.T
+
+
+def _with_inner(frame: Frame, inner: Frame) -> Frame:
+    return Frame(frame.bases._replace(inner=inner), frame.shape)
+
+
+def _moments(C: Float[Array, "m m"], U: Float[Array, "m m"]) -> Float[Array, " m"]:
+    """The second moments that C states along the columns of U."""
+    return jnp.maximum(jnp.sum(U * (C @ U), axis=0), 0)
 
 
 def rotate(frame: Frame, G: Matrix) -> Matrix:

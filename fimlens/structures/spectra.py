@@ -9,8 +9,9 @@ import abc
 from dataclasses import dataclass
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from fimlens._perron import perron
 from fimlens.fisher import Fisher, vec
@@ -47,6 +48,14 @@ class Spectrum(Structure):
     @abc.abstractmethod
     def expand(self, coords: Tree, shape: tuple[int, int]) -> Float[Array, "#m #n"]:
         """The eigenvalues, non-negative, broadcasting over the (m, n) coordinates."""
+
+    def measured_again(
+        self, moments: Tree, rows: Float[Array, "m 1"] | None, columns: Float[Array, "1 n"] | None
+    ) -> Tree:
+        """The moments in a basis that was turned under them, given the row and column means of V there (None on a side
+        that was not turned). By default they are kept, as Adam and SOAP keep theirs: V itself is not known there."""
+        del rows, columns
+        return moments
 
     def frame(self, m: int, n: int) -> Frame:
         return Frame((), (m, n))
@@ -122,6 +131,9 @@ class Rows(_Tied):
     axes: ClassVar[tuple[int, ...]] = (1,)
     symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("permutation", "orthogonal")
 
+    def measured_again(self, moments: Tree, rows: Float[Array, "m 1"] | None, columns: Float[Array, "1 n"] | None) -> Tree:
+        return moments if rows is None else rows
+
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         return jnp.kron(jnp.eye(params.frame.shape[1]), jnp.diag(params.coords[:, 0]))
 
@@ -132,6 +144,9 @@ class Columns(_Tied):
 
     axes: ClassVar[tuple[int, ...]] = (0,)
     symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("orthogonal", "permutation")
+
+    def measured_again(self, moments: Tree, rows: Float[Array, "m 1"] | None, columns: Float[Array, "1 n"] | None) -> Tree:
+        return moments if columns is None else columns
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         return jnp.kron(jnp.diag(params.coords[0]), jnp.eye(params.frame.shape[0]))
@@ -153,9 +168,10 @@ class Scalar(_Tied):
 class RowColumn(Spectrum):
     """Diag(s) (x) Diag(q): the best rank-one q s^T of V, its leading singular pair (Perron). RACS. [G] Proposition 3.
 
-    Fitted to convergence; the five sweeps of the printed algorithm belong to the optimizer `racs`.
+    Fitted to convergence, or by as many `sweeps` from q = 1 as are given: [G]'s Algorithm 1 takes five.
     """
 
+    sweeps: Int[ArrayLike, ""] | None = None
     claim: ClassVar[Claim] = Claim.LIMIT
     symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("permutation", "permutation")
 
@@ -163,14 +179,26 @@ class RowColumn(Spectrum):
         return V
 
     def project(self, moments: Matrix) -> tuple[Float[Array, "m 1"], Float[Array, "1 n"]]:
-        V = moments / jnp.where(moments.max() > 0, moments.max(), 1)  # so that no square leaves float32
-        s = jnp.abs(perron(lambda s: V @ s, lambda q: V.T @ q, jnp.ones(V.shape[1], V.dtype)))
-        q = self.row_sweep(moments, s)
+        largest = moments.max()
+        largest = jnp.where(largest == 0, 1, largest)
+        V = moments / largest  # so that no square leaves float32
+        if self.sweeps is None:
+            s = jnp.abs(perron(lambda s: V @ s, lambda q: V.T @ q, jnp.ones(V.shape[1], V.dtype)))
+            q = self._row_sweep(moments, s)
+        else:
+            first = jnp.ones(V.shape[0], V.dtype), jnp.ones(V.shape[1], V.dtype)
+            q, s = jax.lax.fori_loop(0, self.sweeps, lambda _, pair: self._sweep(V, pair[0]), first)
+            s = s * largest
         return q[:, None], s[None]
 
-    def row_sweep(self, V: Matrix, s: Float[Array, " n"]) -> Float[Array, " m"]:
-        """The best q for a given s: least squares, row by row."""
-        return V @ s / (s @ s)
+    def _sweep(self, V: Matrix, q: Float[Array, " m"]) -> tuple[Float[Array, " m"], Float[Array, " n"]]:
+        s = self._row_sweep(V.T, q)
+        return self._row_sweep(V, s), s
+
+    def _row_sweep(self, V: Matrix, s: Float[Array, " n"]) -> Float[Array, " m"]:
+        """The best q for a given s: least squares, row by row; 0 where s is."""
+        size = s @ s
+        return V @ s / jnp.where(size == 0, 1, size)
 
     def expand(self, coords: tuple[Array, Array], shape: tuple[int, int]) -> Matrix:
         del shape
@@ -194,6 +222,12 @@ class _RowAndColumnMeans(Spectrum):
     def project(self, moments: tuple[Array, Array]) -> tuple[Array, Array]:
         return moments
 
+    def measured_again(
+        self, moments: tuple[Array, Array], rows: Float[Array, "m 1"] | None, columns: Float[Array, "1 n"] | None
+    ) -> tuple[Array, Array]:
+        r, c = moments
+        return Rows().measured_again(r, rows, columns), Columns().measured_again(c, rows, columns)
+
 
 @dataclass(frozen=True)
 class Marginals(_RowAndColumnMeans):
@@ -209,8 +243,8 @@ class Marginals(_RowAndColumnMeans):
     def expand(self, coords: tuple[Array, Array], shape: tuple[int, int]) -> Matrix:
         del shape
         r, c = coords
-        mean = jnp.sqrt(r.mean() * c.mean())  # equal at the fit, and apart only along the chart
-        return r * c / jnp.where(mean > 0, mean, 1)
+        mean = root(r.mean()) * root(c.mean())  # equal at the fit, and apart only along the chart
+        return r / jnp.where(mean > 0, mean, 1) * c
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         L, V = self.eigenvalues(params), fisher.second_moment()

@@ -1,0 +1,63 @@
+"""Trackers: how the eigenbasis of one side of a matrix is started and followed.
+
+`covariance` is the average of GG^T (of G^T G for the right side) where the tracker asks for one, else None; `singular`
+gives the singular vectors of the samples at hand, which in training are the current gradient alone.
+"""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fimlens.structures.basis import eigenbasis, gauged
+
+Basis = Float[Array, "m m"]
+
+
+@dataclass(frozen=True)
+class Tracker(abc.ABC):
+    """Frozen and without state of its own: the basis and the average it follows live in frame and statistics."""
+
+    averages: ClassVar[bool] = True  # whether it follows an average of GG^T
+
+    @abc.abstractmethod
+    def start(self, covariance: Basis | None, singular: Callable[[], Basis]) -> Basis:
+        """The first basis, and the one at rest."""
+
+    def turn(self, covariance: Basis | None, U: Basis, singular: Callable[[], Basis]) -> Basis:
+        """The basis that follows U."""
+        del U
+        return self.start(covariance, singular)
+
+
+@dataclass(frozen=True)
+class Eigen(Tracker):
+    """The eigenvectors of the averaged covariance, anew at each turn."""
+
+    def start(self, covariance: Basis, singular: Callable[[], Basis]) -> Basis:
+        return eigenbasis(covariance)
+
+
+@dataclass(frozen=True)
+class PowerStep(Tracker):
+    """Eigenvectors at first, then one QR power step a turn: U <- QR(C U). [Vyas et al., SOAP, 2024, Algorithm 4]."""
+
+    def start(self, covariance: Basis, singular: Callable[[], Basis]) -> Basis:
+        return eigenbasis(covariance)
+
+    def turn(self, covariance: Basis, U: Basis, singular: Callable[[], Basis]) -> Basis:
+        largest = jnp.abs(covariance).max()
+        return gauged(jnp.linalg.qr(covariance / jnp.where(largest > 0, largest, 1) @ U)[0])
+
+
+@dataclass(frozen=True)
+class Singular(Tracker):
+    """The singular vectors of the current gradient; nothing is averaged. AdaDiag ([D]), GaLore."""
+
+    averages: ClassVar[bool] = False
+
+    def start(self, covariance: None, singular: Callable[[], Basis]) -> Basis:
+        return gauged(singular())

@@ -1,0 +1,80 @@
+"""Trees of parameters seen as matrices: leaf by leaf, or stacked by shape."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from fimlens.structure import Structure, Tree
+
+Matrices = Float[Array, "*stack m n"]
+
+
+def over(G: Matrices, f: Callable[..., Any]) -> Callable[..., Any]:
+    """f of one matrix, mapped over the leading axes of G."""
+    for _ in range(G.ndim - 2):
+        f = jax.vmap(f)
+    return f
+
+
+def has_bases(structure: Structure) -> bool:
+    """Whether its frame holds arrays: then matrices of one shape are worth a stack, for their decompositions."""
+    return bool(jax.tree.leaves(jax.eval_shape(lambda: structure.frame(4, 4))))
+
+
+def views(tree: PyTree, structure: Structure) -> PyTree:
+    """The matrices of a tree, in the dtype of their statistics: leaf by leaf (None where empty), or stacked by shape where
+    the structure has bases."""
+    if has_bases(structure):
+        return _stacks(tree)
+    return jax.tree.map(lambda leaf: _matrices(leaf) if jnp.size(leaf) else None, tree)
+
+
+def unview(scaled: PyTree, like: PyTree, structure: Structure) -> PyTree:
+    """Undo `views`, in the shapes and dtypes of a tree."""
+
+    def own(leaf: Array, part: Array | None) -> Array:
+        return leaf if part is None else part.reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf))
+
+    return shared_out(scaled, like, own) if has_bases(structure) else jax.tree.map(own, like, scaled)
+
+
+def shared_out(stacked: dict[str, Tree], like: PyTree, own: Callable[[Array, Tree], Tree]) -> PyTree:
+    """own(leaf, its part of its stack) over the leaves of a tree, in their order; an empty leaf stays."""
+    taken = dict.fromkeys(stacked, 0)
+
+    def part(leaf: Array) -> Tree:
+        name, G = _stack_of(leaf)
+        if not len(G):
+            return leaf
+        first = taken[name]
+        taken[name] = first + len(G)
+        return own(leaf, jax.tree.map(lambda x: x[first : first + len(G)], stacked[name]))
+
+    return jax.tree.map(part, like)
+
+
+def _stacks(tree: PyTree) -> dict[str, Float[Array, "k m n"]]:
+    """The matrices of a tree, those of one shape stacked in the order of the leaves."""
+    groups: dict[str, list[Array]] = {}
+    for leaf in jax.tree.leaves(tree):
+        name, G = _stack_of(leaf)
+        if len(G):
+            groups.setdefault(name, []).append(G)
+    return {name: jnp.concatenate(Gs) if len(Gs) > 1 else Gs[0] for name, Gs in groups.items()}
+
+
+def _stack_of(leaf: Array) -> tuple[str, Float[Array, "k m n"]]:
+    """The matrices of a leaf, and the name of their stack."""
+    G = _matrices(leaf)
+    m, n = G.shape[-2:]
+    name = f"{m} x {n}" + ("" if G.dtype == jnp.float32 else f" {G.dtype}")
+    return name, G.reshape(-1, m, n) if G.size else jnp.zeros((0, m, n), G.dtype)
+
+
+def _matrices(leaf: Array) -> Matrices:
+    leaf = jnp.asarray(leaf)
+    leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    return leaf if leaf.ndim >= 2 else leaf.reshape(-1, 1)
