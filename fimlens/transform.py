@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 from fimlens._fit import blank, fit
 from fimlens.fisher import Fisher
 from fimlens.structure import Frame, Params, Structure, Tree, scale
-from fimlens.views import Matrices, has_bases, over, shared_out, unview, views
+from fimlens.views import Matrices, over, shared_out, unview, views
 
 Decay = Float[ArrayLike, ""] | Callable[[Float[Array, ""]], Float[Array, ""]]
 Mix = Callable[[Array, Array], Array]
@@ -111,6 +111,7 @@ def scale_by_structure(
         (3, 4)
     """
     _require_options(structure, b1, b2, b3, update_interval, turn, momentum, average)
+    stacked = has_bases(structure)
     current_only = b2 is None
     fitted_average = average == "fits"
 
@@ -136,7 +137,7 @@ def scale_by_structure(
 
     def init(params: PyTree) -> StructureState:
         _require_suited(structure, params)
-        leaves, treedef = jax.tree.flatten(views(params, structure))
+        leaves, treedef = jax.tree.flatten(views(params, stacked))
         kept = _transposed(treedef, [first_slot(G) for G in leaves])
         return StructureState(jnp.zeros([], jnp.int32), jnp.zeros([]), jax.random.PRNGKey(seed), *kept)
 
@@ -203,12 +204,12 @@ def scale_by_structure(
         del params
         with jax.default_matmul_precision("highest"):
             count = optax.safe_increment(state.count)
-            leaves, treedef = jax.tree.flatten(views(updates, structure))
+            leaves, treedef = jax.tree.flatten(views(updates, stacked))
             slots = _slots(treedef, leaves, state)
             now = _now(count, turn, b1, b2, b3, bias_correction)
             moved = [step(slot, _clipped(G), state, now) for slot, G in zip(slots, leaves, strict=True)]
             kept = _transposed(treedef, [slot for slot, _ in moved])
-            scaled = unview(treedef.unflatten([U for _, U in moved]), updates, structure)
+            scaled = unview(treedef.unflatten([U for _, U in moved]), updates, stacked)
             return scaled, StructureState(count, jnp.asarray(now.weight_2, state.weight.dtype), state.key, *kept)
 
     return optax.GradientTransformation(init, update)
@@ -225,7 +226,7 @@ def members(structure: Structure, state: StructureState, params: PyTree, *, aver
         >>> fl.members(fl.Rows(), state, {"w": jnp.ones((3, 4))})["w"].coords.shape
         (3, 1)
     """
-    leaves, treedef = jax.tree.flatten(views(params, structure))
+    leaves, treedef = jax.tree.flatten(views(params, has_bases(structure)))
     slots = _slots(treedef, leaves, state)
     fitted = treedef.unflatten(
         [_members(structure, slot, state.weight, average, G) for slot, G in zip(slots, leaves, strict=True)]
@@ -246,6 +247,11 @@ def start_from(state: StructureState, frame: Frame) -> StructureState:
         raise ValueError(f"start_from: the frame is for one {frame.shape} matrix; the state holds {[f.shape for f in frames]}.")
     given = jax.tree.map(lambda old, new: new.reshape(old.shape).astype(old.dtype), frames[0], frame)
     return state._replace(frame=treedef.unflatten([given]))
+
+
+def has_bases(structure: Structure) -> bool:
+    """Whether its frame holds arrays: then matrices of one shape are worth a stack, for their decompositions."""
+    return bool(jax.tree.leaves(jax.eval_shape(lambda: structure.frame(4, 4))))
 
 
 class _Now(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from fimlens.structure import Structure, Tree
+from fimlens.structure import Tree
 
 Matrices = Float[Array, "*stack m n"]
 
@@ -19,26 +19,18 @@ def over(G: Matrices, f: Callable[..., Any]) -> Callable[..., Any]:
     return f
 
 
-def has_bases(structure: Structure) -> bool:
-    """Whether its frame holds arrays: then matrices of one shape are worth a stack, for their decompositions."""
-    return bool(jax.tree.leaves(jax.eval_shape(lambda: structure.frame(4, 4))))
+def views(tree: PyTree, stacked: bool) -> PyTree:
+    """The matrices of a tree, in the dtype of their statistics: stacked by shape, or leaf by leaf (None where empty)."""
+    return _stacks(tree) if stacked else jax.tree.map(lambda leaf: _matrices(leaf) if jnp.size(leaf) else None, tree)
 
 
-def views(tree: PyTree, structure: Structure) -> PyTree:
-    """The matrices of a tree, in the dtype of their statistics: leaf by leaf (None where empty), or stacked by shape where
-    the structure has bases."""
-    if has_bases(structure):
-        return _stacks(tree)
-    return jax.tree.map(lambda leaf: _matrices(leaf) if jnp.size(leaf) else None, tree)
-
-
-def unview(scaled: PyTree, like: PyTree, structure: Structure) -> PyTree:
+def unview(seen: PyTree, like: PyTree, stacked: bool) -> PyTree:
     """Undo `views`, in the shapes and dtypes of a tree."""
 
     def own(leaf: Array, part: Array | None) -> Array:
         return leaf if part is None else part.reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf))
 
-    return shared_out(scaled, like, own) if has_bases(structure) else jax.tree.map(own, like, scaled)
+    return shared_out(seen, like, own) if stacked else jax.tree.map(own, like, seen)
 
 
 def shared_out(stacked: dict[str, Tree], like: PyTree, own: Callable[[Array, Tree], Tree]) -> PyTree:

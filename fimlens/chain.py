@@ -1,0 +1,185 @@
+"""Transforms that are not structure: what stands before or after one in an optimizer's chain.
+
+Each takes every matrix by itself: the last two axes of a leaf, leading ones mapped; a vector is one matrix.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
+
+from fimlens.views import unview, views
+
+Matrix = Float[Array, "*stack m n"]
+
+
+class MomentumState(NamedTuple):
+    """An exponential average of the updates, and its step."""
+
+    count: Int[Array, ""]
+    momentum: PyTree
+
+
+def average_updates(
+    decay: Float[ArrayLike, ""], *, nesterov: bool = False, dtype: DTypeLike | None = None
+) -> optax.GradientTransformation:
+    """The bias-corrected exponential average of the updates; with `nesterov`, looked at one step ahead.
+
+    As in Optax's Adam and Muon: b m_t / (1 - b^(t+1)) + (1 - b) g_t / (1 - b^t) (Dozat, 2016).
+    """
+
+    def init(params: PyTree) -> MomentumState:
+        return MomentumState(jnp.zeros([], jnp.int32), jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype), params))
+
+    def update(updates: PyTree, state: MomentumState, params: PyTree = None) -> tuple[PyTree, MomentumState]:
+        del params
+        count = optax.safe_increment(state.count)
+        averaged = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, state.momentum, updates)
+        if nesterov:
+            ahead, now = 1 - decay ** (count + 1), 1 - decay**count
+            moved = jax.tree.map(lambda m, g: decay * m / ahead + (1 - decay) * g / now, averaged, updates)
+        else:
+            moved = jax.tree.map(lambda m: m / (1 - decay**count), averaged)
+        kept = jax.tree.map(lambda old, new: new.astype(old.dtype), state.momentum, averaged)
+        return jax.tree.map(lambda u, g: u.astype(g.dtype), moved, updates), MomentumState(count, kept)
+
+    return optax.GradientTransformation(init, update)
+
+
+class NormGrowthState(NamedTuple):
+    """phi: the norm of each matrix's last update."""
+
+    norms: PyTree
+
+
+def limit_norm_growth(gamma: Float[ArrayLike, ""] = 1.01) -> optax.GradientTransformation:
+    """Let the norm of a matrix's update grow by a factor of at most gamma a step. [G] Algorithm 1, after Fira.
+
+    eta = gamma / max(||U||/phi, gamma) scales U, and phi <- eta ||U||. A matrix whose last update was zero is not
+    limited: the print would freeze it for ever.
+    """
+
+    def init(params: PyTree) -> NormGrowthState:
+        return NormGrowthState(jax.tree.map(lambda x: jnp.zeros_like(_norm(x)), params))
+
+    def update(updates: PyTree, state: NormGrowthState, params: PyTree = None) -> tuple[PyTree, NormGrowthState]:
+        del params
+
+        def eta(norm: Array, phi: Array) -> Array:
+            growth = norm / jnp.where(phi == 0, 1, phi)
+            return jnp.where(phi == 0, 1, gamma / jnp.maximum(growth, gamma))
+
+        norms = jax.tree.map(_norm, updates)
+        etas = jax.tree.map(eta, norms, state.norms)
+        limited = jax.tree.map(lambda x, e: (x * e).astype(x.dtype), updates, etas)
+        kept = jax.tree.map(lambda n, e, phi: (n * e).astype(phi.dtype), norms, etas, state.norms)
+        return limited, NormGrowthState(kept)
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_by_trust_ratio(
+    coefficient: Float[ArrayLike, ""] = 1.0, eps: Float[ArrayLike, ""] = 0.0
+) -> optax.GradientTransformation:
+    """Scale each matrix's update U by coefficient * ||W|| / (||U|| + eps), and by 1 where either norm is zero.
+
+    `optax.scale_by_trust_ratio`, matrix by matrix where that takes leaf by leaf. LARS, LAMB (You et al., 2017, 2020).
+    """
+
+    def ratio(U: Array, W: Array) -> Array:
+        of_weight, of_update = _norm(W), _norm(U)
+        untouched = (of_weight == 0) | (of_update == 0)
+        r = jnp.where(untouched, 1, coefficient * of_weight / jnp.where(untouched, 1, of_update + eps))
+        return (U * r).astype(U.dtype)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(ratio, updates, _required("scale_by_trust_ratio", params)))
+
+
+def standardize_rows(eps: Float[ArrayLike, ""] = 1e-8) -> optax.GradientTransformation:
+    """Each row less its mean, over its standard deviation: the first half of SWAN (Ma et al., 2024)."""
+
+    def standardized(G: Array) -> Array:
+        x = G.astype(jnp.promote_types(G.dtype, jnp.float32))
+        largest = jnp.abs(x).max(-1, keepdims=True, initial=0)
+        x = x / jnp.where(largest == 0, 1, largest)  # so that no square leaves float32
+        x = x - x.mean(-1, keepdims=True)
+        spread = jnp.sqrt(jnp.mean(x**2, -1, keepdims=True)) + eps
+        return (x / jnp.where(spread == 0, 1, spread)).astype(G.dtype)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(standardized, updates))
+
+
+def orthogonalize(
+    steps: Int[ArrayLike, ""] = 5,
+    coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+    eps: Float[ArrayLike, ""] = 1e-8,
+) -> optax.GradientTransformation:
+    """Each matrix's polar factor U V^T, nearly: a quintic Newton-Schulz iteration (Jordan, 2024) nears 1.
+
+    Matrices of one shape, transposed or not, are one stack with the shorter side first.
+    """
+    a, b, c = coefficients
+
+    def iterate(_: Array, X: Matrix) -> Matrix:
+        A = X @ X.mT
+        return a * X + (b * A + c * A @ A) @ X
+
+    def factor(G: Matrix) -> Matrix:
+        largest = jnp.abs(G).max((-2, -1), keepdims=True)
+        X = G / jnp.where(largest == 0, 1, largest)  # so that no square leaves float32
+        size = jnp.sqrt(jnp.sum(X**2, (-2, -1), keepdims=True)) + eps / jnp.where(largest == 0, 1, largest)
+        X = X / jnp.where(size == 0, 1, size)
+        return jax.lax.fori_loop(0, steps, iterate, X, unroll=True if isinstance(steps, int) else None)
+
+    def update(updates: PyTree, params: PyTree = None) -> PyTree:
+        del params
+        with jax.default_matmul_precision("highest"):
+            lying = jax.tree.map(_lying, updates)
+            factors = jax.tree.map(factor, views(lying, stacked=True))
+            return jax.tree.map(lambda G, X: X.mT if _tall(G) else X, updates, unview(factors, lying, stacked=True))
+
+    return optax.stateless(update)
+
+
+def scale_by_shape(scale: str = "width") -> optax.GradientTransformation:
+    """Make up for the norm of a polar factor, which knows only the shorter side of its (m, n) matrix, x @ W.
+
+    "width": sqrt(max(1, n/m)), as Jordan's and Optax's Muon; "fisher": the root of the longer side, with which the polar
+    factor is Mat(F~^{-1/2} Vec(G)) ([G] Proposition 2); "rms": 0.2 times that, near Adam's root mean square (Liu et al., 2025).
+    """
+    if scale not in ("width", "fisher", "rms"):
+        raise ValueError(f'scale_by_shape: scale is "width", "fisher" or "rms"; got {scale!r}')
+
+    def scaled(U: Array) -> Array:
+        m, n = U.shape[-2:] if U.ndim >= 2 else (U.size, 1)
+        return U * {"width": max(1, n / m) ** 0.5, "fisher": max(m, n) ** 0.5, "rms": 0.2 * max(m, n) ** 0.5}[scale]
+
+    return optax.stateless(lambda updates, params: jax.tree.map(scaled, updates))
+
+
+def over_longer_side() -> optax.GradientTransformation:
+    """Each matrix over the root of its longer side."""
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda U: U / max(*U.shape[-2:], 1) ** 0.5, updates))
+
+
+def _norm(x: Array) -> Array:
+    """Frobenius norms, of the last two axes, which are kept."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.sqrt(jnp.sum(x**2, axis=(-2, -1) if x.ndim >= 2 else None, keepdims=True))
+
+
+def _tall(G: Array) -> bool:
+    return G.ndim >= 2 and G.shape[-2] > G.shape[-1]
+
+
+def _lying(G: Array) -> Array:
+    return G.mT if _tall(G) else G
+
+
+def _required(call: str, params: PyTree) -> PyTree:
+    if params is None:
+        raise ValueError(f"{call}: needs the parameters. Call tx.update(gradients, state, params).")
+    return params

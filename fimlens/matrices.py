@@ -1,0 +1,178 @@
+"""From any tree of parameters to matrices: which leaves a method takes, and how each is seen as a matrix."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+METHOD, OTHERS = "method", "others"
+EMBEDDING = re.compile(r"embed|^wte$|^wpe$", re.IGNORECASE)
+HEAD = re.compile(r"^((lm|output|readout|classifier)_?)?head$|^(logits|unembed\w*|lm_output)$", re.IGNORECASE)
+
+Rule = Callable[[str, Array], Any]
+
+
+class Axes(NamedTuple):
+    """Which axes of a leaf are a matrix's inputs (`reduction`), its outputs, and which count more matrices (`batch`).
+
+    x @ W sums over the reduction axes, so that the matrix has shape (inputs, outputs). `batch` may be left out: the
+    axes not named. Negative axes count from the end.
+    """
+
+    reduction: int | tuple[int, ...] = 0
+    output: int | tuple[int, ...] = 1
+    batch: int | tuple[int, ...] | None = None
+
+
+def matrices(
+    tx: optax.GradientTransformation,
+    others: optax.GradientTransformation | None = None,
+    *,
+    route: Rule | str | PyTree | None = None,
+    head: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Give matrices to `tx`, and all else to `others`: Adam's direction by default.
+
+    By default a leaf of two axes or more is a matrix unless its path names an embedding ("embed", "wte", "wpe") or, with
+    `head` False, the output head ("head", "lm_head", "logits", "unembed"). Empty leaves go to the others.
+
+    Args:
+        tx: the method.
+        others: what the other leaves get.
+        route: in place of this rule, one of your own: a regular expression that the path of a matrix matches, such as
+            "attention|mlp"; a function of path and leaf to bool; or a tree of bools like the parameters.
+        head: whether the output head goes to the method.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, fimlens as fl
+        >>> tx = fl.matrices(fl.scale_by_racs(), others=optax.scale_by_adam())
+        >>> state = tx.init({"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)})
+        >>> sorted(state.inner_states)
+        ['method', 'others']
+    """
+    rule = _rule("matrices", route, default=lambda path, leaf: _is_matrix(path, leaf, head))
+
+    def labels(params: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: METHOD if rule(_name(path), leaf) else OTHERS, params)
+
+    return optax.partition({METHOD: tx, OTHERS: optax.scale_by_adam() if others is None else others}, labels)
+
+
+def as_matrix(
+    tx: optax.GradientTransformation, axes: Axes | Rule | PyTree | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Let `tx` see every leaf as matrices, and undo it.
+
+    Args:
+        tx: the method; it sees leaves of shape (*batch, m, n), with m the product of the reduction axes.
+        axes: `Axes`, or Optax's MuonDimensionNumbers, for all leaves; a function of path and leaf to either, or None; or
+            a tree of them like the parameters. Where they say None: leaves of up to two axes are as they are, three
+            are a stack of matrices, four or more a convolution kernel, whose last axis is the output.
+
+    Raises:
+        ValueError: the axes of a leaf are not all named once.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, fimlens as fl
+        >>> tx = fl.as_matrix(fl.scale_by_structure(fl.Rows(), b1=None), fl.Axes(reduction=0, output=(1, 2)))
+        >>> state = tx.init(jnp.ones((8, 2, 4)))  # an attention projection (d, heads, d_head)
+        >>> state.averaged.shape
+        (8, 1)
+    """
+    rule = _rule("as_matrix", axes, default=lambda path, leaf: None)
+    tx = optax.with_extra_args_support(tx)
+
+    def seen(tree: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: _View(_name(path), leaf, rule).forth(leaf), tree)
+
+    def init(params: PyTree) -> Any:
+        return tx.init(seen(params))
+
+    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
+        moved, state = tx.update(seen(updates), state, None if params is None else seen(params), **extra)
+        back = jax.tree_util.tree_map_with_path(lambda path, g, u: _View(_name(path), g, rule).back(u), updates, moved)
+        return back, state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _View:
+    """One leaf as (*batch, m, n), and back."""
+
+    def __init__(self, path: str, leaf: Array, rule: Rule) -> None:
+        rank = jnp.ndim(leaf)
+        declared = rule(path, leaf)
+        self.untouched = declared is None and rank < 4
+        if self.untouched:
+            return
+        if declared is None:
+            declared = Axes(tuple(range(rank - 1)), rank - 1, ())
+        reduction, output = (_tuple(axes, rank) for axes in declared[:2])
+        batch = declared.batch if isinstance(declared, Axes) else None
+        left = tuple(axis for axis in range(rank) if axis not in reduction + output)
+        batch = left if batch is None else _tuple(batch, rank)
+        self.order = batch + reduction + output
+        if sorted(self.order) != list(range(rank)) or not reduction or not output:
+            raise ValueError(
+                f"as_matrix: {path!r} has shape {jnp.shape(leaf)}; its axes are to be named once each, some as reduction and "
+                f"some as output; got {declared}."
+            )
+        self.shape = tuple(leaf.shape[axis] for axis in self.order)
+        sizes = [math.prod(leaf.shape[axis] for axis in axes) for axes in (reduction, output)]
+        self.matrix = (*self.shape[: len(batch)], *sizes)
+
+    def forth(self, leaf: Array) -> Array:
+        return leaf if self.untouched else leaf.transpose(self.order).reshape(self.matrix)
+
+    def back(self, matrix: Array) -> Array:
+        if self.untouched:
+            return matrix
+        inverse = tuple(sorted(range(len(self.order)), key=self.order.__getitem__))
+        return matrix.reshape(self.shape).transpose(inverse)
+
+
+def _tuple(axes: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
+    return tuple(axis % rank if -rank <= axis < rank else axis for axis in ((axes,) if isinstance(axes, int) else axes))
+
+
+def _is_matrix(path: str, leaf: Array, head: bool) -> bool:
+    if jnp.ndim(leaf) < 2 or jnp.size(leaf) == 0:
+        return False
+    words = path.split("/")
+    if any(HEAD.search(word) for word in words):
+        return head
+    return not any(EMBEDDING.search(word) for word in words)
+
+
+def _is_axes(x: Any) -> bool:
+    return x is None or isinstance(x, Axes | optax.contrib.MuonDimensionNumbers)
+
+
+def _rule(call: str, given: Any, default: Rule) -> Rule:
+    """What is said of each leaf: by a function, a pattern, one thing for all, or a tree, looked up by path."""
+    if given is None:
+        return default
+    if callable(given):
+        return given
+    if isinstance(given, str):
+        pattern = re.compile(given)
+        return lambda path, leaf: jnp.ndim(leaf) >= 2 and jnp.size(leaf) > 0 and bool(pattern.search(path))
+    if _is_axes(given):
+        return lambda path, leaf: given if jnp.ndim(leaf) >= 2 else None
+    said = {_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(given, is_leaf=_is_axes)}
+
+    def look_up(path: str, leaf: Array) -> Any:
+        if path not in said:
+            raise ValueError(f"{call}: the tree that was given says nothing of parameter {path!r}, only of {sorted(said)}.")
+        return said[path]
+
+    return look_up
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

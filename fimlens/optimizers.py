@@ -1,0 +1,492 @@
+"""The named optimizers: each a structure, and what stands around it in the chain.
+
+A bare name is the full chain, learning rate first, as in Optax; `scale_by_*` is the direction alone. State is counted in elements for an m x n matrix, r = min(m, n), beside
+counters, keys and one number a matrix for a limiter. "[G]" is Gong et al. 2025 (arXiv 2502.07752), "[D]" Nguyen et al. 2025
+(arXiv 2502.07488).
+"""
+
+import inspect
+from collections.abc import Callable
+from inspect import Parameter, Signature
+from typing import Any
+
+import optax
+from jax.typing import DTypeLike
+from jaxtyping import ArrayLike, Float, Int
+
+from fimlens.chain import (
+    average_updates,
+    limit_norm_growth,
+    orthogonalize,
+    over_longer_side,
+    scale_by_shape,
+    scale_by_trust_ratio,
+    standardize_rows,
+)
+from fimlens.matrices import as_matrix, matrices
+from fimlens.structure import Structure
+from fimlens.structures import (
+    Diagonal,
+    Eigen,
+    GeometricMarginals,
+    Marginals,
+    PowerStep,
+    Rotated,
+    RowColumn,
+    Rows,
+    Scalar,
+    Singular,
+    Tracker,
+)
+from fimlens.transform import scale_by_structure
+
+Number = Float[ArrayLike, ""]
+Whole = Int[ArrayLike, ""]
+Rate = Number | optax.Schedule
+Transform = optax.GradientTransformation
+
+
+# --- of every leaf --------------------------------------------------------------------------------------------
+
+
+def sgd(
+    learning_rate: Rate,
+    *,
+    momentum: Number | None = None,
+    nesterov: bool = False,
+    weight_decay: Number = 0.0,
+    mask: Any = None,
+    momentum_dtype: DTypeLike | None = None,
+) -> Transform:
+    """Gradient descent: H = {c I}, its c left to the learning rate. `optax.sgd`, with decay.
+
+    State: nothing; m n with momentum. There is no eps: nothing is divided by.
+    """
+    averaged = [] if momentum is None else [optax.trace(momentum, nesterov, momentum_dtype)]
+    return optax.chain(*averaged, *_decayed(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
+
+
+def adam(
+    learning_rate: Rate,
+    *,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-8,
+    weight_decay: Number = 0.0,
+    mask: Any = None,
+    momentum_dtype: DTypeLike | None = None,
+    second_moment_dtype: DTypeLike | None = None,
+) -> Transform:
+    """Adam (Kingma and Ba, 2015): H = {Diag(v)}, EXACT, v = E[g^2] ([G] Proposition 1). `optax.adam`.
+
+    State: 2 m n, momentum and v, in float32 by default whatever the weights are.
+    """
+    direction = scale_by_structure(
+        Diagonal(), b1=b1, b2=b2, eps=eps, momentum_dtype=momentum_dtype, second_moment_dtype=second_moment_dtype
+    )
+    return optax.chain(direction, *_decayed(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
+
+
+def adamw(
+    learning_rate: Rate,
+    *,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-8,
+    weight_decay: Number = 1e-4,
+    mask: Any = None,
+    momentum_dtype: DTypeLike | None = None,
+    second_moment_dtype: DTypeLike | None = None,
+) -> Transform:
+    """`adam` with decoupled weight decay (Loshchilov and Hutter, 2019). `optax.adamw`."""
+    return adam(
+        learning_rate,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        weight_decay=weight_decay,
+        mask=mask,
+        momentum_dtype=momentum_dtype,
+        second_moment_dtype=second_moment_dtype,
+    )
+
+
+def adafactor(
+    learning_rate: Rate,
+    *,
+    decay_rate: Number = 0.8,
+    clipping_threshold: Number | None = 1.0,
+    multiply_by_parameter_scale: bool = True,
+    momentum: Number | None = None,
+    eps: Number = 0.0,
+    weight_decay: Number = 0.0,
+    mask: Any = None,
+    momentum_dtype: DTypeLike | None = None,
+    second_moment_dtype: DTypeLike | None = None,
+) -> Transform:
+    """Adafactor (Shazeer and Stern, 2018): H = {Diag(s) (x) Diag(q)}, OTHER: r c^T / mean is nearest in generalised KL.
+
+    State: m + n (a vector: its length); m n more with momentum. `optax.adafactor(min_dim_size_to_factor=1)`, but that
+    its eps = 1e-30 is added to every g^2 and here eps, 0 by default, to the root of each eigenvalue; it factors a leaf of
+    three axes or more along its two largest, this one along the two of its matrix view.
+    """
+    direction = scale_by_structure(
+        Marginals(), b1=None, b2=lambda t: 1 - t**-decay_rate, eps=eps, second_moment_dtype=second_moment_dtype
+    )
+    steps = [direction]
+    if clipping_threshold is not None:
+        steps.append(optax.clip_by_block_rms(clipping_threshold))
+    steps.append(optax.scale_by_learning_rate(learning_rate, flip_sign=False))
+    if multiply_by_parameter_scale:
+        steps.append(optax.scale_by_param_block_rms())
+    if momentum is not None:
+        steps.append(optax.ema(momentum, debias=False, accumulator_dtype=momentum_dtype))
+    return optax.chain(*steps, *_decayed(weight_decay, mask), optax.scale(-1))
+
+
+def lars(
+    learning_rate: Rate,
+    *,
+    momentum: Number = 0.9,
+    nesterov: bool = False,
+    trust_coefficient: Number = 0.001,
+    eps: Number = 0.0,
+    weight_decay: Number = 0.0,
+    mask: Any = None,
+    momentum_dtype: DTypeLike | None = None,
+) -> Transform:
+    """LARS (You et al., 2017): H = {c I}, EXACT for the current gradient, c = ||G||^2 / (m n); then times ||W||.
+
+    State: m n, the momentum. `optax.lars`, matrix by matrix where that takes leaf by leaf; where ||W|| is zero the update is
+    G / sqrt(c), and in Optax G.
+    """
+    return optax.chain(
+        *_decayed(weight_decay, mask),
+        scale_by_structure(Scalar(), b1=None, b2=None, eps=eps),
+        scale_by_trust_ratio(trust_coefficient),
+        optax.scale_by_learning_rate(learning_rate),
+        optax.trace(momentum, nesterov, momentum_dtype),
+    )
+
+
+def lamb(
+    learning_rate: Rate,
+    *,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-6,
+    weight_decay: Number = 0.0,
+    mask: Any = None,
+    momentum_dtype: DTypeLike | None = None,
+    second_moment_dtype: DTypeLike | None = None,
+) -> Transform:
+    """LAMB (You et al., 2020): Adam's H = {Diag(v)}, EXACT; then a trust ratio for each matrix. `optax.lamb`.
+
+    State: 2 m n. Optax takes the ratio leaf by leaf; for leaves of up to two axes the two are one.
+    """
+    direction = scale_by_structure(
+        Diagonal(), b1=b1, b2=b2, eps=eps, momentum_dtype=momentum_dtype, second_moment_dtype=second_moment_dtype
+    )
+    rate = optax.scale_by_learning_rate(learning_rate)
+    return optax.chain(direction, *_decayed(weight_decay, mask), scale_by_trust_ratio(), rate)
+
+
+# --- of matrices ----------------------------------------------------------------------------------------------
+
+
+def scale_by_muon(
+    *,
+    beta: Number = 0.95,
+    nesterov: bool = True,
+    root: str = "newton-schulz",
+    steps: Whole = 5,
+    scale: str = "width",
+    eps: Number = 1e-8,
+    momentum_dtype: DTypeLike | None = None,
+) -> Transform:
+    """Muon (Jordan, 2024): H = {I (x) M}, EXACT for the momentum alone, M = E[GG^T] / n ([G] Proposition 2).
+
+    State: m n, the momentum. `root` is "newton-schulz", as in `optax.contrib.muon`, whose trajectory this follows; or
+    "exact", the polar factor itself, which is the one that the lens judges. `scale`: see `scale_by_shape`.
+    """
+    roots = {"newton-schulz": orthogonalize(steps, eps=eps), "exact": optax.chain(whiten(), over_longer_side())}
+    if root not in roots:
+        raise ValueError(f"muon: root is one of {', '.join(map(repr, roots))}; got {root!r}")
+    return optax.chain(average_updates(beta, nesterov=nesterov, dtype=momentum_dtype), roots[root], scale_by_shape(scale))
+
+
+def scale_by_swan(*, eps: Number = 1e-8) -> Transform:
+    """SWAN (Ma et al., 2024): rows standardised, then whitened: H = {I (x) M}, EXACT for what the standardisation leaves.
+
+    State: nothing. The whitening is the exact root, with [G]'s factor, the root of the longer side.
+    """
+    return optax.chain(standardize_rows(eps), whiten())
+
+
+def whiten() -> Transform:
+    """The longer side's root times the polar factor: Mat(F~^{-1/2} Vec(G)), F~ nearest to the current gradient's Fisher."""
+    return scale_by_structure(Rotated(Rows(), "short", Singular()), b1=None, b2=None, eps=0.0)
+
+
+def scale_by_shampoo(
+    *,
+    b1: Number | None = None,
+    b2: Number = 0.999,
+    eps: Number = 1e-8,
+    update_interval: Whole = 10,
+    bias_correction: bool = True,
+    momentum_dtype: DTypeLike | None = None,
+    factor_dtype: DTypeLike | None = None,
+) -> Transform:
+    """Shampoo (Gupta et al., 2018): H = {R^{1/2} (x) L^{1/2}}, a BOUND; L^{-1/4} G R^{-1/4}, L = E[GG^T]/n, R = E[G^T G]/m.
+
+    The minimiser of [G] Theorem 3.1's upper bound, not the nearest Kronecker product. State: m^2 + n^2, the factors; as
+    much again for their cached roots (bases, and m + n eigenvalues); m n with momentum (`b1`). With b2 = 1 the factors are
+    sums, as published; below, averages. Every `update_interval` steps the bases are found anew; between, the eigenvalues
+    go on in them (diag U^T L U), where published codes keep stale roots: at an interval of 1 the two are one. eps is
+    added to the root of each eigenvalue of F~, where Gupta et al. start L and R at eps I.
+    """
+    return scale_by_structure(
+        Rotated(GeometricMarginals(), "LR"),
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        update_interval=update_interval,
+        bias_correction=bias_correction,
+        momentum_dtype=momentum_dtype,
+        second_moment_dtype=factor_dtype,
+        factor_dtype=factor_dtype,
+    )
+
+
+def scale_by_soap(
+    *,
+    b1: Number = 0.95,
+    b2: Number = 0.95,
+    b3: Number | None = None,
+    eps: Number = 1e-8,
+    update_interval: Whole = 10,
+    refresh: str = "qr",
+    turn: str = "after",
+    momentum_dtype: DTypeLike | None = None,
+    second_moment_dtype: DTypeLike | None = None,
+    factor_dtype: DTypeLike | None = None,
+) -> Transform:
+    """SOAP (Vyas et al., 2024, Algorithm 3): H = {(U_R (x) U_L) D (U_R (x) U_L)^T}, ONE_STEP ([G] Theorem 3.3).
+
+    State: 2 m n + 2 m^2 + 2 n^2: momentum (kept in the original space, so that it follows the basis), second moments in
+    the basis, covariances, bases. `refresh` is "qr", one power step as published, or "eigh"; the first basis is always by
+    eigh. `turn` is "after" the update, as published, when the first step only starts the basis and moves nothing; or
+    "before" it, as in [G]. `b3`, of the covariances, is b2 by default. Repaired: the gauge of every basis vector is fixed,
+    and coordinates at rounding get no update, so that arbitrary null-space vectors move nothing; eps stands beside the
+    bias-corrected root, as in Adam.
+    """
+    return scale_by_structure(
+        Rotated(Diagonal(), "LR", _refreshed(refresh)),
+        b1=b1,
+        b2=b2,
+        b3=b3,
+        eps=eps,
+        update_interval=update_interval,
+        turn=turn,
+        momentum_dtype=momentum_dtype,
+        second_moment_dtype=second_moment_dtype,
+        factor_dtype=factor_dtype,
+    )
+
+
+def scale_by_osoap(
+    *,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    b3: Number | None = None,
+    eps: Number = 1e-8,
+    update_interval: Whole = 10,
+    refresh: str = "eigh",
+    turn: str = "before",
+    momentum_dtype: DTypeLike | None = None,
+    second_moment_dtype: DTypeLike | None = None,
+    factor_dtype: DTypeLike | None = None,
+) -> Transform:
+    """One-sided SOAP, [G]'s Eigen-Adam: H = {DiagB(U D_j U^T)}, ONE_STEP ([G] Theorem 3.2), U of the shorter side.
+
+    State: 2 m n + 2 r^2. Options as `soap`'s, with [G]'s order: the basis turns before the update.
+    """
+    return scale_by_structure(
+        Rotated(Diagonal(), "short", _refreshed(refresh)),
+        b1=b1,
+        b2=b2,
+        b3=b3,
+        eps=eps,
+        update_interval=update_interval,
+        turn=turn,
+        momentum_dtype=momentum_dtype,
+        second_moment_dtype=second_moment_dtype,
+        factor_dtype=factor_dtype,
+    )
+
+
+def scale_by_racs(
+    *,
+    beta: Number = 0.9,
+    alpha: Number = 0.05,
+    gamma: Number = 1.01,
+    sweeps: Whole = 5,
+    eps: Number = 0.0,
+    bias_correction: bool = True,
+    second_moment_dtype: DTypeLike | None = None,
+) -> Transform:
+    """RACS ([G] Algorithm 1): H = {S (x) Q}, both diagonal, LIMIT: the fixed point is E[G^2]'s best rank one (Proposition 3).
+
+    State: m + n and the limiter's one: row and column factors by `sweeps` from q = 1, averaged by beta. [G]'s rate is
+    0.02. Repaired: `bias_correction`, which the print lacks (its first update is 1/(1-beta) too large; False follows
+    it); a zero last update does not freeze a matrix; squares are taken of G / max|G|.
+    """
+    direction = scale_by_structure(
+        RowColumn(sweeps),
+        b1=None,
+        b2=beta,
+        eps=eps,
+        average="fits",
+        bias_correction=bias_correction,
+        second_moment_dtype=second_moment_dtype,
+    )
+    return optax.chain(direction, limit_norm_growth(gamma), optax.scale(alpha))
+
+
+def _adadiag(structure: Structure, **options: Any) -> Transform:
+    return scale_by_structure(structure, momentum="rotated", **options)
+
+
+def scale_by_adadiag(
+    *,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-8,
+    update_interval: Whole = 200,
+    momentum_dtype: DTypeLike | None = None,
+    second_moment_dtype: DTypeLike | None = None,
+    factor_dtype: DTypeLike | None = None,
+) -> Transform:
+    """AdaDiag ([D]): `osoap`'s H, ONE_STEP, its basis the singular vectors of the current gradient.
+
+    State: 2 m n + r^2; no covariance is kept. Moments live in the rotated space. Repaired: the momentum is carried along
+    when the basis turns.
+    """
+    return _adadiag(Rotated(Diagonal(), "short", Singular()), **locals())
+
+
+def scale_by_adadiag_pp(
+    *,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-8,
+    update_interval: Whole = 200,
+    momentum_dtype: DTypeLike | None = None,
+    second_moment_dtype: DTypeLike | None = None,
+    factor_dtype: DTypeLike | None = None,
+) -> Transform:
+    """AdaDiag++ ([D]): `soap`'s H, ONE_STEP, its bases the singular vectors of the current gradient.
+
+    State: 2 m n + m^2 + n^2. As `adadiag` otherwise.
+    """
+    return _adadiag(Rotated(Diagonal(), "LR", Singular()), **locals())
+
+
+def scale_by_adafacdiag(
+    *,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-8,
+    update_interval: Whole = 200,
+    momentum_dtype: DTypeLike | None = None,
+    second_moment_dtype: DTypeLike | None = None,
+    factor_dtype: DTypeLike | None = None,
+) -> Transform:
+    """AdafacDiag ([D]): `adadiag` with Adafactor's spectrum: OTHER, generalised KL in the basis.
+
+    State: m n + m + n + r^2. As `adadiag` otherwise.
+    """
+    return _adadiag(Rotated(Marginals(), "short", Singular()), **locals())
+
+
+# --- around them ----------------------------------------------------------------------------------------------
+
+
+def _decayed(weight_decay: Number, mask: Any) -> list[Transform]:
+    none = isinstance(weight_decay, float | int) and weight_decay == 0
+    return [] if none else [optax.add_decayed_weights(weight_decay, mask)]
+
+
+def _refreshed(refresh: str) -> Tracker:
+    trackers = {"eigh": Eigen(), "qr": PowerStep()}
+    if refresh not in trackers:
+        raise ValueError(f"soap: refresh is one of {', '.join(map(repr, trackers))}; got {refresh!r}")
+    return trackers[refresh]
+
+
+def _times(factor: float, rate: Rate) -> Rate:
+    return (lambda step: factor * rate(step)) if callable(rate) else factor * rate
+
+
+def full_chain(direction: Callable[..., Transform], adam_factor: float = 1.0) -> Callable[..., Transform]:
+    """The optimizer of a `scale_by_*` for matrices: Adam for all other leaves, weight decay, and the two rates.
+
+    It takes the learning rate, the keywords of `direction`, and those of `_AROUND`. By default Adam's rate is `adam_factor`
+    times the method's, schedule or number.
+    """
+
+    def optimizer(learning_rate: Rate, **options: Any) -> Transform:
+        given = signature.bind(learning_rate, **options)
+        given.apply_defaults()
+        options = dict(given.arguments)
+        around = {name: options.pop(name) for name in ("learning_rate", *_AROUND)}
+        adam_rate = around["adam_learning_rate"]
+        if adam_rate is None:
+            adam_rate = _times(adam_factor, learning_rate)
+        routing = {"route": around["route"], "head": around["head"]}
+        rates = (optax.scale_by_learning_rate(rate) for rate in (learning_rate, adam_rate))
+        return optax.chain(
+            matrices(as_matrix(direction(**options), around["axes"]), scale_by_structure(Diagonal()), **routing),
+            *_decayed(around["weight_decay"], around["mask"]),  # over the whole tree, so that any mask fits
+            matrices(*rates, **routing),
+        )
+
+    around = [Parameter(name, Parameter.KEYWORD_ONLY, default=default) for name, default in _AROUND.items()]
+    own = list(inspect.signature(direction).parameters.values())
+    signature = Signature([Parameter("learning_rate", Parameter.POSITIONAL_OR_KEYWORD), *own, *around])
+    optimizer.__signature__ = signature
+    optimizer.__name__ = optimizer.__qualname__ = direction.__name__.removeprefix("scale_by_")
+    optimizer.__doc__ = f"{direction.__doc__.rstrip()}\n{_AROUND_DOC.format(adam_factor=adam_factor)}"
+    return optimizer
+
+
+_AROUND = {
+    "weight_decay": 0.0,
+    "mask": None,
+    "adam_learning_rate": None,
+    "route": None,
+    "head": False,
+    "axes": None,
+}
+_AROUND_DOC = """
+    The full chain: matrices go to the method, all other leaves to Adam.
+
+    Args:
+        learning_rate: a number or a schedule.
+        weight_decay, mask: decoupled, times the learning rate; for the leaves where mask (a tree or a function) is True.
+        adam_learning_rate: of the other leaves; by default {adam_factor} times the method's.
+        route, head: which leaves are the method's; see `fl.matrices`.
+        axes: how leaves of more than two axes are seen as matrices; see `fl.as_matrix`.
+        The rest: keywords of the direction, above.
+"""
+
+muon = full_chain(scale_by_muon)
+swan = full_chain(scale_by_swan)
+shampoo = full_chain(scale_by_shampoo)
+soap = full_chain(scale_by_soap)
+osoap = full_chain(scale_by_osoap)
+racs = full_chain(scale_by_racs, adam_factor=0.15)
+adadiag = full_chain(scale_by_adadiag)
+adadiag_pp = full_chain(scale_by_adadiag_pp)
+adafacdiag = full_chain(scale_by_adafacdiag)
