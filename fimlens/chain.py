@@ -137,9 +137,20 @@ def orthogonalize(
     def update(updates: PyTree, params: PyTree = None) -> PyTree:
         del params
         with jax.default_matmul_precision("highest"):
-            lying = jax.tree.map(_lying, updates)
-            factors = jax.tree.map(factor, views(lying, stacked=True))
-            return jax.tree.map(lambda G, X: X.mT if _tall(G) else X, updates, unview(factors, lying, stacked=True))
+            factors = jax.tree.map(factor, views(updates, stacked=True))
+        return unview(factors, updates, stacked=True)
+
+    return shorter_side_first(optax.stateless(update))
+
+
+def shorter_side_first(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Let `tx`, which keeps nothing, see every matrix with its shorter side first."""
+
+    def update(updates: PyTree, params: PyTree) -> PyTree:
+        del params
+        lying = jax.tree.map(_lying, updates)
+        moved, _ = tx.update(lying, tx.init(lying))
+        return jax.tree.map(lambda G, U: U.mT if _tall(G) else U, updates, moved)
 
     return optax.stateless(update)
 

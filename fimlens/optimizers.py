@@ -1,8 +1,8 @@
 """The named optimizers: each a structure, and what stands around it in the chain.
 
-A bare name is the full chain, learning rate first, as in Optax; `scale_by_*` is the direction alone. State is counted in elements for an m x n matrix, r = min(m, n), beside
-counters, keys and one number a matrix for a limiter. "[G]" is Gong et al. 2025 (arXiv 2502.07752), "[D]" Nguyen et al. 2025
-(arXiv 2502.07488).
+A bare name is the full chain, learning rate first, as in Optax; `scale_by_*` is the direction alone. State is counted in
+elements for an m x n matrix, r = min(m, n), beside counters, keys and one number a matrix for a limiter. "[G]" is Gong et
+al. 2025 (arXiv 2502.07752), "[D]" Nguyen et al. 2025 (arXiv 2502.07488).
 """
 
 import inspect
@@ -21,6 +21,7 @@ from fimlens.chain import (
     over_longer_side,
     scale_by_shape,
     scale_by_trust_ratio,
+    shorter_side_first,
     standardize_rows,
 )
 from fimlens.matrices import as_matrix, matrices
@@ -225,7 +226,7 @@ def scale_by_swan(*, eps: Number = 1e-8) -> Transform:
 
 def whiten() -> Transform:
     """The longer side's root times the polar factor: Mat(F~^{-1/2} Vec(G)), F~ nearest to the current gradient's Fisher."""
-    return scale_by_structure(Rotated(Rows(), "short", Singular()), b1=None, b2=None, eps=0.0)
+    return shorter_side_first(scale_by_structure(Rotated(Rows(), "L", Singular()), b1=None, b2=None, eps=0.0))
 
 
 def scale_by_shampoo(
@@ -429,12 +430,16 @@ def _times(factor: float, rate: Rate) -> Rate:
     return (lambda step: factor * rate(step)) if callable(rate) else factor * rate
 
 
-def full_chain(direction: Callable[..., Transform], adam_factor: float = 1.0) -> Callable[..., Transform]:
+def full_chain(
+    direction: Callable[..., Transform], adam_factor: float = 1.0, adam: Transform | None = None
+) -> Callable[..., Transform]:
     """The optimizer of a `scale_by_*` for matrices: Adam for all other leaves, weight decay, and the two rates.
 
     It takes the learning rate, the keywords of `direction`, and those of `_AROUND`. By default Adam's rate is `adam_factor`
     times the method's, schedule or number.
     """
+
+    others = scale_by_structure(Diagonal()) if adam is None else adam
 
     def optimizer(learning_rate: Rate, **options: Any) -> Transform:
         given = signature.bind(learning_rate, **options)
@@ -447,7 +452,7 @@ def full_chain(direction: Callable[..., Transform], adam_factor: float = 1.0) ->
         routing = {"route": around["route"], "head": around["head"]}
         rates = (optax.scale_by_learning_rate(rate) for rate in (learning_rate, adam_rate))
         return optax.chain(
-            matrices(as_matrix(direction(**options), around["axes"]), scale_by_structure(Diagonal()), **routing),
+            matrices(as_matrix(direction(**options), around["axes"]), others, **routing),
             *_decayed(around["weight_decay"], around["mask"]),  # over the whole tree, so that any mask fits
             matrices(*rates, **routing),
         )
@@ -481,7 +486,7 @@ _AROUND_DOC = """
         The rest: keywords of the direction, above.
 """
 
-muon = full_chain(scale_by_muon)
+muon = full_chain(scale_by_muon, adam=optax.scale_by_adam(nesterov=True))  # as Optax's Muon
 swan = full_chain(scale_by_swan)
 shampoo = full_chain(scale_by_shampoo)
 soap = full_chain(scale_by_soap)

@@ -1,0 +1,277 @@
+"""Witnesses of the named optimizers: NumPy, float64, written from the papers; they share nothing with the package.
+
+Each is a generator: sent a gradient and the weight, it yields what is added to the weight. `frames`, where asked for, gives the
+bases that the optimizer holds, for spaces in which a paper leaves them arbitrary (the null space of a covariance); a
+witness uses them only after finding that they do diagonalise what it has itself computed.
+"""
+
+import numpy as np
+
+
+def root_inverse(values, eps=0.0):
+    scale = np.sqrt(values) + eps
+    return np.divide(1, scale, out=np.zeros_like(scale), where=scale > 1e-12 * max(scale.max(), 1e-300))
+
+
+def seen(X):
+    """X less the rounding of a rotation: with exact numbers, coordinates in a null space are zero."""
+    return np.where(np.abs(X) > 1e-13 * np.abs(X).max(), X, 0)
+
+
+def bias_corrected(average, decay, t):
+    return average / (1 - decay**t)
+
+
+def sgd(lr):
+    G, _ = yield
+    while True:
+        G, _ = yield -lr * G
+
+
+def adam(lr, b1=0.9, b2=0.999, eps=1e-8, decay=0.0):
+    m = v = 0.0
+    t = 0
+    G, W = yield
+    while True:
+        t += 1
+        m, v = b1 * m + (1 - b1) * G, b2 * v + (1 - b2) * G**2
+        G, W = yield -lr * (bias_corrected(m, b1, t) / (np.sqrt(bias_corrected(v, b2, t)) + eps) + decay * W)
+
+
+def adamw(lr):
+    return adam(lr, decay=1e-4)
+
+
+def adafactor(lr):
+    """Shazeer and Stern 2018, Algorithm 4 and section 8, on matrices."""
+    R = C = 0.0
+    t = 0
+    G, W = yield
+    while True:
+        t += 1
+        b = 1 - t**-0.8
+        R, C = b * R + (1 - b) * (G**2).sum(1), b * C + (1 - b) * (G**2).sum(0)
+        U = G / np.sqrt(np.outer(R, C) / R.sum())
+        U = U / max(1.0, np.sqrt(np.mean(U**2)))
+        G, W = yield -lr * max(1e-3, np.sqrt(np.mean(W**2))) * U
+
+
+def lars(lr, beta=0.9, trust=0.001):
+    velocity = 0.0
+    G, W = yield
+    while True:
+        velocity = beta * velocity + lr * trust * np.linalg.norm(W) / np.linalg.norm(G) * G
+        G, W = yield -velocity
+
+
+def lamb(lr):
+    inner = adam(1.0, eps=1e-6)
+    next(inner)
+    G, W = yield
+    while True:
+        U = inner.send((G, W))
+        G, W = yield lr * np.linalg.norm(W) / np.linalg.norm(U) * U
+
+
+def nesterov(beta=0.95):
+    m, t = 0.0, 0
+    G = yield
+    while True:
+        t += 1
+        m = beta * m + (1 - beta) * G
+        G = yield beta * m / (1 - beta ** (t + 1)) + (1 - beta) * G / (1 - beta**t)
+
+
+def polar(G):
+    """U V^T over the range of G: a matrix of standardised rows has none along (1, ..., 1)."""
+    u, values, vt = np.linalg.svd(G, full_matrices=False)
+    return u @ np.diag(values > 1e-10 * values.max()) @ vt
+
+
+def newton_schulz(G, steps=5):
+    X = G / (np.linalg.norm(G) + 1e-8)
+    for _ in range(steps):
+        A = X @ X.T
+        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+    return X
+
+
+def muon(lr, orthogonalized=newton_schulz):
+    averaged = nesterov()
+    next(averaged)
+    G, _ = yield
+    while True:
+        m, n = G.shape
+        G, _ = yield -lr * max(1, n / m) ** 0.5 * orthogonalized(averaged.send(G))
+
+
+def muon_exact(lr):
+    return muon(lr, polar)
+
+
+def swan(lr):
+    G, _ = yield
+    while True:
+        X = (G - G.mean(1, keepdims=True)) / (G.std(1, keepdims=True) + 1e-8 * np.abs(G).max(1, keepdims=True))
+        G, _ = yield -lr * np.sqrt(max(G.shape)) * polar(X)
+
+
+def eigenbasis(C):
+    return np.linalg.eigh(C)[1][:, ::-1]
+
+
+def agreed(C, given):
+    """The eigenbasis of C; in its null space, which has none of its own, the given vectors, once they are seen to lie there."""
+    values, U = np.linalg.eigh(C)
+    values, U = values[::-1], U[:, ::-1].copy()
+    null = values < 1e-10 * values.max()
+    if null.any():
+        inside = np.asarray(given, np.float64)[:, null]
+        assert np.abs(inside - U[:, null] @ U[:, null].T @ inside).max() < 1e-4
+        u, _, vt = np.linalg.svd(U[:, null] @ U[:, null].T @ inside, full_matrices=False)
+        U[:, null] = u @ vt
+    return U
+
+
+def shampoo(lr, interval=1, b2=0.999, total=False, frames=None):
+    """L^{-1/4} G R^{-1/4}, L and R over n and m. Between refreshes the eigenvalues are those of L, R along the basis."""
+    L = R = 0.0
+    t = 0
+    G, _ = yield
+    while True:
+        m, n = G.shape
+        L = b2 * L + (1 if total else 1 - b2) * G @ G.T / n
+        R = b2 * R + (1 if total else 1 - b2) * G.T @ G / m
+        weight = 1 if total else 1 - b2 ** (t + 1)
+        if t % interval == 0:
+            given = frames()
+            UL, UR = agreed(L, given[0]), agreed(R, given[1])
+        t += 1
+        r, c = (np.maximum(np.diag(U.T @ C @ U), 0) / weight for U, C in ((UL, L), (UR, R)))
+        r, c = (np.where(x > 1e-12 * x.max(), x, 0) for x in (r, c))
+        G, _ = yield -lr * UL @ (seen(UL.T @ G @ UR) * root_inverse(np.sqrt(np.outer(r, c)), 1e-8)) @ UR.T
+
+
+def shampoo_of_interval_3(lr, frames=None):
+    return shampoo(lr, interval=3, frames=frames)
+
+
+def shampoo_of_sums(lr, frames=None):
+    return shampoo(lr, b2=1.0, total=True, frames=frames)
+
+
+def soap(lr, b1=0.95, b2=0.95, eps=1e-8, interval=10, frames=None, qr=True):
+    """Vyas et al. 2024, Algorithm 3, with the published code's first step, which only starts the bases."""
+    L = R = M = V = 0.0
+    t = 0
+    G, _ = yield
+    while True:
+        step = np.zeros_like(G)
+        if t > 0:
+            X = UL.T @ G @ UR
+            M, V = b1 * M + (1 - b1) * G, b2 * V + (1 - b2) * X**2
+            N = UL.T @ bias_corrected(M, b1, t) @ UR / (np.sqrt(bias_corrected(V, b2, t)) + eps)
+            step = -lr * UL @ N @ UR.T
+        L, R = b2 * L + (1 - b2) * G @ G.T, b2 * R + (1 - b2) * G.T @ G
+        if t == 0:
+            given = frames()
+            UL, UR = agreed(L, given[0]), agreed(R, given[1])
+        elif t % interval == 0:
+            UL, UR = (np.linalg.qr(L @ UL)[0], np.linalg.qr(R @ UR)[0]) if qr else (eigenbasis(L), eigenbasis(R))
+        t += 1
+        G, _ = yield step
+
+
+def soap_by_eigh(lr, frames=None):
+    return soap(lr, frames=frames, qr=False)
+
+
+def in_short_side(witness):
+    """Of a method stated for m <= n: transpose at the door."""
+
+    def transposed(lr, **options):
+        inner = witness(lr, **options)
+        next(inner)
+        G, W = yield
+        while True:
+            tall = G.shape[0] > G.shape[1]
+            U = inner.send((G.T, W.T) if tall else (G, W))
+            G, W = yield U.T if tall else U
+
+    transposed.__name__ = witness.__name__
+    return transposed
+
+
+@in_short_side
+def osoap(lr, b1=0.9, b2=0.999, eps=1e-8, interval=10):
+    """[G]'s Eigen-Adam: the basis turns, the gradient seen, before the update."""
+    Q = M = V = 0.0
+    t = 0
+    G, _ = yield
+    while True:
+        Q = b2 * Q + (1 - b2) * G @ G.T
+        if t % interval == 0:
+            U = eigenbasis(Q)
+        t += 1
+        M, V = b1 * M + (1 - b1) * G, b2 * V + (1 - b2) * (U.T @ G) ** 2
+        G, _ = yield -lr * U @ (U.T @ bias_corrected(M, b1, t) / (np.sqrt(bias_corrected(V, b2, t)) + eps))
+
+
+def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=True):
+    """[G] Algorithm 1."""
+    s = q = phi = 0.0
+    t = 0
+    G, _ = yield
+    while True:
+        t += 1
+        P, q_now = G**2, np.ones(len(G))
+        for _ in range(sweeps):
+            s_now = P.T @ q_now / (q_now @ q_now)
+            q_now = P @ s_now / (s_now @ s_now)
+        s, q = beta * s + (1 - beta) * s_now, beta * q + (1 - beta) * q_now
+        weight = 1 - beta**t if corrected else 1.0
+        U = G / np.sqrt(np.outer(q, s)) * weight
+        eta = gamma / max(np.linalg.norm(U) / phi, gamma) if phi > 0 else 1.0
+        phi = eta * np.linalg.norm(U)
+        G, _ = yield -lr * alpha * eta * U
+
+
+def racs_as_printed(lr):
+    return racs(lr, corrected=False)
+
+
+def singular_moments(lr, b1, b2, eps, interval, two_sided, factored, frames):
+    """[D] Algorithms 1 to 3: moments in the space of the current gradient's singular vectors, momentum carried along."""
+    UL = UR = None
+    m = v = 0.0
+    t = 0
+    G, _ = yield
+    while True:
+        if t % interval == 0:
+            old = UL, UR
+            given = frames()
+            UL = agreed(G @ G.T, given[0])
+            UR = agreed(G.T @ G, given[1]) if two_sided else np.eye(G.shape[1])
+            if t > 0:
+                m = UL.T @ old[0] @ m @ old[1].T @ UR
+        t += 1
+        X = seen(UL.T @ G @ UR)
+        m, v = b1 * m + (1 - b1) * X, b2 * v + (1 - b2) * X**2
+        V = bias_corrected(v, b2, t)
+        if factored:
+            V = np.outer(V.sum(1), V.sum(0)) / V.sum()
+        G, _ = yield -lr * UL @ (seen(bias_corrected(m, b1, t)) / (np.sqrt(V) + eps)) @ UR.T
+
+
+@in_short_side
+def adadiag(lr, frames=None):
+    return singular_moments(lr, 0.9, 0.999, 1e-8, 20, False, False, frames)
+
+
+def adadiag_pp(lr, frames=None):
+    return singular_moments(lr, 0.9, 0.999, 1e-8, 20, True, False, frames)
+
+
+@in_short_side
+def adafacdiag(lr, frames=None):
+    return singular_moments(lr, 0.9, 0.999, 1e-8, 20, False, True, frames)

@@ -1,0 +1,139 @@
+"""Each named optimizer follows its NumPy witness for fifty steps, and Optax's own for a hundred where Optax has it."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_optimizers as witness
+import optax
+import pytest
+
+import fimlens as fl
+
+SHAPES = [(4, 6), (5, 5), (6, 4)]
+
+
+def gradients(shape, steps, seed=0):
+    """Correlated, of drifting scale, with rows and columns of different size."""
+    rng = np.random.default_rng(seed)
+    m, n = shape
+    L, R = rng.normal(size=(m, m)), rng.normal(size=(n, n))
+    mean = rng.normal(size=shape)
+    return [(1 + t / steps) * (0.3 * mean + L @ rng.normal(size=shape) @ R) for t in range(steps)]
+
+
+def bases(state):
+    """The bases of the one matrix that a state holds, the shorter side's first; None on a side without."""
+    found = [x for x in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, fl.Frame)) if isinstance(x, fl.Frame)]
+    left, right, _ = found[0].bases
+    left, right = (None if U is None else np.asarray(U[0]) for U in (left, right))
+    return (right, None) if left is None else (left, right)
+
+
+METHODS = [
+    (fl.sgd, {}, witness.sgd),
+    (fl.adam, {}, witness.adam),
+    (fl.adamw, {}, witness.adamw),
+    (fl.adafactor, {}, witness.adafactor),
+    (fl.lars, {}, witness.lars),
+    (fl.lamb, {}, witness.lamb),
+    (fl.muon, {}, witness.muon),
+    (fl.muon, {"root": "exact"}, witness.muon_exact),
+    (fl.swan, {}, witness.swan),
+    (fl.shampoo, {"update_interval": 1}, witness.shampoo),
+    (fl.shampoo, {"update_interval": 3}, witness.shampoo_of_interval_3),
+    (fl.shampoo, {"update_interval": 1, "b2": 1.0}, witness.shampoo_of_sums),
+    (fl.soap, {}, witness.soap),
+    (fl.soap, {"refresh": "eigh"}, witness.soap_by_eigh),
+    (fl.osoap, {}, witness.osoap),
+    (fl.racs, {}, witness.racs),
+    (fl.racs, {"bias_correction": False}, witness.racs_as_printed),
+    (fl.adadiag, {"update_interval": 20}, witness.adadiag),
+    (fl.adadiag_pp, {"update_interval": 20}, witness.adadiag_pp),
+    (fl.adafacdiag, {"update_interval": 20}, witness.adafacdiag),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("make", "options", "paper"), METHODS, ids=lambda x: getattr(x, "__name__", ""))
+def test_it_follows_its_paper_for_fifty_steps(make, options, paper, shape):
+    for x64, tolerance in ((False, 1e-6), (True, 1e-10)):
+        with jax.enable_x64(x64):
+            follow(make(1e-3, **options), paper, shape, jnp.float64 if x64 else jnp.float32, tolerance)
+
+
+def follow(tx, paper, shape, dtype, tolerance):
+    """The weights are summed in float64: what is compared is the optimizer, not the addition of its updates.
+
+    In float32 1 - b^t, taken as Optax takes it, is good to 1e-5 at b = 0.999: hence the rate of 1e-3.
+    """
+    W = np.random.default_rng(1).normal(size=shape)
+    ours, state = W, tx.init(jnp.asarray(W, dtype))
+    takes_frames = "frames" in paper.__code__.co_varnames or paper.__name__ in ("adadiag", "adafacdiag")
+    theirs = paper(1e-3, frames=lambda: bases(state)) if takes_frames else paper(1e-3)
+    next(theirs)
+    update = jax.jit(tx.update)
+    for t, G in enumerate(gradients(shape, 50)):
+        updates, state = update(jnp.asarray(G, dtype), state, jnp.asarray(ours, dtype))
+        ours = ours + np.asarray(updates, np.float64)
+        W = W + theirs.send((G, W))
+        off = np.abs(ours - W).max() / np.abs(W).max()
+        assert off < tolerance, f"{off:.2e} off at step {t + 1}, in {np.dtype(dtype)}"
+
+
+def problem(dtype):
+    """A two-layer network on noise: gradients of different shapes and sizes, that depend on the weights."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    weights = {
+        "first": jax.random.normal(keys[0], (6, 9), dtype) / 2,
+        "bias": jax.random.normal(keys[1], (9,), dtype),
+        "second": jax.random.normal(keys[2], (9, 4), dtype) / 3,
+    }
+    X, Y = jax.random.normal(keys[3], (32, 6), dtype), jax.random.normal(keys[4], (32, 4), dtype)
+
+    def loss(w, t):
+        noise = 0.1 * jax.random.normal(jax.random.fold_in(keys[3], t), X.shape, dtype)
+        return jnp.mean((jnp.tanh((X + noise) @ w["first"] + w["bias"]) @ w["second"] - Y) ** 2)
+
+    return weights, jax.grad(loss)
+
+
+def trained(tx, weights, grad):
+    @jax.jit
+    def step(w, state, t):
+        updates, state = tx.update(grad(w, t), state, w)
+        return optax.apply_updates(w, updates), state
+
+    state = tx.init(weights)
+    for t in range(100):
+        weights, state = step(weights, state, t)
+    return weights
+
+
+WITH_OPTAX = {
+    "sgd": (partial(fl.sgd, momentum=0.9, nesterov=True), partial(optax.sgd, momentum=0.9, nesterov=True)),
+    "adam": (fl.adam, optax.adam),
+    "adamw": (partial(fl.adamw, weight_decay=0.1), partial(optax.adamw, weight_decay=0.1)),
+    "adafactor": (fl.adafactor, partial(optax.adafactor, min_dim_size_to_factor=1)),
+    "adafactor with momentum": (
+        partial(fl.adafactor, momentum=0.9, weight_decay=0.01),
+        partial(optax.adafactor, min_dim_size_to_factor=1, momentum=0.9, weight_decay_rate=0.01),
+    ),
+    "lars": (partial(fl.lars, weight_decay=0.01), partial(optax.lars, weight_decay=0.01)),
+    "lamb": (partial(fl.lamb, weight_decay=0.01), partial(optax.lamb, weight_decay=0.01)),
+    "muon": (partial(fl.muon, weight_decay=0.1), partial(optax.contrib.muon, weight_decay=0.1, adam_weight_decay=0.1)),
+}
+
+
+@pytest.mark.parametrize("name", WITH_OPTAX)
+def test_it_follows_optax_for_a_hundred_steps(name):
+    # Optax computes Adafactor's decay in float32 always.
+    for x64, tolerance in ((False, 1e-5), (True, 1e-6 if "adafactor" in name else 1e-12)):
+        with jax.enable_x64(x64):
+            weights, grad = problem(jnp.float64 if x64 else jnp.float32)
+            ends = [trained(make(optax.cosine_decay_schedule(0.02, 200)), weights, grad) for make in WITH_OPTAX[name]]
+            for leaf in weights:
+                moved = np.abs(ends[1][leaf] - weights[leaf]).max()
+                off = np.abs(ends[0][leaf] - ends[1][leaf]).max() / moved
+                assert off < tolerance, f"{leaf}: {off:.2e} of the way moved"
