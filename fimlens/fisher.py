@@ -164,10 +164,28 @@ class Fisher(abc.ABC):
     def dense(self, *, max_bytes: int = DENSE_BYTES) -> Float[Array, "mn mn"]:
         """F written out; a ValueError where that would take more than `max_bytes`."""
 
-    @property
     @abc.abstractmethod
+    def _norm_squared(self, unit: Float[Array, ""]) -> Float[Array, ""]:
+        """||F / unit||_F^2."""
+
+    @cached_property
+    def unit(self) -> Float[Array, ""]:
+        """The largest second moment, and so the largest entry of F; 1 where F is zero."""
+        with jax.ensure_compile_time_eval():  # so that a jitted caller never caches one of its tracers here
+            largest = self.second_moment().max()
+            return jnp.where(largest > 0, largest, 1)
+
+    @cached_property
+    def norm_squared_in_units(self) -> Float[Array, ""]:
+        """||F / unit||_F^2, computed once: unlike ||F||_F^2, it leaves float32 at no scale of the gradients."""
+        with jax.ensure_compile_time_eval():
+            return self._norm_squared(self.unit)
+
+    @cached_property
     def norm_squared(self) -> Float[Array, ""]:
         """||F||_F^2, computed once."""
+        with jax.ensure_compile_time_eval():
+            return self.unit * (self.unit * self.norm_squared_in_units)
 
     def _form(self) -> str:
         raise NotImplementedError
@@ -246,10 +264,8 @@ class SampleFisher(Fisher):
         g = jax.vmap(vec)(self.samples)
         return g.T @ g / len(g)
 
-    @cached_property
-    def norm_squared(self) -> Float[Array, ""]:
-        with jax.ensure_compile_time_eval():  # so that a jitted caller never caches one of its tracers here
-            return _gram_norm_squared(self.samples)
+    def _norm_squared(self, unit: Float[Array, ""]) -> Float[Array, ""]:
+        return _gram_norm_squared(self.samples, unit)
 
 
 @jax.tree_util.register_dataclass
@@ -310,18 +326,16 @@ class DenseFisher(Fisher):
         require_dense(self.shape, self.matrix.dtype.itemsize, max_bytes)
         return self.matrix
 
-    @cached_property
-    def norm_squared(self) -> Float[Array, ""]:
-        with jax.ensure_compile_time_eval():
-            return jnp.sum(self.matrix**2)
+    def _norm_squared(self, unit: Float[Array, ""]) -> Float[Array, ""]:
+        return jnp.sum((self.matrix / unit) ** 2)
 
 
 @jax.jit
-def _gram_norm_squared(samples: Float[Array, "N m n"]) -> Float[Array, ""]:
+def _gram_norm_squared(samples: Float[Array, "N m n"], unit: Float[Array, ""]) -> Float[Array, ""]:
     with jax.default_matmul_precision("highest"):
         g = samples.reshape(len(samples), -1)
         gram = g @ g.T if g.shape[0] <= g.shape[1] else g.T @ g  # the smaller has the same norm
-        return jnp.sum(jnp.square(gram / len(samples)))
+        return jnp.sum(jnp.square(gram / (len(samples) * unit)))
 
 
 def _singular(A: Float[Array, "m k"]) -> Float[Array, "m m"]:
