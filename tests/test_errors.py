@@ -1,5 +1,7 @@
 """Bad input is refused at the door: the call, the cause and the remedy."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 import fimlens as fl
 from fimlens._fit import require
+from fimlens.structures import EXAMPLES
 
 G = jax.random.normal(jax.random.key(0), (5, 3, 4))
 FISHER = fl.Fisher.from_gradients(G)
@@ -29,6 +32,13 @@ REFUSED = [
     (lambda: fl.Fisher.from_gradients(jnp.ones((1, 512, 512))).dense(), "over the bound"),
     (lambda: fl.fit(fl.Dense(), fl.Fisher.from_gradients(jnp.ones((1, 512, 512)))), "over the bound"),
     (lambda: fl.gap(fl.Rows(), fl.fit(fl.Rows(), FISHER), fl.Fisher.from_gradients(G[:, :2])), "Fit it to this Fisher"),
+    (lambda: fl.gap(fl.Rows(), fl.fit(fl.Columns(), FISHER), FISHER), r"not one of Rows\(\).*it was fitted with"),
+    (lambda: fl.gap(fl.Rotated(fl.Rows(), "L"), fl.fit(fl.Rows(), FISHER), FISHER), "not one of Rotated"),
+    (lambda: fl.solve(fl.Rows(), FISHER, starts=-1), "starts counts random members"),
+    (lambda: fl.compare([], FISHER), "no structures"),
+    (lambda: fl.compare([fl.Rows(), fl.Rows()], FISHER), "two structures are named Rows.*Give them names"),
+    (lambda: fl.check(fl.Rows(), shapes=[]), "shapes is empty.*Leave it out"),
+    (lambda: fl.check(fl.Rows(), laws=[]), "laws is empty"),
     (lambda: fl.Rotated(fl.Diagonal(), "left"), "sides is one of"),
     (lambda: fl.LowRank(fl.Diagonal(), 0), "rank is a positive number"),
     (lambda: fl.LowRank(fl.Diagonal(), 2, fl.Rows()), "complement is"),
@@ -68,6 +78,37 @@ def test_bad_types_are_refused():
         require("fit", fl.Rows, FISHER)
     with pytest.raises(TypeError, match=r"solve: .*from_gradients"):
         require("solve", fl.Rows(), G)
+
+
+@pytest.mark.parametrize(
+    ("combinator", "fields", "message"),
+    [
+        (fl.Rotated, {"inner": fl.Diagonal}, r"Rotated: expected a structure.*Classes need \(\)"),
+        (fl.Rotated, {"inner": "L"}, "Rotated: expected a structure"),
+        (fl.Blocks, {"inner": fl.Rows}, "Blocks: expected a structure"),
+        (fl.LowRank, {"inner": fl.Rows, "rank": 2}, "LowRank: expected a structure"),
+        (fl.LowRank, {"inner": fl.Diagonal(), "rank": 2.5}, "rank is a whole number"),
+    ],
+)
+def test_what_is_no_structure_or_no_rank_is_refused(combinator, fields, message):
+    """By the check after construction, since the types of its arguments are checked while testing."""
+    with pytest.raises(TypeError, match=message):
+        combinator.__post_init__(SimpleNamespace(**fields))
+
+
+def test_nothing_checked_is_not_ok():
+    assert not fl.Comparison("", "", (3, 4), (), {}).ok
+
+
+def test_structures_print_apart():
+    names = [fl.Blocks(fl.Rows(), 2), fl.Blocks(fl.Rows(), columns=2), fl.Rotated(fl.Rows(), "L"), fl.Rotated(fl.Rows())]
+    assert [str(s) for s in names] == [
+        "Blocks(Rows(), 2)",
+        "Blocks(Rows(), columns=2)",
+        "Rotated(Rows(), L)",
+        "Rotated(Rows())",
+    ]
+    assert len({str(s) for s in EXAMPLES}) == len(EXAMPLES)
 
 
 def test_types_are_checked_at_run_time_in_these_tests():
