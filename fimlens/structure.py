@@ -185,7 +185,7 @@ class Structure(abc.ABC):
 
     def isotropic(self, m: int, n: int, scale: float | Array = 1.0) -> Params:
         """The member nearest to F = scale * I (which is that itself, on the family's range); for small matrices."""
-        require_dense((m, n))
+        require_dense("isotropic", "Take a smaller matrix.", (m, n))
         units = jnp.sqrt(m * n * scale) * jax.vmap(lambda e: unvec(e, (m, n)))(jnp.eye(m * n))
         frame = self.frame(m, n)
         return self.fit(self.stats(SampleFisher("identity", "mean over unit matrices", units), frame), frame)
