@@ -214,12 +214,12 @@ def _streamed(structure: Structure, fisher: SampleFisher, fitted: Params) -> tup
     G = fisher.samples
     if np.prod(fisher.shape) > DENSE_UP_TO:
         return None, None, None
-    eps = 1e-3 * float(jnp.sqrt(jnp.mean(G**2)))  # well above the rounding of eigenvalues that are zero
     F = structure.dense(fitted)
-    member, update = _run(structure, G, eps, fitted.frame)
     values, Q = jnp.linalg.eigh(F)
-    seen = values > 1e-12 * values.max()
+    eps = float(jnp.sqrt(values.max()))  # so large that small roots, to half the digits by eigh, move the update by rounding
+    seen = values > len(F) * jnp.finfo(F.dtype).eps * values.max()
     scales = inverse_root(eps)(jnp.where(seen, values, 0))  # the root of rounding is no rounding
+    member, update = _run(structure, G, eps, fitted.frame)
     if any(c is None for c in jax.tree.leaves(structure.eigenvalues(fitted), is_leaf=lambda x: x is None)):
         scales = jnp.where(seen, scales, 0)  # eigenvalue zero is outside the range there
     written = unvec(Q @ (scales * (Q.T @ vec(G[-1]))), fisher.shape)
