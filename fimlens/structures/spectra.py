@@ -49,9 +49,7 @@ class Spectrum(Structure):
     def expand(self, coords: Tree, shape: tuple[int, int]) -> Float[Array, "#m #n"]:
         """The eigenvalues, non-negative, broadcasting over the (m, n) coordinates."""
 
-    def measured_again(
-        self, moments: Tree, rows: Float[Array, "m 1"] | None, columns: Float[Array, "1 n"] | None
-    ) -> Tree:
+    def measured_again(self, moments: Tree, rows: Float[Array, "m 1"] | None, columns: Float[Array, "1 n"] | None) -> Tree:
         """The moments in a basis that was turned under them, given the row and column means of V there (None on a side
         that was not turned). By default they are kept, as Adam and SOAP keep theirs: V itself is not known there."""
         del rows, columns
