@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from rich.table import Table
 
-from fimlens._fit import fit, gap
+from fimlens._fit import fit, measure
 from fimlens._solve import in_units, solve, stationarity
 from fimlens.fisher import Fisher, unvec, vec
 from fimlens.structure import Claim, Params, Structure
@@ -215,7 +215,7 @@ def rest(case: Case) -> float:
 
 def split(case: Case) -> float:
     """Basis error + spectrum error = gap, at a member that fits nothing, and neither part is negative."""
-    total, basis, spectrum, _ = gap(case.structure, case.member, case.fisher)
+    total, basis, spectrum, _ = measure(case.structure, case.member, case.fisher)
     size = case.fisher.norm_squared
     return float(max(abs(basis + spectrum - total) / size, -basis / size, -spectrum / size))
 
@@ -223,7 +223,7 @@ def split(case: Case) -> float:
 def gaps(case: Case) -> float:
     """The gap from samples is ||dense(member) - F||^2, written out."""
     F = case.structure.dense(case.member)
-    return distance(gap(case.structure, case.member, case.fisher).total, jnp.sum((F - case.fisher.dense()) ** 2))
+    return distance(measure(case.structure, case.member, case.fisher).total, jnp.sum((F - case.fisher.dense()) ** 2))
 
 
 LAWS: dict[str, Callable[[Case], float]] = {
@@ -255,7 +255,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        return all(finding.ok for finding in self.findings)
+        return bool(self.findings) and all(finding.ok for finding in self.findings)
 
     def __str__(self) -> str:
         lines = [f"{self.structure}: {'every law holds' if self.ok else 'not every law holds'}"]
@@ -299,7 +299,7 @@ def check(
     Raises:
         LawBroken: some law does not hold; the message states which, where and by how much.
         TypeError: `structure` is not a Structure instance.
-        ValueError: a law's name is unknown, or the structure accepts none of the shapes.
+        ValueError: there are no laws or no shapes, a law's name is unknown, or the structure accepts none of the shapes.
 
     Example:
         >>> import fimlens as fl
@@ -312,8 +312,11 @@ def check(
     for law in laws:
         if law not in LAWS:
             raise ValueError(f"check: there is no law {law!r}. The laws are {', '.join(LAWS)}.")
+    suited = tuple(shapes) if shapes is not None else _suited(structure)
+    for name, given in (("laws", laws), ("shapes", suited)):
+        if not given:
+            raise ValueError(f"check: {name} is empty, so that nothing would be checked. Leave it out for the usual ones.")
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        suited = tuple(shapes) if shapes is not None else _suited(structure)
         cases = [Case(structure, shape, seed, solved=k == 0) for k, shape in enumerate(suited)]
         findings = tuple(Finding(law, case.shape, LAWS[law](case)) for case in cases for law in laws)
     report = Report(structure, findings)

@@ -1,20 +1,22 @@
 """Derived once, for every structure: the nearest member, its gap, and the sizes of family and state."""
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from fimlens.fisher import Fisher
-from fimlens.structure import Params, Structure
+from fimlens.structure import Level, Params, Structure
 
 
 class Gap(NamedTuple):
     """||F~ - F||_F^2, in two parts: what the basis misses, and what the eigenvalues miss in that basis.
 
-    `relative` is total / ||F||^2. Each is a scalar array.
+    `relative` is total / ||F||^2. Each is a scalar array. In float32, gradients below 1e-9 or above 1e9 have fourth powers that
+    it cannot hold, and `total`, `basis` and `spectrum` with them; `relative` holds at every scale.
     """
 
     total: Float[Array, ""]
@@ -55,7 +57,7 @@ def gap(structure: Structure, params: Params, fisher: Fisher) -> Gap:
 
     Raises:
         TypeError: an argument is not a Structure instance, or not a Fisher.
-        ValueError: member and Fisher are of different shapes.
+        ValueError: member and Fisher are of different shapes, or the member is not one of this structure.
 
     Example:
         >>> import jax, fimlens as fl
@@ -70,18 +72,36 @@ def gap(structure: Structure, params: Params, fisher: Fisher) -> Gap:
             f"gap: the member is for a {params.frame.shape} matrix and the Fisher for a {fisher.shape} one. "
             "Fit it to this Fisher."
         )
-    return _gap(structure, params, fisher, fisher.norm_squared)
+    if jax.tree.map(jnp.shape, params) != _layout(structure, fisher.shape):
+        raise ValueError(
+            f"gap: the member is not one of {structure}, whose bases and coordinates have other shapes. "
+            "Give the structure that it was fitted with."
+        )
+    return measure(structure, params, fisher)
+
+
+def measure(structure: Structure, params: Params, fisher: Fisher) -> Gap:
+    """`gap`, of arguments that are known to suit."""
+    return _gap(structure, params, fisher, fisher.unit, fisher.norm_squared_in_units)
 
 
 @partial(jax.jit, static_argnums=0)
-def _gap(structure: Structure, params: Params, fisher: Fisher, norm_squared: Float[Array, ""]) -> Gap:
+def _gap(structure: Structure, params: Params, fisher: Fisher, unit: Float[Array, ""], norm_squared: Float[Array, ""]) -> Gap:
+    """In units of the largest second moment until the end, so that no square leaves float32."""
     with jax.default_matmul_precision("highest"):
-        levels = structure.levels(params, fisher)
+        levels = [Level(value / unit, V / unit, c) for value, V, c in structure.levels(params, fisher)]
         size = sum(c * jnp.sum(value**2) for value, _, c in levels)
-        total = norm_squared - 2 * fisher.inner(lambda G: structure.apply(params, G)) + size
+        total = norm_squared - 2 * fisher.inner(lambda G: structure.apply(params, G / unit, lambda x: x / unit)) + size
         basis = norm_squared - sum(c * jnp.sum(V**2) for _, V, c in levels)
         spectrum = sum(c * jnp.sum((value - V) ** 2) for value, V, c in levels)
-        return Gap(total, basis, spectrum, total / jnp.where(norm_squared > 0, norm_squared, 1))
+        relative = total / jnp.where(norm_squared > 0, norm_squared, 1)
+        return Gap(*(unit * (unit * part) for part in (total, basis, spectrum)), relative)
+
+
+@lru_cache
+def _layout(structure: Structure, shape: tuple[int, int]) -> Params:
+    """The shapes of a member's arrays."""
+    return jax.tree.map(jnp.shape, Params(*jax.eval_shape(lambda: blank(structure, shape, "fits"))))
 
 
 def dimension(structure: Structure, shape: tuple[int, int], *, seed: int = 0) -> int:
@@ -94,7 +114,7 @@ def dimension(structure: Structure, shape: tuple[int, int], *, seed: int = 0) ->
     """
     with jax.enable_x64(True):
         member = structure.isotropic(*shape)
-        flat, unravel = jax.flatten_util.ravel_pytree(member)
+        flat, unravel = ravel_pytree(member)
         z = jax.random.normal(jax.random.key(seed), flat.shape)
         jacobian = jax.jacfwd(lambda z: structure.dense(structure.chart(unravel(z), member)).reshape(-1))(z)
         return int(jnp.linalg.matrix_rank(jacobian, rtol=1e-9))

@@ -26,6 +26,8 @@ def perron(
     falling. (The singular value says nothing: near a tie it stands still long before the vector does.)
     """
     eps = jnp.finfo(start.dtype).eps
+    largest = jnp.abs(forward(start)).max()
+    factor = 1 / jnp.where(largest > 0, largest, 1)  # so that no square leaves float32
 
     def unit(x: Array) -> Array:
         norm = jnp.sqrt(jnp.vdot(x, x))
@@ -33,7 +35,7 @@ def perron(
 
     def residual(x: Array, image: Array) -> tuple[Array, Array]:
         energy = jnp.vdot(image, image)  # of unit x: the squared singular value
-        return backward(image) - energy * x, energy
+        return factor * backward(image) - energy * x, energy
 
     def restless(state: tuple[Any, ...]) -> Array:
         *_, r, energy, _, idle, step = state
@@ -50,7 +52,7 @@ def perron(
                 direction = unit(direction)
             basis.append(direction)
         S = jnp.stack(basis)
-        images = jnp.stack([image, forward(S[1]), forward(S[2])])
+        images = jnp.stack([image, factor * forward(S[1]), factor * forward(S[2])])
         flat = images.reshape(3, -1)
         c = jnp.linalg.eigh(flat @ flat.T)[1][:, -1]
         c = jnp.where(c[0] < 0, -c, c)
@@ -64,6 +66,6 @@ def perron(
         return x, image, jnp.tensordot(c[1:], S[1:], 1), r, energy, jnp.where(falling, size, least), idle, step + 1
 
     x = unit(start)
-    image = forward(x)
+    image = factor * forward(x)
     state = (x, image, jnp.zeros_like(x), *residual(x, image), jnp.asarray(jnp.inf, start.dtype), 0, 0)
     return jax.lax.while_loop(restless, search, state)[0]

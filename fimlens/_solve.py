@@ -68,7 +68,7 @@ def solve(
 
     Raises:
         TypeError: an argument is not a Structure instance, or not a Fisher.
-        ValueError: the structure does not suit the shape, or the matrix is too large.
+        ValueError: the structure does not suit the shape, the matrix is too large, or `starts` is negative.
 
     Example:
         >>> import jax, fimlens as fl
@@ -77,6 +77,8 @@ def solve(
         False
     """
     require("solve", structure, fisher)
+    if starts < 0:
+        raise ValueError(f"solve: starts counts random members, 0 or more; got {starts}")
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         key_data = None if key is None else jax.random.key_data(key)
         key = jax.random.key(0) if key_data is None else jax.random.wrap_key_data(key_data)
@@ -118,7 +120,8 @@ def stationarity(structure: Structure, fisher: Fisher, fitted: Params) -> float:
 def _slope(structure: Structure, fisher: Fisher, fitted: Params) -> Params:
     def objective(z: Params) -> Array:
         member = structure.chart(in_units(fitted, z), fitted)
-        return structure.objective(member, fisher) / fisher.norm_squared
+        norm_squared = fisher.norm_squared
+        return structure.objective(member, fisher) / jnp.where(norm_squared > 0, norm_squared, 1)
 
     return jax.grad(objective)(jax.tree.map(jnp.zeros_like, fitted))
 

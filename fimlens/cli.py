@@ -2,9 +2,14 @@
 
 import importlib
 import json
+import os
 import sys
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,10 +82,12 @@ def lens_command(
         if fisher not in FISHERS:
             raise ValueError(f"--fisher: one of {', '.join(FISHERS)}; got {fisher!r}")
         out.mkdir(parents=True, exist_ok=True)
+        for option, path in (("--out", out / "lens.png"), ("--out", out / "lens.json"), ("--json", json_file)):
+            _require_writable(option, path)
         with Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=errors
         ) as bar:
-            patterns = matrices.split(",") if matrices else None
+            patterns = None if matrices is None else [part.strip() for part in matrices.split(",")]
             if loss is None:
                 found = _embedded(bar, text_path, patterns or DEFAULT_MATRICES, fisher, samples, steps, seed)
             else:
@@ -99,11 +106,15 @@ def lens_command(
             if path is not None:
                 path.write_text(json.dumps(report, indent=2) + "\n")
     except (ValueError, TypeError, OSError) as error:
-        errors.print(f"fimlens lens: {error}", style="red", markup=False)
+        errors.print(f"fimlens lens: {error}{_place(error)}", style="red", markup=False)
         raise typer.Exit(2) from error
     console.print(f"Figure and numbers: {out / 'lens.png'}, {out / 'lens.json'}", markup=False)
-    if not report["ok"]:
+    for comparison in comparisons:
+        if not comparison.rows:
+            errors.print(f"No structure suits {comparison.matrix}: nothing was judged.", style="red", markup=False)
+    if not all(row.ok for comparison in comparisons for row in comparison.rows):
         errors.print("Some verdict failed: see NO above.", style="red")
+    if not report["ok"]:
         raise typer.Exit(1)
 
 
@@ -149,14 +160,19 @@ def _own(
     model = _attribute("--loss", loss)
     held = [_attribute(f"--{name}", given or f"{module}:{name}") for name, given in (("params", params), ("batches", batches))]
     weights, data = (value() if callable(value) else value for value in held)
-    fishers = _fishers(kind, model, weights, data, patterns, seed)
-    if kind == "model-exact":
-        return fishers
-    few = {name: f for name, f in fishers.items() if len(f.samples) > samples}
-    return fishers | {
-        name: Fisher.from_gradients(f.samples[:samples], kind=f.kind, normalisation=f"mean over the first {samples} gradients")
-        for name, f in few.items()
-    }
+    gradients.require_batches("lens", data)
+    few = islice(data, samples) if kind == "minibatch" else _first(data, samples)
+    return _fishers(kind, model, weights, few, patterns, seed)
+
+
+def _first(batches: Iterable[Any], samples: int) -> Iterator[Any]:
+    """The first examples, in the batches that they came in; no batch is drawn after the last of them."""
+    for batch in batches:
+        count = gradients.examples("lens", batch)
+        yield jax.tree.map(lambda x, most=samples: x[:most], batch)
+        samples -= count
+        if samples <= 0:
+            return
 
 
 def _fishers(kind: str, model: Any, params: Any, batches: Any, patterns: list[str], seed: int) -> dict[str, Fisher]:
@@ -249,6 +265,19 @@ def _attribute(option: str, reference: str) -> Any:
         raise ValueError(f"{option}: {error}. Run from the directory of {module}.py, or install it.") from error
     except AttributeError as error:
         raise ValueError(f"{option}: {error}") from error
+
+
+def _require_writable(option: str, path: Path | None) -> None:
+    if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
+        raise ValueError(f"{option}: cannot write {path}. Name a file in a directory that is there and may be written to.")
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's own code an error was raised; nothing for one that is ours."""
+    libraries = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))]
+    frames = [(Path(frame.filename).absolute(), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [f"{file}:{line}" for file, line in frames if not any(file.is_relative_to(library) for library in libraries)]
+    return f" ({own[-1]})" if own else ""
 
 
 def _dtype(name: str) -> Any:

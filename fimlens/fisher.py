@@ -33,8 +33,8 @@ def unvec(g: Float[Array, " mn"], shape: tuple[int, int]) -> Float[Array, "m n"]
     return g.reshape(n, m).T
 
 
-def require_dense(shape: tuple[int, int], itemsize: int = 8, max_bytes: int = DENSE_BYTES) -> None:
-    """Refuse an mn x mn matrix over `max_bytes`.
+def require_dense(call: str, remedy: str, shape: tuple[int, int], itemsize: int = 8, max_bytes: int = DENSE_BYTES) -> None:
+    """Refuse an mn x mn matrix over `max_bytes`, in the name of a call and with its remedy.
 
     Raises:
         ValueError: the matrix would be too large.
@@ -42,9 +42,8 @@ def require_dense(shape: tuple[int, int], itemsize: int = 8, max_bytes: int = DE
     size = (shape[0] * shape[1]) ** 2 * itemsize
     if size > max_bytes:
         raise ValueError(
-            f"dense: a {shape[0]} x {shape[1]} matrix has a {shape[0] * shape[1]}-square Fisher of {size / 2**30:.3g} GiB, "
-            f"over the bound of {max_bytes / 2**30:.3g} GiB. Stay in the sample form (fit and gap never need the dense "
-            "one), take a smaller block, or raise max_bytes."
+            f"{call}: a {shape[0]} x {shape[1]} matrix has a {shape[0] * shape[1]}-square Fisher of {size / 2**30:.3g} GiB, "
+            f"over the bound of {max_bytes / 2**30:.3g} GiB. {remedy}"
         )
 
 
@@ -70,9 +69,11 @@ class Fisher(abc.ABC):
     def from_gradients(
         gradients: ArrayLike, *, kind: str = "given gradients", normalisation: str | None = None
     ) -> "SampleFisher":
-        """The mean of g g^T over the N gradients of an (N, m, n) array, in float32, or float64 where given so.
+        """The mean of g g^T over the N gradients of an (N, m, n) array, in float32; in float64 where they are given so and
+        jax_enable_x64 is on.
 
         Raises:
+            TypeError: the array is complex.
             ValueError: the array is not (N, m, n), is empty, or is not finite.
         """
         G = jnp.asarray(gradients)
@@ -82,6 +83,7 @@ class Fisher(abc.ABC):
                 f"got shape {G.shape}. "
                 "One gradient is G[None]; gradients of a vector are G[:, :, None]."
             )
+        _require_real("Fisher.from_gradients", G)
         G = G.astype(jnp.promote_types(G.dtype, jnp.float32))
         if not isinstance(G, jax.core.Tracer) and not bool(jnp.isfinite(G).all()):
             bad = np.flatnonzero(~np.isfinite(np.asarray(G)).all(axis=(1, 2)))
@@ -103,6 +105,7 @@ class Fisher(abc.ABC):
         """The Fisher that an (mn, mn) matrix states outright, of a matrix of this shape, columns stacked.
 
         Raises:
+            TypeError: the matrix is complex.
             ValueError: the shapes disagree, or F is over `max_bytes`, not finite, not symmetric or indefinite.
         """
         m, n = shape
@@ -112,8 +115,10 @@ class Fisher(abc.ABC):
                 f"Fisher.from_dense: a {m} x {n} matrix has an F of shape {(m * n, m * n)}; got {F.shape}. "
                 "Give the shape of the weight matrix, as in from_dense(F, shape=(m, n))."
             )
+        _require_real("Fisher.from_dense", F)
         F = F.astype(jnp.promote_types(F.dtype, jnp.float32))
-        require_dense((m, n), F.dtype.itemsize, max_bytes)
+        remedy = "Give gradients instead, by Fisher.from_gradients, or raise max_bytes."
+        require_dense("Fisher.from_dense", remedy, (m, n), F.dtype.itemsize, max_bytes)
         if not isinstance(F, jax.core.Tracer):
             _require_positive(np.asarray(F))
         return DenseFisher(kind, normalisation, F, (m, n))
@@ -126,7 +131,7 @@ class Fisher(abc.ABC):
     @property
     @abc.abstractmethod
     def dtype(self) -> jnp.dtype:
-        """float32, or float64 where it was given so."""
+        """float32, or float64 where it was given so with jax_enable_x64 on."""
 
     @abc.abstractmethod
     def second_moment(self, into: Linear = lambda G: G) -> Any:
@@ -164,10 +169,28 @@ class Fisher(abc.ABC):
     def dense(self, *, max_bytes: int = DENSE_BYTES) -> Float[Array, "mn mn"]:
         """F written out; a ValueError where that would take more than `max_bytes`."""
 
-    @property
     @abc.abstractmethod
+    def _norm_squared(self, unit: Float[Array, ""]) -> Float[Array, ""]:
+        """||F / unit||_F^2."""
+
+    @cached_property
+    def unit(self) -> Float[Array, ""]:
+        """The largest second moment, and so the largest entry of F; 1 where F is zero."""
+        with jax.ensure_compile_time_eval():  # so that a jitted caller never caches one of its tracers here
+            largest = self.second_moment().max()
+            return jnp.where(largest > 0, largest, 1)
+
+    @cached_property
+    def norm_squared_in_units(self) -> Float[Array, ""]:
+        """||F / unit||_F^2, computed once: unlike ||F||_F^2, it leaves float32 at no scale of the gradients."""
+        with jax.ensure_compile_time_eval():
+            return self._norm_squared(self.unit)
+
+    @cached_property
     def norm_squared(self) -> Float[Array, ""]:
         """||F||_F^2, computed once."""
+        with jax.ensure_compile_time_eval():
+            return self.unit * (self.unit * self.norm_squared_in_units)
 
     def _form(self) -> str:
         raise NotImplementedError
@@ -242,14 +265,13 @@ class SampleFisher(Fisher):
         return replace(self, samples=self.samples * jnp.sqrt(factor))
 
     def dense(self, *, max_bytes: int = DENSE_BYTES) -> Float[Array, "mn mn"]:
-        require_dense(self.shape, self.samples.dtype.itemsize, max_bytes)
+        remedy = "Stay in the sample form (fit and gap never need the dense one), or raise max_bytes."
+        require_dense("Fisher.dense", remedy, self.shape, self.samples.dtype.itemsize, max_bytes)
         g = jax.vmap(vec)(self.samples)
         return g.T @ g / len(g)
 
-    @cached_property
-    def norm_squared(self) -> Float[Array, ""]:
-        with jax.ensure_compile_time_eval():  # so that a jitted caller never caches one of its tracers here
-            return _gram_norm_squared(self.samples)
+    def _norm_squared(self, unit: Float[Array, ""]) -> Float[Array, ""]:
+        return _gram_norm_squared(self.samples, unit)
 
 
 @jax.tree_util.register_dataclass
@@ -307,26 +329,32 @@ class DenseFisher(Fisher):
         return replace(self, matrix=self.matrix * factor)
 
     def dense(self, *, max_bytes: int = DENSE_BYTES) -> Float[Array, "mn mn"]:
-        require_dense(self.shape, self.matrix.dtype.itemsize, max_bytes)
+        require_dense("Fisher.dense", "Raise max_bytes.", self.shape, self.matrix.dtype.itemsize, max_bytes)
         return self.matrix
 
-    @cached_property
-    def norm_squared(self) -> Float[Array, ""]:
-        with jax.ensure_compile_time_eval():
-            return jnp.sum(self.matrix**2)
+    def _norm_squared(self, unit: Float[Array, ""]) -> Float[Array, ""]:
+        return jnp.sum((self.matrix / unit) ** 2)
 
 
 @jax.jit
-def _gram_norm_squared(samples: Float[Array, "N m n"]) -> Float[Array, ""]:
+def _gram_norm_squared(samples: Float[Array, "N m n"], unit: Float[Array, ""]) -> Float[Array, ""]:
     with jax.default_matmul_precision("highest"):
         g = samples.reshape(len(samples), -1)
         gram = g @ g.T if g.shape[0] <= g.shape[1] else g.T @ g  # the smaller has the same norm
-        return jnp.sum(jnp.square(gram / len(samples)))
+        return jnp.sum(jnp.square(gram / (len(samples) * unit)))
 
 
 def _singular(A: Float[Array, "m k"]) -> Float[Array, "m m"]:
     largest = jnp.abs(A).max()
     return jnp.linalg.svd(A / jnp.where(largest == 0, 1, largest), full_matrices=len(A) > A.shape[1])[0]
+
+
+def _require_real(call: str, array: Array) -> None:
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{call}: expected real numbers, got {array.dtype}. Make real and imaginary parts parameters of their own, "
+            "and take the gradients by those."
+        )
 
 
 def _require_positive(F: np.ndarray) -> None:

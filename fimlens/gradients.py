@@ -5,17 +5,21 @@ says fit in the given number of bytes.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fimlens.fisher import Fisher
 
 MAX_BYTES = 2**30
+REDUCTIONS = ("mean", "sum")
+LABELS = ("exact", "sampled")
 Loss = Callable[[PyTree, PyTree], Array]
 Matrices = dict[str, Array]
 
@@ -40,8 +44,10 @@ def empirical_fisher(
         max_bytes: bound on the memory of a chunk of gradients, and on that of the gradients kept.
 
     Raises:
-        ValueError: no such matrix, no matrix or no batch at all, a loss that is not scalar, gradients that are not finite,
-            or one example or all kept gradients over `max_bytes`.
+        TypeError: `batches` is a single batch.
+        ValueError: no such matrix, no matrix or no batch at all, two parameters of one path, a batch without a common leading
+            axis, a loss that is not scalar, gradients that are not finite, or one example or all kept gradients over
+            `max_bytes`.
 
     Example:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -50,6 +56,8 @@ def empirical_fisher(
         >>> fl.empirical_fisher(loss, {"w": jnp.ones((3, 2))}, [batch])["w"]
         Fisher of a 3 x 2 matrix from 6 samples: empirical, one gradient an example, mean over 6 examples
     """
+    _require_known("empirical_fisher", "reduction", reduction, REDUCTIONS)
+    require_batches("empirical_fisher", batches)
     chosen, merge = choose("empirical_fisher", params, matrices)
 
     def one(example: PyTree, chosen: Matrices) -> Matrices:
@@ -58,6 +66,7 @@ def empirical_fisher(
     chunked = _chunked("empirical_fisher", one, chosen, max_bytes)
 
     def gradients(batch: PyTree) -> Matrices:
+        examples("empirical_fisher", batch)
         _require_scalar("empirical_fisher", loss, params, jax.tree.map(lambda x: x[:1], batch))
         return chunked(batch)
 
@@ -84,6 +93,8 @@ def minibatch_fisher(
         >>> fl.minibatch_fisher(loss, {"w": jnp.ones((3, 2))}, [jnp.ones((6, 3)), jnp.zeros((6, 3))])["w"]
         Fisher of a 3 x 2 matrix from 2 samples: empirical, one gradient a minibatch, mean over 2 minibatches
     """
+    _require_known("minibatch_fisher", "reduction", reduction, REDUCTIONS)
+    require_batches("minibatch_fisher", batches)
     chosen, merge = choose("minibatch_fisher", params, matrices)
     gradient = jax.jit(jax.grad(lambda W, batch: loss(merge(W), batch)))
 
@@ -124,8 +135,9 @@ def model_fisher(
         >>> fl.model_fisher(logits, {"w": jnp.ones((3, 2))}, [jnp.ones((6, 3))])["w"]
         Fisher of a 3 x 2 matrix from 12 samples: model, labels summed exactly over 2 classes, mean over 6 predictions
     """
-    if labels not in ("exact", "sampled"):
-        raise ValueError(f'model_fisher: labels is "exact" or "sampled"; got {labels!r}')
+    _require_known("model_fisher", "labels", labels, LABELS)
+    _require_known("model_fisher", "reduction", reduction, REDUCTIONS)
+    require_batches("model_fisher", batches)
     chosen, merge = choose("model_fisher", params, matrices)
 
     def one(example: tuple[PyTree, Array], chosen: Matrices) -> Matrices:
@@ -148,15 +160,15 @@ def model_fisher(
     sizes: set[tuple[int, int]] = set()  # (positions, classes)
 
     def gradients(inputs: PyTree, key: Array) -> Matrices:
+        count = examples("model_fisher", inputs)
         out = jax.eval_shape(logits, params, inputs)
-        examples = jax.tree.leaves(inputs)[0].shape[0]
-        if getattr(out, "ndim", 0) < 2 or out.shape[0] != examples:
+        if getattr(out, "ndim", 0) < 2 or out.shape[0] != count:
             raise ValueError(
-                f"model_fisher: logits must be (batch, ..., classes), of {examples} inputs; got "
+                f"model_fisher: logits must be (batch, ..., classes), of {count} inputs; got "
                 f"{getattr(out, 'shape', out)}. For a loss that returns a scalar, use empirical_fisher."
             )
         sizes.add((math.prod(out.shape[1:-1]), out.shape[-1]))
-        per_input = chunked((inputs, jax.random.split(key, examples)))
+        per_input = chunked((inputs, jax.random.split(key, count)))
         return jax.tree.map(lambda g: g.reshape(-1, *g.shape[-2:]), per_input)
 
     key = jax.random.key(0) if key is None else key
@@ -175,9 +187,16 @@ def model_fisher(
 
 def matrix_paths(params: PyTree) -> Matrices:
     """The two-dimensional leaves of a tree of parameters, by path."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.asarray(leaf) for path, leaf in leaves}
+    named = {name: jnp.asarray(leaf) for name, leaf in _named_leaves(params)}
     return {name: W for name, W in named.items() if W.ndim == 2 and jnp.issubdtype(W.dtype, jnp.floating)}
+
+
+def _path_name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _named_leaves(params: PyTree) -> list[tuple[str, Any]]:
+    return [(_path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
 
 
 def choose(call: str, params: PyTree, patterns: Sequence[str]) -> tuple[Matrices, Callable[[Matrices], PyTree]]:
@@ -186,22 +205,57 @@ def choose(call: str, params: PyTree, patterns: Sequence[str]) -> tuple[Matrices
         raise ValueError(f"{call}: the parameters are an empty pytree. Pass the model's parameters.")
     if isinstance(patterns, str):
         patterns = (patterns,)
+    if not patterns:
+        raise ValueError(f"{call}: matrices is empty. Name some, or leave it out for all.")
+    counts = Counter(name for name, _ in _named_leaves(params))
+    for name in counts:
+        if counts[name] > 1:
+            raise ValueError(f"{call}: {counts[name]} parameters have the path {name!r}. Rename a key that holds a slash.")
     found = matrix_paths(params)
     if not found:
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
         raise ValueError(f"{call}: no parameter is a matrix (two-dimensional, floating); the shapes are {shapes}.")
+    named: set[str] = set()
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in found):
+        matching = [pattern] if pattern in found else [name for name in found if fnmatchcase(name, pattern)]
+        if not matching:
             raise ValueError(f"{call}: no matrix is named {pattern!r}. The matrices are {', '.join(found)}.")
-    chosen = {name: W for name, W in found.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+        named.update(matching)
+    chosen = {name: W for name, W in found.items() if name in named}
 
     def merge(changed: Matrices) -> PyTree:
         def put(path: Any, leaf: Array) -> Array:
-            return changed.get(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+            return changed.get(_path_name(path), leaf)
 
         return jax.tree_util.tree_map_with_path(put, params)
 
     return chosen, merge
+
+
+def require_batches(call: str, batches: object) -> None:
+    """Refuse a single batch where batches are expected: what iterates over its keys or rows would pass for batches."""
+    if isinstance(batches, Mapping | jax.Array | np.ndarray) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"{call}: batches is an iterable of batches, such as a list; got one {type(batches).__name__}. "
+            "Pass a single batch as [batch]."
+        )
+
+
+def examples(call: str, batch: PyTree) -> int:
+    """How many examples a batch holds, along the leading axis that its arrays share."""
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(batch)]
+    lengths = {shape[:1] for shape in shapes}
+    if len(lengths) != 1 or lengths & {(), (0,)}:
+        raise ValueError(
+            f"{call}: the arrays of a batch share their leading axis, with one entry for each example; got shapes {shapes}. "
+            "Leave constants to the loss."
+        )
+    return shapes[0][0]
+
+
+def _require_known(call: str, name: str, value: str, known: tuple[str, str]) -> None:
+    if value not in known:
+        raise ValueError(f'{call}: {name} is "{known[0]}" or "{known[1]}"; got {value!r}')
 
 
 def _require_scalar(call: str, loss: Loss, params: PyTree, batch: PyTree) -> None:
@@ -267,8 +321,6 @@ def _gather(call: str, parts: Iterable[Matrices], max_bytes: int) -> Matrices:
 
 
 def _fishers(call: str, kept: Matrices, kind: str, unit: str, reduction: str, count: int | None = None) -> dict[str, Fisher]:
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f'{call}: reduction is "mean" or "sum"; got {reduction!r}')
     fishers = {}
     for name, G in kept.items():
         total = len(G) if count is None else count

@@ -103,8 +103,8 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        """Whether every verdict of every row is good."""
-        return all(row.ok for row in self.rows)
+        """Whether there are rows, and every verdict of each is good."""
+        return bool(self.rows) and all(row.ok for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """Every number, as plain data."""
@@ -131,7 +131,7 @@ def compare(
     """Put structures before a Fisher: their errors, optima, sizes, and what their optimizers make of the same gradients.
 
     Args:
-        structures: by name, or plain; named as they print then.
+        structures: by name, or plain; named as they print then, which must tell them apart.
         matrix: a name for the matrix.
         key: for random starts and bases; jax.random.key(0) by default.
         solve_up_to: the numeric optimum is sought where m n is at most this.
@@ -140,6 +140,7 @@ def compare(
 
     Raises:
         TypeError: `fisher` is not a Fisher, or something is not a Structure instance.
+        ValueError: there are no structures, or two of the same name.
 
     Example:
         >>> import jax, fimlens as fl
@@ -147,14 +148,20 @@ def compare(
         >>> fl.compare([fl.Diagonal(), fl.Rows()], fisher).ok
         True
     """
-    named = structures if isinstance(structures, Mapping) else {str(s): s for s in structures}
-    for structure in named.values():
+    named = list(structures.items()) if isinstance(structures, Mapping) else [(str(s), s) for s in structures]
+    if not named:
+        raise ValueError("compare: there are no structures. Give some, such as [fl.Diagonal(), fl.Rows()].")
+    for k, (name, structure) in enumerate(named):
         require("compare", structure, fisher)
+        if any(name == other for other, _ in named[:k]):
+            raise ValueError(
+                f"compare: two structures are named {name}. Give them names, as in {{'first': ..., 'second': ...}}."
+            )
     key_data = jax.random.key_data(jax.random.key(0) if key is None else key)
     rows, unsuited = [], {}
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         exact = jax.tree.map(lambda x: x.astype(jnp.float64), fisher)
-        for name, structure in named.items():
+        for name, structure in named:
             try:
                 jax.eval_shape(lambda s=structure: s.frame(*fisher.shape))
             except ValueError as error:
@@ -207,20 +214,21 @@ def _streamed(structure: Structure, fisher: SampleFisher, fitted: Params) -> tup
     G = fisher.samples
     if np.prod(fisher.shape) > DENSE_UP_TO:
         return None, None, None
-    eps = 1e-3 * float(jnp.sqrt(jnp.mean(G**2)))  # well above the rounding of eigenvalues that are zero
     F = structure.dense(fitted)
-    member, update = _run(structure, G, eps, fitted.frame)
     values, Q = jnp.linalg.eigh(F)
-    scales = inverse_root(eps)(jnp.maximum(values, 0))
+    eps = float(jnp.sqrt(values.max()))  # so large that small roots, to half the digits by eigh, move the update by rounding
+    seen = values > len(F) * jnp.finfo(F.dtype).eps * values.max()
+    scales = inverse_root(eps)(jnp.where(seen, values, 0))  # the root of rounding is no rounding
+    member, update = _run(structure, G, eps, fitted.frame)
     if any(c is None for c in jax.tree.leaves(structure.eigenvalues(fitted), is_leaf=lambda x: x is None)):
-        scales = jnp.where(values > 1e-12 * values.max(), scales, 0)  # eigenvalue zero is outside the range there
+        scales = jnp.where(seen, scales, 0)  # eigenvalue zero is outside the range there
     written = unvec(Q @ (scales * (Q.T @ vec(G[-1]))), fisher.shape)
     free, _ = _run(structure, G, eps, None)
-    size = jnp.linalg.norm(F)
+    size = float(jnp.linalg.norm(F)) or 1.0
     return (
-        float(jnp.linalg.norm(structure.dense(member) - F) / size),
-        float(jnp.abs(update - written).max() / jnp.abs(written).max()),
-        float(jnp.linalg.norm(structure.dense(free) - F) / size),
+        float(jnp.linalg.norm(structure.dense(member) - F)) / size,
+        float(jnp.abs(update - written).max()) / (float(jnp.abs(written).max()) or 1.0),
+        float(jnp.linalg.norm(structure.dense(free) - F)) / size,
     )
 
 

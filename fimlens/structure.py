@@ -86,8 +86,12 @@ class Structure(abc.ABC):
         return Claim.ONE_STEP if self.claim in (Claim.EXACT, Claim.LIMIT) else self.claim
 
     def __str__(self) -> str:
-        given = (getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default)
-        return f"{type(self).__name__}({', '.join(str(value) for value in given)})"
+        parts: list[str] = []
+        for place, f in enumerate(fields(self)):
+            value = getattr(self, f.name)
+            if value != f.default:  # by name, once one before it was left out
+                parts.append(str(value) if len(parts) == place else f"{f.name}={value}")
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     # --- where it looks -------------------------------------------------------------------------------
 
@@ -181,10 +185,16 @@ class Structure(abc.ABC):
 
     def isotropic(self, m: int, n: int, scale: float | Array = 1.0) -> Params:
         """The member nearest to F = scale * I (which is that itself, on the family's range); for small matrices."""
-        require_dense((m, n))
+        require_dense("isotropic", "Take a smaller matrix.", (m, n))
         units = jnp.sqrt(m * n * scale) * jax.vmap(lambda e: unvec(e, (m, n)))(jnp.eye(m * n))
         frame = self.frame(m, n)
         return self.fit(self.stats(SampleFisher("identity", "mean over unit matrices", units), frame), frame)
+
+
+def require_structure(call: str, inner: object) -> None:
+    """Refuse what is not a structure."""
+    if not isinstance(inner, Structure):
+        raise TypeError(f"{call}: expected a structure first, such as fl.Diagonal(); got {inner!r}. Classes need ().")
 
 
 def excess(levels: list[Level]) -> Float[Array, ""]:

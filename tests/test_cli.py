@@ -13,6 +13,10 @@ MODEL = """
 import jax.numpy as jnp, fimlens as fl
 params = {"w": jnp.ones((3, 2)), "column": jnp.ones((2, 1))}
 batches = [{"x": jnp.arange(18.0).reshape(6, 3) % 5}]
+def endless():
+    while True:
+        yield batches[0]
+def too_few(): return [{"x": jnp.ones((6, 4))}]
 def logits(params, batch): return jnp.tanh(batch["x"] @ params["w"]) * params["column"][:, 0]
 def loss(params, batch): return jnp.mean(logits(params, batch) ** 2)
 class Own(fl.Diagonal): pass
@@ -73,6 +77,28 @@ def test_a_structure_that_does_not_suit_is_left_out_with_the_reason(run, model):
     assert "alice was left out" in result.output
 
 
+def test_a_run_in_which_nothing_is_judged_fails(run, model):
+    result = run("--loss", f"{model}:loss", "--structures", "alice", "--matrices", "w")
+    assert result.exit_code == 1
+    assert "No structure suits w" in result.output
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "minibatch"])
+def test_batches_are_drawn_until_there_are_samples_enough(run, model, fisher):
+    arguments = ["--structures", "adam", "--matrices", " w, column", "--solve-up-to", "0", "--fisher", fisher]
+    result = run("--loss", f"{model}:loss", "--batches", f"{model}:endless", "--samples", "8", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "from 8 samples" in result.output
+    assert "column (2 x 1)" in result.output
+
+
+def test_an_error_in_the_users_own_code_says_where(run, model, tmp_path):
+    result = run("--loss", f"{model}:loss", "--batches", f"{model}:too_few", "--structures", "adam")
+    assert result.exit_code == 2
+    line = next(k for k, line in enumerate(MODEL.splitlines(), 1) if "def logits" in line)
+    assert f"{model}.py:{line})" in result.output.replace("\n", "")
+
+
 def test_a_wrong_closed_form_fails_the_run(run, model):
     result = run("--loss", f"{model}:loss", "--structures", f"{model}:Wrong", "--matrices", "w")
     assert result.exit_code == 1
@@ -91,6 +117,7 @@ def test_a_wrong_closed_form_fails_the_run(run, model):
         (["--loss", "json"], "expected module:attribute"),
         (["--loss", "json:nothing"], "no attribute"),
         (["--structures", "json:loads"], "not a structure"),
+        (["--json", "nowhere/numbers.json"], "--json: cannot write nowhere/numbers.json"),
     ],
 )
 def test_refusals_name_the_cause_and_leave_no_traceback(run, arguments, message):

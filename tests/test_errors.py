@@ -1,5 +1,7 @@
 """Bad input is refused at the door: the call, the cause and the remedy."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 import fimlens as fl
 from fimlens._fit import require
+from fimlens.structures import EXAMPLES
 
 G = jax.random.normal(jax.random.key(0), (5, 3, 4))
 FISHER = fl.Fisher.from_gradients(G)
@@ -17,6 +20,11 @@ def loss(params, batch):
     return jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
 
 
+def broken(params, batch):
+    raise NotImplementedError
+
+
+W = {"w": jnp.ones((3, 2))}
 REFUSED = [
     (lambda: fl.Fisher.from_gradients(G.at[2, 0, 0].set(jnp.nan)), "1 of 5 gradients are not finite.*number 2.*Drop them"),
     (lambda: fl.Fisher.from_gradients(G[0]), r"expected N > 0 gradients.*\(3, 4\).*G\[None\]"),
@@ -27,8 +35,15 @@ REFUSED = [
     (lambda: fl.Fisher.from_dense(np.full((2, 2), np.nan), shape=(1, 2)), "not finite"),
     (lambda: FISHER.dense(max_bytes=100), "over the bound.*sample form"),
     (lambda: fl.Fisher.from_gradients(jnp.ones((1, 512, 512))).dense(), "over the bound"),
-    (lambda: fl.fit(fl.Dense(), fl.Fisher.from_gradients(jnp.ones((1, 512, 512)))), "over the bound"),
+    (lambda: fl.fit(fl.Dense(), fl.Fisher.from_gradients(jnp.ones((1, 512, 512)))), "over the bound.*smaller matrix"),
     (lambda: fl.gap(fl.Rows(), fl.fit(fl.Rows(), FISHER), fl.Fisher.from_gradients(G[:, :2])), "Fit it to this Fisher"),
+    (lambda: fl.gap(fl.Rows(), fl.fit(fl.Columns(), FISHER), FISHER), r"not one of Rows\(\).*it was fitted with"),
+    (lambda: fl.gap(fl.Rotated(fl.Rows(), "L"), fl.fit(fl.Rows(), FISHER), FISHER), "not one of Rotated"),
+    (lambda: fl.solve(fl.Rows(), FISHER, starts=-1), "starts counts random members"),
+    (lambda: fl.compare([], FISHER), "no structures"),
+    (lambda: fl.compare([fl.Rows(), fl.Rows()], FISHER), "two structures are named Rows.*Give them names"),
+    (lambda: fl.check(fl.Rows(), shapes=[]), "shapes is empty.*Leave it out"),
+    (lambda: fl.check(fl.Rows(), laws=[]), "laws is empty"),
     (lambda: fl.Rotated(fl.Diagonal(), "left"), "sides is one of"),
     (lambda: fl.LowRank(fl.Diagonal(), 0), "rank is a positive number"),
     (lambda: fl.LowRank(fl.Diagonal(), 2, fl.Rows()), "complement is"),
@@ -50,6 +65,12 @@ REFUSED = [
     (lambda: fl.minibatch_fisher(lambda p, b: b["x"] @ p["w"], {"w": jnp.ones((3, 2))}, [BATCH]), "must be one number"),
     (lambda: fl.empirical_fisher(loss, {"w": jnp.full((3, 2), jnp.nan)}, [BATCH]), "matrix 'w'.*not finite"),
     (lambda: fl.empirical_fisher(loss, {"w": jnp.ones((3, 2))}, [BATCH], reduction="max"), "reduction is"),
+    (lambda: fl.empirical_fisher(broken, W, [BATCH], reduction="avg"), "reduction is"),  # before the loss is called
+    (lambda: fl.empirical_fisher(loss, W, [BATCH], matrices=()), "matrices is empty"),
+    (lambda: fl.empirical_fisher(loss, {"a/b": W["w"], "a": {"b": W["w"]}}, [BATCH]), "2 parameters have the path 'a/b'"),
+    (lambda: fl.empirical_fisher(loss, W, [BATCH | {"y": jnp.zeros((3, 2))}]), "share their leading axis"),
+    (lambda: fl.empirical_fisher(loss, W, [BATCH | {"c": 1.0}]), "share their leading axis.*Leave constants"),
+    (lambda: fl.model_fisher(loss, W, [jnp.ones((0, 3))]), "share their leading axis"),
     (lambda: fl.model_fisher(loss, {"w": jnp.ones((3, 2))}, [BATCH]), "logits must be.*empirical_fisher"),
     (lambda: fl.model_fisher(loss, {"w": jnp.ones((3, 2))}, [BATCH], labels="all"), "labels is"),
 ]
@@ -68,6 +89,59 @@ def test_bad_types_are_refused():
         require("fit", fl.Rows, FISHER)
     with pytest.raises(TypeError, match=r"solve: .*from_gradients"):
         require("solve", fl.Rows(), G)
+
+
+@pytest.mark.parametrize(
+    ("combinator", "fields", "message"),
+    [
+        (fl.Rotated, {"inner": fl.Diagonal}, r"Rotated: expected a structure.*Classes need \(\)"),
+        (fl.Rotated, {"inner": "L"}, "Rotated: expected a structure"),
+        (fl.Blocks, {"inner": fl.Rows}, "Blocks: expected a structure"),
+        (fl.LowRank, {"inner": fl.Rows, "rank": 2}, "LowRank: expected a structure"),
+        (fl.LowRank, {"inner": fl.Diagonal(), "rank": 2.5}, "rank is a whole number"),
+    ],
+)
+def test_what_is_no_structure_or_no_rank_is_refused(combinator, fields, message):
+    """By the check after construction, since the types of its arguments are checked while testing."""
+    with pytest.raises(TypeError, match=message):
+        combinator.__post_init__(SimpleNamespace(**fields))
+
+
+def test_a_single_batch_and_complex_numbers_are_refused():
+    for call in (fl.empirical_fisher, fl.minibatch_fisher):
+        with pytest.raises(TypeError, match=r"iterable of batches.*one dict.*\[batch\]"):
+            call(loss, W, BATCH)
+    with pytest.raises(TypeError, match=r"iterable of batches.*\[batch\]"):
+        fl.model_fisher(loss, W, BATCH["x"])
+    with pytest.raises(TypeError, match=r"from_gradients: expected real numbers, got complex64"):
+        fl.Fisher.from_gradients(G * 1j)
+    with pytest.raises(TypeError, match=r"from_dense: expected real numbers"):
+        fl.Fisher.from_dense(1j * np.eye(12), (3, 4))
+
+
+def test_integers_become_floating():
+    assert fl.Fisher.from_gradients(np.ones((2, 3, 4), int)).dtype == jnp.float32
+
+
+def test_a_path_with_brackets_is_found():
+    params = {"w[0]": jnp.ones((3, 2)), "w0": jnp.ones((3, 2))}
+    fishers = fl.minibatch_fisher(lambda p, x: jnp.sum(x @ p["w[0]"]), params, [jnp.ones((4, 3))], matrices=["w[0]"])
+    assert list(fishers) == ["w[0]"]
+
+
+def test_nothing_checked_is_not_ok():
+    assert not fl.Comparison("", "", (3, 4), (), {}).ok
+
+
+def test_structures_print_apart():
+    names = [fl.Blocks(fl.Rows(), 2), fl.Blocks(fl.Rows(), columns=2), fl.Rotated(fl.Rows(), "L"), fl.Rotated(fl.Rows())]
+    assert [str(s) for s in names] == [
+        "Blocks(Rows(), 2)",
+        "Blocks(Rows(), columns=2)",
+        "Rotated(Rows(), L)",
+        "Rotated(Rows())",
+    ]
+    assert len({str(s) for s in EXAMPLES}) == len(EXAMPLES)
 
 
 def test_types_are_checked_at_run_time_in_these_tests():

@@ -55,6 +55,19 @@ def test_the_norm_is_computed_once_and_never_caches_a_tracer(both):
     assert fisher.norm_squared is fisher.norm_squared
 
 
+@pytest.mark.parametrize("structure", [fl.Kronecker(), fl.DiagonalKronecker(), fl.RowColumn(), fl.Diagonal()], ids=str)
+def test_the_relative_gap_in_single_precision_is_the_same_at_every_scale(structure):
+    keys = jax.random.split(jax.random.key(0))
+    G = jax.random.normal(keys[0], (3, 5, 4)) * jnp.exp(jax.random.normal(keys[1], (5, 4)))
+
+    def relative(fisher):
+        return fl.gap(structure, fl.fit(structure, fisher), fisher).relative
+
+    for scale in (1e-10, 1e-7, 1e5, 1e10):
+        fisher = fl.Fisher.from_gradients(scale * G)
+        np.testing.assert_allclose(relative(fisher), relative(fl.Fisher.from_gradients(G)), rtol=1e-4)
+
+
 def test_a_fisher_prints_kind_and_normalisation():
     text = repr(fl.Fisher.from_gradients(jnp.ones((5, 3, 4)), kind="empirical", normalisation="mean over 5 tokens"))
     assert text == "Fisher of a 3 x 4 matrix from 5 samples: empirical, mean over 5 tokens"

@@ -276,3 +276,26 @@ def test_low_rank_is_the_printed_update_of_alice(shape, rank):
     compensation = np.sqrt(shape[0] - rank) * (g - U @ sigma[0]) / np.sqrt(p)
     update = np.asarray(structure.apply(params, jnp.asarray(g), lambda x: x**-0.5))
     np.testing.assert_allclose(update, lead + compensation, rtol=0, atol=1e-10 * np.abs(update).max())
+
+
+# --- the lens, where little is to be seen ---------------------------------------------------------------------
+
+
+NARROW = [fl.Kronecker(), fl.LowRank(fl.Diagonal(), 2, fl.Drop())]
+
+
+def test_the_lens_judges_a_dead_matrix_well():
+    comparison = fl.compare(NARROW, fl.Fisher.from_gradients(np.zeros((2, 3, 4))), solve_up_to=0)
+    assert comparison.ok
+    assert all(row.slope == row.streamed == row.update == 0 for row in comparison.rows)
+
+
+def test_the_lens_judges_a_single_gradient_well():
+    G = np.array([1, 1e-2, 1e-4])[:, None] * ensemble((3, 4), 1, 0)  # of F~, eigh knows the small eigenvalues badly
+    assert fl.compare([*NARROW, fl.Rotated(fl.Marginals())], fl.Fisher.from_gradients(G), solve_up_to=0).ok
+
+
+def test_a_full_rank_leaves_no_tail():
+    structure, fisher = fl.LowRank(fl.Diagonal(), 3), fl.Fisher.from_gradients(ensemble((4, 3), 5, 0))
+    assert structure.eigenvalues(fl.fit(structure, fisher)).tail is None
+    assert fl.check(structure, shapes=[(3, 4)], laws=("chart", "isometry", "application", "layout", "rest", "split", "gaps")).ok

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from fimlens.fisher import Fisher, vec
-from fimlens.structure import Claim, Frame, Level, Params, Structure, Tree
+from fimlens.structure import Claim, Frame, Level, Params, Structure, Tree, require_structure
 
 Matrix = Float[Array, "m n"]
 
@@ -20,6 +20,7 @@ class Blocks(Structure):
     All blocks have one shape, so they are one stack, and every method is the inner one under `vmap`.
 
     Raises:
+        TypeError: `inner` is not a Structure instance.
         ValueError: a count is not positive, or (at a matrix) does not divide its side.
     """
 
@@ -28,16 +29,13 @@ class Blocks(Structure):
     columns: int = 1
 
     def __post_init__(self) -> None:
+        require_structure("Blocks", self.inner)
         if min(self.rows, self.columns) < 1:
             raise ValueError(f"Blocks: rows and columns are positive; got {self.rows} and {self.columns}")
 
     @property
     def claim(self) -> Claim:
         return self.inner.claim
-
-    @property
-    def rotated_claim(self) -> Claim:
-        return Claim.ONE_STEP if self.claim in (Claim.EXACT, Claim.LIMIT) else self.claim
 
     def _split(self, G: Shaped[Array, "m n"]) -> Shaped[Array, "K p q"]:
         m, n = G.shape

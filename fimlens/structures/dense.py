@@ -33,7 +33,7 @@ class Dense(Structure):
         return "orthogonal", "orthogonal"
 
     def frame(self, m: int, n: int) -> Frame:
-        require_dense((m, n))
+        require_dense("Dense", "Take a smaller matrix, or blocks of it, as in Blocks(Dense(), columns=n).", (m, n))
         return Frame(_COLUMN.frame(m * n, 1), (m, n))
 
     def into(self, frame: Frame, G: Float[Array, "m n"]) -> Float[Array, "mn 1"]:

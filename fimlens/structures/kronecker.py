@@ -143,6 +143,6 @@ class DiagonalKronecker(_Product):
 
 def _unit(x: Float[Array, " k"]) -> Float[Array, " k"]:
     """x on the cone, of norm 1; the identity's direction where it vanishes."""
-    x = jnp.maximum(x, 0)
-    norm = jnp.linalg.norm(x)
-    return jnp.where(norm > 0, x / jnp.where(norm > 0, norm, 1), jnp.ones_like(x) / jnp.sqrt(x.size))
+    largest = x.max()
+    x = jnp.where(largest > 0, jnp.maximum(x, 0) / jnp.where(largest > 0, largest, 1), 1)  # so that no square leaves float32
+    return x / jnp.linalg.norm(x)

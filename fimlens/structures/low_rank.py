@@ -1,13 +1,14 @@
 """LowRank: any structure on the leading subspace, and one tied block for all that the subspace leaves out."""
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fimlens.fisher import Fisher
-from fimlens.structure import Claim, Frame, Level, Params, Structure, Symmetry, Tree, excess
+from fimlens.structure import Claim, Frame, Level, Params, Structure, Symmetry, Tree, excess, require_structure
 from fimlens.structures.basis import cayley, eigenbasis
 from fimlens.structures.spectra import Columns, Scalar, Spectrum
 
@@ -57,9 +58,11 @@ class LowRank(Structure):
 
     With G transposed at the door where m > n, U (m, r) the leading eigenvectors of E[GG^T], and `complement`
     Columns() (one number a column, Alice's optimal compensation: [G] Theorem 5.1), Scalar() (one number) or Drop() (none:
-    GaLore). LowRank(Diagonal(), r, Columns()) is Alice's low-rank part plus its compensation, one F~.
+    GaLore). LowRank(Diagonal(), r, Columns()) is Alice's low-rank part plus its compensation, one F~. A full rank leaves no
+    complement, whichever is given.
 
     Raises:
+        TypeError: `inner` is not a Structure instance, or the rank not a whole number.
         ValueError: the rank is not positive or (at a matrix) over its shorter side, or the complement is none of these.
     """
 
@@ -68,6 +71,9 @@ class LowRank(Structure):
     complement: Spectrum = Columns()
 
     def __post_init__(self) -> None:
+        require_structure("LowRank", self.inner)
+        if isinstance(self.rank, bool) or not isinstance(self.rank, Integral):
+            raise TypeError(f"LowRank: rank is a whole number; got {self.rank!r}. Round it.")
         if self.rank < 1:
             raise ValueError(f"LowRank: rank is a positive number; got {self.rank}")
         if not isinstance(self.complement, Columns | Scalar | Drop):
@@ -83,6 +89,10 @@ class LowRank(Structure):
     def symmetry(self) -> tuple[Symmetry, Symmetry]:
         kind = "permutation" if None not in self.inner.symmetry else None
         return kind, kind
+
+    def _tail(self, shape: tuple[int, int]) -> Spectrum:
+        """The complement; nothing is left to it where the rank is full, and rounding is not a direction."""
+        return Drop() if self.rank == min(shape) else self.complement
 
     def _inner(self, params: Params) -> Params:
         return Params(params.frame.bases.inner, params.coords.lead)
@@ -106,7 +116,8 @@ class LowRank(Structure):
         return at_door(frame, U @ self.inner.out(inner, X.lead) + X.tail)
 
     def eigenvalues(self, params: Params) -> LeadTail:
-        tail = self.complement.expand(params.coords.tail, params.frame.shape)
+        shape = params.frame.shape
+        tail = self._tail(shape).expand(params.coords.tail, shape)
         return LeadTail(self.inner.eigenvalues(self._inner(params)), tail)
 
     def stats(self, fisher: Fisher, frame: Frame) -> Tracked:
@@ -123,7 +134,7 @@ class LowRank(Structure):
             G = at_door(frame, G)
             return G - U @ (U.T @ G)
 
-        return self.complement.moments(fisher.second_moment(residual) * (m / max(m - r, 1)))
+        return self._tail(frame.shape).moments(fisher.second_moment(residual) * (m / max(m - r, 1)))
 
     def turn(self, stats: Tracked, frame: Frame, fisher: Fisher, key: Array) -> Frame:
         U = eigenbasis(stats.covariance, self.rank)
@@ -136,7 +147,8 @@ class LowRank(Structure):
 
     def fit(self, stats: Tracked, frame: Frame) -> Params:
         lead, tail = stats.parts
-        return Params(frame, LeadTail(self.inner.fit(lead, frame.bases.inner).coords, self.complement.project(tail)))
+        inner = self.inner.fit(lead, frame.bases.inner)
+        return Params(frame, LeadTail(inner.coords, self._tail(frame.shape).project(tail)))
 
     def bend(self, frame: Frame, z: Frame) -> Frame:
         U = cayley(frame.bases.lead, z.bases.lead)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fimlens.fisher import Fisher
-from fimlens.structure import Claim, Frame, Params, Structure, Symmetry, Tree
+from fimlens.structure import Claim, Frame, Params, Structure, Symmetry, Tree, require_structure
 from fimlens.structures.basis import cayley
 from fimlens.structures.spectra import Spectrum
 from fimlens.structures.trackers import Eigen, Tracker
@@ -44,6 +44,7 @@ class Rotated(Structure):
     Fisher is the same whichever it is.
 
     Raises:
+        TypeError: `inner` is not a Structure instance.
         ValueError: `sides` is none of these.
     """
 
@@ -52,6 +53,7 @@ class Rotated(Structure):
     tracker: Tracker = Eigen()
 
     def __post_init__(self) -> None:
+        require_structure("Rotated", self.inner)
         if self.sides not in SIDES:
             raise ValueError(f"Rotated: sides is one of {', '.join(map(repr, SIDES))}; got {self.sides!r}")
 
