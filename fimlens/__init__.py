@@ -45,6 +45,7 @@ from fimlens.optimizers import shampoo as shampoo
 from fimlens.optimizers import soap as soap
 from fimlens.optimizers import swan as swan
 from fimlens.optimizers import whiten as whiten
+from fimlens.sharding import state_partition_specs as state_partition_specs
 from fimlens.structure import Claim as Claim
 from fimlens.structure import Frame as Frame
 from fimlens.structure import Params as Params

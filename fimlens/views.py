@@ -1,10 +1,12 @@
 """Trees of parameters seen as matrices: leaf by leaf, or stacked by shape."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from fimlens.structure import Tree
@@ -55,15 +57,37 @@ def _stacks(tree: PyTree) -> dict[str, Float[Array, "k m n"]]:
         name, G = _stack_of(leaf)
         if len(G):
             groups.setdefault(name, []).append(G)
-    return {name: jnp.concatenate(Gs) if len(Gs) > 1 else Gs[0] for name, Gs in groups.items()}
+    return {name: _spread(jnp.concatenate(Gs) if len(Gs) > 1 else Gs[0]) for name, Gs in groups.items()}
+
+
+def _spread(G: Float[Array, "k m n"]) -> Float[Array, "k m n"]:
+    """Along the devices of the mesh in force (`jax.set_mesh`), so that each decomposes matrices of its own."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
+        return G
+    return jax.lax.with_sharding_constraint(G, PartitionSpec(dividing(len(G), mesh) or None))
+
+
+def dividing(length: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """As many axes of a mesh, the longest first, as divide a length."""
+    taken: list[str] = []
+    for axis, size in sorted(mesh.shape.items(), key=lambda item: -item[1]):
+        if size > 1 and length % (size * math.prod(mesh.shape[a] for a in taken)) == 0:
+            taken.append(axis)
+    return tuple(taken)
+
+
+def stack_name(leaf: Array | jax.ShapeDtypeStruct) -> str:
+    """Of the stack that the matrices of a leaf are in: "m x n", and their dtype unless float32."""
+    m, n = leaf.shape[-2:] if leaf.ndim >= 2 else (leaf.size, 1)
+    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+    return f"{m} x {n}" + ("" if dtype == jnp.float32 else f" {dtype}")
 
 
 def _stack_of(leaf: Array) -> tuple[str, Float[Array, "k m n"]]:
     """The matrices of a leaf, and the name of their stack."""
     G = _matrices(leaf)
-    m, n = G.shape[-2:]
-    name = f"{m} x {n}" + ("" if G.dtype == jnp.float32 else f" {G.dtype}")
-    return name, G.reshape(-1, m, n) if G.size else jnp.zeros((0, m, n), G.dtype)
+    return stack_name(G), G.reshape(-1, *G.shape[-2:]) if G.size else jnp.zeros((0, 1, 1), G.dtype)
 
 
 def _matrices(leaf: Array) -> Matrices:

@@ -6,9 +6,9 @@ import pytest
 
 import fimlens as fl
 from fimlens._check import LAWS
+from fimlens.basis import eigenbasis
 from fimlens.fisher import SampleFisher
 from fimlens.structures import EXAMPLES
-from fimlens.structures.basis import eigenbasis
 
 
 @pytest.mark.parametrize("structure", EXAMPLES, ids=str)

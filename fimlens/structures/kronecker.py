@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fimlens._perron import perron
+from fimlens.basis import cayley, spectral
 from fimlens.fisher import Fisher
 from fimlens.structure import Claim, Frame, Params, Structure, Symmetry
-from fimlens.structures.basis import cayley, spectral
 
 Matrix = Float[Array, "m n"]
 

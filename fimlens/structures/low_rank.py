@@ -7,9 +7,9 @@ from typing import ClassVar, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fimlens.basis import cayley, eigenbasis
 from fimlens.fisher import Fisher
 from fimlens.structure import Claim, Frame, Level, Params, Structure, Symmetry, Tree, excess, require_structure
-from fimlens.structures.basis import cayley, eigenbasis
 from fimlens.structures.spectra import Columns, Scalar, Spectrum
 
 Matrix = Float[Array, "m n"]

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fimlens.basis import cayley
 from fimlens.fisher import Fisher
 from fimlens.structure import Claim, Frame, Params, Structure, Symmetry, Tree, require_structure
-from fimlens.structures.basis import cayley
 from fimlens.structures.spectra import Spectrum
 from fimlens.structures.trackers import Eigen, Tracker
 
@@ -109,15 +109,17 @@ class Rotated(Structure):
 
     def start(self, stats: Covariances, frame: Frame, fisher: Fisher, key: Array) -> Frame:
         left, right, inner = frame.bases
-        left = None if left is None else self.tracker.start(stats.left, fisher.left_singular)
-        right = None if right is None else self.tracker.start(stats.right, fisher.right_singular)
+        both = left is not None and right is not None
+        left = None if left is None else self.tracker.start(stats.left, partial(fisher.left_singular, both))
+        right = None if right is None else self.tracker.start(stats.right, partial(fisher.right_singular, both))
         turned = Frame(Bases(left, right, inner), frame.shape)
         return _with_inner(turned, self.inner.start(stats.inner, inner, fisher.map(partial(rotate, turned)), key))
 
     def turn(self, stats: Covariances, frame: Frame, fisher: Fisher, key: Array) -> Frame:
         left, right, inner = frame.bases
-        left = None if left is None else self.tracker.turn(stats.left, left, fisher.left_singular)
-        right = None if right is None else self.tracker.turn(stats.right, right, fisher.right_singular)
+        both = left is not None and right is not None
+        left = None if left is None else self.tracker.turn(stats.left, left, partial(fisher.left_singular, both))
+        right = None if right is None else self.tracker.turn(stats.right, right, partial(fisher.right_singular, both))
         turned = Frame(Bases(left, right, inner), frame.shape)
         return _with_inner(turned, self.inner.turn(stats.inner, inner, fisher.map(partial(rotate, turned)), key))
 

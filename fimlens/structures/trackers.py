@@ -12,7 +12,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fimlens.structures.basis import eigenbasis, gauged
+from fimlens.basis import eigenbasis, gauged, rounding
 
 Basis = Float[Array, "m m"]
 
@@ -50,7 +50,10 @@ class PowerStep(Tracker):
 
     def turn(self, covariance: Basis, U: Basis, singular: Callable[[], Basis]) -> Basis:
         largest = jnp.abs(covariance).max()
-        return gauged(jnp.linalg.qr(covariance / jnp.where(largest > 0, largest, 1) @ U)[0])
+        powered = covariance / jnp.where(largest == 0, 1, largest) @ U
+        sizes = jnp.linalg.norm(powered, axis=0)
+        sure = sizes > rounding(covariance) * sizes.max()  # in a null space the old vectors stay
+        return gauged(jnp.linalg.qr(jnp.where(sure, powered, U))[0])
 
 
 @dataclass(frozen=True)
@@ -60,4 +63,4 @@ class Singular(Tracker):
     averages: ClassVar[bool] = False
 
     def start(self, covariance: None, singular: Callable[[], Basis]) -> Basis:
-        return gauged(singular())
+        return singular()

@@ -2,16 +2,29 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 def eigenbasis(covariance: Float[Array, "m m"], rank: int | None = None) -> Float[Array, "m r"]:
-    """Eigenvectors, leading first (the first `rank` of them).
+    """Eigenvectors, leading first (the first `rank` of them), with what eigh leaves open fixed: see `completed`."""
+    U, values = spectral(covariance)
+    return completed(U, values > rounding(covariance) * values[0])[:, :rank]
 
-    The gauge is fixed, the largest entry of each vector positive, so that what is measured in the basis survives a
-    refresh that finds the same vectors with other signs.
+
+def completed(U: Float[Array, "m r"], sure: Bool[Array, " r"]) -> Float[Array, "m r"]:
+    """The basis U with its last vectors, which are not `sure`, replaced by fixed ones made orthonormal to the others.
+
+    In a null space eigh returns whatever rounding makes of it, and another device, or another order of summation, something
+    else. An optimizer keeps its basis when later gradients leave that null space, so it is to be the same everywhere. Signs
+    are fixed as well, the largest entry of each vector positive.
     """
-    return spectral(covariance)[0][:, :rank]
+    fixed = jax.random.normal(jax.random.PRNGKey(0), U.shape, U.dtype)
+    return gauged(jnp.linalg.qr(jnp.where(sure, U, fixed))[0])
+
+
+def rounding(A: Float[Array, "m n"]) -> float:
+    """What of A's spectrum, relative to its largest value, its rounding may have made."""
+    return 4 * float(jnp.finfo(A.dtype).eps) * max(A.shape) ** 0.5
 
 
 def spectral(covariance: Float[Array, "m m"]) -> tuple[Float[Array, "m m"], Float[Array, " m"]]:

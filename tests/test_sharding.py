@@ -1,0 +1,141 @@
+"""On a mesh of eight simulated devices, every optimizer takes the same steps, and keeps its state where the weights lie."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import fimlens as fl
+
+SPECS = {
+    "attention": {f"w{i}": P("fsdp", "tensor") for i in range(8)},
+    "up": {f"w{i}": P("fsdp", "tensor") for i in range(4)},
+    "layers": P(None, "fsdp", "tensor"),
+    "embedding": P("tensor", "fsdp"),
+    "norm": P("fsdp"),
+}
+SHAPES = {
+    "attention": {f"w{i}": (16, 16) for i in range(8)},
+    "up": {f"w{i}": (16, 24) for i in range(4)},
+    "layers": (4, 16, 24),
+    "embedding": (32, 16),
+    "norm": (16,),
+}
+ELEMENTWISE = ["sgd", "adam", "adafactor", "lars", "lamb", "racs"]
+STACKED = ["muon", "swan", "shampoo", "soap", "osoap", "adadiag", "adadiag_pp", "adafacdiag"]
+
+
+def is_shape(x):
+    return isinstance(x, tuple) and not isinstance(x, P)
+
+
+def mesh():
+    return Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
+
+
+def tree(seed, rank=None):
+    """Normal entries; with a rank, products of that rank, whose null spaces have no basis of their own."""
+    shapes, treedef = jax.tree.flatten(SHAPES, is_leaf=is_shape)
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+
+    def leaf(key, shape):
+        if rank is None or len(shape) < 2:
+            return jax.random.normal(key, shape)
+        a, b = jax.random.split(key)
+        left = jnp.linalg.qr(jax.random.normal(a, (*shape[:-1], rank)))[0]
+        right = jnp.linalg.qr(jax.random.normal(b, (*shape[:-2], shape[-1], rank)))[0]
+        return left * (1 + jnp.arange(rank)) @ right.mT
+
+    return treedef.unflatten([leaf(key, shape) for key, shape in zip(keys, shapes, strict=True)])
+
+
+def shardings():
+    return jax.tree.map(lambda spec: NamedSharding(mesh(), spec), SPECS, is_leaf=lambda x: isinstance(x, P))
+
+
+def compiled(tx):
+    """The step, with weights sharded and the state as `state_partition_specs` says."""
+    params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), SHAPES, is_leaf=is_shape)
+    where = shardings()
+    specs = fl.state_partition_specs(tx, params, where)
+    state_where = jax.tree.map(lambda spec: NamedSharding(mesh(), spec), specs, is_leaf=lambda x: isinstance(x, P))
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(tx.init, params), state_where
+    )
+    params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, where)
+    step = jax.jit(tx.update, out_shardings=(where, state_where))
+    with jax.set_mesh(mesh()):
+        return step.lower(params, state, params).compile(), where, state_where
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE + STACKED)
+def test_sharded_steps_are_the_unsharded_ones(name):
+    """For gradients of full rank and of rank two."""
+    tx = getattr(fl, name)(1e-2)
+    step, where, state_where = compiled(tx)
+    alone = jax.jit(tx.update)
+    for rank in (None, 2):
+        weights = tree(0)
+        state = tx.init(weights)
+        there = jax.device_put((weights, state), (where, state_where))
+        for t in range(3):
+            G = tree(t + 1, rank)
+            updates, state = alone(G, state, weights)
+            sharded, there_state = step(jax.device_put(G, where), there[1], there[0])
+            there = there[0], there_state
+            for (path, u), v in zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(sharded), strict=True):
+                off = np.abs(np.asarray(u) - np.asarray(v)).max() / max(np.abs(u).max(), 1e-30)
+                assert off < 1e-4, f"{jax.tree_util.keystr(path)} is {off:.1e} off, rank {rank}, step {t}"
+
+
+@pytest.mark.parametrize("name", ["adam", "racs", "adafactor"])
+def test_nothing_of_a_parameters_size_is_gathered(name):
+    """Neither whole, nor along one axis of the mesh."""
+    step, _, _ = compiled(getattr(fl, name)(1e-2))
+    hlo = step.as_text()
+    moved = re.findall(r"= (\S+) (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", hlo)
+    sizes = [np.prod([int(d) for d in dims.split(",") if d]) for kind in moved for dims in re.findall(r"\[([\d,]*)\]", kind)]
+    assert max(sizes, default=0) <= 32, moved
+    reduced = re.findall(r"= (\S+) all-reduce(?:-start)?\(", hlo)
+    if name != "adam":
+        assert reduced  # the pattern finds what is there
+
+
+@pytest.mark.parametrize("name", ["soap", "osoap", "shampoo"])
+def test_each_device_decomposes_its_own_matrices(name):
+    step, _, _ = compiled(getattr(fl, name)(1e-2))
+    calls = re.findall(r"custom-call\(.*?custom_call_target=\"lapack_ssyevd_ffi\"", step.as_text())
+    shapes = re.findall(r"= \(f32\[(\d+),(\d+),\d+\][^=]*?custom-call\([^\n]*lapack_ssyevd_ffi", step.as_text())
+    assert calls
+    assert shapes
+    assert {(int(k), int(m)) for k, m in shapes} <= {(1, 16), (1, 24)}, shapes
+
+
+def test_the_state_lies_where_the_weights_do():
+    params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), SHAPES, is_leaf=is_shape)
+    adam = fl.state_partition_specs(fl.adam(1e-3), params, SPECS)
+    assert adam[0].averaged["layers"] == adam[0].momentum["layers"] == P(None, "fsdp", "tensor")
+    assert adam[0].momentum["norm"] == P("fsdp", None)
+    theirs = fl.state_partition_specs(optax.adam(1e-3), params, SPECS)
+    assert theirs[0].mu == SPECS
+    racs = fl.state_partition_specs(fl.scale_by_racs(), params, SPECS)
+    assert racs[0].averaged["layers"] == (P(None, "fsdp", None), P(None, None, "tensor"))
+    assert racs[1].norms["up"]["w0"] == P()
+    soap = fl.state_partition_specs(fl.scale_by_soap(), params, SPECS, mesh=mesh())
+    assert soap.momentum["16 x 16"] == P(("data", "fsdp", "tensor"), None, None)
+    with pytest.raises(ValueError, match="name the mesh"):
+        fl.state_partition_specs(fl.scale_by_soap(), params, SPECS)
+
+
+def test_merged_axes_keep_what_they_can():
+    tx = fl.as_matrix(fl.scale_by_structure(fl.RowColumn(), average="fits"), fl.Axes(0, (1, 2)))
+    shape = jax.ShapeDtypeStruct((16, 4, 8), jnp.float32)
+    specs = fl.state_partition_specs(tx, shape, P("fsdp", "tensor"))
+    assert specs.momentum == P("fsdp", "tensor")
+    assert specs.averaged == (P("fsdp", None), P(None, "tensor"))
+    assert fl.state_partition_specs(tx, shape, P(None, None, "tensor")).momentum == P(None, None)
