@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from fimlens.fisher import Fisher, SampleFisher, require_dense, unvec
 
@@ -173,6 +173,10 @@ class Structure(abc.ABC):
         X = self.into(params.frame, G.astype(jnp.promote_types(G.dtype, jnp.float32)))
         return self.out(params.frame, scale(f, self.eigenvalues(params), X)).astype(G.dtype)
 
+    def over_root(self, params: Params, X: Tree, eps: Float[ArrayLike, ""]) -> Tree:
+        """X / (sqrt(eigenvalue) + eps): what an optimizer makes of coordinates. See `inverse_root`."""
+        return scale(inverse_root(eps), self.eigenvalues(params), X)
+
     def levels(self, params: Params, fisher: Fisher) -> list[Level]:
         """Eigenvalues beside the second moments V of the Fisher in the member's own basis."""
         moments = fisher.second_moment(lambda G: self.into(params.frame, G))
@@ -200,6 +204,16 @@ def require_structure(call: str, inner: object) -> None:
 def excess(levels: list[Level]) -> Float[Array, ""]:
     """||F~ - F||^2 - ||F||^2, from the levels of a member."""
     return sum((c * jnp.sum(value**2 - 2 * value * V) for value, V, c in levels), start=jnp.zeros([]))
+
+
+def inverse_root(eps: Float[ArrayLike, ""]) -> Callable[[Array], Array]:
+    """f(x) = 1 / (sqrt(x) + eps), and 0 where that is 1/0: a direction never seen."""
+
+    def f(x: Array) -> Array:
+        scale = jnp.sqrt(x) + eps
+        return jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
+
+    return f
 
 
 def scale(f: Callable[[Array], Array], eigenvalues: Tree, X: Tree) -> Tree:

@@ -1,7 +1,6 @@
 """The optimizer of any structure, as an Optax transform: update = Mat( f(F~) Vec(G) ) with f(x) = 1/(sqrt(x) + eps)."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._fit import blank, fit
 from fimlens.fisher import Fisher
-from fimlens.structure import Frame, Params, Structure, Tree, scale
+from fimlens.structure import Frame, Params, Structure, Tree
 from fimlens.views import Matrices, over, shared_out, unview, views
 
 Decay = Float[ArrayLike, ""] | Callable[[Float[Array, ""]], Float[Array, ""]]
@@ -43,16 +42,6 @@ class StructureState(NamedTuple):
     momentum: Tree
 
 
-def inverse_root(eps: Float[ArrayLike, ""]) -> Callable[[Array], Array]:
-    """f(x) = 1 / (sqrt(x) + eps), and 0 where that is 1/0: a direction never seen."""
-
-    def f(x: Array) -> Array:
-        scale = jnp.sqrt(x) + eps
-        return jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
-
-    return f
-
-
 def scale_by_structure(
     structure: Structure,
     *,
@@ -75,7 +64,7 @@ def scale_by_structure(
     With `Diagonal()` this is `optax.scale_by_adam()`. Statistics, bases and roots are computed in float32 (float64 for
     float64 gradients); updates keep the gradients' dtype. The last two axes of a leaf are its matrix, leading axes are more
     matrices, and vectors and scalars are matrices of one column. Where the structure has bases, all matrices of one
-    shape are one stack. Gradients whose squares would leave float32 are clipped (beyond 1.8e16); coordinates that are but
+    shape are one stack. What would leave float32 when squared and summed is clipped (1.8e16 and more); coordinates that are but
     the rounding of a rotation get no update, so that arbitrary vectors of a null space move nothing. A non-finite
     gradient makes its matrix's update and state NaN: guard with `optax.apply_if_finite`.
 
@@ -142,7 +131,8 @@ def scale_by_structure(
         return StructureState(jnp.zeros([], jnp.int32), jnp.zeros([]), jax.random.PRNGKey(seed), *kept)
 
     def stats(G: Matrices, frame: Frame) -> Tree:
-        return over(G, lambda g, frame: structure.stats(Fisher.from_gradients(g[None]), frame))(G, frame)
+        seen = over(G, lambda g, frame: structure.stats(Fisher.from_gradients(g[None]), frame))(G, frame)
+        return jax.tree.map(lambda x: jnp.minimum(x, float(jnp.finfo(x.dtype).max) / 1e6), seen)
 
     def mixed(old: Tree, new: Tree, now: _Now) -> Tree:
         return jax.tree.map(lambda slow, x, y: (now.slow if slow else now.fitted)(x, y), serves_turn(old), old, new)
@@ -191,8 +181,7 @@ def scale_by_structure(
             members = _members(structure, slot, now.weight_2, average, G)
         if jax.tree.leaves(slot.frame):
             X = over(G, _above_rounding)(X)
-        X = over(G, partial(scale, inverse_root(eps)))(over(G, structure.eigenvalues)(members), X)
-        U = out(slot.frame, X)
+        U = out(slot.frame, over(G, lambda member, x: structure.over_root(member, x, eps))(members, X))
         if current_only:
             slot = slot._replace(frame=None)
         elif turn == "after":
@@ -207,7 +196,8 @@ def scale_by_structure(
             leaves, treedef = jax.tree.flatten(views(updates, stacked))
             slots = _slots(treedef, leaves, state)
             now = _now(count, turn, b1, b2, b3, bias_correction)
-            moved = [step(slot, _clipped(G), state, now) for slot, G in zip(slots, leaves, strict=True)]
+            leaves = [_clipped(G) for G in leaves] if stacked else leaves
+            moved = [step(slot, G, state, now) for slot, G in zip(slots, leaves, strict=True)]
             kept = _transposed(treedef, [slot for slot, _ in moved])
             scaled = unview(treedef.unflatten([U for _, U in moved]), updates, stacked)
             return scaled, StructureState(count, jnp.asarray(now.weight_2, state.weight.dtype), state.key, *kept)
@@ -300,7 +290,7 @@ def _members(structure: Structure, slot: Slot, weight: Any, average: str, G: Mat
 
 
 def _clipped(G: Matrices) -> Matrices:
-    """G within bounds whose squares, summed, stay in its dtype; what is not finite becomes NaN, so that it is seen."""
+    """G within bounds whose products, summed, stay in its dtype; what is not finite becomes NaN, so that it is seen."""
     bound = float(jnp.finfo(G.dtype).max) ** 0.5 / 1e3
     return jnp.where(jnp.isfinite(G), jnp.clip(G, -bound, bound), jnp.nan)
 

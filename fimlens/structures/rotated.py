@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from fimlens.basis import cayley
 from fimlens.fisher import Fisher
@@ -93,6 +93,9 @@ class Rotated(Structure):
 
     def eigenvalues(self, params: Params) -> Tree:
         return self.inner.eigenvalues(self._inner(params))
+
+    def over_root(self, params: Params, X: Tree, eps: Float[ArrayLike, ""]) -> Tree:
+        return self.inner.over_root(self._inner(params), X, eps)
 
     def stats(self, fisher: Fisher, frame: Frame) -> Covariances:
         left, right, inner = frame.bases

@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from fimlens._perron import perron
 from fimlens.fisher import Fisher, vec
-from fimlens.structure import Claim, Frame, Params, Structure, Symmetry, Tree, root
+from fimlens.structure import Claim, Frame, Params, Structure, Symmetry, Tree, inverse_root, root
 
 Matrix = Float[Array, "m n"]
 
@@ -163,7 +163,30 @@ class Scalar(_Tied):
 
 
 @dataclass(frozen=True)
-class RowColumn(Spectrum):
+class _RankOne(Spectrum):
+    """Eigenvalues that are a product of one factor a row and one a column."""
+
+    symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("permutation", "permutation")
+
+    @abc.abstractmethod
+    def factors(self, coords: Tree) -> tuple[Float[Array, "m 1"], Float[Array, "1 n"]]:
+        """The two factors."""
+
+    def expand(self, coords: Tree, shape: tuple[int, int]) -> Matrix:
+        del shape
+        rows, columns = self.factors(coords)
+        return rows * columns
+
+    def over_root(self, params: Params, X: Matrix, eps: Float[ArrayLike, ""]) -> Matrix:
+        """Without eps the root is a product too: m + n roots and divisions, and not m n."""
+        if not isinstance(eps, float) or eps != 0:
+            return super().over_root(params, X, eps)
+        rows, columns = self.factors(params.coords)
+        return X * inverse_root(0.0)(rows) * inverse_root(0.0)(columns)
+
+
+@dataclass(frozen=True)
+class RowColumn(_RankOne):
     """Diag(s) (x) Diag(q): the best rank-one q s^T of V, its leading singular pair (Perron). RACS. [G] Proposition 3.
 
     Fitted to convergence, or by as many `sweeps` from q = 1 as are given: [G]'s Algorithm 1 takes five.
@@ -171,37 +194,31 @@ class RowColumn(Spectrum):
 
     sweeps: Int[ArrayLike, ""] | None = None
     claim: ClassVar[Claim] = Claim.LIMIT
-    symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("permutation", "permutation")
 
     def moments(self, V: Matrix) -> Matrix:
         return V
 
     def project(self, moments: Matrix) -> tuple[Float[Array, "m 1"], Float[Array, "1 n"]]:
-        largest = moments.max()
-        largest = jnp.where(largest == 0, 1, largest)
-        V = moments / largest  # so that no square leaves float32
+        V = moments
+        largest = V.max() if self.sweeps is None else V.sum(0).max() / len(V)
+        scale = _over(jnp.ones([], V.dtype), largest)  # so that no square leaves float32
+
+        def sweep(_: Array, pair: tuple[Array, Array]) -> tuple[Array, Array]:
+            q, _ = pair
+            s = q @ V * _over(scale, q @ q)
+            return V @ s * _over(scale, s @ s), s
+
+        q, s = jnp.ones(V.shape[0], V.dtype), jnp.ones(V.shape[1], V.dtype)
         if self.sweeps is None:
-            s = jnp.abs(perron(lambda s: V @ s, lambda q: V.T @ q, jnp.ones(V.shape[1], V.dtype)))
-            q = self._row_sweep(moments, s)
+            s = jnp.abs(perron(lambda s: V @ s * scale, lambda q: q @ V * scale, s))
+            q = V @ s * _over(scale, s @ s)
         else:
-            first = jnp.ones(V.shape[0], V.dtype), jnp.ones(V.shape[1], V.dtype)
-            q, s = jax.lax.fori_loop(0, self.sweeps, lambda _, pair: self._sweep(V, pair[0]), first)
-            s = s * largest
+            q, s = jax.lax.fori_loop(0, self.sweeps, sweep, (q, s))
+        s = s * largest
         return q[:, None], s[None]
 
-    def _sweep(self, V: Matrix, q: Float[Array, " m"]) -> tuple[Float[Array, " m"], Float[Array, " n"]]:
-        s = self._row_sweep(V.T, q)
-        return self._row_sweep(V, s), s
-
-    def _row_sweep(self, V: Matrix, s: Float[Array, " n"]) -> Float[Array, " m"]:
-        """The best q for a given s: least squares, row by row; 0 where s is."""
-        size = s @ s
-        return V @ s / jnp.where(size == 0, 1, size)
-
-    def expand(self, coords: tuple[Array, Array], shape: tuple[int, int]) -> Matrix:
-        del shape
-        q, s = coords
-        return q * s
+    def factors(self, coords: tuple[Array, Array]) -> tuple[Array, Array]:
+        return coords
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         q, s = params.coords
@@ -209,10 +226,8 @@ class RowColumn(Spectrum):
 
 
 @dataclass(frozen=True)
-class _RowAndColumnMeans(Spectrum):
+class _RowAndColumnMeans(_RankOne):
     """Spectra that keep the row means r and the column means c of V: m + n numbers."""
-
-    symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("permutation", "permutation")
 
     def moments(self, V: Matrix) -> tuple[Float[Array, "m 1"], Float[Array, "1 n"]]:
         return Rows().moments(V), Columns().moments(V)
@@ -238,11 +253,10 @@ class Marginals(_RowAndColumnMeans):
 
     claim: ClassVar[Claim] = Claim.OTHER
 
-    def expand(self, coords: tuple[Array, Array], shape: tuple[int, int]) -> Matrix:
-        del shape
+    def factors(self, coords: tuple[Array, Array]) -> tuple[Array, Array]:
         r, c = coords
         mean = root(r.mean()) * root(c.mean())  # equal at the fit, and apart only along the chart
-        return r / jnp.where(mean > 0, mean, 1) * c
+        return _over(r, mean), c
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         L, V = self.eigenvalues(params), fisher.second_moment()
@@ -267,10 +281,9 @@ class GeometricMarginals(_RowAndColumnMeans):
 
     claim: ClassVar[Claim] = Claim.BOUND
 
-    def expand(self, coords: tuple[Array, Array], shape: tuple[int, int]) -> Matrix:
-        del shape
+    def factors(self, coords: tuple[Array, Array]) -> tuple[Array, Array]:
         r, c = coords
-        return root(r) * root(c)
+        return root(r), root(c)
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         rows, columns = params.coords
@@ -279,3 +292,8 @@ class GeometricMarginals(_RowAndColumnMeans):
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         r, c = params.coords
         return jnp.kron(jnp.diag(c[0] ** 0.5), jnp.diag(r[:, 0] ** 0.5))
+
+
+def _over(x: Array, size: Array) -> Array:
+    """x / size, and 0 where size is."""
+    return x / jnp.where(size == 0, 1, size)

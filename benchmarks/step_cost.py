@@ -1,0 +1,154 @@
+"""What a compiled step of every optimizer costs on the matrices of LLaMA-60M, beside optax.adam, in one process.
+
+    python benchmarks/step_cost.py [--json FILE] [--only NAME] [--layers 8] [--rounds 7]
+
+Each optimizer is timed in turns with optax.adam, so that a drift of the machine moves both; the ratio is of medians. FLOPs, bytes
+and temporary memory are XLA's own, of the compiled step, and do not depend on the machine's mood. SOAP and its relatives are
+amortised over their refresh interval: (K - 1) plain steps and one that turns the bases.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import fimlens as fl
+
+HIDDEN, MLP = 512, 1376
+OPTIMIZERS = {
+    "optax.sgd": (partial(optax.sgd, 1e-3), 1),
+    "optax.adam": (partial(optax.adam, 1e-3), 1),
+    "optax.adafactor": (partial(optax.adafactor, 1e-3), 1),
+    "optax.lars": (partial(optax.lars, 1e-3), 1),
+    "optax.lamb": (partial(optax.lamb, 1e-3), 1),
+    "optax.contrib.muon": (partial(optax.contrib.muon, 1e-3), 1),
+    "sgd": (partial(fl.sgd, 1e-3), 1),
+    "adam": (partial(fl.adam, 1e-3), 1),
+    "adamw": (partial(fl.adamw, 1e-3), 1),
+    "adafactor": (partial(fl.adafactor, 1e-3), 1),
+    "lars": (partial(fl.lars, 1e-3), 1),
+    "lamb": (partial(fl.lamb, 1e-3), 1),
+    "racs": (partial(fl.racs, 1e-3), 1),
+    "muon": (partial(fl.muon, 1e-3), 1),
+    "muon, exact": (partial(fl.muon, 1e-3, root="exact"), 1),
+    "swan": (partial(fl.swan, 1e-3), 1),
+    "shampoo": (partial(fl.shampoo, 1e-3), 10),
+    "osoap": (partial(fl.osoap, 1e-3), 10),
+    "soap": (partial(fl.soap, 1e-3), 10),
+    "soap, eigh": (partial(fl.soap, 1e-3, refresh="eigh"), 10),
+    "adadiag": (partial(fl.adadiag, 1e-3), 200),
+    "adadiag_pp": (partial(fl.adadiag_pp, 1e-3), 200),
+    "adafacdiag": (partial(fl.adafacdiag, 1e-3), 200),
+}
+
+
+def matrices(layers: int) -> dict:
+    """The weights of the layers: attention and SwiGLU."""
+    shapes = dict.fromkeys(("query", "key", "value", "output"), (HIDDEN, HIDDEN))
+    shapes |= {"gate": (HIDDEN, MLP), "up": (HIDDEN, MLP), "down": (MLP, HIDDEN)}
+    keys = iter(jax.random.split(jax.random.key(0), layers * len(shapes)))
+    return {f"layer {i}": {k: jax.random.normal(next(keys), s) for k, s in shapes.items()} for i in range(layers)}
+
+
+class Stepper:
+    """A compiled step, its state donated from call to call."""
+
+    def __init__(self, tx: optax.GradientTransformation, params: dict) -> None:
+        self.gradients = jax.tree.map(lambda x: 0.01 * x, params)
+        self.params, self.state = jax.tree.map(jnp.copy, params), jax.jit(tx.init)(params)
+
+        def step(G: dict, state: object, W: dict) -> tuple[dict, object]:
+            updates, state = tx.update(G, state, W)
+            return optax.apply_updates(W, updates), state
+
+        start = time.perf_counter()
+        self.compiled = jax.jit(step, donate_argnums=(1, 2)).lower(self.gradients, self.state, self.params).compile()
+        self.compile_seconds = time.perf_counter() - start
+
+    def __call__(self) -> float:
+        start = time.perf_counter()
+        self.params, self.state = jax.block_until_ready(self.compiled(self.gradients, self.state, self.params))
+        return time.perf_counter() - start
+
+
+def measure(name: str, adam: Stepper, params: dict, rounds: int) -> dict:
+    make, interval = OPTIMIZERS[name]
+    stepper = adam if name == "optax.adam" else Stepper(make(), params)
+    first = [stepper() for _ in range(2 if interval > 1 else 1)][0]  # the first turns, the second does not
+    own, beside, turning = [], [], []
+    for _ in range(rounds):
+        beside.append(adam())
+        own.append(stepper())
+    if interval == 10:
+        taken = 2 + rounds
+        for step in range(taken, taken + 20):
+            seconds = stepper()
+            if seconds > 1.5 * statistics.median(own):
+                turning.append(seconds)
+            del step
+    plain = statistics.median(own)
+    turn = statistics.median(turning) if turning else first if interval > 1 else plain
+    amortised = ((interval - 1) * plain + turn) / interval
+    cost, memory = stepper.compiled.cost_analysis(), stepper.compiled.memory_analysis()
+    size = sum(x.size for x in jax.tree.leaves(params))
+    return {
+        "name": name,
+        "step": plain,
+        "turn": turn if interval > 1 else None,
+        "interval": interval,
+        "ratio": amortised / statistics.median(beside),
+        "compile": stepper.compile_seconds,
+        "flops": cost["flops"],
+        "bytes": cost["bytes accessed"],
+        "temporary": memory.temp_size_in_bytes,
+        "state": sum(x.size for x in jax.tree.leaves(stepper.state)) / size,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", action="append", choices=OPTIMIZERS)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    params = matrices(options.layers)
+    adam = Stepper(optax.adam(1e-3), params)
+    adam()
+    names = options.only or list(OPTIMIZERS)
+    rows = [measure(name, adam, params, options.rounds) for name in track(names, "optimizers")]
+    cost, memory = adam.compiled.cost_analysis(), adam.compiled.memory_analysis()
+    headings = ("", "step, ms", "turn, ms", "x adam", "compile, s", "x adam", "flops, x", "bytes, x", "temporary, MB", "state")
+    table = Table(
+        *headings, title=f"{options.layers} layers of LLaMA-60M; x is to optax.adam; state is in numbers per parameter"
+    )
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{1e3 * row['step']:.0f}",
+            "" if row["turn"] is None else f"{1e3 * row['turn']:.0f} / {row['interval']}",
+            f"{row['ratio']:.2f}",
+            f"{row['compile']:.1f}",
+            f"{row['compile'] / adam.compile_seconds:.1f}",
+            f"{row['flops'] / cost['flops']:.2f}",
+            f"{row['bytes'] / cost['bytes accessed']:.2f}",
+            f"{row['temporary'] / 1e6:.0f}",
+            f"{row['state']:.4f}",
+        )
+    Console().print(table)
+    Console().print(f"optax.adam: temporary {memory.temp_size_in_bytes / 1e6:.0f} MB")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
