@@ -6,13 +6,16 @@ VENV := .venv
 RUN := $(VENV)/bin
 OLDEST := "jax==0.8.0" "jaxlib==0.8.0" "optax==0.2.6"
 
-.PHONY: lens test oldest lint benchmark clean
+.PHONY: lens test slow oldest lint benchmark clean
 
 lens: $(VENV)/installed
 	$(RUN)/fimlens lens
 
 test: $(VENV)/installed
 	$(RUN)/python -m pytest
+
+slow: $(VENV)/installed  # what takes too long for every commit
+	$(RUN)/python -m pytest -m slow
 
 oldest: $(VENV)-oldest/installed  # the tests that meet JAX and Optax, on the oldest that we support
 	$(VENV)-oldest/bin/python -m pytest tests/test_transform.py tests/test_fisher.py tests/test_errors.py tests/test_cli.py
@@ -23,6 +26,7 @@ lint: $(VENV)/installed
 
 benchmark: $(VENV)/installed
 	$(RUN)/python benchmarks/scaling.py
+	$(RUN)/python benchmarks/step_cost.py
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -2,9 +2,9 @@
 
     python benchmarks/step_cost.py [--json FILE] [--only NAME] [--layers 8] [--rounds 7]
 
-Each optimizer is timed in turns with optax.adam, so that a drift of the machine moves both; the ratio is of medians. FLOPs, bytes
-and temporary memory are XLA's own, of the compiled step, and do not depend on the machine's mood. SOAP and its relatives are
-amortised over their refresh interval: (K - 1) plain steps and one that turns the bases.
+Each optimizer is timed in turns with optax.adam, so that a drift of the machine moves both; the ratio is of medians.
+FLOPs, bytes and temporary memory are XLA's own, of the compiled step, and do not depend on the machine's mood. SOAP and
+its relatives are amortised over their refresh interval: K - 1 plain steps and one that turns the bases.
 """
 
 import argparse
@@ -83,21 +83,17 @@ class Stepper:
 def measure(name: str, adam: Stepper, params: dict, rounds: int) -> dict:
     make, interval = OPTIMIZERS[name]
     stepper = adam if name == "optax.adam" else Stepper(make(), params)
-    first = [stepper() for _ in range(2 if interval > 1 else 1)][0]  # the first turns, the second does not
-    own, beside, turning = [], [], []
+    turns = [stepper()]  # the first step starts the bases, which is not what a later turn costs
+    own, beside = [], []
     for _ in range(rounds):
         beside.append(adam())
         own.append(stepper())
-    if interval == 10:
-        taken = 2 + rounds
-        for step in range(taken, taken + 20):
-            seconds = stepper()
-            if seconds > 1.5 * statistics.median(own):
-                turning.append(seconds)
-            del step
     plain = statistics.median(own)
-    turn = statistics.median(turning) if turning else first if interval > 1 else plain
-    amortised = ((interval - 1) * plain + turn) / interval
+    if interval > 1:  # on to the next step that turns them, where that is near
+        rest = [stepper() for _ in range(2 * interval)] if interval <= 20 else []
+        turns = sorted(rest)[-2:] if rest else turns
+    turn = statistics.median(turns)
+    amortised = ((interval - 1) * plain + turn) / interval if interval > 1 else plain
     cost, memory = stepper.compiled.cost_analysis(), stepper.compiled.memory_analysis()
     size = sum(x.size for x in jax.tree.leaves(params))
     return {

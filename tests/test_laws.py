@@ -1,5 +1,7 @@
 """Every law, of every structure; and for every law a slip, made on purpose, that it catches."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,8 +13,14 @@ from fimlens.fisher import SampleFisher
 from fimlens.structures import EXAMPLES
 
 
+@pytest.mark.parametrize(("structure", "shape"), zip(EXAMPLES, itertools.cycle([(3, 4), (4, 3), (4, 4)])), ids=str)
+def test_every_law_holds(structure, shape):
+    assert fl.check(structure, shapes=[shape]).ok
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", EXAMPLES, ids=str)
-def test_every_law_holds(structure):
+def test_every_law_holds_at_every_shape(structure):
     assert fl.check(structure).ok
 
 
