@@ -253,4 +253,4 @@ def turn_until_at_rest(structure: Structure, frame: Frame, fisher: Fisher, key: 
 def root(c: Array) -> Array:
     """sqrt, with derivative 0 at 0: a coordinate at rest there is held by its square."""
     positive = c > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, c, 1)), 0)
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, c, 1)), c * 0)  # what is not a number stays none

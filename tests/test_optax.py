@@ -84,8 +84,9 @@ def injects_its_rate_and_does_not_recompile(make):
             if not callable(rate) and t == 2:
                 state.hyperparams["learning_rate"] = jnp.zeros([], jnp.float32)
         assert len(traces) <= 2  # once more than once, for any factory: what Optax injects is weakly typed at first
-        assert optax.tree.get(state, "learning_rate") is not None
+        assert state.hyperparams["learning_rate"] == (0.0 if not callable(rate) else rate(3))
         if not callable(rate):
+            assert optax.tree.get(state, "learning_rate") == 0
             assert not moved[3]["kernel"].any() or make is fl.lars  # whose momentum goes on
 
 
