@@ -22,6 +22,16 @@ class Config:
     layers: int = 2
 
 
+# The architectures of [G]; the sizes of its 1.3B model are those that give its count of parameters.
+CONFIGS = {
+    "llama-60m": Config(32000, 512, 1376, 8, 8),
+    "llama-130m": Config(32000, 768, 2048, 12, 12),
+    "llama-350m": Config(32000, 1024, 2736, 16, 24),
+    "llama-1b": Config(32000, 2048, 5461, 32, 24),
+    "llama-7b": Config(32000, 4096, 11008, 32, 32),
+}
+
+
 def init(config: Config, key: Array) -> PyTree:
     """Parameters, each matrix normal with variance 1 / inputs, and the residual outputs scaled down by depth."""
     d, keys = config.hidden, iter(jax.random.split(key, 2 + 7 * config.layers))

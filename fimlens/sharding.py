@@ -36,7 +36,7 @@ def state_partition_specs(tx: Any, params: PyTree, param_specs: PyTree, *, mesh:
         >>> from jax.sharding import PartitionSpec as P
         >>> params = {"w": jax.ShapeDtypeStruct((8, 4), jnp.float32)}
         >>> specs = fl.state_partition_specs(fl.scale_by_racs(), params, {"w": P("fsdp", "tensor")})
-        >>> specs[0].averaged["w"] == (P("fsdp", None), P(None, "tensor"))
+        >>> specs[0].averaged == ({"w": P("fsdp", None)}, {"w": P(None, "tensor")})
         True
     """
     is_spec = lambda x: isinstance(x, PartitionSpec | NamedSharding)  # noqa: E731

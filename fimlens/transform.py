@@ -29,9 +29,10 @@ class Slot(NamedTuple):
 class StructureState(NamedTuple):
     """The state of `scale_by_structure`: a plain pytree of arrays.
 
-    `weight` is what the averaged statistics sum up to, which bias correction divides by. The last three are trees like the
-    parameters where the structure has no bases; where it has, dicts with one entry per matrix shape, named "m x n"
-    (float64 ones apart), whose matrices are stacked. `members` gives the view per parameter.
+    `weight` is what the averaged statistics sum up to, which bias correction divides by. Where the structure has no bases,
+    `momentum` is a tree like the parameters, and so is each entry of `averaged` (for RACS, one of row factors and one of
+    column factors); `frame` is None. Where it has bases, all three are dicts with one entry per matrix shape, named
+    "m x n" (float64 ones apart), whose matrices are stacked. `members` gives the view per parameter.
     """
 
     count: Int[Array, ""]
@@ -127,8 +128,17 @@ def scale_by_structure(
     def init(params: PyTree) -> StructureState:
         _require_suited(structure, params)
         leaves, treedef = jax.tree.flatten(views(params, stacked))
-        kept = _transposed(treedef, [first_slot(G) for G in leaves])
+        kept = transposed(treedef, [first_slot(G) for G in leaves])
         return StructureState(jnp.zeros([], jnp.int32), jnp.zeros([]), jax.random.PRNGKey(seed), *kept)
+
+    def transposed(treedef: Any, slots: list[Slot]) -> Slot:
+        """A Slot of trees, from a tree of Slots; leaf by leaf, with the parameters' tree innermost, as others expect it."""
+        frame, averaged, momentum = (treedef.unflatten([slot[i] for slot in slots]) for i in range(3))
+        if stacked:
+            return Slot(frame, averaged, momentum)
+        inner = jax.tree.structure(slots[0].averaged) if slots else jax.tree.structure(None)
+        parts = [treedef.unflatten(part) for part in zip(*(jax.tree.leaves(slot.averaged) for slot in slots), strict=True)]
+        return Slot(None, inner.unflatten(parts), None if b1 is None else momentum)
 
     def stats(G: Matrices, frame: Frame) -> Tree:
         seen = over(G, lambda g, frame: structure.stats(Fisher.from_gradients(g[None]), frame))(G, frame)
@@ -194,11 +204,11 @@ def scale_by_structure(
         with jax.default_matmul_precision("highest"):
             count = optax.safe_increment(state.count)
             leaves, treedef = jax.tree.flatten(views(updates, stacked))
-            slots = _slots(treedef, leaves, state)
+            slots = _slots(structure, treedef, leaves, state)
             now = _now(count, turn, b1, b2, b3, bias_correction)
             leaves = [_clipped(G) for G in leaves] if stacked else leaves
             moved = [step(slot, G, state, now) for slot, G in zip(slots, leaves, strict=True)]
-            kept = _transposed(treedef, [slot for slot, _ in moved])
+            kept = transposed(treedef, [slot for slot, _ in moved])
             scaled = unview(treedef.unflatten([U for _, U in moved]), updates, stacked)
             return scaled, StructureState(count, jnp.asarray(now.weight_2, state.weight.dtype), state.key, *kept)
 
@@ -217,7 +227,7 @@ def members(structure: Structure, state: StructureState, params: PyTree, *, aver
         (3, 1)
     """
     leaves, treedef = jax.tree.flatten(views(params, has_bases(structure)))
-    slots = _slots(treedef, leaves, state)
+    slots = _slots(structure, treedef, leaves, state)
     fitted = treedef.unflatten(
         [_members(structure, slot, state.weight, average, G) for slot, G in zip(slots, leaves, strict=True)]
     )
@@ -231,7 +241,9 @@ def members(structure: Structure, state: StructureState, params: PyTree, *, aver
 
 
 def start_from(state: StructureState, frame: Frame) -> StructureState:
-    """The state of a single matrix, in a given frame."""
+    """The state of a single matrix, in a given frame; the state itself where the structure has no bases."""
+    if state.frame is None:
+        return state
     frames, treedef = jax.tree.flatten(state.frame, is_leaf=lambda x: isinstance(x, Frame))
     if len(frames) != 1 or frames[0].shape != frame.shape:
         raise ValueError(f"start_from: the frame is for one {frame.shape} matrix; the state holds {[f.shape for f in frames]}.")
@@ -308,26 +320,35 @@ def _cast(x: Array, dtype: DTypeLike | None) -> Array:
     return x if dtype is None else x.astype(dtype)
 
 
-def _transposed(treedef: Any, slots: list[Slot]) -> Slot:
-    """A Slot of trees, from a tree of Slots."""
-    return Slot(*(treedef.unflatten([slot[i] for slot in slots]) for i in range(3)))
-
-
-def _slots(treedef: Any, leaves: list[Array], state: StructureState) -> list[Slot]:
-    """The state's Slots, one for each entry of the views of the updates."""
-    trees = state.frame, state.averaged, state.momentum
+def _slots(structure: Structure, treedef: Any, leaves: list[Array], state: StructureState) -> list[Slot]:
+    """The state's Slots, one for each entry of the views of the updates: what `transposed` did, undone."""
     try:
-        slots = [Slot(*kept) for kept in zip(*(treedef.flatten_up_to(tree) for tree in trees), strict=True)]
-    except ValueError:
-        slots = None
-    stacked = [x.shape[: G.ndim - 2] == G.shape[:-2] for s, G in zip(slots or [], leaves) for x in jax.tree.leaves(s)]  # noqa: B905
-    shapes = [s.frame is None or s.frame.shape == G.shape[-2:] for s, G in zip(slots or [], leaves)]  # noqa: B905
-    if slots is None or not all(stacked + shapes):
+        if has_bases(structure):
+            trees = (state.frame, state.averaged, state.momentum)
+            slots = [Slot(*kept) for kept in zip(*(treedef.flatten_up_to(tree) for tree in trees), strict=True)]
+        else:
+            slots = _leaf_by_leaf(structure, treedef, leaves, state)
+    except (ValueError, TypeError):
+        slots = []
+    stacks = [x.shape[: G.ndim - 2] == G.shape[:-2] for s, G in zip(slots, leaves) for x in jax.tree.leaves(s)]  # noqa: B905
+    shapes = [s.frame is None or s.frame.shape == G.shape[-2:] for s, G in zip(slots, leaves)]  # noqa: B905
+    if len(slots) != len(leaves) or not all(stacks + shapes):
         raise ValueError(
             f"scale_by_structure: the updates are matrices {jax.tree.map(jnp.shape, treedef.unflatten(leaves))}, and the "
             "state was made for others. Pass the state that init made from parameters of these shapes and dtypes."
         )
     return slots
+
+
+def _leaf_by_leaf(structure: Structure, treedef: Any, leaves: list[Array], state: StructureState) -> list[Slot]:
+    frames = [structure.frame(*G.shape[-2:]) for G in leaves]
+    momenta = [None] * len(leaves) if state.momentum is None else treedef.flatten_up_to(state.momentum)
+    if not jax.tree.leaves(state.averaged):
+        return [Slot(frame, None, momentum) for frame, momentum in zip(frames, momenta, strict=True)]
+    is_part = lambda x: jax.tree.structure(x) == treedef  # noqa: E731
+    parts, inner = jax.tree.flatten(state.averaged, is_leaf=is_part)
+    averaged = [inner.unflatten(part) for part in zip(*(treedef.flatten_up_to(part) for part in parts), strict=True)]
+    return [Slot(*kept) for kept in zip(frames, averaged, momenta, strict=True)]
 
 
 def _require_options(structure: Any, b1: Any, b2: Any, b3: Any, update_interval: Any, turn: Any, momentum: Any, average: Any):

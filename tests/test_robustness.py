@@ -1,4 +1,4 @@
-"""Finite gradients make finite updates, at any scale; scale does not matter where eps is 0; bad numbers are seen; other machines."""
+"""Finite gradients make finite updates, at any scale; without eps no scale matters; bad numbers are seen; other machines."""
 
 import functools
 

@@ -1,0 +1,59 @@
+"""The subcommands of `fimlens`, one file each; and what they share."""
+
+import importlib
+import os
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+console, errors = Console(), Console(stderr=True)
+WORDS = ("structure", "optimizer", "claim", "head")  # columns to the left; numbers go to the right
+
+
+def table(*headings: str) -> Table:
+    made = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in headings:
+        made.add_column(heading, justify="left" if heading in WORDS else "right", no_wrap=True)
+    return made
+
+
+def attribute(option: str, reference: str) -> Any:
+    """The object that module:attribute names; modules in the current directory count."""
+    module, _, name = reference.partition(":")
+    if not name:
+        raise ValueError(f"{option}: expected module:attribute, such as mymodel:loss; got {reference!r}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{option}: {error}. Run from the directory of {module}.py, or install it.") from error
+    except AttributeError as error:
+        raise ValueError(f"{option}: {error}") from error
+
+
+def require_writable(option: str, path: Path | None) -> None:
+    if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
+        raise ValueError(f"{option}: cannot write {path}. Name a file in a directory that is there and may be written to.")
+
+
+def place(error: BaseException) -> str:
+    """Where in the user's own code an error was raised; nothing for one that is ours."""
+    libraries = [Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))]
+    frames = [(Path(frame.filename).absolute(), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [f"{file}:{line}" for file, line in frames if not any(file.is_relative_to(library) for library in libraries)]
+    return f" ({own[-1]})" if own else ""
+
+
+def named_dtype(name: str) -> Any:
+    try:
+        return jnp.dtype(name)
+    except TypeError as error:
+        raise ValueError(f"--dtype: {name!r} is no dtype; try float32 or bfloat16.") from error

@@ -1,0 +1,65 @@
+"""fimlens memory: what weights and optimizer state take."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import typer
+
+from fimlens import llama
+from fimlens.commands import attribute, console, errors, named_dtype, place, require_writable, table
+from fimlens.memory import COMING, GIB, GROUPS, NAMES, Row, account
+
+
+def memory(
+    more: Annotated[list[str] | None, typer.Argument(help="More optimizers, after the option or in its place.")] = None,
+    model: Annotated[str, typer.Option(help=f"{', '.join(llama.CONFIGS)}, or module:function giving shapes.")] = "llama-60m",
+    optimizer: Annotated[list[str] | None, typer.Option(help="An optimizer; all by default.")] = None,
+    weight_dtype: Annotated[str, typer.Option(help="Of the weights.")] = "bfloat16",
+    state_dtype: Annotated[str, typer.Option(help="Of the optimizer's state.")] = "bfloat16",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here as well, in bytes.")] = None,
+) -> None:
+    """Weights and optimizer state in GiB, by group, from shapes alone; beside the paper's figure where there is one.
+
+    Where a method can have the output head or leave it to Adam, one row for each.
+    """
+    try:
+        require_writable("--json", json_file)
+        names = [name for given in [*(optimizer or []), *(more or [])] for name in given.split(",")] or [*NAMES, *COMING]
+        dtypes = {"weight_dtype": named_dtype(weight_dtype), "state_dtype": named_dtype(state_dtype)}
+        rows = account(_shapes(model), names, model=model, **dtypes)
+        if json_file is not None:
+            json_file.write_text(json.dumps([row._asdict() for row in rows], indent=2) + "\n")
+    except (ValueError, TypeError, OSError) as error:
+        errors.print(f"fimlens memory: {error}{place(error)}", style="red", markup=False)
+        raise typer.Exit(2) from error
+    console.print(
+        f"{model}: weights in {weight_dtype}, state in {state_dtype}; GiB.", style="bold", markup=False, highlight=False
+    )
+    shown = table("optimizer", "head", "weights", *(f"+{group}" for group in GROUPS), "total", "paper")
+    for row in rows:
+        shown.add_row(*_cells(row))
+    console.print(shown)
+    if any(row.state is None for row in rows):
+        console.print("-: not in fimlens yet.", highlight=False)
+
+
+def _cells(row: Row) -> list[str]:
+    paper = "" if row.paper is None else f"{row.paper:.2f}"
+    if row.state is None:
+        return [row.optimizer, row.head, *["-"] * (len(GROUPS) + 2), paper]
+    parts = [sum(row.weights.values()) / GIB, *(row.state[group] / GIB for group in GROUPS), row.total]
+    return [row.optimizer, row.head, *(f"{part:.3f}" for part in parts), paper]
+
+
+def _shapes(model: str) -> Any:
+    if model in llama.CONFIGS:
+        return jax.eval_shape(partial(llama.init, llama.CONFIGS[model]), jax.random.key(0))
+    if ":" not in model:
+        raise ValueError(
+            f"--model: there is no model {model!r}. There are {', '.join(llama.CONFIGS)}, or your own as module:function."
+        )
+    made = attribute("--model", model)
+    return jax.eval_shape(made) if callable(made) else made

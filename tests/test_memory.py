@@ -1,0 +1,87 @@
+"""The state of every optimizer on LLaMA-60M is its formula, and the paper's totals come out of shapes alone."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from typer.testing import CliRunner
+
+import fimlens as fl
+from fimlens import llama
+from fimlens.cli import app
+from fimlens.memory import account, grouped
+
+FORMULAS = {
+    "muon": lambda m, n: m * n,
+    "swan": lambda m, n: 0,
+    "shampoo": lambda m, n: m**2 + n**2,
+    "osoap": lambda m, n: 2 * m * n + 2 * min(m, n) ** 2,
+    "soap": lambda m, n: 2 * m * n + 2 * m**2 + 2 * n**2,
+    "racs": lambda m, n: m + n,
+    "adadiag": lambda m, n: 2 * m * n + min(m, n) ** 2,
+    "adadiag_pp": lambda m, n: 2 * m * n + m**2 + n**2,
+    "adafacdiag": lambda m, n: m * n + m + n + min(m, n) ** 2,
+}
+OF_ALL = {
+    "sgd": lambda m, n: 0,
+    "adam": lambda m, n: 2 * m * n,
+    "adamw": lambda m, n: 2 * m * n,
+    "adafactor": lambda m, n: m + n,
+    "lars": lambda m, n: m * n,
+    "lamb": lambda m, n: 2 * m * n,
+}
+CACHED = {"shampoo": lambda m, n: m**2 + n**2 + m + n}  # the roots: bases and eigenvalues
+BESIDE = ("count", "weight", "key", "norms")  # counters, keys, the limiter's scalars
+
+
+@pytest.mark.parametrize("name", [*FORMULAS, *OF_ALL])
+def test_the_state_is_its_formula(name):
+    shapes = jax.eval_shape(partial(llama.init, llama.CONFIGS["llama-60m"]), jax.random.key(0))
+    matrices = grouped(shapes)["matrices"]
+    tx = getattr(fl, f"scale_by_{name}")() if name in FORMULAS else getattr(fl, name)(1.0)
+    kept = 0
+    for path, x in jax.tree_util.tree_leaves_with_path(jax.eval_shape(tx.init, matrices)):
+        if not any(str(getattr(key, "name", "")) in BESIDE for key in path):
+            kept += x.size
+    formula = (FORMULAS | OF_ALL)[name]
+    cached = CACHED.get(name, lambda m, n: 0)
+    assert kept == sum(formula(*x.shape) + cached(*x.shape) for x in matrices.values())
+
+
+@pytest.mark.parametrize(("name", "figure"), [("adam", 7.48), ("muon", 5.23), ("racs", 2.98)])
+def test_the_papers_totals_at_1b(name, figure):
+    """The head on Adam, two bytes an element."""
+    shapes = jax.eval_shape(partial(llama.init, llama.CONFIGS["llama-1b"]), jax.random.key(0))
+    row = account(shapes, [name], model="llama-1b")[0]
+    assert row.paper == figure
+    assert row.total == pytest.approx(figure, abs=0.005)
+
+
+def test_the_command(tmp_path, monkeypatch):
+    (tmp_path / "tiny_shapes.py").write_text(
+        "import jax, jax.numpy as jnp\ndef shapes(): return {'w': jnp.zeros((8, 4)), 'head': jnp.zeros((4, 9)), 'b': jnp.zeros(4)}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    arguments = ["memory", "--model", "llama-1b", "--optimizer", "racs", "alice", "--json", "m.json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "2.98" in result.output
+    assert "not in fimlens yet" in result.output
+    rows = json.loads((tmp_path / "m.json").read_text())
+    assert [(row["optimizer"], row["head"]) for row in rows] == [("racs", "Adam"), ("racs", "method"), ("alice", "method")]
+    own = CliRunner().invoke(
+        app, ["memory", "--model", "tiny_shapes:shapes", "--optimizer", "soap", "--state-dtype", "float32"]
+    )
+    assert own.exit_code == 0, own.output
+    for wrong in (["--model", "llama-2t"], ["--optimizer", "adma"], ["--state-dtype", "float7"], ["--model", "nothing:shapes"]):
+        result = CliRunner().invoke(app, ["memory", *wrong])
+        assert result.exit_code == 2
+        assert "fimlens memory:" in result.stderr
+
+
+def test_the_dtypes_count():
+    shapes = {"w": jax.ShapeDtypeStruct((64, 64), jnp.float32)}
+    two, four = (account(shapes, ["adam"], state_dtype=dtype)[0].state["matrices"] for dtype in ("bfloat16", "float32"))
+    assert four - two == 2 * 2 * 64 * 64 + 2  # and of the weight that the averages have gathered
