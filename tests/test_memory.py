@@ -61,7 +61,7 @@ def test_the_papers_totals_at_1b(name, figure):
 
 def test_the_command(tmp_path, monkeypatch):
     (tmp_path / "tiny_shapes.py").write_text(
-        "import jax, jax.numpy as jnp\ndef shapes(): return {'w': jnp.zeros((8, 4)), 'head': jnp.zeros((4, 9)), 'b': jnp.zeros(4)}\n"
+        "import jax.numpy as jnp\ndef shapes(): return {'w': jnp.zeros((8, 4)), 'head': jnp.zeros((4, 9)), 'b': jnp.zeros(4)}\n"
     )
     monkeypatch.chdir(tmp_path)
     arguments = ["memory", "--model", "llama-1b", "--optimizer", "racs", "alice", "--json", "m.json"]
