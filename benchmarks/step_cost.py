@@ -121,7 +121,11 @@ def main() -> None:
     adam = Stepper(optax.adam(1e-3), params)
     adam()
     names = options.only or list(OPTIMIZERS)
-    rows = [measure(name, adam, params, options.rounds) for name in track(names, "optimizers")]
+    rows = []
+    for name in track(names, "optimizers"):
+        rows.append(measure(name, adam, params, options.rounds))
+        if options.json:  # as it grows, for decompositions take their time
+            options.json.write_text(json.dumps(rows, indent=2) + "\n")
     cost, memory = adam.compiled.cost_analysis(), adam.compiled.memory_analysis()
     headings = ("", "step, ms", "turn, ms", "x adam", "compile, s", "x adam", "flops, x", "bytes, x", "temporary, MB", "state")
     table = Table(
@@ -142,8 +146,6 @@ def main() -> None:
         )
     Console().print(table)
     Console().print(f"optax.adam: temporary {memory.temp_size_in_bytes / 1e6:.0f} MB")
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":
