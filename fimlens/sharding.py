@@ -57,11 +57,10 @@ def state_partition_specs(tx: Any, params: PyTree, param_specs: PyTree, *, mesh:
             if mesh is None:
                 raise ValueError("state_partition_specs: matrices are stacked; name the mesh, as in mesh=mesh.")
             return PartitionSpec(*_along_stack(leaf.shape, mesh, stacked.get(name.rsplit(" float", 1)[0], [])))
-        shape, spec = (
-            known[max((p for p in known if _within(p, words)), key=len, default=None)]
-            if any(_within(p, words) for p in known)
-            else ((), ())
-        )
+        found = max((_ends(part, words), len(part), part) for part in known) if known else (0,)
+        if not found[0]:
+            return PartitionSpec()
+        shape, spec = known[found[2]]
         return PartitionSpec(*_kept(leaf.shape, shape, spec + (None,) * (len(shape) - len(spec))))
 
     return jax.tree_util.tree_map_with_path(spec_of, jax.eval_shape(tx.init, params))
@@ -71,8 +70,10 @@ def _words(path: Any) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
-def _within(part: tuple[str, ...], words: tuple[str, ...]) -> bool:
-    return any(words[i : i + len(part)] == part for i in range(len(words) - len(part) + 1))
+def _ends(part: tuple[str, ...], words: tuple[str, ...]) -> int:
+    """Where the last occurrence of a parameter's path within a path ends, counted from 1; 0 where there is none."""
+    ends = (i + len(part) + 1 for i in range(len(words) - len(part) + 1) if words[i : i + len(part)] == part)
+    return max(ends, default=0)
 
 
 def _kept(shape: tuple[int, ...], of: tuple[int, ...], spec: Axes) -> Axes:

@@ -139,3 +139,12 @@ def test_merged_axes_keep_what_they_can():
     assert specs.momentum == P("fsdp", "tensor")
     assert specs.averaged == (P("fsdp", None), P(None, "tensor"))
     assert fl.state_partition_specs(tx, shape, P(None, None, "tensor")).momentum == P(None, None)
+
+
+def test_the_place_nearest_the_leaf_counts():
+    """Where parameters are a list, their numbers are also those of the transforms in a chain."""
+    shapes = [jax.ShapeDtypeStruct((8, 8), jnp.float32), jax.ShapeDtypeStruct((8, 8), jnp.float32)]
+    specs = fl.state_partition_specs(fl.adam(1e-3), shapes, [P("fsdp"), P(None, "tensor")])
+    assert specs[0].momentum == [P("fsdp", None), P(None, "tensor")]
+    alone = fl.state_partition_specs(fl.scale_by_racs(), shapes[0], P("fsdp", "tensor"))
+    assert alone[0].averaged == (P("fsdp", None), P(None, "tensor"))

@@ -1,0 +1,127 @@
+"""Which leaves a method takes, and how each is seen as a matrix."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_optax import NAMES
+
+import fimlens as fl
+
+SHAPES = {
+    "embedding": (11, 6),
+    "layers": [{"attention": {"query": {"kernel": (6, 2, 3)}}, "mlp": {"kernel": (6, 9), "bias": (9,)}}],
+    "conv": {"kernel": (3, 3, 2, 4)},
+    "lm_head": {"kernel": (6, 11)},
+    "temperature": (),
+    "row": (1, 5),
+    "column": (5, 1),
+    "empty": (0, 3),
+}
+
+
+def tree(seed, shapes=SHAPES):
+    leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return treedef.unflatten([jax.random.normal(k, shape) for k, shape in zip(keys, leaves, strict=True)])
+
+
+def taken(**options):
+    """Paths of the leaves that go to the method."""
+    tx = fl.matrices(optax.scale(2.0), optax.scale(1.0), **options)
+    ones = jax.tree.map(jnp.ones_like, tree(0))
+    updates, _ = tx.update(ones, tx.init(ones))
+    paths = jax.tree_util.tree_leaves_with_path(updates)
+    return {jax.tree_util.keystr(path, simple=True, separator="/") for path, u in paths if u.size and (u == 2).all()}
+
+
+INNER = {"layers/0/attention/query/kernel", "layers/0/mlp/kernel", "conv/kernel", "row", "column"}
+
+
+def test_matrices_go_to_the_method_and_the_rest_to_adam():
+    assert taken() == INNER
+    assert taken(head=True) == INNER | {"lm_head/kernel"}
+
+
+def test_the_rule_is_replaced_by_a_pattern_a_function_or_a_tree():
+    assert taken(route="attention|mlp") == {"layers/0/attention/query/kernel", "layers/0/mlp/kernel"}
+    assert taken(route=lambda path, leaf: leaf.ndim == 4) == {"conv/kernel"}
+    chosen = jax.tree.map(lambda x: x.shape == (1, 5), tree(0))
+    assert taken(route=chosen) == {"row"}
+    with pytest.raises(ValueError, match="says nothing of parameter 'column'"):
+        taken(route={"embedding": True})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_optimizer_takes_any_tree(name):
+    """Ranks 0 to 4, thin, empty, and with gradients of zero."""
+    tx, weights = getattr(fl, name)(0.1), tree(0)
+    state, update = jax.jit(tx.init)(weights), jax.jit(tx.update)
+    for G in (tree(1), jax.tree.map(jnp.zeros_like, weights), tree(2)):
+        updates, state = update(G, state, weights)
+        assert all(bool(jnp.isfinite(u).all()) for u in jax.tree.leaves(updates))
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, weights)
+
+
+def as_seen_by_hand(shape, axes, forth, back):
+    """One declaration of axes gives what a reshape by hand gives."""
+    G = jax.random.normal(jax.random.key(1), shape)
+    direction = fl.scale_by_racs()
+    tx = fl.as_matrix(direction, axes)
+    ours, _ = tx.update(G, tx.init(G), G)
+    by_hand, _ = direction.update(forth(G), direction.init(forth(G)), forth(G))
+    np.testing.assert_allclose(ours, back(by_hand), rtol=1e-5, atol=1e-7)
+
+
+def test_attention_projections():
+    """(d, heads, d_head) in, (heads, d_head, d) out."""
+    as_seen_by_hand((6, 2, 3), fl.Axes(0, (1, 2)), lambda G: G.reshape(6, 6), lambda U: U.reshape(6, 2, 3))
+    as_seen_by_hand((2, 3, 6), fl.Axes((0, 1), 2), lambda G: G.reshape(6, 6), lambda U: U.reshape(2, 3, 6))
+
+
+def test_convolutions_are_reductions_over_all_but_the_last_axis():
+    for axes in (None, fl.Axes((0, 1, 2), -1)):
+        as_seen_by_hand((3, 3, 2, 4), axes, lambda G: G.reshape(18, 4), lambda U: U.reshape(3, 3, 2, 4))
+
+
+def test_stacks_of_layers_are_mapped():
+    """Not flattened: each layer has a limiter and factors of its own."""
+    as_seen_by_hand((3, 4, 5), None, lambda G: G, lambda U: U)
+    G = jax.random.normal(jax.random.key(1), (3, 4, 5))
+    tx = fl.scale_by_racs()
+    together, state = tx.update(G, tx.init(G), G)
+    alone, _ = tx.update(G[1], tx.init(G[1]), G[1])
+    np.testing.assert_allclose(together[1], alone, rtol=1e-5)
+    assert state[1].norms.shape == (3, 1, 1)
+
+
+def test_axes_in_any_order_and_optaxs_own_declaration():
+    def forth(G):
+        return G.transpose(1, 0, 3, 2).reshape(3, 2, 20)  # axis 1 counts, 0 is summed over, 3 and 2 are outputs
+
+    def back(U):
+        return U.reshape(3, 2, 5, 4).transpose(1, 0, 3, 2)
+
+    as_seen_by_hand((2, 3, 4, 5), fl.Axes(0, (3, 2), 1), forth, back)
+    as_seen_by_hand((2, 3, 4, 5), optax.contrib.MuonDimensionNumbers(0, (3, 2)), forth, back)
+    weights = {"query": jnp.ones((4, 2, 3)), "dense": jnp.ones((4, 5))}
+    declared = {"query": optax.contrib.MuonDimensionNumbers(0, (1, 2)), "dense": None}
+    state = fl.as_matrix(fl.scale_by_structure(fl.Rows(), b1=None), declared).init(weights)
+    assert jax.tree.map(jnp.shape, state.averaged) == {"query": (4, 1), "dense": (4, 1)}
+
+
+@pytest.mark.parametrize("axes", [fl.Axes(0, (0, 1)), fl.Axes(0, 7), fl.Axes((), (0, 1, 2)), fl.Axes(0, 1, ())])
+def test_axes_that_are_not_named_once_are_refused(axes):
+    with pytest.raises(ValueError, match="as_matrix: 'w' has shape"):
+        fl.as_matrix(optax.identity(), axes).init({"w": jnp.ones((2, 3, 4))})
+
+
+def test_muon_with_declared_axes_is_optaxs():
+    weights = {"query": jax.random.normal(jax.random.key(0), (6, 2, 4)), "bias": jnp.ones(3)}
+    declared = {"query": optax.contrib.MuonDimensionNumbers(0, (1, 2)), "bias": None}
+    ours = fl.muon(0.1, axes=declared)
+    theirs = optax.contrib.muon(0.1, muon_weight_dimension_numbers=declared)
+    updates = [tx.update(weights, tx.init(weights), weights)[0] for tx in (ours, theirs)]
+    for name in weights:
+        np.testing.assert_allclose(updates[0][name], updates[1][name], rtol=1e-4, atol=1e-6)
