@@ -3,8 +3,8 @@
     pip install torch pytorch_optimizer
     python benchmarks/beside_torch.py [--layers 2] [--steps 20]
 
-pytorch_optimizer's SOAP follows the official PyTorch code. Both run the same number of steps after a first one, so that each figure
-holds its share of refreshes; the two processes never overlap.
+pytorch_optimizer's SOAP follows the official PyTorch code. Both run the same number of steps after the first two, so that
+each figure holds its share of refreshes; one runs after the other.
 """
 
 import argparse

@@ -59,6 +59,8 @@ METHODS = [
 @pytest.mark.parametrize(("make", "options", "paper"), METHODS, ids=lambda x: getattr(x, "__name__", ""))
 def test_it_follows_its_paper_for_fifty_steps(make, options, paper, shape):
     for x64, tolerance in ((False, 1e-6), (True, 1e-10)):
+        if not x64 and shape != (4, 6):
+            continue  # single precision on one shape, double on all
         with jax.enable_x64(x64):
             follow(make(1e-3, **options), paper, shape, jnp.float64 if x64 else jnp.float32, tolerance)
 

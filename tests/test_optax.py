@@ -11,10 +11,9 @@ import pytest
 
 import fimlens as fl
 
-NAMES = [
-    "sgd", "adam", "adamw", "adafactor", "lars", "lamb", "muon", "swan", "shampoo", "osoap", "soap", "racs", "adadiag",
-    "adadiag_pp", "adafacdiag",
-]  # fmt: skip
+QUICK = ["sgd", "adam", "adamw", "adafactor", "lars", "lamb", "muon", "swan", "shampoo", "soap", "racs", "adadiag_pp"]
+LIKE_THEM = ["osoap", "adadiag", "adafacdiag"]  # the transforms of soap and adadiag_pp, on one side or with another spectrum
+NAMES = QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
 TREE = {"kernel": (3, 4), "layers": (2, 3, 4), "bias": (4,)}
 
 

@@ -12,7 +12,7 @@ from test_optax import NAMES, tree
 
 import fimlens as fl
 
-SHAPES = [(3, 4), (5, 2), (1, 4), (4, 1)]
+SHAPES = [(5, 3), (1, 4)]
 KINDS = ["normal", "zero rows", "zero", "rank one", "repeated", "one entry"]
 
 
@@ -75,9 +75,7 @@ INVARIANT = {
 
 @pytest.mark.parametrize("name", INVARIANT)
 @hypothesis.settings(max_examples=20, deadline=None, derandomize=True)
-@hypothesis.given(
-    kind=st.sampled_from(KINDS), shape=st.sampled_from(SHAPES[:2]), power=st.floats(-15, 15), seed=st.integers(0, 100)
-)
+@hypothesis.given(kind=st.sampled_from(KINDS), shape=st.just((5, 3)), power=st.floats(-15, 15), seed=st.integers(0, 100))
 def test_scale_does_not_matter(name, kind, shape, power, seed):
     here, _ = updates_of(name, kind, shape, 1.0, seed, options=INVARIANT[name])
     there, _ = updates_of(name, kind, shape, 10.0**power, seed, options=INVARIANT[name])
