@@ -253,7 +253,10 @@ def start_from(state: StructureState, frame: Frame) -> StructureState:
 
 def has_bases(structure: Structure) -> bool:
     """Whether its frame holds arrays: then matrices of one shape are worth a stack, for their decompositions."""
-    return bool(jax.tree.leaves(jax.eval_shape(lambda: structure.frame(4, 4))))
+    try:
+        return bool(jax.tree.leaves(jax.eval_shape(lambda: structure.frame(4096, 4096))))
+    except ValueError:  # it suits other shapes only; a stack serves every structure
+        return True
 
 
 class _Now(NamedTuple):
@@ -332,6 +335,8 @@ def _slots(structure: Structure, treedef: Any, leaves: list[Array], state: Struc
         slots = []
     stacks = [x.shape[: G.ndim - 2] == G.shape[:-2] for s, G in zip(slots, leaves) for x in jax.tree.leaves(s)]  # noqa: B905
     shapes = [s.frame is None or s.frame.shape == G.shape[-2:] for s, G in zip(slots, leaves)]  # noqa: B905
+    if not has_bases(structure):  # whose momentum is like the matrix itself
+        shapes += [s.momentum is None or s.momentum.shape == G.shape for s, G in zip(slots, leaves)]  # noqa: B905
     if len(slots) != len(leaves) or not all(stacks + shapes):
         raise ValueError(
             f"scale_by_structure: the updates are matrices {jax.tree.map(jnp.shape, treedef.unflatten(leaves))}, and the "

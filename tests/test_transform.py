@@ -137,3 +137,27 @@ def test_nothing_in_the_library_flips_a_global_flag():
     fl.check(fl.Rows(), laws=["chart"])
     fl.compare([fl.Rows()], fisher)
     assert (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision) == before
+
+
+def test_high_ranks_and_odd_blocks_are_served():
+    for structure, shape in ((fl.LowRank(fl.Diagonal(), 16), (20, 24)), (fl.Blocks(fl.Rows(), columns=3), (4, 9))):
+        tx = fl.scale_by_structure(structure)
+        updates, _ = jax.jit(tx.update)(jnp.ones(shape), tx.init(jnp.ones(shape)))
+        assert bool(jnp.isfinite(updates).all())
+
+
+def test_a_state_made_for_other_matrices_is_refused():
+    for structure in (fl.Diagonal(), fl.Rotated(fl.Diagonal())):
+        tx = fl.scale_by_structure(structure)
+        state = tx.init([jnp.ones((3, 4))])
+        for other in ([jnp.ones((3, 4))] * 2, [jnp.ones((4, 3))], {"w": jnp.ones((3, 5))}):
+            with pytest.raises(ValueError, match="the state was made for others"):
+                tx.update(other, state)
+
+
+def test_options_out_of_range_are_refused():
+    for options in ({"b1": 1.5}, {"b2": -0.5}, {"update_interval": 0}, {"turn": "sideways"}, {"average": "all"}):
+        with pytest.raises(ValueError, match="scale_by_structure"):
+            fl.scale_by_structure(fl.Diagonal(), **options)
+    with pytest.raises(TypeError, match="of dtype int32"):
+        fl.scale_by_structure(fl.Diagonal()).init({"w": jnp.arange(3)})
