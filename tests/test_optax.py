@@ -11,8 +11,8 @@ import pytest
 
 import fimlens as fl
 
-QUICK = ["sgd", "adam", "adamw", "adafactor", "lars", "lamb", "muon", "swan", "shampoo", "soap", "racs", "adadiag_pp"]
-LIKE_THEM = ["osoap", "adadiag", "adafacdiag"]  # the transforms of soap and adadiag_pp, on one side or with another spectrum
+QUICK = ["sgd", "adam", "adamw", "adafactor", "lars", "lamb", "muon", "swan", "soap", "racs", "adadiag"]
+LIKE_THEM = ["shampoo", "osoap", "adadiag_pp", "adafacdiag"]  # soap's and adadiag's transforms, on other sides or spectra
 NAMES = QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
 TREE = {"kernel": (3, 4), "layers": (2, 3, 4), "bias": (4,)}
 
