@@ -1,7 +1,5 @@
 """Every law, of every structure; and for every law a slip, made on purpose, that it catches."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -12,10 +10,12 @@ from fimlens.basis import eigenbasis
 from fimlens.fisher import SampleFisher
 from fimlens.structures import EXAMPLES
 
-QUICK = [structure for i, structure in enumerate(EXAMPLES) if i % 2 == 0 or not isinstance(structure, fl.Spectrum | fl.Rotated)]
+# By every run: each family, and every third spectrum and rotation; all of them, at every shape, by `make slow`.
+QUICK = [structure for i, structure in enumerate(EXAMPLES) if i % 3 == 0 or not isinstance(structure, fl.Spectrum | fl.Rotated)]
+SHAPES = [(3, 4) if "Blocks" in str(structure) else ((3, 4), (4, 3), (4, 4))[i % 3] for i, structure in enumerate(QUICK)]
 
 
-@pytest.mark.parametrize(("structure", "shape"), zip(QUICK, itertools.cycle([(3, 4), (4, 3), (4, 4)])), ids=str)
+@pytest.mark.parametrize(("structure", "shape"), zip(QUICK, SHAPES, strict=True), ids=str)
 def test_every_law_holds(structure, shape):
     assert fl.check(structure, shapes=[shape]).ok
 
@@ -26,7 +26,7 @@ def test_every_law_holds_at_every_shape(structure):
     assert fl.check(structure).ok
 
 
-THIN = [fl.Diagonal(), fl.RowColumn(), fl.Rotated(fl.Diagonal()), fl.Kronecker(), fl.LowRank(fl.Diagonal(), 1)]
+THIN = [fl.RowColumn(), fl.Rotated(fl.Diagonal()), fl.LowRank(fl.Diagonal(), 1)]
 
 
 @pytest.mark.parametrize("structure", THIN, ids=str)

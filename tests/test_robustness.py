@@ -51,7 +51,7 @@ def updates_of(name, kind, shape, scale, seed, dtype=jnp.float32, options=()):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=20, deadline=None, derandomize=True)
 @hypothesis.given(
     kind=st.sampled_from(KINDS),
     shape=st.sampled_from(SHAPES),
