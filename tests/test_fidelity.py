@@ -11,7 +11,7 @@ import pytest
 
 import fimlens as fl
 
-SHAPES = [(4, 6), (5, 5), (6, 4)]
+SHAPES = [(4, 6), (6, 4), pytest.param((5, 5), marks=pytest.mark.slow)]
 
 
 def gradients(shape, steps, seed=0):

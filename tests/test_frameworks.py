@@ -22,7 +22,10 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("name", MAKERS)
+NAMES = ["racs", "soap", *(pytest.param(name, marks=pytest.mark.slow) for name in ("muon", "adamw"))]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_flax_nnx(name):
     class Net(nnx.Module):
         def __init__(self, rngs):
@@ -63,7 +66,7 @@ def linen_step(state):
     return state.apply_gradients(grads=slope), value
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_flax_linen_and_orbax(name, tmp_path):
     """Trains; and saved after thirty steps, restored into a fresh state, it goes on bit for bit."""
     state, losses = linen_state(MAKERS[name]()), []
@@ -87,7 +90,7 @@ def test_flax_linen_and_orbax(name, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_equinox(name):
     model = eqx.nn.MLP(6, 3, 16, 1, key=jax.random.key(0))
     tx = MAKERS[name]()

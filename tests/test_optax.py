@@ -11,8 +11,17 @@ import pytest
 
 import fimlens as fl
 
-QUICK = ["sgd", "adam", "adamw", "adafactor", "lars", "lamb", "muon", "swan", "soap", "racs", "adadiag"]
-LIKE_THEM = ["shampoo", "osoap", "adadiag_pp", "adafacdiag"]  # soap's and adadiag's transforms, on other sides or spectra
+QUICK = ["adam", "adafactor", "lars", "muon", "racs", "soap", "adadiag"]
+LIKE_THEM = [
+    "sgd",
+    "adamw",
+    "lamb",
+    "swan",
+    "shampoo",
+    "osoap",
+    "adadiag_pp",
+    "adafacdiag",
+]  # the same transforms, set otherwise
 NAMES = QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
 TREE = {"kernel": (3, 4), "layers": (2, 3, 4), "bias": (4,)}
 

@@ -26,7 +26,7 @@ SHAPES = {
     "embedding": (32, 16),
     "norm": (16,),
 }
-NAMES = ["adam", "adafactor", "racs", "muon", "swan", "shampoo", "soap"]
+NAMES = ["adam", "adafactor", "racs", "muon", "soap"]
 NAMES += [
     pytest.param(n, marks=pytest.mark.slow) for n in ("sgd", "lars", "lamb", "osoap", "adadiag", "adadiag_pp", "adafacdiag")
 ]
