@@ -12,6 +12,7 @@ import pytest
 import fimlens as fl
 
 QUICK = ["adam", "adafactor", "lars", "muon", "racs", "soap", "adadiag"]
+# The same transforms, set otherwise.
 LIKE_THEM = [
     "sgd",
     "adamw",
@@ -21,7 +22,7 @@ LIKE_THEM = [
     "osoap",
     "adadiag_pp",
     "adafacdiag",
-]  # the same transforms, set otherwise
+]
 NAMES = QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
 TREE = {"kernel": (3, 4), "layers": (2, 3, 4), "bias": (4,)}
 
