@@ -168,7 +168,11 @@ GLOBAL = [
 ]
 
 
-@pytest.mark.parametrize(("structure", "shape"), GLOBAL, ids=str)
+@pytest.mark.parametrize(
+    ("structure", "shape"),
+    [pytest.param(*case, marks=[pytest.mark.slow] if i % 2 else []) for i, case in enumerate(GLOBAL)],
+    ids=str,
+)
 def test_the_solver_cannot_beat_a_global_minimiser(structure, shape):
     assert structure.claim in (fl.Claim.EXACT, fl.Claim.LIMIT)
     for seed in range(4):
