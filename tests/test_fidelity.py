@@ -11,7 +11,7 @@ import pytest
 
 import fimlens as fl
 
-SHAPES = [(4, 6), (6, 4), pytest.param((5, 5), marks=pytest.mark.slow)]
+SHAPES = [(4, 6), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((6, 4), (5, 5)))]
 
 
 def gradients(shape, steps, seed=0):
