@@ -22,6 +22,12 @@ def completed(U: Float[Array, "m r"], sure: Bool[Array, " r"]) -> Float[Array, "
     return gauged(jnp.linalg.qr(jnp.where(sure, U, fixed))[0])
 
 
+def unit_of(A: Float[Array, "*stack m n"], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
+    """max|A|, and 1 where A is zero: in these units no square leaves float32. Axes that are given are kept, of length 1."""
+    largest = jnp.abs(A).max(axis, keepdims=axis is not None, initial=0)
+    return jnp.where(largest == 0, 1, largest)
+
+
 def rounding(A: Float[Array, "m n"]) -> float:
     """What of A's spectrum, relative to its largest value, its rounding may have made."""
     return 4 * float(jnp.finfo(A.dtype).eps) * max(A.shape) ** 0.5
@@ -29,10 +35,9 @@ def rounding(A: Float[Array, "m n"]) -> float:
 
 def spectral(covariance: Float[Array, "m m"]) -> tuple[Float[Array, "m m"], Float[Array, " m"]]:
     """Eigenvectors, in the gauge of `eigenbasis`, and eigenvalues, leading first."""
-    largest = jnp.abs(covariance).max()
-    largest = jnp.where(largest == 0, 1, largest)  # so that no square within leaves float32
-    values, U = jnp.linalg.eigh(covariance / largest)
-    return gauged(U[:, ::-1]), values[::-1] * largest
+    unit = unit_of(covariance)
+    values, U = jnp.linalg.eigh(covariance / unit)
+    return gauged(U[:, ::-1]), values[::-1] * unit
 
 
 def gauged(U: Float[Array, "m r"]) -> Float[Array, "m r"]:

@@ -11,7 +11,8 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-from fimlens.views import unview, views
+from fimlens.basis import unit_of
+from fimlens.views import sides, unview, views
 
 Matrix = Float[Array, "*stack m n"]
 
@@ -37,12 +38,12 @@ def average_updates(
     def update(updates: PyTree, state: MomentumState, params: PyTree = None) -> tuple[PyTree, MomentumState]:
         del params
         count = optax.safe_increment(state.count)
-        averaged = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, state.momentum, updates)
+        averaged = optax.tree.update_moment(updates, state.momentum, decay, 1)
         if nesterov:
-            ahead, now = 1 - decay ** (count + 1), 1 - decay**count
-            moved = jax.tree.map(lambda m, g: decay * m / ahead + (1 - decay) * g / now, averaged, updates)
+            ahead, now = (optax.tree.bias_correction(x, decay, t) for x, t in ((averaged, count + 1), (updates, count)))
+            moved = optax.tree.update_moment(now, ahead, decay, 1)
         else:
-            moved = jax.tree.map(lambda m: m / (1 - decay**count), averaged)
+            moved = optax.tree.bias_correction(averaged, decay, count)
         kept = jax.tree.map(lambda old, new: new.astype(old.dtype), state.momentum, averaged)
         return jax.tree.map(lambda u, g: u.astype(g.dtype), moved, updates), MomentumState(count, kept)
 
@@ -81,10 +82,8 @@ def limit_norm_growth(gamma: Float[ArrayLike, ""] = 1.01) -> optax.GradientTrans
     return optax.GradientTransformation(init, update)
 
 
-def scale_by_trust_ratio(
-    coefficient: Float[ArrayLike, ""] = 1.0, eps: Float[ArrayLike, ""] = 0.0
-) -> optax.GradientTransformation:
-    """Scale each matrix's update U by coefficient * ||W|| / (||U|| + eps), and by 1 where either norm is zero.
+def scale_by_trust_ratio(coefficient: Float[ArrayLike, ""] = 1.0) -> optax.GradientTransformation:
+    """Scale each matrix's update U by coefficient * ||W|| / ||U||, and by 1 where either norm is zero.
 
     `optax.scale_by_trust_ratio`, matrix by matrix where that takes leaf by leaf. LARS, LAMB (You et al., 2017, 2020).
     """
@@ -92,7 +91,7 @@ def scale_by_trust_ratio(
     def ratio(U: Array, W: Array) -> Array:
         of_weight, of_update = _norm(W), _norm(U)
         untouched = (of_weight == 0) | (of_update == 0)
-        r = jnp.where(untouched, 1, coefficient * of_weight / jnp.where(untouched, 1, of_update + eps))
+        r = jnp.where(untouched, 1, coefficient * of_weight / jnp.where(untouched, 1, of_update))
         return (U * r).astype(U.dtype)
 
     return optax.stateless(lambda updates, params: jax.tree.map(ratio, updates, _required("scale_by_trust_ratio", params)))
@@ -103,8 +102,7 @@ def standardize_rows(eps: Float[ArrayLike, ""] = 1e-8) -> optax.GradientTransfor
 
     def standardized(G: Array) -> Array:
         x = G.astype(jnp.promote_types(G.dtype, jnp.float32))
-        largest = jnp.abs(x).max(-1, keepdims=True, initial=0)
-        x = x / jnp.where(largest == 0, 1, largest)  # so that no square leaves float32
+        x = x / unit_of(x, -1)
         x = x - x.mean(-1, keepdims=True)
         spread = jnp.sqrt(jnp.mean(x**2, -1, keepdims=True)) + eps
         return (x / jnp.where(spread == 0, 1, spread)).astype(G.dtype)
@@ -112,25 +110,21 @@ def standardize_rows(eps: Float[ArrayLike, ""] = 1e-8) -> optax.GradientTransfor
     return optax.stateless(lambda updates, params: jax.tree.map(standardized, updates))
 
 
-def orthogonalize(
-    steps: Int[ArrayLike, ""] = 5,
-    coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
-    eps: Float[ArrayLike, ""] = 1e-8,
-) -> optax.GradientTransformation:
-    """Each matrix's polar factor U V^T, nearly: a quintic Newton-Schulz iteration (Jordan, 2024) nears 1.
+def orthogonalize(steps: Int[ArrayLike, ""] = 5, eps: Float[ArrayLike, ""] = 1e-8) -> optax.GradientTransformation:
+    """Each matrix's polar factor U V^T, nearly: a quintic Newton-Schulz iteration takes singular values to 0.7 to 1.2.
 
-    Matrices of one shape, transposed or not, are one stack with the shorter side first.
+    With Jordan's coefficients (2024). Matrices of one shape, transposed or not, are one stack with the shorter side first.
     """
-    a, b, c = coefficients
+    a, b, c = 3.4445, -4.7750, 2.0315
 
     def iterate(_: Array, X: Matrix) -> Matrix:
         A = X @ X.mT
         return a * X + (b * A + c * A @ A) @ X
 
     def factor(G: Matrix) -> Matrix:
-        largest = jnp.abs(G).max((-2, -1), keepdims=True)
-        X = G / jnp.where(largest == 0, 1, largest)  # so that no square leaves float32
-        size = jnp.sqrt(jnp.sum(X**2, (-2, -1), keepdims=True)) + eps / jnp.where(largest == 0, 1, largest)
+        unit = unit_of(G, (-2, -1))
+        X = G / unit
+        size = _norm(X) + eps / unit
         X = X / jnp.where(size == 0, 1, size)
         return jax.lax.fori_loop(0, steps, iterate, X, unroll=True if isinstance(steps, int) else None)
 
@@ -165,7 +159,7 @@ def scale_by_shape(scale: str = "width") -> optax.GradientTransformation:
         raise ValueError(f'scale_by_shape: scale is "width", "fisher" or "rms"; got {scale!r}')
 
     def scaled(U: Array) -> Array:
-        m, n = U.shape[-2:] if U.ndim >= 2 else (U.size, 1)
+        m, n = sides(U.shape)
         return U * {"width": max(1, n / m) ** 0.5, "fisher": max(m, n) ** 0.5, "rms": 0.2 * max(m, n) ** 0.5}[scale]
 
     return optax.stateless(lambda updates, params: jax.tree.map(scaled, updates))
@@ -173,7 +167,7 @@ def scale_by_shape(scale: str = "width") -> optax.GradientTransformation:
 
 def over_longer_side() -> optax.GradientTransformation:
     """Each matrix over the root of its longer side."""
-    return optax.stateless(lambda updates, params: jax.tree.map(lambda U: U / max(*U.shape[-2:], 1) ** 0.5, updates))
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda U: U / max(sides(U.shape)) ** 0.5, updates))
 
 
 def _norm(x: Array) -> Array:

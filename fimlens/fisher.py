@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from fimlens.basis import completed, eigenbasis, rounding
+from fimlens.basis import completed, eigenbasis, rounding, unit_of
 
 DENSE_BYTES = 2**30  # the largest mn x mn matrix that anything here will build
 CHUNK_BYTES = 2**26  # samples pushed through a linear map at a time
@@ -354,8 +354,7 @@ def _gram_norm_squared(samples: Float[Array, "N m n"], unit: Float[Array, ""]) -
 
 def _singular(A: Float[Array, "m n"], full: bool) -> tuple[Float[Array, "m r"], Float[Array, "n s"]]:
     """Singular vectors, left and right, completed in the null spaces; square ones where `full`."""
-    largest = jnp.abs(A).max()
-    U, values, Vt = jnp.linalg.svd(A / jnp.where(largest == 0, 1, largest), full_matrices=full)
+    U, values, Vt = jnp.linalg.svd(A / unit_of(A), full_matrices=full)
     sure = values > rounding(A) * values[0]
     return tuple(completed(W, jnp.pad(sure, (0, W.shape[1] - len(sure)))) for W in (U, Vt.T))
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fimlens.fisher import Fisher
+from fimlens.views import path_name
 
 MAX_BYTES = 2**30
 REDUCTIONS = ("mean", "sum")
@@ -191,12 +192,8 @@ def matrix_paths(params: PyTree) -> Matrices:
     return {name: W for name, W in named.items() if W.ndim == 2 and jnp.issubdtype(W.dtype, jnp.floating)}
 
 
-def _path_name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _named_leaves(params: PyTree) -> list[tuple[str, Any]]:
-    return [(_path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
 
 
 def choose(call: str, params: PyTree, patterns: Sequence[str]) -> tuple[Matrices, Callable[[Matrices], PyTree]]:
@@ -225,7 +222,7 @@ def choose(call: str, params: PyTree, patterns: Sequence[str]) -> tuple[Matrices
 
     def merge(changed: Matrices) -> PyTree:
         def put(path: Any, leaf: Array) -> Array:
-            return changed.get(_path_name(path), leaf)
+            return changed.get(path_name(path), leaf)
 
         return jax.tree_util.tree_map_with_path(put, params)
 

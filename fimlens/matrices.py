@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from fimlens.views import path_name
+
 METHOD, OTHERS = "method", "others"
 EMBEDDING = re.compile(r"embed|^wte$|^wpe$", re.IGNORECASE)
 HEAD = re.compile(r"^((lm|output|readout|classifier)_?)?head$|^(logits|unembed\w*|lm_output)$", re.IGNORECASE)
@@ -58,7 +60,7 @@ def matrices(
     rule = _rule("matrices", route, default=lambda path, leaf: _is_matrix(path, leaf, head))
 
     def labels(params: PyTree) -> PyTree:
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: METHOD if rule(_name(path), leaf) else OTHERS, params)
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: METHOD if rule(path_name(path), leaf) else OTHERS, params)
 
     return optax.partition({METHOD: tx, OTHERS: optax.scale_by_adam() if others is None else others}, labels)
 
@@ -88,14 +90,14 @@ def as_matrix(
     tx = optax.with_extra_args_support(tx)
 
     def seen(tree: PyTree) -> PyTree:
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: _View(_name(path), leaf, rule).forth(leaf), tree)
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: _View(path_name(path), leaf, rule).forth(leaf), tree)
 
     def init(params: PyTree) -> Any:
         return tx.init(seen(params))
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
         moved, state = tx.update(seen(updates), state, None if params is None else seen(params), **extra)
-        back = jax.tree_util.tree_map_with_path(lambda path, g, u: _View(_name(path), g, rule).back(u), updates, moved)
+        back = jax.tree_util.tree_map_with_path(lambda path, g, u: _View(path_name(path), g, rule).back(u), updates, moved)
         return back, state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -140,13 +142,17 @@ def _tuple(axes: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
     return tuple(axis % rank if -rank <= axis < rank else axis for axis in ((axes,) if isinstance(axes, int) else axes))
 
 
+def role(path: str) -> str | None:
+    """What a parameter's path names: "head", "embedding", or neither."""
+    words = path.split("/")
+    patterns = (("head", HEAD), ("embedding", EMBEDDING))
+    return next((role for role, pattern in patterns if any(map(pattern.search, words))), None)
+
+
 def _is_matrix(path: str, leaf: Array, head: bool) -> bool:
     if jnp.ndim(leaf) < 2 or jnp.size(leaf) == 0:
         return False
-    words = path.split("/")
-    if any(HEAD.search(word) for word in words):
-        return head
-    return not any(EMBEDDING.search(word) for word in words)
+    return role(path) is None or (head and role(path) == "head")
 
 
 def _is_axes(x: Any) -> bool:
@@ -164,7 +170,7 @@ def _rule(call: str, given: Any, default: Rule) -> Rule:
         return lambda path, leaf: jnp.ndim(leaf) >= 2 and jnp.size(leaf) > 0 and bool(pattern.search(path))
     if _is_axes(given):
         return lambda path, leaf: given if jnp.ndim(leaf) >= 2 else None
-    said = {_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(given, is_leaf=_is_axes)}
+    said = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(given, is_leaf=_is_axes)}
 
     def look_up(path: str, leaf: Array) -> Any:
         if path not in said:
@@ -172,7 +178,3 @@ def _rule(call: str, given: Any, default: Rule) -> Rule:
         return said[path]
 
     return look_up
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

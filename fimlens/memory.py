@@ -10,7 +10,8 @@ from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from fimlens import optimizers
-from fimlens.matrices import EMBEDDING, HEAD
+from fimlens.matrices import role
+from fimlens.views import path_name
 
 GIB = 2**30
 GROUPS = ("matrices", "head", "embedding", "vectors")
@@ -89,33 +90,23 @@ def account(
 
 
 def grouped(shapes: PyTree) -> dict[str, PyTree]:
-    """The leaves by group: matrices, head, embedding, vectors; each a dict by path, in float32."""
-    groups: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-        words = [jax.tree_util.keystr((key,), simple=True) for key in path]
-        named = next((g for g, pattern in (("head", HEAD), ("embedding", EMBEDDING)) if any(map(pattern.search, words))), None)
-        group = "vectors" if len(leaf.shape) < 2 else named or "matrices"
-        groups[group]["/".join(words)] = jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
-    return groups
+    """The tree once for each group, in float32, with None for the leaves of the others."""
+
+    def only(group: str) -> PyTree:
+        def own(path: Any, leaf: Any) -> jax.ShapeDtypeStruct | None:
+            place = "vectors" if len(leaf.shape) < 2 else role(path_name(path)) or "matrices"
+            return jax.ShapeDtypeStruct(leaf.shape, jnp.float32) if place == group else None
+
+        return jax.tree_util.tree_map_with_path(own, shapes)
+
+    return {group: only(group) for group in GROUPS}
 
 
 def _state(tx: Any, groups: dict[str, PyTree], dtype: DTypeLike) -> dict[str, int]:
     """Of each group by itself, less what there is without any parameter: that is counted with the matrices."""
-    init: Callable[[PyTree], int] = lambda tree: _bytes(jax.eval_shape(tx.init, _nested(tree)), dtype)  # noqa: E731
+    init: Callable[[PyTree], int] = lambda tree: _bytes(jax.eval_shape(tx.init, tree), dtype)  # noqa: E731
     fixed = init({})
     return {group: init(tree) - (0 if group == "matrices" else fixed) for group, tree in groups.items()}
-
-
-def _nested(tree: dict[str, Any]) -> PyTree:
-    """By path again, so that routes see the words of it."""
-    nested: dict[str, Any] = {}
-    for path, leaf in tree.items():
-        *outer, last = path.split("/")
-        at = nested
-        for word in outer:
-            at = at.setdefault(word, {})
-        at[last] = leaf
-    return nested
 
 
 def _bytes(tree: PyTree, dtype: DTypeLike) -> int:

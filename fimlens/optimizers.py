@@ -5,14 +5,12 @@ elements for an m x n matrix, r = min(m, n), beside counters, keys and one numbe
 al. 2025 (arXiv 2502.07752), "[D]" Nguyen et al. 2025 (arXiv 2502.07488).
 """
 
-import inspect
 from collections.abc import Callable
-from inspect import Parameter, Signature
 from typing import Any
 
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import ArrayLike, Float, Int
+from jaxtyping import ArrayLike, Int
 
 from fimlens.chain import (
     average_updates,
@@ -24,7 +22,7 @@ from fimlens.chain import (
     shorter_side_first,
     standardize_rows,
 )
-from fimlens.matrices import as_matrix, matrices
+from fimlens.full_chain import Number, Rate, Transform, decayed, full_chain
 from fimlens.structure import Structure
 from fimlens.structures import (
     Diagonal,
@@ -37,14 +35,10 @@ from fimlens.structures import (
     Rows,
     Scalar,
     Singular,
-    Tracker,
 )
 from fimlens.transform import scale_by_structure
 
-Number = Float[ArrayLike, ""]
 Whole = Int[ArrayLike, ""]
-Rate = Number | optax.Schedule
-Transform = optax.GradientTransformation
 
 
 # --- of every leaf --------------------------------------------------------------------------------------------
@@ -64,7 +58,7 @@ def sgd(
     State: nothing; m n with momentum. There is no eps: nothing is divided by.
     """
     averaged = [] if momentum is None else [optax.trace(momentum, nesterov, momentum_dtype)]
-    return optax.chain(*averaged, *_decayed(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
+    return optax.chain(*averaged, *decayed(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
 
 
 def adam(
@@ -85,7 +79,7 @@ def adam(
     direction = scale_by_structure(
         Diagonal(), b1=b1, b2=b2, eps=eps, momentum_dtype=momentum_dtype, second_moment_dtype=second_moment_dtype
     )
-    return optax.chain(direction, *_decayed(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
+    return optax.chain(direction, *decayed(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
 
 
 def adamw(
@@ -142,7 +136,7 @@ def adafactor(
         steps.append(optax.scale_by_param_block_rms())
     if momentum is not None:
         steps.append(optax.ema(momentum, debias=False, accumulator_dtype=momentum_dtype))
-    return optax.chain(*steps, *_decayed(weight_decay, mask), optax.scale(-1))
+    return optax.chain(*steps, *decayed(weight_decay, mask), optax.scale(-1))
 
 
 def lars(
@@ -162,7 +156,7 @@ def lars(
     G / sqrt(c), and in Optax G.
     """
     return optax.chain(
-        *_decayed(weight_decay, mask),
+        *decayed(weight_decay, mask),
         scale_by_structure(Scalar(), b1=None, b2=None, eps=eps),
         scale_by_trust_ratio(trust_coefficient),
         optax.scale_by_learning_rate(learning_rate),
@@ -189,7 +183,7 @@ def lamb(
         Diagonal(), b1=b1, b2=b2, eps=eps, momentum_dtype=momentum_dtype, second_moment_dtype=second_moment_dtype
     )
     rate = optax.scale_by_learning_rate(learning_rate)
-    return optax.chain(direction, *_decayed(weight_decay, mask), scale_by_trust_ratio(), rate)
+    return optax.chain(direction, *decayed(weight_decay, mask), scale_by_trust_ratio(), rate)
 
 
 # --- of matrices ----------------------------------------------------------------------------------------------
@@ -260,6 +254,13 @@ def scale_by_shampoo(
     )
 
 
+def _soap(sides: str, refresh: str, **options: Any) -> Transform:
+    trackers = {"eigh": Eigen(), "qr": PowerStep()}
+    if refresh not in trackers:
+        raise ValueError(f"soap: refresh is one of {', '.join(map(repr, trackers))}; got {refresh!r}")
+    return scale_by_structure(Rotated(Diagonal(), sides, trackers[refresh]), **options)
+
+
 def scale_by_soap(
     *,
     b1: Number = 0.95,
@@ -282,18 +283,7 @@ def scale_by_soap(
     and coordinates at rounding get no update, so that arbitrary null-space vectors move nothing; eps stands beside the
     bias-corrected root, as in Adam.
     """
-    return scale_by_structure(
-        Rotated(Diagonal(), "LR", _refreshed(refresh)),
-        b1=b1,
-        b2=b2,
-        b3=b3,
-        eps=eps,
-        update_interval=update_interval,
-        turn=turn,
-        momentum_dtype=momentum_dtype,
-        second_moment_dtype=second_moment_dtype,
-        factor_dtype=factor_dtype,
-    )
+    return _soap("LR", **locals())
 
 
 def scale_by_osoap(
@@ -313,18 +303,7 @@ def scale_by_osoap(
 
     State: 2 m n + 2 r^2. Options as `soap`'s, with [G]'s order: the basis turns before the update.
     """
-    return scale_by_structure(
-        Rotated(Diagonal(), "short", _refreshed(refresh)),
-        b1=b1,
-        b2=b2,
-        b3=b3,
-        eps=eps,
-        update_interval=update_interval,
-        turn=turn,
-        momentum_dtype=momentum_dtype,
-        second_moment_dtype=second_moment_dtype,
-        factor_dtype=factor_dtype,
-    )
+    return _soap("short", **locals())
 
 
 def scale_by_racs(
@@ -341,7 +320,7 @@ def scale_by_racs(
 
     State: m + n and the limiter's one: row and column factors by `sweeps` from q = 1, averaged by beta. [G]'s rate is
     0.02. Repaired: `bias_correction`, which the print lacks (its first update is 1/(1-beta) too large; False follows
-    it); a zero last update does not freeze a matrix; squares are taken of G / max|G|.
+    it); a zero last update does not freeze a matrix; no sum of squares within the sweeps leaves float32.
     """
     direction = scale_by_structure(
         RowColumn(sweeps),
@@ -355,136 +334,58 @@ def scale_by_racs(
     return optax.chain(direction, limit_norm_growth(gamma), optax.scale(alpha))
 
 
-def _adadiag(structure: Structure, **options: Any) -> Transform:
-    return scale_by_structure(structure, momentum="rotated", **options)
+def _of_current_gradient(name: str, structure: Structure, says: str) -> Callable[..., Transform]:
+    """[D]'s directions differ in their structure alone."""
 
-
-def scale_by_adadiag(
-    *,
-    b1: Number = 0.9,
-    b2: Number = 0.999,
-    eps: Number = 1e-8,
-    update_interval: Whole = 200,
-    momentum_dtype: DTypeLike | None = None,
-    second_moment_dtype: DTypeLike | None = None,
-    factor_dtype: DTypeLike | None = None,
-) -> Transform:
-    """AdaDiag ([D]): `osoap`'s H, ONE_STEP, its basis the singular vectors of the current gradient.
-
-    State: 2 m n + r^2; no covariance is kept. Moments live in the rotated space. Repaired: the momentum is carried along
-    when the basis turns.
-    """
-    return _adadiag(Rotated(Diagonal(), "short", Singular()), **locals())
-
-
-def scale_by_adadiag_pp(
-    *,
-    b1: Number = 0.9,
-    b2: Number = 0.999,
-    eps: Number = 1e-8,
-    update_interval: Whole = 200,
-    momentum_dtype: DTypeLike | None = None,
-    second_moment_dtype: DTypeLike | None = None,
-    factor_dtype: DTypeLike | None = None,
-) -> Transform:
-    """AdaDiag++ ([D]): `soap`'s H, ONE_STEP, its bases the singular vectors of the current gradient.
-
-    State: 2 m n + m^2 + n^2. As `adadiag` otherwise.
-    """
-    return _adadiag(Rotated(Diagonal(), "LR", Singular()), **locals())
-
-
-def scale_by_adafacdiag(
-    *,
-    b1: Number = 0.9,
-    b2: Number = 0.999,
-    eps: Number = 1e-8,
-    update_interval: Whole = 200,
-    momentum_dtype: DTypeLike | None = None,
-    second_moment_dtype: DTypeLike | None = None,
-    factor_dtype: DTypeLike | None = None,
-) -> Transform:
-    """AdafacDiag ([D]): `adadiag` with Adafactor's spectrum: OTHER, generalised KL in the basis.
-
-    State: m n + m + n + r^2. As `adadiag` otherwise.
-    """
-    return _adadiag(Rotated(Marginals(), "short", Singular()), **locals())
-
-
-# --- around them ----------------------------------------------------------------------------------------------
-
-
-def _decayed(weight_decay: Number, mask: Any) -> list[Transform]:
-    none = isinstance(weight_decay, float | int) and weight_decay == 0
-    return [] if none else [optax.add_decayed_weights(weight_decay, mask)]
-
-
-def _refreshed(refresh: str) -> Tracker:
-    trackers = {"eigh": Eigen(), "qr": PowerStep()}
-    if refresh not in trackers:
-        raise ValueError(f"soap: refresh is one of {', '.join(map(repr, trackers))}; got {refresh!r}")
-    return trackers[refresh]
-
-
-def _times(factor: float, rate: Rate) -> Rate:
-    return (lambda step: factor * rate(step)) if callable(rate) else factor * rate
-
-
-def full_chain(
-    direction: Callable[..., Transform], adam_factor: float = 1.0, adam: Transform | None = None
-) -> Callable[..., Transform]:
-    """The optimizer of a `scale_by_*` for matrices: Adam for all other leaves, weight decay, and the two rates.
-
-    It takes the learning rate, the keywords of `direction`, and those of `_AROUND`. By default Adam's rate is `adam_factor`
-    times the method's, schedule or number.
-    """
-
-    others = scale_by_structure(Diagonal()) if adam is None else adam
-
-    def optimizer(learning_rate: Rate, **options: Any) -> Transform:
-        given = signature.bind(learning_rate, **options)
-        given.apply_defaults()
-        options = dict(given.arguments)
-        around = {name: options.pop(name) for name in ("learning_rate", *_AROUND)}
-        adam_rate = around["adam_learning_rate"]
-        if adam_rate is None:
-            adam_rate = _times(adam_factor, learning_rate)
-        routing = {"route": around["route"], "head": around["head"]}
-        rates = (optax.scale_by_learning_rate(rate) for rate in (learning_rate, adam_rate))
-        return optax.chain(
-            matrices(as_matrix(direction(**options), around["axes"]), others, **routing),
-            *_decayed(around["weight_decay"], around["mask"]),  # over the whole tree, so that any mask fits
-            matrices(*rates, **routing),
+    def direction(
+        *,
+        b1: Number = 0.9,
+        b2: Number = 0.999,
+        eps: Number = 1e-8,
+        update_interval: Whole = 200,
+        momentum_dtype: DTypeLike | None = None,
+        second_moment_dtype: DTypeLike | None = None,
+        factor_dtype: DTypeLike | None = None,
+    ) -> Transform:
+        return scale_by_structure(
+            structure,
+            b1=b1,
+            b2=b2,
+            eps=eps,
+            update_interval=update_interval,
+            momentum="rotated",
+            momentum_dtype=momentum_dtype,
+            second_moment_dtype=second_moment_dtype,
+            factor_dtype=factor_dtype,
         )
 
-    around = [Parameter(name, Parameter.KEYWORD_ONLY, default=default) for name, default in _AROUND.items()]
-    own = list(inspect.signature(direction).parameters.values())
-    signature = Signature([Parameter("learning_rate", Parameter.POSITIONAL_OR_KEYWORD), *own, *around])
-    optimizer.__signature__ = signature
-    optimizer.__name__ = optimizer.__qualname__ = direction.__name__.removeprefix("scale_by_")
-    optimizer.__doc__ = f"{direction.__doc__.rstrip()}\n{_AROUND_DOC.format(adam_factor=adam_factor)}"
-    return optimizer
+    direction.__name__ = direction.__qualname__ = name
+    direction.__doc__ = f"""{says}
+
+    The basis is that of the singular vectors of the current gradient; no covariance is kept, and moments live in the
+    rotated space. Repaired: the momentum is carried along when the basis turns.
+    """
+    return direction
 
 
-_AROUND = {
-    "weight_decay": 0.0,
-    "mask": None,
-    "adam_learning_rate": None,
-    "route": None,
-    "head": False,
-    "axes": None,
-}
-_AROUND_DOC = """
-    The full chain: matrices go to the method, all other leaves to Adam.
+scale_by_adadiag = _of_current_gradient(
+    "scale_by_adadiag",
+    Rotated(Diagonal(), "short", Singular()),
+    "AdaDiag ([D]): `osoap`'s H, ONE_STEP. State: 2 m n + r^2.",
+)
+scale_by_adadiag_pp = _of_current_gradient(
+    "scale_by_adadiag_pp",
+    Rotated(Diagonal(), "LR", Singular()),
+    "AdaDiag++ ([D]): `soap`'s H, ONE_STEP. State: 2 m n + m^2 + n^2.",
+)
+scale_by_adafacdiag = _of_current_gradient(
+    "scale_by_adafacdiag",
+    Rotated(Marginals(), "short", Singular()),
+    "AdafacDiag ([D]): `adadiag` with Adafactor's spectrum, OTHER: generalised KL. State: m n + m + n + r^2.",
+)
 
-    Args:
-        learning_rate: a number or a schedule.
-        weight_decay, mask: decoupled, times the learning rate; for the leaves where mask (a tree or a function) is True.
-        adam_learning_rate: of the other leaves; by default {adam_factor} times the method's.
-        route, head: which leaves are the method's; see `fl.matrices`.
-        axes: how leaves of more than two axes are seen as matrices; see `fl.as_matrix`.
-        The rest: keywords of the direction, above.
-"""
+
+# --- the full chains of those ---------------------------------------------------------------------------------
 
 muon = full_chain(scale_by_muon, adam=optax.scale_by_adam(nesterov=True))  # as Optax's Muon
 swan = full_chain(scale_by_swan)

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from fimlens.views import dividing, stack_name
+from fimlens.views import dividing, path_name, stack_name
 
 STACK = re.compile(r"\d+ x \d+( \w+)?")
 Axes = tuple[Any, ...]  # one entry an axis: None, a mesh axis, or several
@@ -67,7 +67,7 @@ def state_partition_specs(tx: Any, params: PyTree, param_specs: PyTree, *, mesh:
 
 
 def _words(path: Any) -> tuple[str, ...]:
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+    return tuple(path_name((key,)) for key in path)
 
 
 def _ends(part: tuple[str, ...], words: tuple[str, ...]) -> int:

@@ -11,8 +11,8 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._fit import blank, fit
 from fimlens.fisher import Fisher
-from fimlens.structure import Frame, Params, Structure, Tree
-from fimlens.views import Matrices, over, shared_out, unview, views
+from fimlens.structure import Frame, Params, Structure, Tree, require_structure
+from fimlens.views import Matrices, over, path_name, shared_out, sides, unview, views
 
 Decay = Float[ArrayLike, ""] | Callable[[Float[Array, ""]], Float[Array, ""]]
 Mix = Callable[[Array, Array], Array]
@@ -325,24 +325,31 @@ def _cast(x: Array, dtype: DTypeLike | None) -> Array:
 
 def _slots(structure: Structure, treedef: Any, leaves: list[Array], state: StructureState) -> list[Slot]:
     """The state's Slots, one for each entry of the views of the updates: what `transposed` did, undone."""
+    stacked = has_bases(structure)
     try:
-        if has_bases(structure):
+        if stacked:
             trees = (state.frame, state.averaged, state.momentum)
             slots = [Slot(*kept) for kept in zip(*(treedef.flatten_up_to(tree) for tree in trees), strict=True)]
         else:
             slots = _leaf_by_leaf(structure, treedef, leaves, state)
+        fits = all(_is_of(slot, G, stacked) for slot, G in zip(slots, leaves, strict=True))
     except (ValueError, TypeError):
-        slots = []
-    stacks = [x.shape[: G.ndim - 2] == G.shape[:-2] for s, G in zip(slots, leaves) for x in jax.tree.leaves(s)]  # noqa: B905
-    shapes = [s.frame is None or s.frame.shape == G.shape[-2:] for s, G in zip(slots, leaves)]  # noqa: B905
-    if not has_bases(structure):  # whose momentum is like the matrix itself
-        shapes += [s.momentum is None or s.momentum.shape == G.shape for s, G in zip(slots, leaves)]  # noqa: B905
-    if len(slots) != len(leaves) or not all(stacks + shapes):
+        fits = False
+    if not fits:
         raise ValueError(
             f"scale_by_structure: the updates are matrices {jax.tree.map(jnp.shape, treedef.unflatten(leaves))}, and the "
             "state was made for others. Pass the state that init made from parameters of these shapes and dtypes."
         )
     return slots
+
+
+def _is_of(slot: Slot, G: Matrices, stacked: bool) -> bool:
+    """Whether what is kept was made for matrices like G."""
+    if any(x.shape[: G.ndim - 2] != G.shape[:-2] for x in jax.tree.leaves(slot)):
+        return False
+    if slot.frame is not None and slot.frame.shape != G.shape[-2:]:
+        return False
+    return stacked or slot.momentum is None or slot.momentum.shape == G.shape  # without bases it is like G itself
 
 
 def _leaf_by_leaf(structure: Structure, treedef: Any, leaves: list[Array], state: StructureState) -> list[Slot]:
@@ -357,8 +364,7 @@ def _leaf_by_leaf(structure: Structure, treedef: Any, leaves: list[Array], state
 
 
 def _require_options(structure: Any, b1: Any, b2: Any, b3: Any, update_interval: Any, turn: Any, momentum: Any, average: Any):
-    if not isinstance(structure, Structure):
-        raise TypeError(f"scale_by_structure: the first argument is a structure, such as fl.Diagonal(); got {structure!r}.")
+    require_structure("scale_by_structure", structure)
     for name, value, known in (
         ("momentum", momentum, ("original", "rotated")),
         ("average", average, ("statistics", "fits")),
@@ -376,15 +382,14 @@ def _require_options(structure: Any, b1: Any, b2: Any, b3: Any, update_interval:
 def _require_suited(structure: Structure, params: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = path_name(path)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"scale_by_structure: parameter {name!r} is of dtype {dtype}; parameters are real and of floating point. "
                 "Leave others out, with optax.masked."
             )
-        m, n = shape[-2:] if len(shape) >= 2 else (jnp.size(leaf), 1)
         try:
-            jax.eval_shape(lambda m=m, n=n: structure.frame(m, n))
+            jax.eval_shape(lambda shape=shape: structure.frame(*sides(shape)))
         except ValueError as error:
             raise ValueError(
                 f"scale_by_structure: {structure} does not suit parameter {name!r} of shape {shape}: {error} "

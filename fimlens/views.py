@@ -14,6 +14,16 @@ from fimlens.structure import Tree
 Matrices = Float[Array, "*stack m n"]
 
 
+def path_name(path: Any) -> str:
+    """A leaf's path in words: "layers/0/attention/query"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def sides(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(m, n) of the matrices in an array of this shape: its last two axes; a vector or a number is one column."""
+    return shape[-2:] if len(shape) >= 2 else (math.prod(shape), 1)
+
+
 def over(G: Matrices, f: Callable[..., Any]) -> Callable[..., Any]:
     """f of one matrix, mapped over the leading axes of G."""
     for _ in range(G.ndim - 2):
@@ -79,7 +89,7 @@ def dividing(length: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
 
 def stack_name(leaf: Array | jax.ShapeDtypeStruct) -> str:
     """Of the stack that the matrices of a leaf are in: "m x n", and their dtype unless float32."""
-    m, n = leaf.shape[-2:] if leaf.ndim >= 2 else (leaf.size, 1)
+    m, n = sides(leaf.shape)
     dtype = jnp.promote_types(leaf.dtype, jnp.float32)
     return f"{m} x {n}" + ("" if dtype == jnp.float32 else f" {dtype}")
 

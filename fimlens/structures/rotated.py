@@ -1,5 +1,6 @@
 """Rotated: any structure, seen in the eigenbases of the gradient's covariances."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -111,20 +112,27 @@ class Rotated(Structure):
         return Covariances(left, right, self.inner.serves_turn(stats.inner))
 
     def start(self, stats: Covariances, frame: Frame, fisher: Fisher, key: Array) -> Frame:
-        left, right, inner = frame.bases
-        both = left is not None and right is not None
-        left = None if left is None else self.tracker.start(stats.left, partial(fisher.left_singular, both))
-        right = None if right is None else self.tracker.start(stats.right, partial(fisher.right_singular, both))
-        turned = Frame(Bases(left, right, inner), frame.shape)
-        return _with_inner(turned, self.inner.start(stats.inner, inner, fisher.map(partial(rotate, turned)), key))
+        return self._moved(self.tracker.start, self.inner.start, stats, frame, fisher, key)
 
     def turn(self, stats: Covariances, frame: Frame, fisher: Fisher, key: Array) -> Frame:
-        left, right, inner = frame.bases
+        return self._moved(self.tracker.turn, self.inner.turn, stats, frame, fisher, key)
+
+    def _moved(
+        self,
+        own: Callable[..., Float[Array, "k k"]],
+        inner: Callable[..., Frame],
+        stats: Covariances,
+        frame: Frame,
+        fisher: Fisher,
+        key: Array,
+    ) -> Frame:
+        """The bases as the tracker's method has them; then the inner structure's, by its own, in their coordinates."""
+        left, right, within = frame.bases
         both = left is not None and right is not None
-        left = None if left is None else self.tracker.turn(stats.left, left, partial(fisher.left_singular, both))
-        right = None if right is None else self.tracker.turn(stats.right, right, partial(fisher.right_singular, both))
-        turned = Frame(Bases(left, right, inner), frame.shape)
-        return _with_inner(turned, self.inner.turn(stats.inner, inner, fisher.map(partial(rotate, turned)), key))
+        left = None if left is None else own(stats.left, left, partial(fisher.left_singular, both))
+        right = None if right is None else own(stats.right, right, partial(fisher.right_singular, both))
+        moved = Frame(Bases(left, right, within), frame.shape)
+        return _with_inner(moved, inner(stats.inner, within, fisher.map(partial(rotate, moved)), key))
 
     def settle(self, fisher: Fisher, key: Array) -> Frame:
         frame = jax.tree.map(lambda U: U.astype(fisher.dtype), self.frame(*fisher.shape))
@@ -148,7 +156,7 @@ class Rotated(Structure):
         return Frame(Bases(*turned, self.inner.bend(frame.bases.inner, z.bases.inner)), frame.shape)
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
-        return self.inner.objective(self._inner(params), fisher.map(lambda G: rotate(params.frame, G)))
+        return self.inner.objective(self._inner(params), fisher.map(partial(rotate, params.frame)))
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         m, n = params.frame.shape

@@ -12,7 +12,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fimlens.basis import eigenbasis, gauged, rounding
+from fimlens.basis import eigenbasis, gauged, rounding, unit_of
 
 Basis = Float[Array, "m m"]
 
@@ -24,20 +24,19 @@ class Tracker(abc.ABC):
     averages: ClassVar[bool] = True  # whether it follows an average of GG^T
 
     @abc.abstractmethod
-    def start(self, covariance: Basis | None, singular: Callable[[], Basis]) -> Basis:
-        """The first basis, and the one at rest."""
+    def start(self, covariance: Basis | None, U: Basis, singular: Callable[[], Basis]) -> Basis:
+        """The first basis, and the one at rest; U is that of the frame so far."""
 
     def turn(self, covariance: Basis | None, U: Basis, singular: Callable[[], Basis]) -> Basis:
         """The basis that follows U."""
-        del U
-        return self.start(covariance, singular)
+        return self.start(covariance, U, singular)
 
 
 @dataclass(frozen=True)
 class Eigen(Tracker):
     """The eigenvectors of the averaged covariance, anew at each turn."""
 
-    def start(self, covariance: Basis, singular: Callable[[], Basis]) -> Basis:
+    def start(self, covariance: Basis, U: Basis, singular: Callable[[], Basis]) -> Basis:
         return eigenbasis(covariance)
 
 
@@ -45,12 +44,11 @@ class Eigen(Tracker):
 class PowerStep(Tracker):
     """Eigenvectors at first, then one QR power step a turn: U <- QR(C U). [Vyas et al., SOAP, 2024, Algorithm 4]."""
 
-    def start(self, covariance: Basis, singular: Callable[[], Basis]) -> Basis:
+    def start(self, covariance: Basis, U: Basis, singular: Callable[[], Basis]) -> Basis:
         return eigenbasis(covariance)
 
     def turn(self, covariance: Basis, U: Basis, singular: Callable[[], Basis]) -> Basis:
-        largest = jnp.abs(covariance).max()
-        powered = covariance / jnp.where(largest == 0, 1, largest) @ U
+        powered = covariance / unit_of(covariance) @ U
         sizes = jnp.linalg.norm(powered, axis=0)
         sure = sizes > rounding(covariance) * sizes.max()  # in a null space the old vectors stay
         return gauged(jnp.linalg.qr(jnp.where(sure, powered, U))[0])
@@ -62,5 +60,5 @@ class Singular(Tracker):
 
     averages: ClassVar[bool] = False
 
-    def start(self, covariance: None, singular: Callable[[], Basis]) -> Basis:
+    def start(self, covariance: None, U: Basis, singular: Callable[[], Basis]) -> Basis:
         return singular()

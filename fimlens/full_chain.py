@@ -1,0 +1,83 @@
+"""From a direction for matrices to a full chain: Adam for the other leaves, weight decay, and the two rates."""
+
+import inspect
+from collections.abc import Callable
+from inspect import Parameter, Signature
+from typing import Any
+
+import optax
+from jaxtyping import ArrayLike, Float
+
+from fimlens.matrices import as_matrix, matrices
+from fimlens.structures import Diagonal
+from fimlens.transform import scale_by_structure
+
+Number = Float[ArrayLike, ""]
+Rate = Number | optax.Schedule
+Transform = optax.GradientTransformation
+
+_AROUND = {
+    "weight_decay": 0.0,
+    "mask": None,
+    "adam_learning_rate": None,
+    "route": None,
+    "head": False,
+    "axes": None,
+}
+_AROUND_DOC = """
+    The full chain: matrices go to the method, all other leaves to Adam.
+
+    Args:
+        learning_rate: a number or a schedule.
+        weight_decay, mask: decoupled, times the learning rate; for the leaves where mask (a tree or a function) is True.
+        adam_learning_rate: of the other leaves; by default {adam_factor} times the method's.
+        route, head: which leaves are the method's; see `fl.matrices`.
+        axes: how leaves of more than two axes are seen as matrices; see `fl.as_matrix`.
+        The rest: keywords of the direction, above.
+"""
+
+
+def decayed(weight_decay: Number, mask: Any) -> list[Transform]:
+    """Decoupled weight decay as links of a chain: none where it is the number 0."""
+    none = isinstance(weight_decay, float | int) and weight_decay == 0
+    return [] if none else [optax.add_decayed_weights(weight_decay, mask)]
+
+
+def _times(factor: float, rate: Rate) -> Rate:
+    return (lambda step: factor * rate(step)) if callable(rate) else factor * rate
+
+
+def full_chain(
+    direction: Callable[..., Transform], adam_factor: float = 1.0, adam: Transform | None = None
+) -> Callable[..., Transform]:
+    """The optimizer of a `scale_by_*` for matrices: Adam for all other leaves, weight decay, and the two rates.
+
+    It takes the learning rate, the keywords of `direction`, and those of `_AROUND`. By default Adam's rate is `adam_factor`
+    times the method's, schedule or number.
+    """
+
+    others = scale_by_structure(Diagonal()) if adam is None else adam
+
+    def optimizer(learning_rate: Rate, **options: Any) -> Transform:
+        given = signature.bind(learning_rate, **options)
+        given.apply_defaults()
+        options = dict(given.arguments)
+        around = {name: options.pop(name) for name in ("learning_rate", *_AROUND)}
+        adam_rate = around["adam_learning_rate"]
+        if adam_rate is None:
+            adam_rate = _times(adam_factor, learning_rate)
+        routing = {"route": around["route"], "head": around["head"]}
+        rates = (optax.scale_by_learning_rate(rate) for rate in (learning_rate, adam_rate))
+        return optax.chain(
+            matrices(as_matrix(direction(**options), around["axes"]), others, **routing),
+            *decayed(around["weight_decay"], around["mask"]),  # over the whole tree, so that any mask fits
+            matrices(*rates, **routing),
+        )
+
+    around = [Parameter(name, Parameter.KEYWORD_ONLY, default=default) for name, default in _AROUND.items()]
+    own = list(inspect.signature(direction).parameters.values())
+    signature = Signature([Parameter("learning_rate", Parameter.POSITIONAL_OR_KEYWORD), *own, *around])
+    optimizer.__signature__ = signature
+    optimizer.__name__ = optimizer.__qualname__ = direction.__name__.removeprefix("scale_by_")
+    optimizer.__doc__ = f"{direction.__doc__.rstrip()}\n{_AROUND_DOC.format(adam_factor=adam_factor)}"
+    return optimizer
