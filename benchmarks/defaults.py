@@ -1,4 +1,4 @@
-"""Which defaults train better: the measurements behind `racs`, on a small byte-level language model.
+"""Which settings of `racs` train better, on a small byte-level language model.
 
     python benchmarks/defaults.py [--steps 300] [--seeds 2]
 
