@@ -20,8 +20,9 @@ from rich.table import Table
 from fimlens._fit import fit, measure
 from fimlens._solve import in_units, solve, stationarity
 from fimlens.fisher import Fisher, unvec, vec
+from fimlens.state import start_from
 from fimlens.structure import Claim, Params, Structure, inverse_root
-from fimlens.transform import scale_by_structure, start_from
+from fimlens.transform import scale_by_structure
 
 TOLERANCE = 1e-8
 SHAPES = ((3, 4), (4, 3), (4, 6), (6, 6))

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
 def eigenbasis(covariance: Float[Array, "m m"], rank: int | None = None) -> Float[Array, "m r"]:
@@ -20,6 +20,35 @@ def completed(U: Float[Array, "m r"], sure: Bool[Array, " r"]) -> Float[Array, "
     """
     fixed = jax.random.normal(jax.random.PRNGKey(0), U.shape, U.dtype)
     return gauged(jnp.linalg.qr(jnp.where(sure, U, fixed))[0])
+
+
+def power_step(powered: Float[Array, "m r"], U: Float[Array, "m r"]) -> Float[Array, "m r"]:
+    """C U made orthonormal, given that product and U: one step of subspace iteration. In a null space the old vectors stay."""
+    sizes = jnp.linalg.norm(powered, axis=0)
+    sure = sizes > rounding(powered) * sizes.max()
+    return gauged(jnp.linalg.qr(jnp.where(sure, powered, U))[0])
+
+
+def complement(V: Float[Array, "m r"], which: Int[Array, " k"]) -> Float[Array, "m k"]:
+    """Vectors `which` (of 0 to m - r - 1) of an orthonormal basis of what V leaves out; the others are not built.
+
+    The basis is P's last m - r columns, P = I - W M^{-1} W^T the orthogonal matrix that takes E to V, where W = V - E and M =
+    I - V^T E. E is zero but for its first r rows; there minus the polar factor of V's, so that M's eigenvalues are 1 to 2.
+    """
+    m, r = V.shape
+    A, s, Bt = jnp.linalg.svd(V[:r])
+    W = V.at[:r].add(A @ Bt)
+    unit = jnp.zeros((m, len(which)), V.dtype).at[r + which, jnp.arange(len(which))].set(1)
+    return unit - (W @ (Bt.T / (1 + s))) @ (Bt @ V[r + which].T)
+
+
+def above_rounding(X: PyTree) -> PyTree:
+    """X without coordinates that a rotation's rounding alone may have made: in a null space they are nothing else, and
+    dividing them by their own root would send the weights along whatever vectors eigh happened to return."""
+    leaves = jax.tree.leaves(X)
+    largest = jnp.stack([jnp.abs(x).max() for x in leaves]).max()
+    floor = 8 * jnp.finfo(largest.dtype).eps * max(leaves[0].shape) ** 0.5 * largest
+    return jax.tree.map(lambda x: jnp.where(jnp.abs(x) <= floor, 0, x), X)
 
 
 def unit_of(A: Float[Array, "*stack m n"], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:

@@ -56,6 +56,12 @@ class NormGrowthState(NamedTuple):
     norms: PyTree
 
 
+def growth_limit(norm: Array, phi: Array, gamma: Float[ArrayLike, ""]) -> Array:
+    """eta: what lets a norm grow from phi by a factor of gamma at most; 1 where phi is zero."""
+    growth = norm / jnp.where(phi == 0, 1, phi)
+    return jnp.where(phi == 0, 1, gamma / jnp.maximum(growth, gamma))
+
+
 def limit_norm_growth(gamma: Float[ArrayLike, ""] = 1.01) -> optax.GradientTransformation:
     """Let the norm of a matrix's update grow by a factor of at most gamma a step. [G] Algorithm 1, after Fira.
 
@@ -69,12 +75,8 @@ def limit_norm_growth(gamma: Float[ArrayLike, ""] = 1.01) -> optax.GradientTrans
     def update(updates: PyTree, state: NormGrowthState, params: PyTree = None) -> tuple[PyTree, NormGrowthState]:
         del params
 
-        def eta(norm: Array, phi: Array) -> Array:
-            growth = norm / jnp.where(phi == 0, 1, phi)
-            return jnp.where(phi == 0, 1, gamma / jnp.maximum(growth, gamma))
-
         norms = jax.tree.map(_norm, updates)
-        etas = jax.tree.map(eta, norms, state.norms)
+        etas = jax.tree.map(lambda norm, phi: growth_limit(norm, phi, gamma), norms, state.norms)
         limited = jax.tree.map(lambda x, e: (x * e).astype(x.dtype), updates, etas)
         kept = jax.tree.map(lambda n, e, phi: (n * e).astype(phi.dtype), norms, etas, state.norms)
         return limited, NormGrowthState(kept)

@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 from fimlens._fit import fit, gap, require, state_size
 from fimlens._solve import solve, stationarity
 from fimlens.fisher import Fisher, SampleFisher, unvec, vec
+from fimlens.state import members, start_from
 from fimlens.structure import Claim, Frame, Params, Structure, inverse_root
 from fimlens.structures import (
     Columns,
@@ -29,7 +30,7 @@ from fimlens.structures import (
     Rows,
     Scalar,
 )
-from fimlens.transform import members, scale_by_structure, start_from
+from fimlens.transform import scale_by_structure
 
 SOLVE_UP_TO = 256  # entries of a matrix, for the numeric optimum
 DENSE_UP_TO = 1024  # entries of a matrix, for the comparison with F~ written out

@@ -142,6 +142,11 @@ class Structure(abc.ABC):
         del old, new
         return stats
 
+    def carried_by(self, T: Float[Array, "m m"], stats: Tree) -> Tree:
+        """What becomes of statistics of G when T G is seen in its place, T a rotation or a part of one. By default kept."""
+        del T
+        return stats
+
     def settle(self, fisher: Fisher, key: Array) -> Frame:
         """The frame at rest: turned until it no longer moves."""
         frame = jax.tree.map(lambda U: U.astype(fisher.dtype), self.frame(*fisher.shape))

@@ -10,37 +10,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._fit import blank, fit
+from fimlens.basis import above_rounding
 from fimlens.fisher import Fisher
-from fimlens.structure import Frame, Params, Structure, Tree, require_structure
-from fimlens.views import Matrices, over, path_name, shared_out, sides, unview, views
+from fimlens.state import Slot, StructureState, assembled, has_bases, members_of, slots_of
+from fimlens.structure import Frame, Structure, Tree, require_structure
+from fimlens.views import Matrices, clipped, over, path_name, require_real, sides, unview, views
 
 Decay = Float[ArrayLike, ""] | Callable[[Float[Array, ""]], Float[Array, ""]]
 Mix = Callable[[Array, Array], Array]
-
-
-class Slot(NamedTuple):
-    """What is kept for the matrices of one leaf, or for all those of one shape, stacked along a leading axis."""
-
-    frame: Frame | None
-    averaged: Tree  # statistics, or fits
-    momentum: Tree
-
-
-class StructureState(NamedTuple):
-    """The state of `scale_by_structure`: a plain pytree of arrays.
-
-    `weight` is what the averaged statistics sum up to, which bias correction divides by. Where the structure has no bases,
-    `momentum` is a tree like the parameters, and so is each entry of `averaged` (for RACS, one of row factors and one of
-    column factors); `frame` is None. Where it has bases, all three are dicts with one entry per matrix shape, named
-    "m x n" (float64 ones apart), whose matrices are stacked. `members` gives the view per parameter.
-    """
-
-    count: Int[Array, ""]
-    weight: Float[Array, ""]
-    key: Array
-    frame: Tree
-    averaged: Tree
-    momentum: Tree
 
 
 def scale_by_structure(
@@ -128,17 +105,8 @@ def scale_by_structure(
     def init(params: PyTree) -> StructureState:
         _require_suited(structure, params)
         leaves, treedef = jax.tree.flatten(views(params, stacked))
-        kept = transposed(treedef, [first_slot(G) for G in leaves])
+        kept = assembled(structure, treedef, [first_slot(G) for G in leaves])
         return StructureState(jnp.zeros([], jnp.int32), jnp.zeros([]), jax.random.PRNGKey(seed), *kept)
-
-    def transposed(treedef: Any, slots: list[Slot]) -> Slot:
-        """A Slot of trees, from a tree of Slots; leaf by leaf, with the parameters' tree innermost, as others expect it."""
-        frame, averaged, momentum = (treedef.unflatten([slot[i] for slot in slots]) for i in range(3))
-        if stacked:
-            return Slot(frame, averaged, momentum)
-        inner = jax.tree.structure(slots[0].averaged) if slots else jax.tree.structure(None)
-        parts = [treedef.unflatten(part) for part in zip(*(jax.tree.leaves(slot.averaged) for slot in slots), strict=True)]
-        return Slot(None, inner.unflatten(parts), None if b1 is None else momentum)
 
     def stats(G: Matrices, frame: Frame) -> Tree:
         seen = over(G, lambda g, frame: structure.stats(Fisher.from_gradients(g[None]), frame))(G, frame)
@@ -188,9 +156,9 @@ def scale_by_structure(
             measured = stats(G, slot.frame)
             measured = over(G, structure.fit)(measured, slot.frame).coords if fitted_average else measured
             slot = slot._replace(averaged=mixed(slot.averaged, measured, now))
-            members = _members(structure, slot, now.weight_2, average, G)
+            members = members_of(structure, slot, now.weight_2, average, G)
         if jax.tree.leaves(slot.frame):
-            X = over(G, _above_rounding)(X)
+            X = over(G, above_rounding)(X)
         U = out(slot.frame, over(G, lambda member, x: structure.over_root(member, x, eps))(members, X))
         if current_only:
             slot = slot._replace(frame=None)
@@ -204,59 +172,15 @@ def scale_by_structure(
         with jax.default_matmul_precision("highest"):
             count = optax.safe_increment(state.count)
             leaves, treedef = jax.tree.flatten(views(updates, stacked))
-            slots = _slots(structure, treedef, leaves, state)
+            slots = slots_of(structure, treedef, leaves, state)
             now = _now(count, turn, b1, b2, b3, bias_correction)
-            leaves = [_clipped(G) for G in leaves] if stacked else leaves
+            leaves = [clipped(G) for G in leaves] if stacked else leaves
             moved = [step(slot, G, state, now) for slot, G in zip(slots, leaves, strict=True)]
-            kept = transposed(treedef, [slot for slot, _ in moved])
+            kept = assembled(structure, treedef, [slot for slot, _ in moved])
             scaled = unview(treedef.unflatten([U for _, U in moved]), updates, stacked)
             return scaled, StructureState(count, jnp.asarray(now.weight_2, state.weight.dtype), state.key, *kept)
 
     return optax.GradientTransformation(init, update)
-
-
-def members(structure: Structure, state: StructureState, params: PyTree, *, average: str = "statistics") -> PyTree:
-    """The member F~ that each parameter is scaled by at this state: a tree of `Params`, mapped over a leaf's leading axes
-    (flattened into one where the structure has bases).
-
-    Example:
-        >>> import jax.numpy as jnp, fimlens as fl
-        >>> tx = fl.scale_by_structure(fl.Rows())
-        >>> _, state = tx.update({"w": jnp.ones((3, 4))}, tx.init({"w": jnp.ones((3, 4))}))
-        >>> fl.members(fl.Rows(), state, {"w": jnp.ones((3, 4))})["w"].coords.shape
-        (3, 1)
-    """
-    leaves, treedef = jax.tree.flatten(views(params, has_bases(structure)))
-    slots = _slots(structure, treedef, leaves, state)
-    fitted = treedef.unflatten(
-        [_members(structure, slot, state.weight, average, G) for slot, G in zip(slots, leaves, strict=True)]
-    )
-    if not has_bases(structure):
-        return fitted
-
-    def own(leaf: Array, part: Tree) -> Tree:
-        return jax.tree.map(lambda x: x[0], part) if jnp.ndim(leaf) <= 2 else part
-
-    return shared_out(fitted, params, own)
-
-
-def start_from(state: StructureState, frame: Frame) -> StructureState:
-    """The state of a single matrix, in a given frame; the state itself where the structure has no bases."""
-    if state.frame is None:
-        return state
-    frames, treedef = jax.tree.flatten(state.frame, is_leaf=lambda x: isinstance(x, Frame))
-    if len(frames) != 1 or frames[0].shape != frame.shape:
-        raise ValueError(f"start_from: the frame is for one {frame.shape} matrix; the state holds {[f.shape for f in frames]}.")
-    given = jax.tree.map(lambda old, new: new.reshape(old.shape).astype(old.dtype), frames[0], frame)
-    return state._replace(frame=treedef.unflatten([given]))
-
-
-def has_bases(structure: Structure) -> bool:
-    """Whether its frame holds arrays: then matrices of one shape are worth a stack, for their decompositions."""
-    try:
-        return bool(jax.tree.leaves(jax.eval_shape(lambda: structure.frame(4096, 4096))))
-    except ValueError:  # it suits other shapes only; a stack serves every structure
-        return True
 
 
 class _Now(NamedTuple):
@@ -298,69 +222,8 @@ def _or_one_for_a_sum(b: Any, otherwise: Any) -> Any:
     return jnp.where(b == 1, 1, otherwise)
 
 
-def _members(structure: Structure, slot: Slot, weight: Any, average: str, G: Matrices) -> Params:
-    slot = jax.tree.map(lambda x: x.astype(G.dtype), slot)
-    averaged = jax.tree.map(lambda x: x / jnp.asarray(weight, x.dtype), slot.averaged)
-    return over(G, structure.fit)(averaged, slot.frame) if average == "statistics" else Params(slot.frame, averaged)
-
-
-def _clipped(G: Matrices) -> Matrices:
-    """G within bounds whose products, summed, stay in its dtype; what is not finite becomes NaN, so that it is seen."""
-    bound = float(jnp.finfo(G.dtype).max) ** 0.5 / 1e3
-    return jnp.where(jnp.isfinite(G), jnp.clip(G, -bound, bound), jnp.nan)
-
-
-def _above_rounding(X: Tree) -> Tree:
-    """X without coordinates that a rotation's rounding alone may have made: in a null space they are nothing else, and
-    dividing them by their own root would send the weights along whatever vectors eigh happened to return."""
-    leaves = jax.tree.leaves(X)
-    largest = jnp.stack([jnp.abs(x).max() for x in leaves]).max()
-    floor = 8 * jnp.finfo(largest.dtype).eps * max(leaves[0].shape) ** 0.5 * largest
-    return jax.tree.map(lambda x: jnp.where(jnp.abs(x) <= floor, 0, x), X)
-
-
 def _cast(x: Array, dtype: DTypeLike | None) -> Array:
     return x if dtype is None else x.astype(dtype)
-
-
-def _slots(structure: Structure, treedef: Any, leaves: list[Array], state: StructureState) -> list[Slot]:
-    """The state's Slots, one for each entry of the views of the updates: what `transposed` did, undone."""
-    stacked = has_bases(structure)
-    try:
-        if stacked:
-            trees = (state.frame, state.averaged, state.momentum)
-            slots = [Slot(*kept) for kept in zip(*(treedef.flatten_up_to(tree) for tree in trees), strict=True)]
-        else:
-            slots = _leaf_by_leaf(structure, treedef, leaves, state)
-        fits = all(_is_of(slot, G, stacked) for slot, G in zip(slots, leaves, strict=True))
-    except (ValueError, TypeError):
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"scale_by_structure: the updates are matrices {jax.tree.map(jnp.shape, treedef.unflatten(leaves))}, and the "
-            "state was made for others. Pass the state that init made from parameters of these shapes and dtypes."
-        )
-    return slots
-
-
-def _is_of(slot: Slot, G: Matrices, stacked: bool) -> bool:
-    """Whether what is kept was made for matrices like G."""
-    if any(x.shape[: G.ndim - 2] != G.shape[:-2] for x in jax.tree.leaves(slot)):
-        return False
-    if slot.frame is not None and slot.frame.shape != G.shape[-2:]:
-        return False
-    return stacked or slot.momentum is None or slot.momentum.shape == G.shape  # without bases it is like G itself
-
-
-def _leaf_by_leaf(structure: Structure, treedef: Any, leaves: list[Array], state: StructureState) -> list[Slot]:
-    frames = [structure.frame(*G.shape[-2:]) for G in leaves]
-    momenta = [None] * len(leaves) if state.momentum is None else treedef.flatten_up_to(state.momentum)
-    if not jax.tree.leaves(state.averaged):
-        return [Slot(frame, None, momentum) for frame, momentum in zip(frames, momenta, strict=True)]
-    is_part = lambda x: jax.tree.structure(x) == treedef  # noqa: E731
-    parts, inner = jax.tree.flatten(state.averaged, is_leaf=is_part)
-    averaged = [inner.unflatten(part) for part in zip(*(treedef.flatten_up_to(part) for part in parts), strict=True)]
-    return [Slot(*kept) for kept in zip(frames, averaged, momenta, strict=True)]
 
 
 def _require_options(structure: Any, b1: Any, b2: Any, b3: Any, update_interval: Any, turn: Any, momentum: Any, average: Any):
@@ -380,14 +243,9 @@ def _require_options(structure: Any, b1: Any, b2: Any, b3: Any, update_interval:
 
 
 def _require_suited(structure: Structure, params: PyTree) -> None:
+    require_real("scale_by_structure", params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
-        name = path_name(path)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"scale_by_structure: parameter {name!r} is of dtype {dtype}; parameters are real and of floating point. "
-                "Leave others out, with optax.masked."
-            )
+        shape, name = jnp.shape(leaf), path_name(path)
         try:
             jax.eval_shape(lambda shape=shape: structure.frame(*sides(shape)))
         except ValueError as error:

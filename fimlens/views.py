@@ -31,9 +31,14 @@ def over(G: Matrices, f: Callable[..., Any]) -> Callable[..., Any]:
     return f
 
 
-def views(tree: PyTree, stacked: bool) -> PyTree:
-    """The matrices of a tree, in the dtype of their statistics: stacked by shape, or leaf by leaf (None where empty)."""
-    return _stacks(tree) if stacked else jax.tree.map(lambda leaf: _matrices(leaf) if jnp.size(leaf) else None, tree)
+def views(tree: PyTree, stacked: bool, by: PyTree = None) -> PyTree:
+    """The matrices of a tree, in the dtype of their statistics: stacked by shape, or leaf by leaf (None where empty).
+
+    With `by`, a tree with leaf for leaf as many matrices, it is their shapes that stacks go by.
+    """
+    if stacked:
+        return _stacks(tree, tree if by is None else by)
+    return jax.tree.map(lambda leaf: _matrices(leaf) if jnp.size(leaf) else None, tree)
 
 
 def unview(seen: PyTree, like: PyTree, stacked: bool) -> PyTree:
@@ -60,11 +65,11 @@ def shared_out(stacked: dict[str, Tree], like: PyTree, own: Callable[[Array, Tre
     return jax.tree.map(part, like)
 
 
-def _stacks(tree: PyTree) -> dict[str, Float[Array, "k m n"]]:
-    """The matrices of a tree, those of one shape stacked in the order of the leaves."""
+def _stacks(tree: PyTree, by: PyTree) -> dict[str, Float[Array, "k m n"]]:
+    """The matrices of a tree, stacked in the order of the leaves, those together that are of one shape in the tree `by`."""
     groups: dict[str, list[Array]] = {}
-    for leaf in jax.tree.leaves(tree):
-        name, G = _stack_of(leaf)
+    for leaf, like in zip(jax.tree.leaves(tree), jax.tree.leaves(by), strict=True):
+        name, G = _stack_of(like)[0], _stack_of(leaf)[1]
         if len(G):
             groups.setdefault(name, []).append(G)
     return {name: _spread(jnp.concatenate(Gs) if len(Gs) > 1 else Gs[0]) for name, Gs in groups.items()}
@@ -104,3 +109,24 @@ def _matrices(leaf: Array) -> Matrices:
     leaf = jnp.asarray(leaf)
     leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
     return leaf if leaf.ndim >= 2 else leaf.reshape(-1, 1)
+
+
+def clipped(G: Matrices) -> Matrices:
+    """G within bounds whose products, summed, stay in its dtype; what is not finite becomes NaN, so that it is seen."""
+    bound = float(jnp.finfo(G.dtype).max) ** 0.5 / 1e3
+    return jnp.where(jnp.isfinite(G), jnp.clip(G, -bound, bound), jnp.nan)
+
+
+def require_real(call: str, params: PyTree) -> None:
+    """Refuse parameters that are not real numbers of floating point.
+
+    Raises:
+        TypeError: one is not.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{call}: parameter {path_name(path)!r} is of dtype {dtype}; parameters are real and of floating point. "
+                "Leave others out, with optax.masked."
+            )

@@ -76,6 +76,10 @@ class Spectrum(Structure):
     def fit(self, stats: Tree, frame: Frame) -> Params:
         return Params(frame, self.project(stats))
 
+    def carried_by(self, T: Float[Array, "m m"], stats: Tree) -> Tree:
+        """Where there is one entry a row, (T * T) V: exact if the rows of G are uncorrelated, as in their eigenbasis."""
+        return jax.tree.map(lambda V: T**2 @ V if len(V) == len(T) else V, stats)
+
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         shape = params.frame.shape
         return jnp.diag(vec(jnp.broadcast_to(self.expand(params.coords, shape), shape)))

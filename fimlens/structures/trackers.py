@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fimlens.basis import eigenbasis, gauged, rounding, unit_of
+from fimlens.basis import eigenbasis, power_step, unit_of
 
 Basis = Float[Array, "m m"]
 
@@ -48,10 +47,7 @@ class PowerStep(Tracker):
         return eigenbasis(covariance)
 
     def turn(self, covariance: Basis, U: Basis, singular: Callable[[], Basis]) -> Basis:
-        powered = covariance / unit_of(covariance) @ U
-        sizes = jnp.linalg.norm(powered, axis=0)
-        sure = sizes > rounding(covariance) * sizes.max()  # in a null space the old vectors stay
-        return gauged(jnp.linalg.qr(jnp.where(sure, powered, U))[0])
+        return power_step(covariance / unit_of(covariance) @ U, U)
 
 
 @dataclass(frozen=True)

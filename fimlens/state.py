@@ -1,0 +1,151 @@
+"""What `scale_by_structure` keeps, per leaf or per stack of one shape, and what can be asked of it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from fimlens.structure import Frame, Params, Structure, Tree
+from fimlens.views import Matrices, over, shared_out, views
+
+
+class Slot(NamedTuple):
+    """What is kept for the matrices of one leaf, or for all those of one shape, stacked along a leading axis."""
+
+    frame: Frame | None
+    averaged: Tree  # statistics, or fits
+    momentum: Tree
+
+
+class StructureState(NamedTuple):
+    """The state of `scale_by_structure`: a plain pytree of arrays.
+
+    `weight` is what the averaged statistics sum up to, which bias correction divides by. Where the structure has no bases,
+    `momentum` is a tree like the parameters, and so is each entry of `averaged` (for RACS, one of row factors and one of
+    column factors); `frame` is None. Where it has bases, all three are dicts with one entry per matrix shape, named
+    "m x n" (float64 ones apart), whose matrices are stacked. `members` gives the view per parameter.
+    """
+
+    count: Int[Array, ""]
+    weight: Float[Array, ""]
+    key: Array
+    frame: Tree
+    averaged: Tree
+    momentum: Tree
+
+
+def members(structure: Structure, state: StructureState, params: PyTree, *, average: str = "statistics") -> PyTree:
+    """The member F~ that each parameter is scaled by at this state: a tree of `Params`, mapped over a leaf's leading axes
+    (flattened into one where the structure has bases).
+
+    Example:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> tx = fl.scale_by_structure(fl.Rows())
+        >>> _, state = tx.update({"w": jnp.ones((3, 4))}, tx.init({"w": jnp.ones((3, 4))}))
+        >>> fl.members(fl.Rows(), state, {"w": jnp.ones((3, 4))})["w"].coords.shape
+        (3, 1)
+    """
+    leaves, treedef = jax.tree.flatten(views(params, has_bases(structure)))
+    slots = slots_of(structure, treedef, leaves, state)
+    fitted = treedef.unflatten(
+        [members_of(structure, slot, state.weight, average, G) for slot, G in zip(slots, leaves, strict=True)]
+    )
+    if not has_bases(structure):
+        return fitted
+
+    def own(leaf: Array, part: Tree) -> Tree:
+        return jax.tree.map(lambda x: x[0], part) if jnp.ndim(leaf) <= 2 else part
+
+    return shared_out(fitted, params, own)
+
+
+def start_from(state: StructureState, frame: Frame) -> StructureState:
+    """The state of a single matrix, in a given frame; the state itself where the structure has no bases."""
+    if state.frame is None:
+        return state
+    frames, treedef = jax.tree.flatten(state.frame, is_leaf=lambda x: isinstance(x, Frame))
+    if len(frames) != 1 or frames[0].shape != frame.shape:
+        raise ValueError(f"start_from: the frame is for one {frame.shape} matrix; the state holds {[f.shape for f in frames]}.")
+    given = jax.tree.map(lambda old, new: new.reshape(old.shape).astype(old.dtype), frames[0], frame)
+    return state._replace(frame=treedef.unflatten([given]))
+
+
+def has_bases(structure: Structure) -> bool:
+    """Whether its frame holds arrays: then matrices of one shape are worth a stack, for their decompositions."""
+    try:
+        return bool(jax.tree.leaves(jax.eval_shape(lambda: structure.frame(4096, 4096))))
+    except ValueError:  # it suits other shapes only; a stack serves every structure
+        return True
+
+
+def assembled(structure: Structure, treedef: Any, slots: list[Slot]) -> Slot:
+    """A Slot of trees, from a tree of Slots; leaf by leaf, with the parameters' tree innermost, as others expect it."""
+    frame, averaged, momentum = (treedef.unflatten([slot[i] for slot in slots]) for i in range(3))
+    if has_bases(structure):
+        return Slot(frame, averaged, momentum)
+    inner = jax.tree.structure(slots[0].averaged) if slots else jax.tree.structure(None)
+    parts = [treedef.unflatten(part) for part in zip(*(jax.tree.leaves(slot.averaged) for slot in slots), strict=True)]
+    kept = momentum if any(slot.momentum is not None for slot in slots) else None
+    return Slot(None, inner.unflatten(parts), kept)
+
+
+def slots_of(structure: Structure, treedef: Any, leaves: list[Array], state: StructureState) -> list[Slot]:
+    """The state's Slots, one for each entry of the views of the updates: what `assembled` did, undone."""
+    stacked = has_bases(structure)
+    try:
+        if stacked:
+            trees = (state.frame, state.averaged, state.momentum)
+            slots = [Slot(*kept) for kept in zip(*(treedef.flatten_up_to(tree) for tree in trees), strict=True)]
+        else:
+            slots = _leaf_by_leaf(structure, treedef, leaves, state)
+        fits = all(_is_of(slot, G, stacked) for slot, G in zip(slots, leaves, strict=True))
+    except (ValueError, TypeError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"scale_by_structure: the updates are matrices {jax.tree.map(jnp.shape, treedef.unflatten(leaves))}, and the "
+            "state was made for others. Pass the state that init made from parameters of these shapes and dtypes."
+        )
+    return slots
+
+
+def _is_of(slot: Slot, G: Matrices, stacked: bool) -> bool:
+    """Whether what is kept was made for matrices like G."""
+    if any(x.shape[: G.ndim - 2] != G.shape[:-2] for x in jax.tree.leaves(slot)):
+        return False
+    if slot.frame is not None and slot.frame.shape != G.shape[-2:]:
+        return False
+    return stacked or slot.momentum is None or slot.momentum.shape == G.shape  # without bases it is like G itself
+
+
+def _leaf_by_leaf(structure: Structure, treedef: Any, leaves: list[Array], state: StructureState) -> list[Slot]:
+    frames = [structure.frame(*G.shape[-2:]) for G in leaves]
+    momenta = [None] * len(leaves) if state.momentum is None else treedef.flatten_up_to(state.momentum)
+    if not jax.tree.leaves(state.averaged):
+        return [Slot(frame, None, momentum) for frame, momentum in zip(frames, momenta, strict=True)]
+    is_part = lambda x: jax.tree.structure(x) == treedef  # noqa: E731
+    parts, inner = jax.tree.flatten(state.averaged, is_leaf=is_part)
+    averaged = [inner.unflatten(part) for part in zip(*(treedef.flatten_up_to(part) for part in parts), strict=True)]
+    return [Slot(*kept) for kept in zip(frames, averaged, momenta, strict=True)]
+
+
+def members_of(structure: Structure, slot: Slot, weight: Any, average: str, G: Matrices) -> Params:
+    slot = jax.tree.map(lambda x: x.astype(G.dtype), slot)
+    averaged = jax.tree.map(lambda x: x / jnp.asarray(weight, x.dtype), slot.averaged)
+    return over(G, structure.fit)(averaged, slot.frame) if average == "statistics" else Params(slot.frame, averaged)
+
+
+def carried_by(structure: Structure, state: StructureState, updates: PyTree, T: PyTree) -> StructureState:
+    """The state for coordinates T G in place of G: momentum and statistics carried along, a matrix T for each of `updates`."""
+    stacked = has_bases(structure)
+    leaves, treedef = jax.tree.flatten(views(updates, stacked))
+    turns = treedef.flatten_up_to(views(T, stacked, by=updates))
+    slots = []
+    for slot, G, turn in zip(slots_of(structure, treedef, leaves, state), leaves, turns, strict=True):
+        averaged = over(G, structure.carried_by)(turn, jax.tree.map(lambda x, G=G: x.astype(G.dtype), slot.averaged))
+        momentum = None if slot.momentum is None else turn @ slot.momentum.astype(G.dtype)
+        moved = slot._replace(averaged=averaged, momentum=momentum)
+        slots.append(jax.tree.map(lambda x, like: x.astype(like.dtype), moved, slot))
+    kept = assembled(structure, treedef, slots)
+    return state._replace(frame=kept.frame, averaged=kept.averaged, momentum=kept.momentum)
