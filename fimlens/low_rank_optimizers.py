@@ -21,7 +21,7 @@ Whole = Int[ArrayLike, ""]
 RULES = {"optimal": rules.nearest, "fira": rules.column_ratios, "fira+": rules.matched_column_ratios, "none": rules.none}
 
 
-def _rule(call: str, compensation: str) -> dict[str, Any]:
+def _rule(call: str, compensation: str) -> rules.Compensation:
     if compensation not in RULES:
         raise ValueError(f"{call}: compensation is one of {', '.join(map(repr, RULES))}; got {compensation!r}")
     return RULES[compensation]

@@ -78,7 +78,7 @@ def scale_by_low_rank(
         b_tail: decay of the tail's statistics; b1 by default, as in [G].
         alpha_c, gamma: scale of the compensation, and how much its norm may grow in a step (None: any).
         eps: added to the roots of the lead's eigenvalues.
-        update_interval: steps between refreshes, the first at the first step; None for that one alone.
+        update_interval: steps between refreshes, the first at the first step; None to never turn.
         moments: what becomes of the lead's averages at a refresh: "keep" (as if the basis had not moved), "rotate"
             (into the new basis, by T = U_new^T U_old), or "reset".
         bias_correction: divide all averages by the weight they have gathered.
@@ -145,7 +145,8 @@ def scale_by_low_rank(
         subspaces, turns = {}, {}
         for key, (name, G) in zip(keys, stacks.items(), strict=False):
             old = state.subspaces[name]
-            new = jax.vmap(how)(jax.tree.map(lambda x, G=G: _stored(x, G.dtype), old), G, jax.random.split(key, len(G)))
+            kept = jax.tree.map(lambda x, G=G: _stored(x, G.dtype), old)
+            new = jax.vmap(how)(kept, clipped(G), jax.random.split(key, len(G)))
             if moments == "rotate":
                 turns[name] = basis(name, new, G).mT @ basis(name, old, G)
                 new = jax.vmap(tracker.carried_by)(turns[name], new)
@@ -159,14 +160,15 @@ def scale_by_low_rank(
         return subspaces, kept
 
     def refreshed_if_due(state: LowRankState, stacks: dict[str, Stack]) -> tuple[dict, StructureState]:
-        due = False if update_interval is None else state.count % update_interval == 0
-        which = jnp.where(state.count == 0, 2, due)
+        if update_interval is None:
+            return dict(state.subspaces), state.inner
+        which = jnp.where(state.count == 0, 2, state.count % update_interval == 0)
         hows = [lambda how=how: refreshed(state, stacks, how) for how in (tracker.turn, tracker.start)]
         return jax.lax.switch(which, [lambda: (state.subspaces, state.inner), *hows])
 
     def compensated(G: Stack, sigma: Array, D: Array, tail: Tree, phi: Array, weight: Array) -> tuple[Array, Tree, Array]:
         """The scale d of each column, and what is kept for the next."""
-        whole = jnp.sum(G**2, 1, keepdims=True)
+        whole = jnp.minimum(jnp.sum(G**2, 1, keepdims=True), float(jnp.finfo(G.dtype).max) / 1e6)
         left = whole - jnp.sum(sigma**2, 1, keepdims=True)
         left = jnp.where(left > ROUNDING * whole, left, left * 0)  # what is not a number stays none
         new = tail_moments(G, left)
@@ -190,10 +192,10 @@ def scale_by_low_rank(
         del params
         with jax.default_matmul_precision("highest"):
             seen = views(updates, stacked=True)
-            stacks = {name: clipped(G) for name, G in _lying(seen).items()}
+            stacks = _lying(seen)
             subspaces, kept = refreshed_if_due(state, stacks)
             U = {name: basis(name, subspaces[name], G) for name, G in stacks.items()}
-            sigma = {name: jax.vmap(above_rounding)(U[name].mT @ G) for name, G in stacks.items()}
+            sigma = {name: jax.vmap(above_rounding)(clipped(U[name].mT @ G)) for name, G in stacks.items()}
             D, kept = inner.update(sigma, kept)
             count = optax.safe_increment(state.count)
             weight = 1 - b_tail**count if bias_correction else jnp.ones([])
