@@ -43,12 +43,22 @@ def complement(V: Float[Array, "m r"], which: Int[Array, " k"]) -> Float[Array, 
 
 
 def above_rounding(X: PyTree) -> PyTree:
-    """X without coordinates that a rotation's rounding alone may have made: in a null space they are nothing else, and
-    dividing them by their own root would send the weights along whatever vectors eigh happened to return."""
+    """X, coordinates in some bases, without entries that the rotation's rounding alone may have made.
+
+    In a null space they are nothing else, and divided by their own root they would send the weights along whatever vectors
+    eigh happened to return. An entry is known to about eps times the norms of its row and of its column, in both of which an
+    error of the bases shows, and times what a spread-out error of the whole would leave in it.
+    """
     leaves = jax.tree.leaves(X)
-    largest = jnp.stack([jnp.abs(x).max() for x in leaves]).max()
-    floor = 8 * jnp.finfo(largest.dtype).eps * max(leaves[0].shape) ** 0.5 * largest
-    return jax.tree.map(lambda x: jnp.where(jnp.abs(x) <= floor, 0, x), X)
+    eps = 8 * jnp.finfo(leaves[0].dtype).eps
+    spread = sum(jnp.sum(x**2) for x in leaves) / max(leaves[0].shape)
+
+    def above(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
+        rows, columns = jnp.sum(x**2, 1, keepdims=True), jnp.sum(x**2, 0, keepdims=True)
+        known_to = eps * jnp.sqrt(jnp.maximum(jnp.maximum(rows, columns), spread))
+        return jnp.where(jnp.abs(x) <= known_to, 0, x)
+
+    return jax.tree.map(above, X)
 
 
 def unit_of(A: Float[Array, "*stack m n"], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
@@ -58,8 +68,8 @@ def unit_of(A: Float[Array, "*stack m n"], axis: int | tuple[int, ...] | None = 
 
 
 def rounding(A: Float[Array, "m n"]) -> float:
-    """What of A's spectrum, relative to its largest value, its rounding may have made."""
-    return 4 * float(jnp.finfo(A.dtype).eps) * max(A.shape) ** 0.5
+    """What of a covariance's spectrum, relative to its largest eigenvalue, rounding may have made: some 2 eps at any size."""
+    return 4 * float(jnp.finfo(A.dtype).eps)
 
 
 def spectral(covariance: Float[Array, "m m"]) -> tuple[Float[Array, "m m"], Float[Array, " m"]]:

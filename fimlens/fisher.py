@@ -96,6 +96,11 @@ class Fisher(abc.ABC):
         return SampleFisher(kind, normalisation or f"mean over {len(G)} gradients", G)
 
     @staticmethod
+    def of_one(G: Float[Array, "m n"]) -> "SampleFisher":
+        """g g^T of one gradient, as an optimizer sees it: unchecked, so that what is not a number stays none."""
+        return SampleFisher("current gradient", "one gradient", G[None])
+
+    @staticmethod
     def from_dense(
         F: ArrayLike,
         shape: tuple[int, int],
@@ -355,7 +360,7 @@ def _gram_norm_squared(samples: Float[Array, "N m n"], unit: Float[Array, ""]) -
 def _singular(A: Float[Array, "m n"], full: bool) -> tuple[Float[Array, "m r"], Float[Array, "n s"]]:
     """Singular vectors, left and right, completed in the null spaces; square ones where `full`."""
     U, values, Vt = jnp.linalg.svd(A / unit_of(A), full_matrices=full)
-    sure = values > rounding(A) * values[0]
+    sure = values > 4 * rounding(A) * values[0]  # of 1024 x 1024 matrices the noise is some 5 eps
     return tuple(completed(W, jnp.pad(sure, (0, W.shape[1] - len(sure)))) for W in (U, Vt.T))
 
 

@@ -13,7 +13,6 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-from fimlens.basis import above_rounding
 from fimlens.chain import growth_limit
 from fimlens.compensation import Compensation, Seen, nearest
 from fimlens.state import StructureState, carried_by
@@ -21,11 +20,11 @@ from fimlens.structure import Tree
 from fimlens.structures.low_rank import LowRank
 from fimlens.subspaces import SubspaceTracker
 from fimlens.transform import scale_by_structure
-from fimlens.views import clipped, require_real, unview, views
+from fimlens.views import bounded, clipped, require_real, unview, views
 
 Stack = Float[Array, "k m n"]
 MOMENTS = ("keep", "rotate", "reset")
-ROUNDING = 1e-5  # of ||g_j||^2: below, ||g_j||^2 - ||sigma_j||^2 is what cancellation leaves in float32
+ROUNDING = 84  # eps of ||g_j||^2, 1e-5 in float32: below, ||g_j||^2 - ||sigma_j||^2 is what cancellation leaves
 
 
 class LowRankState(NamedTuple):
@@ -66,8 +65,8 @@ def scale_by_low_rank(
     """Scale each matrix's lead by the inner structure's inverse root, and each column of the rest by its compensation.
 
     Matrices of one shape are one stack; one with m > n is transposed at the door. A matrix whose shorter side is at most
-    the rank is seen whole, with nothing left to compensate. Columns whose rest is below 1e-5 of them get no compensation, and
-    coordinates of the lead at rounding no update.
+    the rank is seen whole, with nothing left to compensate. Columns with less than 1e-5 of their square in the rest (in float64, 2e-14)
+    get no compensation, and coordinates of the lead at rounding no update.
 
     Args:
         structure: the family: its inner structure, rank and complement.
@@ -140,7 +139,7 @@ def scale_by_low_rank(
         count = jnp.zeros([], jnp.int32)
         return LowRankState(count, jax.random.PRNGKey(seed), subspaces, inner.init(leads), tails, norms)
 
-    def refreshed(state: LowRankState, stacks: dict[str, Stack], how: Callable[..., Any]) -> tuple[dict, StructureState]:
+    def refreshed(state: LowRankState, stacks: dict[str, Array], how: Callable[..., Any]) -> tuple[dict, StructureState]:
         keys = jax.random.split(jax.random.fold_in(state.key, state.count), max(len(stacks), 1))
         subspaces, turns = {}, {}
         for key, (name, G) in zip(keys, stacks.items(), strict=False):
@@ -159,18 +158,19 @@ def scale_by_low_rank(
             kept = carried_by(structure.inner, kept, leads, turns) if moments == "rotate" else inner.init(leads)
         return subspaces, kept
 
-    def refreshed_if_due(state: LowRankState, stacks: dict[str, Stack]) -> tuple[dict, StructureState]:
+    def refreshed_if_due(state: LowRankState, stacks: dict[str, Array]) -> tuple[dict, StructureState]:
         if update_interval is None:
             return dict(state.subspaces), state.inner
         which = jnp.where(state.count == 0, 2, state.count % update_interval == 0)
         hows = [lambda how=how: refreshed(state, stacks, how) for how in (tracker.turn, tracker.start)]
         return jax.lax.switch(which, [lambda: (state.subspaces, state.inner), *hows])
 
-    def compensated(G: Stack, sigma: Array, D: Array, tail: Tree, phi: Array, weight: Array) -> tuple[Array, Tree, Array]:
+    def compensated(
+        G: Stack, whole: Array, sigma: Array, D: Array, tail: Tree, phi: Array | None, weight: Array
+    ) -> tuple[Array | None, Tree, Array | None]:
         """The scale d of each column, and what is kept for the next."""
-        whole = jnp.minimum(jnp.sum(G**2, 1, keepdims=True), float(jnp.finfo(G.dtype).max) / 1e6)
         left = whole - jnp.sum(sigma**2, 1, keepdims=True)
-        left = jnp.where(left > ROUNDING * whole, left, left * 0)  # what is not a number stays none
+        left = jnp.where(left > ROUNDING * jnp.finfo(G.dtype).eps * whole, left, left * 0)  # what is not a number stays none
         new = tail_moments(G, left)
         tail = jax.tree.map(lambda old, x: b_tail * old.astype(x.dtype) + (1 - b_tail) * x, tail, new)
         eigenvalue = None
@@ -195,14 +195,17 @@ def scale_by_low_rank(
             stacks = _lying(seen)
             subspaces, kept = refreshed_if_due(state, stacks)
             U = {name: basis(name, subspaces[name], G) for name, G in stacks.items()}
-            sigma = {name: jax.vmap(above_rounding)(clipped(U[name].mT @ G)) for name, G in stacks.items()}
+            whole = {name: bounded(jnp.sum(G**2, 1, keepdims=True)) for name, G in stacks.items()}
+            sigma = {name: _above_rounding(clipped(U[name].mT @ G), whole[name]) for name, G in stacks.items()}
             D, kept = inner.update(sigma, kept)
             count = optax.safe_increment(state.count)
             weight = 1 - b_tail**count if bias_correction else jnp.ones([])
             scaled, tails, norms = {}, {}, {}
             for name, G in stacks.items():
                 old, lead = state.tail[name], D[name]
-                d, tail, norms[name] = compensated(G, sigma[name], lead, old, state.norms[name], jnp.asarray(weight))
+                d, tail, norms[name] = compensated(
+                    G, whole[name], sigma[name], lead, old, state.norms[name], jnp.asarray(weight)
+                )
                 tails[name] = jax.tree.map(lambda x, like: x.astype(like.dtype), tail, old)
                 low = U[name] @ (lead if d is None else lead - sigma[name] * d) if lift else 0
                 scaled[name] = low if d is None else low + G * d
@@ -219,9 +222,14 @@ def _tall(G: Stack) -> bool:
     return G.shape[1] > G.shape[2]
 
 
-def _lying(stacks: dict[str, Stack]) -> dict[str, Stack]:
+def _lying(stacks: dict[str, Array]) -> dict[str, Array]:
     """Each stack with the shorter side first."""
     return {name: G.mT if _tall(G) else G for name, G in stacks.items()}
+
+
+def _above_rounding(sigma: Float[Array, "k r n"], whole: Float[Array, "k 1 n"]) -> Float[Array, "k r n"]:
+    """sigma without what rounding may have made of it, given ||g_j||^2: see `basis.above_rounding`."""
+    return jnp.where(jnp.abs(sigma) <= 8 * jnp.finfo(sigma.dtype).eps * jnp.sqrt(whole), 0, sigma)
 
 
 def _stored(x: Array, dtype: DTypeLike) -> Array:

@@ -189,4 +189,4 @@ class RandomProjection(SubspaceTracker):
 
 
 def _singular(G: Matrix, r: int) -> Basis:
-    return Fisher.from_gradients(G[None]).left_singular()[:, :r]
+    return Fisher.of_one(G).left_singular()[:, :r]

@@ -14,7 +14,7 @@ from fimlens.basis import above_rounding
 from fimlens.fisher import Fisher
 from fimlens.state import Slot, StructureState, assembled, has_bases, members_of, slots_of
 from fimlens.structure import Frame, Structure, Tree, require_structure
-from fimlens.views import Matrices, clipped, over, path_name, require_real, sides, unview, views
+from fimlens.views import Matrices, bounded, clipped, over, path_name, require_real, sides, unview, views
 
 Decay = Float[ArrayLike, ""] | Callable[[Float[Array, ""]], Float[Array, ""]]
 Mix = Callable[[Array, Array], Array]
@@ -109,15 +109,15 @@ def scale_by_structure(
         return StructureState(jnp.zeros([], jnp.int32), jnp.zeros([]), jax.random.PRNGKey(seed), *kept)
 
     def stats(G: Matrices, frame: Frame) -> Tree:
-        seen = over(G, lambda g, frame: structure.stats(Fisher.from_gradients(g[None]), frame))(G, frame)
-        return jax.tree.map(lambda x: jnp.minimum(x, float(jnp.finfo(x.dtype).max) / 1e6), seen)
+        seen = over(G, lambda g, frame: structure.stats(Fisher.of_one(g), frame))(G, frame)
+        return jax.tree.map(bounded, seen)
 
     def mixed(old: Tree, new: Tree, now: _Now) -> Tree:
         return jax.tree.map(lambda slow, x, y: (now.slow if slow else now.fitted)(x, y), serves_turn(old), old, new)
 
     def turned(slot: Slot, seen: Tree, G: Matrices, key: Array, how: Callable[..., Frame]) -> Slot:
         keys = jax.random.split(key, G.shape[:-2])
-        frame = over(G, lambda s, f, g, k: how(s, f, Fisher.from_gradients(g[None]), k))(seen, slot.frame, G, keys)
+        frame = over(G, lambda s, f, g, k: how(s, f, Fisher.of_one(g), k))(seen, slot.frame, G, keys)
         averaged, carried = slot.averaged, slot.momentum
         if not fitted_average:
             averaged = over(G, structure.carry)(averaged, slot.frame, frame)
@@ -137,7 +137,7 @@ def scale_by_structure(
     def step(kept: Slot, G: Matrices, state: StructureState, now: _Now) -> tuple[Slot, Matrices]:
         slot = jax.tree.map(lambda x: x.astype(G.dtype), kept)
         if current_only:
-            members = over(G, lambda g: fit(structure, Fisher.from_gradients(g[None])))(G)
+            members = over(G, lambda g: fit(structure, Fisher.of_one(g)))(G)
             slot = slot._replace(frame=members.frame)
         elif turn == "before":
 

@@ -117,6 +117,11 @@ def clipped(G: Matrices) -> Matrices:
     return jnp.where(jnp.isfinite(G), jnp.clip(G, -bound, bound), jnp.nan)
 
 
+def bounded(squares: Array) -> Array:
+    """Sums of squares within what `clipped` gradients have: their products stay in the dtype."""
+    return jnp.minimum(squares, float(jnp.finfo(squares.dtype).max) / 1e6)
+
+
 def require_real(call: str, params: PyTree) -> None:
     """Refuse parameters that are not real numbers of floating point.
 

@@ -1,4 +1,4 @@
-"""The optimizers of low rank follow their NumPy witnesses over four refreshes; and what they do where there is little to see."""
+"""The optimizers of low rank follow their NumPy witnesses over four refreshes; and what they do where little is to be seen."""
 
 from functools import partial
 
