@@ -64,9 +64,9 @@ def scale_by_low_rank(
 ) -> optax.GradientTransformation:
     """Scale each matrix's lead by the inner structure's inverse root, and each column of the rest by its compensation.
 
-    Matrices of one shape are one stack; one with m > n is transposed at the door. A matrix whose shorter side is at most
-    the rank is seen whole, with nothing left to compensate. Columns with less than 1e-5 of their square in the rest (in float64, 2e-14)
-    get no compensation, and coordinates of the lead at rounding no update.
+    Matrices of one shape are one stack; one with m > n is transposed at the door. One whose shorter side is at most the rank
+    is seen whole, with nothing left to compensate. Columns with less than 1e-5 of their square in the rest (in float64,
+    2e-14) get no compensation, and coordinates of the lead at rounding no update.
 
     Args:
         structure: the family: its inner structure, rank and complement.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from fimlens._fit import blank
 from fimlens.structure import Frame, Params, Structure, Tree
 from fimlens.views import Matrices, over, shared_out, views
 
@@ -99,7 +100,7 @@ def slots_of(structure: Structure, treedef: Any, leaves: list[Array], state: Str
             slots = [Slot(*kept) for kept in zip(*(treedef.flatten_up_to(tree) for tree in trees), strict=True)]
         else:
             slots = _leaf_by_leaf(structure, treedef, leaves, state)
-        fits = all(_is_of(slot, G, stacked) for slot, G in zip(slots, leaves, strict=True))
+        fits = all(_is_of(structure, slot, G) for slot, G in zip(slots, leaves, strict=True))
     except (ValueError, TypeError):
         fits = False
     if not fits:
@@ -110,13 +111,20 @@ def slots_of(structure: Structure, treedef: Any, leaves: list[Array], state: Str
     return slots
 
 
-def _is_of(slot: Slot, G: Matrices, stacked: bool) -> bool:
+def _is_of(structure: Structure, slot: Slot, G: Matrices) -> bool:
     """Whether what is kept was made for matrices like G."""
-    if any(x.shape[: G.ndim - 2] != G.shape[:-2] for x in jax.tree.leaves(slot)):
+    count, shape = G.shape[:-2], G.shape[-2:]
+    if any(x.shape[: G.ndim - 2] != count for x in jax.tree.leaves(slot)):
         return False
-    if slot.frame is not None and slot.frame.shape != G.shape[-2:]:
+    if slot.frame is not None and slot.frame.shape != shape:
         return False
-    return stacked or slot.momentum is None or slot.momentum.shape == G.shape  # without bases it is like G itself
+    if has_bases(structure):
+        return True
+    if slot.momentum is not None and slot.momentum.shape != G.shape:  # without bases it is like G itself
+        return False
+    kept = jax.tree.map(lambda x: x.shape[len(count) :], slot.averaged)
+    made = [jax.eval_shape(lambda average=average: blank(structure, shape, average)[1]) for average in ("statistics", "fits")]
+    return slot.averaged is None or kept in [jax.tree.map(jnp.shape, averaged) for averaged in made]
 
 
 def _leaf_by_leaf(structure: Structure, treedef: Any, leaves: list[Array], state: StructureState) -> list[Slot]:

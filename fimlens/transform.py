@@ -43,8 +43,8 @@ def scale_by_structure(
     float64 gradients); updates keep the gradients' dtype. The last two axes of a leaf are its matrix, leading axes are more
     matrices, and vectors and scalars are matrices of one column. Where the structure has bases, all matrices of one
     shape are one stack. What would leave float32 when squared and summed is clipped (1.8e16 and more); coordinates that are but
-    the rounding of a rotation get no update, so that arbitrary vectors of a null space move nothing. A non-finite
-    gradient makes its matrix's update and state NaN: guard with `optax.apply_if_finite`.
+    the rounding of a rotation get no update, so that arbitrary vectors of a null space move nothing. What is not finite in a
+    gradient makes NaN of all that depends on it, in update and state: guard with `optax.apply_if_finite`.
 
     Args:
         structure: the family, such as fl.Rotated(fl.Diagonal(), "LR").
@@ -136,6 +136,8 @@ def scale_by_structure(
 
     def step(kept: Slot, G: Matrices, state: StructureState, now: _Now) -> tuple[Slot, Matrices]:
         slot = jax.tree.map(lambda x: x.astype(G.dtype), kept)
+        moved = clipped(G)  # of statistics it is the squares that are bounded, which spares them a pass over G
+        G = moved if stacked else G
         if current_only:
             members = over(G, lambda g: fit(structure, Fisher.of_one(g)))(G)
             slot = slot._replace(frame=members.frame)
@@ -147,7 +149,7 @@ def scale_by_structure(
 
             slot = turned_if_due(slot, seen, G, state)
         into, out = over(G, structure.into), over(G, structure.out)
-        X = into(slot.frame, G) if b1 is None or momentum == "rotated" else G
+        X = into(slot.frame, moved) if b1 is None or momentum == "rotated" else moved
         if b1 is not None:
             slot = slot._replace(momentum=jax.tree.map(now.momentum, slot.momentum, X))
             X = jax.tree.map(lambda x: x / now.weight_1, slot.momentum)

@@ -22,6 +22,22 @@ def bias_corrected(average, decay, t):
     return average / (1 - decay**t)
 
 
+def in_short_side(witness):
+    """Of a method stated for m <= n: transpose at the door."""
+
+    def transposed(lr, **options):
+        inner = witness(lr, **options)
+        next(inner)
+        G, W = yield
+        while True:
+            tall = G.shape[0] > G.shape[1]
+            U = inner.send((G.T, W.T) if tall else (G, W))
+            G, W = yield U.T if tall else U
+
+    transposed.__name__ = witness.__name__
+    return transposed
+
+
 def sgd(lr):
     G, _ = yield
     while True:
@@ -186,22 +202,6 @@ def soap_by_eigh(lr, frames=None):
     return soap(lr, frames=frames, qr=False)
 
 
-def in_short_side(witness):
-    """Of a method stated for m <= n: transpose at the door."""
-
-    def transposed(lr, **options):
-        inner = witness(lr, **options)
-        next(inner)
-        G, W = yield
-        while True:
-            tall = G.shape[0] > G.shape[1]
-            U = inner.send((G.T, W.T) if tall else (G, W))
-            G, W = yield U.T if tall else U
-
-    transposed.__name__ = witness.__name__
-    return transposed
-
-
 @in_short_side
 def osoap(lr, b1=0.9, b2=0.999, eps=1e-8, interval=10):
     """[G]'s Eigen-Adam: the basis turns, the gradient seen, before the update."""
@@ -217,7 +217,8 @@ def osoap(lr, b1=0.9, b2=0.999, eps=1e-8, interval=10):
         G, _ = yield -lr * U @ (U.T @ bias_corrected(M, b1, t) / (np.sqrt(bias_corrected(V, b2, t)) + eps))
 
 
-def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=True):
+@in_short_side
+def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False):
     """[G] Algorithm 1."""
     s = q = phi = 0.0
     t = 0
@@ -236,8 +237,8 @@ def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=True):
         G, _ = yield -lr * alpha * eta * U
 
 
-def racs_as_printed(lr):
-    return racs(lr, corrected=False)
+def racs_corrected(lr):
+    return racs(lr, corrected=True)
 
 
 def singular_moments(lr, b1, b2, eps, interval, two_sided, factored, frames):

@@ -48,7 +48,7 @@ METHODS = [
     (fl.soap, {"refresh": "eigh"}, witness.soap_by_eigh),
     (fl.osoap, {}, witness.osoap),
     (fl.racs, {}, witness.racs),
-    (fl.racs, {"bias_correction": False}, witness.racs_as_printed),
+    (fl.racs, {"bias_correction": True}, witness.racs_corrected),
     (fl.adadiag, {"update_interval": 20}, witness.adadiag),
     (fl.adadiag_pp, {"update_interval": 20}, witness.adadiag_pp),
     (fl.adafacdiag, {"update_interval": 20}, witness.adafacdiag),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_optax import NAMES
+from test_optax import NAMES, named
 
 import fimlens as fl
 
@@ -56,7 +56,7 @@ def test_the_rule_is_replaced_by_a_pattern_a_function_or_a_tree():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_optimizer_takes_any_tree(name):
     """Ranks 0 to 4, thin, empty, and with gradients of zero."""
-    tx, weights = getattr(fl, name)(0.1), tree(0)
+    tx, weights = named(name)(0.1), tree(0)
     state, update = jax.jit(tx.init)(weights), jax.jit(tx.update)
     for G in (tree(1), jax.tree.map(jnp.zeros_like, weights), tree(2)):
         updates, state = update(G, state, weights)

@@ -1,6 +1,7 @@
 """What people do with Optax transforms, with every optimizer: one table of property x optimizer."""
 
 import functools
+import inspect
 import warnings
 
 import jax
@@ -11,20 +12,22 @@ import pytest
 
 import fimlens as fl
 
-QUICK = ["adam", "adafactor", "lars", "muon", "racs", "soap", "adadiag"]
+QUICK = ["adam", "adafactor", "muon", "racs", "soap", "alice"]
 # The same transforms, set otherwise.
 LIKE_THEM = [
-    "sgd",
-    "adamw",
-    "lamb",
-    "swan",
-    "shampoo",
-    "osoap",
-    "adadiag_pp",
-    "adafacdiag",
-]
+    "sgd", "adamw", "lars", "lamb", "swan", "shampoo", "osoap", "adadiag", "adadiag_pp", "adafacdiag", "alice0", "galore",
+    "fira", "apollo",
+]  # fmt: skip
 NAMES = QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
+SIZES = {"alice": {"rank": 2, "leading": 1}, "alice0": {"rank": 2, "leading": 1}}
+SIZES |= {name: {"rank": 2} for name in ("galore", "fira", "apollo")}
 TREE = {"kernel": (3, 4), "layers": (2, 3, 4), "bias": (4,)}
+
+
+@functools.cache
+def named(name):
+    """The optimizer of that name; of low rank, in the sizes that TREE has."""
+    return functools.partial(getattr(fl, name), **SIZES[name]) if name in SIZES else getattr(fl, name)
 
 
 def tree(seed, dtype=jnp.float32):
@@ -79,7 +82,8 @@ def is_partitioned(make):
 def injects_its_rate_and_does_not_recompile(make):
     """A rate set by hand, then a schedule; neither compiles twice; and the rate is found by name."""
     for rate in (0.1, optax.linear_schedule(0.1, 0.0, 10)):
-        tx, traces = optax.inject_hyperparams(make)(learning_rate=rate), []
+        sizes = [name for name in ("rank", "leading") if name in inspect.signature(make).parameters]
+        tx, traces = optax.inject_hyperparams(make, static_args=sizes)(learning_rate=rate), []
 
         @jax.jit
         def step(G, state, W, tx=tx, traces=traces):
@@ -222,7 +226,7 @@ PROPERTIES = [
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("holds", PROPERTIES, ids=lambda f: f.__name__)
 def test_it_works_as_optax_transforms_do(holds, name):
-    holds(getattr(fl, name))
+    holds(named(name))
 
 
 DTYPES = {
@@ -231,17 +235,18 @@ DTYPES = {
     "racs": ("second_moment_dtype",),
     "shampoo": ("factor_dtype",),
     "muon": ("momentum_dtype",),
+    "alice": ("momentum_dtype", "second_moment_dtype", "factor_dtype"),
 }
 
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_the_dtypes_of_the_state_are_chosen_and_stay(name):
     """Each choice changes some leaf, none from step to step, and the steps stay near those of float32."""
-    plain = jax.tree.map(jnp.result_type, getattr(fl, name)(0.1).init(tree(0)))
+    plain = jax.tree.map(jnp.result_type, named(name)(0.1).init(tree(0)))
     for option in DTYPES[name]:
-        tx = getattr(fl, name)(0.1, **{option: jnp.bfloat16})
+        tx = named(name)(0.1, **{option: jnp.bfloat16})
         chosen = jax.tree.map(jnp.result_type, tx.init(tree(0)))
         assert chosen != plain
         moved, state = run(tx, steps=2)
         assert jax.tree.map(jnp.result_type, state) == chosen
-        same(moved, plain_run(getattr(fl, name))[1], 0.1)
+        same(moved, plain_run(named(name))[1], 0.1)

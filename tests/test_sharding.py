@@ -9,6 +9,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from test_optax import SIZES, named
 
 import fimlens as fl
 
@@ -26,10 +27,9 @@ SHAPES = {
     "embedding": (32, 16),
     "norm": (16,),
 }
-NAMES = ["adam", "adafactor", "racs", "muon", "soap"]
-NAMES += [
-    pytest.param(n, marks=pytest.mark.slow) for n in ("sgd", "lars", "lamb", "osoap", "adadiag", "adadiag_pp", "adafacdiag")
-]
+NAMES = ["adam", "adafactor", "racs", "muon", "soap", "alice"]
+LIKE_THEM = ("sgd", "lars", "lamb", "osoap", "adadiag", "adadiag_pp", "adafacdiag", "galore", "apollo")
+NAMES += [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
 
 
 def is_shape(x):
@@ -78,7 +78,7 @@ def compiled(tx):
 @pytest.mark.parametrize("name", NAMES)
 def test_sharded_steps_are_the_unsharded_ones(name):
     """For gradients of full rank and of rank two."""
-    tx = getattr(fl, name)(1e-2)
+    tx = named(name)(1e-2)
     step, where, state_where = compiled(tx)
     alone = jax.jit(tx.update)
     for rank in (None, 2):
@@ -92,7 +92,9 @@ def test_sharded_steps_are_the_unsharded_ones(name):
             there = there[0], there_state
             for (path, u), v in zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(sharded), strict=True):
                 off = np.abs(np.asarray(u) - np.asarray(v)).max() / max(np.abs(u).max(), 1e-30)
-                assert off < 1e-4, f"{jax.tree_util.keystr(path)} is {off:.1e} off, rank {rank}, step {t}"
+                # What a subspace leaves of a column is a difference, known to a hundredth where it is 1e-5 of the whole.
+                bound = 1e-2 if rank and name in SIZES else 1e-4
+                assert off < bound, f"{jax.tree_util.keystr(path)} is {off:.1e} off, rank {rank}, step {t}"
 
 
 @pytest.mark.parametrize("name", ["adam", "racs", "adafactor"])

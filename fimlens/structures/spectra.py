@@ -193,7 +193,7 @@ class _RankOne(Spectrum):
 class RowColumn(_RankOne):
     """Diag(s) (x) Diag(q): the best rank-one q s^T of V, its leading singular pair (Perron). RACS. [G] Proposition 3.
 
-    Fitted to convergence, or by as many `sweeps` from q = 1 as are given: [G]'s Algorithm 1 takes five.
+    Fitted to convergence, or by as many `sweeps` as are given, from ones along the shorter side: [G]'s Algorithm 1 takes five.
     """
 
     sweeps: Int[ArrayLike, ""] | None = None
@@ -204,6 +204,9 @@ class RowColumn(_RankOne):
 
     def project(self, moments: Matrix) -> tuple[Float[Array, "m 1"], Float[Array, "1 n"]]:
         V = moments
+        if self.sweeps is not None and len(V) > V.shape[1]:
+            s, q = self.project(V.T)
+            return q.T, s.T
         largest = V.max() if self.sweeps is None else V.sum(0).max() / len(V)
         scale = _over(jnp.ones([], V.dtype), largest)  # so that no square leaves float32
 
