@@ -6,12 +6,14 @@ from typing import Annotated
 import typer
 
 from fimlens.commands import console
+from fimlens.commands.ablate import ablate
 from fimlens.commands.lens import lens
 from fimlens.commands.memory import memory
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command("lens")(lens)
 app.command("memory")(memory)
+app.command("ablate")(ablate)
 
 
 @app.callback(invoke_without_command=True)

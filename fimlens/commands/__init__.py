@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 console, errors = Console(), Console(stderr=True)
-WORDS = ("structure", "optimizer", "claim", "head")  # columns to the left; numbers go to the right
+WORDS = ("structure", "optimizer", "claim", "head", "table", "arm")  # columns to the left; numbers go to the right
 
 
 def table(*headings: str) -> Table:

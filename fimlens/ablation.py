@@ -1,0 +1,167 @@
+"""[G]'s ablation of Alice, on a small language model: what tracking, switching and compensation are worth.
+
+Each arm is `fl.alice` with some of its options changed; each run one arm at one rate and seed. Runs are kept in a file, one a
+line, as they end, so that an interrupted ablation goes on where it was.
+"""
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optax
+from matplotlib.figure import Figure
+
+from fimlens.low_rank_optimizers import alice
+from fimlens.trial import held_out_loss
+
+ADAM_RATE = 0.01  # of the other leaves' Adam, the same for every arm
+WHOLE = {"rank": 16, "leading": 5, "update_interval": 20}  # 128, 40 and 200 of [G], scaled to a width of 64 and 240 steps
+BARE = {"b3": 0.0, "switch": "none", "compensation": "none"}
+FULL = "+ compensation"
+MAIN = {
+    "low rank": BARE,
+    "+ tracking": {"switch": "none", "compensation": "none"},
+    "+ switching": {"compensation": "none"},
+    FULL: {},
+}
+PAPER = {"low rank": 26.96, "+ tracking": 27.35, "+ switching": 25.11, FULL: 21.95}  # perplexity at 130M
+GROUPS: dict[str, dict[str, dict[str, Any]]] = {
+    "main": MAIN,
+    "switching": {name: {"switch": name} for name in ("complement", "full", "gaussian-mix", "gaussian", "none")},
+    "compensation": {name: {"compensation": name} for name in ("optimal", "fira+", "fira", "none")},
+    "rank": {str(rank): {"rank": rank} for rank in (8, 16, 32)},
+    "interval": {str(K): {"update_interval": K} for K in (10, 20, 60)},
+    "moments": {name: {"moments": name} for name in ("keep", "rotate", "reset")},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: the options of alice, in order of their names, its rate, the seed and the steps."""
+
+    options: tuple[tuple[str, Any], ...]
+    rate: float
+    seed: int
+    steps: int
+
+
+class Arm(NamedTuple):
+    """What came of an arm at its rate: the losses of its seeds."""
+
+    group: str
+    name: str
+    rate: float
+    losses: list[float]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return statistics.mean(self.losses)
+
+
+def options_of(changed: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """An arm's options in full."""
+    return tuple(sorted((WHOLE | changed).items()))
+
+
+def train(run: Run) -> float:
+    """The held-out loss; infinite where the training diverged."""
+
+    def make(schedule: optax.Schedule) -> optax.GradientTransformation:
+        return alice(schedule, adam_learning_rate=lambda t: schedule(t) * ADAM_RATE / run.rate, **dict(run.options))
+
+    loss = held_out_loss(make, run.rate, steps=run.steps, seed=run.seed)
+    return loss if math.isfinite(loss) else math.inf
+
+
+class Results:
+    """The losses of runs, kept in a file of one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        """Read what is there; `broken` counts lines that are no run, such as one that was cut short, and are left out."""
+        self.path, self.losses, self.broken = path, {}, 0
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                kept = json.loads(line)
+                run = Run(tuple(sorted(kept["options"].items())), kept["rate"], kept["seed"], kept["steps"])
+                self.losses[run] = math.inf if kept["loss"] is None else float(kept["loss"])
+            except (ValueError, KeyError, TypeError, AttributeError):
+                self.broken += 1
+
+    def add(self, run: Run, loss: float) -> None:
+        self.losses[run] = loss
+        kept = asdict(run) | {"options": dict(run.options), "loss": loss if math.isfinite(loss) else None}
+        start = "\n" if self.path.exists() and not self.path.read_bytes().endswith(b"\n") else ""
+        with self.path.open("a") as file:
+            file.write(f"{start}{json.dumps(kept)}\n")
+
+
+def runs_of(groups: Iterable[str], rates: Iterable[float], seeds: int, steps: int) -> list[Run]:
+    """Every run of some groups at some rates, each once."""
+    options = [options_of(changed) for group in groups for changed in GROUPS[group].values()]
+    return list(dict.fromkeys(Run(o, rate, seed, steps) for rate in rates for seed in range(seeds) for o in options))
+
+
+def carry_out(runs: Iterable[Run], results: Results, workers: int) -> Iterator[Run]:
+    """Train what has no result yet, `workers` at a time, each on a core of its own; each run as it ends."""
+    left = [run for run in runs if run not in results.losses]
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_on_one_core) as pool:
+        futures = {pool.submit(train, run): run for run in left}
+        try:
+            for future in as_completed(futures):
+                results.add(futures[future], future.result())
+                yield futures[future]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _on_one_core() -> None:
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+
+
+def tuned(results: Results, changed: dict[str, Any], rates: Iterable[float], seeds: int, steps: int) -> Arm:
+    """An arm at the rate of its lowest mean loss."""
+    tried = [(rate, [results.losses[Run(options_of(changed), rate, s, steps)] for s in range(seeds)]) for rate in rates]
+    rate, losses = min(tried, key=lambda pair: statistics.mean(pair[1]))
+    return Arm("", "", rate, losses)
+
+
+def arms(results: Results, rates: list[float], seeds: int, steps: int, groups: Iterable[str] = GROUPS) -> list[Arm]:
+    """The main arms each at its own tuned rate, and the others at that of Alice in full."""
+    rate = tuned(results, MAIN[FULL], rates, seeds, steps).rate
+    found = []
+    for group in groups:
+        for name, changed in GROUPS[group].items():
+            best = tuned(results, changed, rates if group == "main" else [rate], seeds, steps)
+            found.append(best._replace(group=group, name=name))
+    return found
+
+
+def in_order(found: list[Arm], of: dict[str, float]) -> bool:
+    """Whether the main arms, from best to worst, come as in another table."""
+    main = {arm.name: arm.mean for arm in found if arm.group == "main"}
+    return sorted(main, key=main.__getitem__) == sorted(of, key=of.__getitem__)
+
+
+def picture(found: list[Arm], path: Path) -> None:
+    """One panel a group: the loss of each seed, and their mean."""
+    groups = list(dict.fromkeys(arm.group for arm in found))
+    figure = Figure(figsize=(3.6 * len(groups), 4), layout="constrained")
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, group in zip(panels, groups, strict=True):
+        here = [arm for arm in found if arm.group == group]
+        for place, arm in enumerate(here):
+            axes.plot([place] * len(arm.losses), arm.losses, "o", color="#e08a3c", markersize=4)
+            axes.plot(place, arm.mean, "_", color="#30507a", markersize=22, markeredgewidth=2.5)
+        axes.set_xticks(range(len(here)), [arm.name for arm in here], rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_title(group)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("held-out loss, nats per byte")
+    figure.savefig(path, dpi=150)
