@@ -3,6 +3,7 @@
 Each takes every matrix by itself: the last two axes of a leaf, leading ones mapped; a vector is one matrix.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -90,13 +91,37 @@ def scale_by_trust_ratio(coefficient: Float[ArrayLike, ""] = 1.0) -> optax.Gradi
     `optax.scale_by_trust_ratio`, matrix by matrix where that takes leaf by leaf. LARS, LAMB (You et al., 2017, 2020).
     """
 
-    def ratio(U: Array, W: Array) -> Array:
+    def ratio(U: Array, W: ArrayLike) -> Array:
         of_weight, of_update = _norm(W), _norm(U)
         untouched = (of_weight == 0) | (of_update == 0)
         r = jnp.where(untouched, 1, coefficient * of_weight / jnp.where(untouched, 1, of_update))
         return (U * r).astype(U.dtype)
 
     return optax.stateless(lambda updates, params: jax.tree.map(ratio, updates, _required("scale_by_trust_ratio", params)))
+
+
+def clip_by_rms(threshold: Float[ArrayLike, ""]) -> optax.GradientTransformation:
+    """Scale each matrix's update down to a root mean square of at most `threshold`.
+
+    `optax.clip_by_block_rms`, matrix by matrix where that takes leaf by leaf.
+    """
+
+    def clipped(U: Array) -> Array:
+        return (U / jnp.maximum(1, _rms(U) / threshold)).astype(U.dtype)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(clipped, updates))
+
+
+def scale_by_weight_rms(least: Float[ArrayLike, ""] = 1e-3) -> optax.GradientTransformation:
+    """Scale each matrix's update by the root mean square of its weights, or by `least` where that is more.
+
+    `optax.scale_by_param_block_rms`, matrix by matrix where that takes leaf by leaf.
+    """
+
+    def scaled(U: Array, W: ArrayLike) -> Array:
+        return (U * jnp.maximum(_rms(W), least)).astype(U.dtype)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(scaled, updates, _required("scale_by_weight_rms", params)))
 
 
 def standardize_rows(eps: Float[ArrayLike, ""] = 1e-8) -> optax.GradientTransformation:
@@ -172,10 +197,16 @@ def over_longer_side() -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map(lambda U: U / max(sides(U.shape)) ** 0.5, updates))
 
 
-def _norm(x: Array) -> Array:
+def _norm(x: ArrayLike) -> Array:
     """Frobenius norms, of the last two axes, which are kept."""
+    x = jnp.asarray(x)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return jnp.sqrt(jnp.sum(x**2, axis=(-2, -1) if x.ndim >= 2 else None, keepdims=True))
+
+
+def _rms(x: ArrayLike) -> Array:
+    """Root mean squares, as `_norm`; 0 where there is nothing."""
+    return _norm(x) / max(1, math.prod(sides(jnp.shape(x)))) ** 0.5
 
 
 def _tall(G: Array) -> bool:

@@ -14,11 +14,13 @@ from jaxtyping import ArrayLike, Int
 
 from fimlens.chain import (
     average_updates,
+    clip_by_rms,
     limit_norm_growth,
     orthogonalize,
     over_longer_side,
     scale_by_shape,
     scale_by_trust_ratio,
+    scale_by_weight_rms,
     shorter_side_first,
     standardize_rows,
 )
@@ -123,17 +125,17 @@ def adafactor(
 
     State: m + n (a vector: its length); m n more with momentum. `optax.adafactor(min_dim_size_to_factor=1)`, but that
     its eps = 1e-30 is added to every g^2 and here eps, 0 by default, to the root of each eigenvalue; it factors a leaf of
-    three axes or more along its two largest, this one along the two of its matrix view.
+    three axes or more along its two largest, and clips and scales it whole; here each matrix, of the last two axes, is by itself.
     """
     direction = scale_by_structure(
         Marginals(), b1=None, b2=lambda t: 1 - t**-decay_rate, eps=eps, second_moment_dtype=second_moment_dtype
     )
     steps = [direction]
     if clipping_threshold is not None:
-        steps.append(optax.clip_by_block_rms(clipping_threshold))
+        steps.append(clip_by_rms(clipping_threshold))
     steps.append(optax.scale_by_learning_rate(learning_rate, flip_sign=False))
     if multiply_by_parameter_scale:
-        steps.append(optax.scale_by_param_block_rms())
+        steps.append(scale_by_weight_rms())
     if momentum is not None:
         steps.append(optax.ema(momentum, debias=False, accumulator_dtype=momentum_dtype))
     return optax.chain(*steps, *decayed(weight_decay, mask), optax.scale(-1))
