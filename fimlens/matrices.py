@@ -15,6 +15,7 @@ from fimlens.views import path_name
 METHOD, OTHERS = "method", "others"
 EMBEDDING = re.compile(r"embed|^wte$|^wpe$", re.IGNORECASE)
 HEAD = re.compile(r"^((lm|output|readout|classifier)_?)?head$|^(logits|unembed\w*|lm_output)$", re.IGNORECASE)
+VECTORS = re.compile(r"norm|(^|/)(bias|scale)(/value)?$", re.IGNORECASE)  # Flax NNX ends paths with "value"
 
 Rule = Callable[[str, Array], Any]
 
@@ -40,8 +41,9 @@ def matrices(
 ) -> optax.GradientTransformationExtraArgs:
     """Give matrices to `tx`, and all else to `others`: Adam's direction by default.
 
-    By default a leaf of two axes or more is a matrix unless its path names an embedding ("embed", "wte", "wpe") or, with
-    `head` False, the output head ("head", "lm_head", "logits", "unembed"). Empty leaves go to the others.
+    By default a leaf of two axes or more is a matrix unless its path names an embedding ("embed", "wte", "wpe"), vectors that
+    may be stacked (a word with "norm" in it, or last "bias" or "scale"), or, with `head` False, the output head ("head",
+    "lm_head", "logits", "unembed"). Empty leaves go to the others.
 
     Args:
         tx: the method.
@@ -150,7 +152,7 @@ def role(path: str) -> str | None:
 
 
 def _is_matrix(path: str, leaf: Array, head: bool) -> bool:
-    if jnp.ndim(leaf) < 2 or jnp.size(leaf) == 0:
+    if jnp.ndim(leaf) < 2 or jnp.size(leaf) == 0 or VECTORS.search(path):
         return False
     return role(path) is None or (head and role(path) == "head")
 

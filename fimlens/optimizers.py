@@ -125,7 +125,7 @@ def adafactor(
 
     State: m + n (a vector: its length); m n more with momentum. `optax.adafactor(min_dim_size_to_factor=1)`, but that
     its eps = 1e-30 is added to every g^2 and here eps, 0 by default, to the root of each eigenvalue; it factors a leaf of
-    three axes or more along its two largest, and clips and scales it whole; here each matrix, of the last two axes, is by itself.
+    three axes or more along its two largest, and clips and scales it whole; here each matrix is by itself.
     """
     direction = scale_by_structure(
         Marginals(), b1=None, b2=lambda t: 1 - t**-decay_rate, eps=eps, second_moment_dtype=second_moment_dtype

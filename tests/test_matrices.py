@@ -27,10 +27,10 @@ def tree(seed, shapes=SHAPES):
     return treedef.unflatten([jax.random.normal(k, shape) for k, shape in zip(keys, leaves, strict=True)])
 
 
-def taken(**options):
+def taken(shapes=SHAPES, **options):
     """Paths of the leaves that go to the method."""
     tx = fl.matrices(optax.scale(2.0), optax.scale(1.0), **options)
-    ones = jax.tree.map(jnp.ones_like, tree(0))
+    ones = jax.tree.map(jnp.ones_like, tree(0, shapes))
     updates, _ = tx.update(ones, tx.init(ones))
     paths = jax.tree_util.tree_leaves_with_path(updates)
     return {jax.tree_util.keystr(path, simple=True, separator="/") for path, u in paths if u.size and (u == 2).all()}
@@ -42,6 +42,12 @@ INNER = {"layers/0/attention/query/kernel", "layers/0/mlp/kernel", "conv/kernel"
 def test_matrices_go_to_the_method_and_the_rest_to_adam():
     assert taken() == INNER
     assert taken(head=True) == INNER | {"lm_head/kernel"}
+
+
+def test_stacked_vectors_are_no_matrices():
+    layers = {"norm": {"scale": (12, 64)}, "mlp": {"bias": (12, 32), "kernel": (12, 64, 32)}, "post_LayerNorm": {"w": (12, 64)}}
+    layers["nnx"] = {"bias": {"value": (12, 32)}, "scaled": {"value": (12, 32)}}
+    assert taken(shapes={"layers": layers}) == {"layers/mlp/kernel", "layers/nnx/scaled/value"}
 
 
 def test_the_rule_is_replaced_by_a_pattern_a_function_or_a_tree():
