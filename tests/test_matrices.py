@@ -1,5 +1,6 @@
 """Which leaves a method takes, and how each is seen as a matrix."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,8 +56,33 @@ def test_the_rule_is_replaced_by_a_pattern_a_function_or_a_tree():
     assert taken(route=lambda path, leaf: leaf.ndim == 4) == {"conv/kernel"}
     chosen = jax.tree.map(lambda x: x.shape == (1, 5), tree(0))
     assert taken(route=chosen) == {"row"}
-    with pytest.raises(ValueError, match="says nothing of parameter 'column'"):
-        taken(route={"embedding": True})
+    assert taken(route=jax.tree.map(lambda chosen: "method" if chosen else "others", chosen)) == {"row"}
+    assert taken(route=lambda path, leaf: "method" if leaf.ndim == 4 else "others") == {"conv/kernel"}
+    assert taken(route=lambda path, leaf: np.bool_(leaf.ndim == 4)) == {"conv/kernel"}
+
+
+@pytest.mark.parametrize(
+    ("route", "message"),
+    [
+        ({"embedding": True}, "says nothing of parameter 'column'"),
+        ({"embedding": "muon"}, "matrices: route says of each leaf True or \"method\".*got 'muon'"),
+        (lambda path, leaf: None, "matrices: route says of each leaf.*got None"),
+        (2, "matrices: route says of each leaf.*got 2"),
+        ("(", r"matrices: route '\(' is no regular expression: .*unterminated"),
+    ],
+)
+def test_routes_that_do_not_say_are_refused(route, message):
+    with pytest.raises(ValueError, match=message):
+        taken(route=route)
+
+
+def test_a_module_of_bools_is_a_tree():
+    """Equinox's modules are callable."""
+    weights = eqx.filter(eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(0)), eqx.is_array)
+    tx = fl.matrices(optax.scale(2.0), optax.scale(1.0), route=jax.tree.map(lambda x: x.ndim == 2, weights))
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, weights), tx.init(weights))
+    assert (updates.layers[0].weight == 2).all()
+    assert (updates.layers[0].bias == 1).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -130,6 +156,12 @@ def test_axes_in_any_order_and_optaxs_own_declaration():
 @pytest.mark.parametrize("axes", [fl.Axes(0, (0, 1)), fl.Axes(0, 7), fl.Axes((), (0, 1, 2)), fl.Axes(0, 1, ())])
 def test_axes_that_are_not_named_once_are_refused(axes):
     with pytest.raises(ValueError, match="as_matrix: 'w' has shape"):
+        fl.as_matrix(optax.identity(), axes).init({"w": jnp.ones((2, 3, 4))})
+
+
+@pytest.mark.parametrize("axes", ["x", (0, 1), {"w": (0, 1)}, lambda path, leaf: (0, 1)])
+def test_axes_of_another_kind_are_refused(axes):
+    with pytest.raises(ValueError, match=r"as_matrix: axes are None or fl\.Axes\(reduction, output\)"):
         fl.as_matrix(optax.identity(), axes).init({"w": jnp.ones((2, 3, 4))})
 
 
