@@ -137,6 +137,16 @@ def standardize_rows(eps: Float[ArrayLike, ""] = 1e-8) -> optax.GradientTransfor
     return optax.stateless(lambda updates, params: jax.tree.map(standardized, updates))
 
 
+def keeping_dtypes(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Let the state of `tx` keep the dtypes that it starts with, when gradients are of another than the weights."""
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        moved, new = tx.update(updates, state, params)
+        return moved, jax.tree.map(lambda old, x: x.astype(old.dtype), state, new)
+
+    return optax.GradientTransformation(tx.init, update)
+
+
 def orthogonalize(steps: Int[ArrayLike, ""] = 5, eps: Float[ArrayLike, ""] = 1e-8) -> optax.GradientTransformation:
     """Each matrix's polar factor U V^T, nearly: a quintic Newton-Schulz iteration takes singular values to 0.7 to 1.2.
 

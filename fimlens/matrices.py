@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from fimlens.chain import keeping_dtypes
 from fimlens.views import path_name
 
 METHOD, OTHERS = "method", "others"
@@ -68,7 +69,7 @@ def matrices(
     def labels(params: PyTree) -> PyTree:
         return jax.tree_util.tree_map_with_path(lambda path, leaf: METHOD if rule(path_name(path), leaf) else OTHERS, params)
 
-    return optax.partition({METHOD: tx, OTHERS: optax.scale_by_adam() if others is None else others}, labels)
+    return optax.partition({METHOD: tx, OTHERS: keeping_dtypes(optax.scale_by_adam()) if others is None else others}, labels)
 
 
 def as_matrix(

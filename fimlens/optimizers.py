@@ -15,6 +15,7 @@ from jaxtyping import ArrayLike, Int
 from fimlens.chain import (
     average_updates,
     clip_by_rms,
+    keeping_dtypes,
     limit_norm_growth,
     orthogonalize,
     over_longer_side,
@@ -59,7 +60,7 @@ def sgd(
 
     State: nothing; m n with momentum. There is no eps: nothing is divided by.
     """
-    averaged = [] if momentum is None else [optax.trace(momentum, nesterov, momentum_dtype)]
+    averaged = [] if momentum is None else [keeping_dtypes(optax.trace(momentum, nesterov, momentum_dtype))]
     return optax.chain(*averaged, *decayed(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
 
 
@@ -137,7 +138,7 @@ def adafactor(
     if multiply_by_parameter_scale:
         steps.append(scale_by_weight_rms())
     if momentum is not None:
-        steps.append(optax.ema(momentum, debias=False, accumulator_dtype=momentum_dtype))
+        steps.append(keeping_dtypes(optax.ema(momentum, debias=False, accumulator_dtype=momentum_dtype)))
     return optax.chain(*steps, *decayed(weight_decay, mask), optax.scale(-1))
 
 
@@ -162,7 +163,7 @@ def lars(
         scale_by_structure(Scalar(), b1=None, b2=None, eps=eps),
         scale_by_trust_ratio(trust_coefficient),
         optax.scale_by_learning_rate(learning_rate),
-        optax.trace(momentum, nesterov, momentum_dtype),
+        keeping_dtypes(optax.trace(momentum, nesterov, momentum_dtype)),
     )
 
 
@@ -389,7 +390,7 @@ scale_by_adafacdiag = _of_current_gradient(
 
 # --- the full chains of those ---------------------------------------------------------------------------------
 
-muon = full_chain(scale_by_muon, adam=optax.scale_by_adam(nesterov=True))  # as Optax's Muon
+muon = full_chain(scale_by_muon, adam=keeping_dtypes(optax.scale_by_adam(nesterov=True)))  # as Optax's Muon
 swan = full_chain(scale_by_swan)
 shampoo = full_chain(scale_by_shampoo)
 soap = full_chain(scale_by_soap)
