@@ -128,11 +128,11 @@ def standardize_rows(eps: Float[ArrayLike, ""] = 1e-8) -> optax.GradientTransfor
     """Each row less its mean, over its standard deviation: the first half of SWAN (Ma et al., 2024)."""
 
     def standardized(G: Array) -> Array:
-        x = G.astype(jnp.promote_types(G.dtype, jnp.float32))
+        x = jnp.atleast_2d(G).astype(jnp.promote_types(G.dtype, jnp.float32))
         x = x / unit_of(x, -1)
         x = x - x.mean(-1, keepdims=True)
         spread = jnp.sqrt(jnp.mean(x**2, -1, keepdims=True)) + eps
-        return (x / jnp.where(spread == 0, 1, spread)).astype(G.dtype)
+        return (x / jnp.where(spread == 0, 1, spread)).astype(G.dtype).reshape(G.shape)
 
     return optax.stateless(lambda updates, params: jax.tree.map(standardized, updates))
 
@@ -196,7 +196,7 @@ def scale_by_shape(scale: str = "width") -> optax.GradientTransformation:
         raise ValueError(f'scale_by_shape: scale is "width", "fisher" or "rms"; got {scale!r}')
 
     def scaled(U: Array) -> Array:
-        m, n = sides(U.shape)
+        m, n = (max(1, side) for side in sides(U.shape))
         return U * {"width": max(1, n / m) ** 0.5, "fisher": max(m, n) ** 0.5, "rms": 0.2 * max(m, n) ** 0.5}[scale]
 
     return optax.stateless(lambda updates, params: jax.tree.map(scaled, updates))
@@ -204,7 +204,7 @@ def scale_by_shape(scale: str = "width") -> optax.GradientTransformation:
 
 def over_longer_side() -> optax.GradientTransformation:
     """Each matrix over the root of its longer side."""
-    return optax.stateless(lambda updates, params: jax.tree.map(lambda U: U / max(sides(U.shape)) ** 0.5, updates))
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda U: U / max(1, *sides(U.shape)) ** 0.5, updates))
 
 
 def _norm(x: ArrayLike) -> Array:

@@ -96,6 +96,15 @@ def test_every_optimizer_takes_any_tree(name):
     assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, weights)
 
 
+@pytest.mark.parametrize("tx", [fl.scale_by_muon(), fl.scale_by_muon(root="exact", scale="rms"), fl.scale_by_swan()])
+def test_directions_take_empty_leaves_and_numbers(tx):
+    shapes = [(0,), (0, 3), (3, 0), (0, 0), (2, 0, 4), ()]
+    G = tree(0, shapes)
+    updates, _ = tx.update(G, tx.init(G))
+    assert [u.shape for u in updates] == shapes
+    assert jnp.isfinite(updates[-1])
+
+
 def as_seen_by_hand(shape, axes, forth, back):
     """One declaration of axes gives what a reshape by hand gives."""
     G = jax.random.normal(jax.random.key(1), shape)
