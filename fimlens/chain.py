@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens.basis import unit_of
-from fimlens.views import sides, unview, views
+from fimlens.views import require_real, sides, unview, views
 
 Matrix = Float[Array, "*stack m n"]
 
@@ -34,6 +34,7 @@ def average_updates(
     """
 
     def init(params: PyTree) -> MomentumState:
+        require_real("average_updates", params)
         return MomentumState(jnp.zeros([], jnp.int32), jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype), params))
 
     def update(updates: PyTree, state: MomentumState, params: PyTree = None) -> tuple[PyTree, MomentumState]:

@@ -25,7 +25,7 @@ from fimlens.chain import (
     shorter_side_first,
     standardize_rows,
 )
-from fimlens.full_chain import Number, Rate, Transform, decayed, full_chain
+from fimlens.full_chain import Number, Rate, Transform, decayed, full_chain, require_rate
 from fimlens.structure import Structure
 from fimlens.structures import (
     Diagonal,
@@ -40,6 +40,7 @@ from fimlens.structures import (
     Singular,
 )
 from fimlens.transform import scale_by_structure
+from fimlens.views import require_number
 
 Whole = Int[ArrayLike, ""]
 
@@ -60,6 +61,7 @@ def sgd(
 
     State: nothing; m n with momentum. There is no eps: nothing is divided by.
     """
+    require_rate("sgd", "learning_rate", learning_rate)
     averaged = [] if momentum is None else [keeping_dtypes(optax.trace(momentum, nesterov, momentum_dtype))]
     return optax.chain(*averaged, *decayed(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
 
@@ -79,6 +81,7 @@ def adam(
 
     State: 2 m n, momentum and v, in float32 by default whatever the weights are.
     """
+    require_rate("adam", "learning_rate", learning_rate)
     direction = scale_by_structure(
         Diagonal(), b1=b1, b2=b2, eps=eps, momentum_dtype=momentum_dtype, second_moment_dtype=second_moment_dtype
     )
@@ -97,6 +100,7 @@ def adamw(
     second_moment_dtype: DTypeLike | None = None,
 ) -> Transform:
     """`adam` with decoupled weight decay (Loshchilov and Hutter, 2019). `optax.adamw`."""
+    require_rate("adamw", "learning_rate", learning_rate)
     return adam(
         learning_rate,
         b1=b1,
@@ -128,6 +132,7 @@ def adafactor(
     its eps = 1e-30 is added to every g^2 and here eps, 0 by default, to the root of each eigenvalue; it factors a leaf of
     three axes or more along its two largest, and clips and scales it whole; here each matrix is by itself.
     """
+    require_rate("adafactor", "learning_rate", learning_rate)
     direction = scale_by_structure(
         Marginals(), b1=None, b2=lambda t: 1 - t**-decay_rate, eps=eps, second_moment_dtype=second_moment_dtype
     )
@@ -158,6 +163,7 @@ def lars(
     State: m n, the momentum. `optax.lars`, matrix by matrix where that takes leaf by leaf; where ||W|| is zero the update is
     G / sqrt(c), and in Optax G.
     """
+    require_rate("lars", "learning_rate", learning_rate)
     return optax.chain(
         *decayed(weight_decay, mask),
         scale_by_structure(Scalar(), b1=None, b2=None, eps=eps),
@@ -182,6 +188,7 @@ def lamb(
 
     State: 2 m n. Optax takes the ratio leaf by leaf; for leaves of up to two axes the two are one.
     """
+    require_rate("lamb", "learning_rate", learning_rate)
     direction = scale_by_structure(
         Diagonal(), b1=b1, b2=b2, eps=eps, momentum_dtype=momentum_dtype, second_moment_dtype=second_moment_dtype
     )
@@ -207,6 +214,9 @@ def scale_by_muon(
     State: m n, the momentum. `root` is "newton-schulz", as in `optax.contrib.muon`, whose trajectory this follows; or
     "exact", the polar factor itself, which is the one that the lens judges. `scale`: see `scale_by_shape`.
     """
+    require_number("muon", "beta", beta, 0, below=1)
+    require_number("muon", "steps", steps, 1, whole=True)
+    require_number("muon", "eps", eps, 0)
     roots = {"newton-schulz": orthogonalize(steps, eps=eps), "exact": optax.chain(whiten(), over_longer_side())}
     if root not in roots:
         raise ValueError(f"muon: root is one of {', '.join(map(repr, roots))}; got {root!r}")
@@ -257,10 +267,10 @@ def scale_by_shampoo(
     )
 
 
-def _soap(sides: str, refresh: str, **options: Any) -> Transform:
+def _soap(call: str, sides: str, refresh: str, **options: Any) -> Transform:
     trackers = {"eigh": Eigen(), "qr": PowerStep()}
     if refresh not in trackers:
-        raise ValueError(f"soap: refresh is one of {', '.join(map(repr, trackers))}; got {refresh!r}")
+        raise ValueError(f"{call}: refresh is one of {', '.join(map(repr, trackers))}; got {refresh!r}")
     return scale_by_structure(Rotated(Diagonal(), sides, trackers[refresh]), **options)
 
 
@@ -286,7 +296,7 @@ def scale_by_soap(
     and coordinates at rounding get no update, so that arbitrary null-space vectors move nothing; eps stands beside the
     bias-corrected root, as in Adam.
     """
-    return _soap("LR", **locals())
+    return _soap("soap", "LR", **locals())
 
 
 def scale_by_osoap(
@@ -306,7 +316,7 @@ def scale_by_osoap(
 
     State: 2 m n + 2 r^2. Options as `soap`'s, with [G]'s order: the basis turns before the update.
     """
-    return _soap("short", **locals())
+    return _soap("osoap", "short", **locals())
 
 
 def scale_by_racs(
@@ -325,6 +335,10 @@ def scale_by_racs(
     0.02. Repaired: `bias_correction`, which the print lacks (its first update is 1/(1-beta) too large; False follows
     it); a zero last update does not freeze a matrix; no sum of squares within the sweeps leaves float32.
     """
+    require_number("racs", "beta", beta, 0, below=1)
+    require_number("racs", "gamma", gamma, 1)
+    require_number("racs", "sweeps", sweeps, 1, whole=True)
+    require_number("racs", "eps", eps, 0)
     direction = scale_by_structure(
         RowColumn(sweeps),
         b1=None,
