@@ -42,13 +42,16 @@ def matrices(
 ) -> optax.GradientTransformationExtraArgs:
     """Give matrices to `tx`, and all else to `others`: Adam's direction by default.
 
+    Both are directions, with neither rate nor sign: the rate comes after, as in the example. A full chain, such as
+    `fl.racs(0.02)`, routes by itself; as `tx` it would descend while the default `others` goes up the gradient, unscaled.
+
     By default a leaf of two axes or more is a matrix unless its path names an embedding ("embed", "wte", "wpe"), vectors that
     may be stacked (a word with "norm" in it, or last "bias" or "scale"), or, with `head` False, the output head ("head",
     "lm_head", "logits", "unembed"). Empty leaves go to the others.
 
     Args:
-        tx: the method.
-        others: what the other leaves get.
+        tx: the method's direction.
+        others: the other leaves' direction; `optax.scale_by_adam()` by default.
         route: in place of this rule, one of your own: a regular expression that the path of a matrix matches, such as
             "attention|mlp"; a function of path and leaf to bool; or a tree of bools like the parameters. For a bool may stand
             "method" or "others".
@@ -59,10 +62,14 @@ def matrices(
 
     Example:
         >>> import jax.numpy as jnp, optax, fimlens as fl
-        >>> tx = fl.matrices(fl.scale_by_racs(), others=optax.scale_by_adam())
-        >>> state = tx.init({"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)})
-        >>> sorted(state.inner_states)
+        >>> tx = optax.chain(fl.matrices(fl.scale_by_racs()), optax.scale_by_learning_rate(0.02))
+        >>> params = {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}
+        >>> state = tx.init(params)
+        >>> sorted(state[0].inner_states)
         ['method', 'others']
+        >>> updates, state = tx.update(params, state, params)
+        >>> bool((updates["kernel"] < 0).all()), bool((updates["bias"] < 0).all())
+        (True, True)
     """
     rule = _routing(route, default=lambda path, leaf: _is_matrix(path, leaf, head))
 
