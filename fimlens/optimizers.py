@@ -131,6 +131,7 @@ def adafactor(
     State: m + n (a vector: its length); m n more with momentum. `optax.adafactor(min_dim_size_to_factor=1)`, but that
     its eps = 1e-30 is added to every g^2 and here eps, 0 by default, to the root of each eigenvalue; it factors a leaf of
     three axes or more along its two largest, and clips and scales it whole; here each matrix is by itself.
+    `weight_decay` is not times the rate, in Optax neither: what `adamw` calls w is here w times the rate.
     """
     require_rate("adafactor", "learning_rate", learning_rate)
     direction = scale_by_structure(
@@ -211,8 +212,9 @@ def scale_by_muon(
 ) -> Transform:
     """Muon (Jordan, 2024): H = {I (x) M}, EXACT for the momentum alone, M = E[GG^T] / n ([G] Proposition 2).
 
-    State: m n, the momentum. `root` is "newton-schulz", as in `optax.contrib.muon`, whose trajectory this follows; or
-    "exact", the polar factor itself, which is the one that the lens judges. `scale`: see `scale_by_shape`.
+    State: m n, the momentum. `root` is "newton-schulz", as in `optax.contrib.muon`, whose trajectory this follows, and only
+    near that root; or "exact", the polar factor itself, which is the one that the lens judges, and has no use for `steps` and
+    `eps`. `scale`: see `scale_by_shape`.
     """
     require_number("muon", "beta", beta, 0, below=1)
     require_number("muon", "steps", steps, 1, whole=True)
@@ -226,7 +228,9 @@ def scale_by_muon(
 def scale_by_swan(*, eps: Number = 1e-8) -> Transform:
     """SWAN (Ma et al., 2024): rows standardised, then whitened: H = {I (x) M}, EXACT for what the standardisation leaves.
 
-    State: nothing. The whitening is the exact root, with [G]'s factor, the root of the longer side.
+    State: nothing. Rows are those of the matrix as given (of x @ W one for each input); only the whitening has the shorter
+    side first. It is the exact root, with [G]'s factor, the root of the longer side. eps, of the standardisation, is relative
+    to the largest entry of its row.
     """
     return optax.chain(standardize_rows(eps), whiten())
 
