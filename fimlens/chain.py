@@ -3,6 +3,7 @@
 Each takes every matrix by itself: the last two axes of a leaf, leading ones mapped; a vector is one matrix.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens.basis import unit_of
-from fimlens.views import sides, unview, views
+from fimlens.views import require_real, sides, unview, views
 
 Matrix = Float[Array, "*stack m n"]
 
@@ -33,6 +34,7 @@ def average_updates(
     """
 
     def init(params: PyTree) -> MomentumState:
+        require_real("average_updates", params)
         return MomentumState(jnp.zeros([], jnp.int32), jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype), params))
 
     def update(updates: PyTree, state: MomentumState, params: PyTree = None) -> tuple[PyTree, MomentumState]:
@@ -90,7 +92,7 @@ def scale_by_trust_ratio(coefficient: Float[ArrayLike, ""] = 1.0) -> optax.Gradi
     `optax.scale_by_trust_ratio`, matrix by matrix where that takes leaf by leaf. LARS, LAMB (You et al., 2017, 2020).
     """
 
-    def ratio(U: Array, W: Array) -> Array:
+    def ratio(U: Array, W: ArrayLike) -> Array:
         of_weight, of_update = _norm(W), _norm(U)
         untouched = (of_weight == 0) | (of_update == 0)
         r = jnp.where(untouched, 1, coefficient * of_weight / jnp.where(untouched, 1, of_update))
@@ -99,17 +101,51 @@ def scale_by_trust_ratio(coefficient: Float[ArrayLike, ""] = 1.0) -> optax.Gradi
     return optax.stateless(lambda updates, params: jax.tree.map(ratio, updates, _required("scale_by_trust_ratio", params)))
 
 
+def clip_by_rms(threshold: Float[ArrayLike, ""]) -> optax.GradientTransformation:
+    """Scale each matrix's update down to a root mean square of at most `threshold`.
+
+    `optax.clip_by_block_rms`, matrix by matrix where that takes leaf by leaf.
+    """
+
+    def clipped(U: Array) -> Array:
+        return (U / jnp.maximum(1, _rms(U) / threshold)).astype(U.dtype)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(clipped, updates))
+
+
+def scale_by_weight_rms(least: Float[ArrayLike, ""] = 1e-3) -> optax.GradientTransformation:
+    """Scale each matrix's update by the root mean square of its weights, or by `least` where that is more.
+
+    `optax.scale_by_param_block_rms`, matrix by matrix where that takes leaf by leaf.
+    """
+
+    def scaled(U: Array, W: ArrayLike) -> Array:
+        return (U * jnp.maximum(_rms(W), least)).astype(U.dtype)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(scaled, updates, _required("scale_by_weight_rms", params)))
+
+
 def standardize_rows(eps: Float[ArrayLike, ""] = 1e-8) -> optax.GradientTransformation:
     """Each row less its mean, over its standard deviation: the first half of SWAN (Ma et al., 2024)."""
 
     def standardized(G: Array) -> Array:
-        x = G.astype(jnp.promote_types(G.dtype, jnp.float32))
+        x = jnp.atleast_2d(G).astype(jnp.promote_types(G.dtype, jnp.float32))
         x = x / unit_of(x, -1)
         x = x - x.mean(-1, keepdims=True)
         spread = jnp.sqrt(jnp.mean(x**2, -1, keepdims=True)) + eps
-        return (x / jnp.where(spread == 0, 1, spread)).astype(G.dtype)
+        return (x / jnp.where(spread == 0, 1, spread)).astype(G.dtype).reshape(G.shape)
 
     return optax.stateless(lambda updates, params: jax.tree.map(standardized, updates))
+
+
+def keeping_dtypes(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Let the state of `tx` keep the dtypes that it starts with, when gradients are of another than the weights."""
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        moved, new = tx.update(updates, state, params)
+        return moved, jax.tree.map(lambda old, x: x.astype(old.dtype), state, new)
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 def orthogonalize(steps: Int[ArrayLike, ""] = 5, eps: Float[ArrayLike, ""] = 1e-8) -> optax.GradientTransformation:
@@ -161,7 +197,7 @@ def scale_by_shape(scale: str = "width") -> optax.GradientTransformation:
         raise ValueError(f'scale_by_shape: scale is "width", "fisher" or "rms"; got {scale!r}')
 
     def scaled(U: Array) -> Array:
-        m, n = sides(U.shape)
+        m, n = (max(1, side) for side in sides(U.shape))
         return U * {"width": max(1, n / m) ** 0.5, "fisher": max(m, n) ** 0.5, "rms": 0.2 * max(m, n) ** 0.5}[scale]
 
     return optax.stateless(lambda updates, params: jax.tree.map(scaled, updates))
@@ -169,13 +205,19 @@ def scale_by_shape(scale: str = "width") -> optax.GradientTransformation:
 
 def over_longer_side() -> optax.GradientTransformation:
     """Each matrix over the root of its longer side."""
-    return optax.stateless(lambda updates, params: jax.tree.map(lambda U: U / max(sides(U.shape)) ** 0.5, updates))
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda U: U / max(1, *sides(U.shape)) ** 0.5, updates))
 
 
-def _norm(x: Array) -> Array:
+def _norm(x: ArrayLike) -> Array:
     """Frobenius norms, of the last two axes, which are kept."""
+    x = jnp.asarray(x)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return jnp.sqrt(jnp.sum(x**2, axis=(-2, -1) if x.ndim >= 2 else None, keepdims=True))
+
+
+def _rms(x: ArrayLike) -> Array:
+    """Root mean squares, as `_norm`; 0 where there is nothing."""
+    return _norm(x) / max(1, math.prod(sides(jnp.shape(x)))) ** 0.5
 
 
 def _tall(G: Array) -> bool:

@@ -5,12 +5,15 @@ from collections.abc import Callable
 from inspect import Parameter, Signature
 from typing import Any
 
+import jax
+import numpy as np
 import optax
-from jaxtyping import ArrayLike, Float
+from jaxtyping import ArrayLike, Float, PyTree
 
 from fimlens.matrices import as_matrix, matrices
 from fimlens.structures import Diagonal
 from fimlens.transform import scale_by_structure
+from fimlens.views import require_real
 
 Number = Float[ArrayLike, ""]
 Rate = Number | optax.Schedule
@@ -43,6 +46,16 @@ def decayed(weight_decay: Number, mask: Any) -> list[Transform]:
     return [] if none else [optax.add_decayed_weights(weight_decay, mask)]
 
 
+def require_rate(call: str, name: str, rate: Any) -> None:
+    """Refuse what is no rate of learning.
+
+    Raises:
+        TypeError: it is neither a number, an array, nor a schedule.
+    """
+    if not (callable(rate) or isinstance(rate, int | float | np.generic | np.ndarray | jax.Array)):
+        raise TypeError(f"{call}: {name} is a number, an array or a schedule, such as 1e-3; got {rate!r}.")
+
+
 def _times(factor: float, rate: Rate) -> Rate:
     return (lambda step: factor * rate(step)) if callable(rate) else factor * rate
 
@@ -56,28 +69,40 @@ def full_chain(
     times the method's, schedule or number.
     """
 
+    name = direction.__name__.removeprefix("scale_by_")
     others = scale_by_structure(Diagonal()) if adam is None else adam
 
     def optimizer(learning_rate: Rate, **options: Any) -> Transform:
-        given = signature.bind(learning_rate, **options)
+        try:
+            given = signature.bind(learning_rate, **options)
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}. Its arguments are {', '.join(signature.parameters)}.") from None
         given.apply_defaults()
         options = dict(given.arguments)
         around = {name: options.pop(name) for name in ("learning_rate", *_AROUND)}
         adam_rate = around["adam_learning_rate"]
+        require_rate(name, "learning_rate", learning_rate)
         if adam_rate is None:
             adam_rate = _times(adam_factor, learning_rate)
+        require_rate(name, "adam_learning_rate", adam_rate)
         routing = {"route": around["route"], "head": around["head"]}
         rates = (optax.scale_by_learning_rate(rate) for rate in (learning_rate, adam_rate))
-        return optax.chain(
+        chain = optax.chain(
             matrices(as_matrix(direction(**options), around["axes"]), others, **routing),
             *decayed(around["weight_decay"], around["mask"]),  # over the whole tree, so that any mask fits
             matrices(*rates, **routing),
         )
 
+        def init(params: PyTree) -> Any:
+            require_real(name, params)
+            return chain.init(params)
+
+        return optax.GradientTransformationExtraArgs(init, chain.update)
+
     around = [Parameter(name, Parameter.KEYWORD_ONLY, default=default) for name, default in _AROUND.items()]
     own = list(inspect.signature(direction).parameters.values())
     signature = Signature([Parameter("learning_rate", Parameter.POSITIONAL_OR_KEYWORD), *own, *around])
     optimizer.__signature__ = signature
-    optimizer.__name__ = optimizer.__qualname__ = direction.__name__.removeprefix("scale_by_")
+    optimizer.__name__ = optimizer.__qualname__ = name
     optimizer.__doc__ = f"{direction.__doc__.rstrip()}\n{_AROUND_DOC.format(adam_factor=adam_factor)}"
     return optimizer

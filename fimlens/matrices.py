@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from fimlens.chain import keeping_dtypes
 from fimlens.views import path_name
 
 METHOD, OTHERS = "method", "others"
 EMBEDDING = re.compile(r"embed|^wte$|^wpe$", re.IGNORECASE)
 HEAD = re.compile(r"^((lm|output|readout|classifier)_?)?head$|^(logits|unembed\w*|lm_output)$", re.IGNORECASE)
+VECTORS = re.compile(r"norm|(^|/)(bias|scale)(/value)?$", re.IGNORECASE)  # Flax NNX ends paths with "value"
 
 Rule = Callable[[str, Array], Any]
 
@@ -40,29 +42,41 @@ def matrices(
 ) -> optax.GradientTransformationExtraArgs:
     """Give matrices to `tx`, and all else to `others`: Adam's direction by default.
 
-    By default a leaf of two axes or more is a matrix unless its path names an embedding ("embed", "wte", "wpe") or, with
-    `head` False, the output head ("head", "lm_head", "logits", "unembed"). Empty leaves go to the others.
+    Both are directions, with neither rate nor sign: the rate comes after, as in the example. A full chain, such as
+    `fl.racs(0.02)`, routes by itself; as `tx` it would descend while the default `others` goes up the gradient, unscaled.
+
+    By default a leaf of two axes or more is a matrix unless its path names an embedding ("embed", "wte", "wpe"), vectors that
+    may be stacked (a word with "norm" in it, or last "bias" or "scale"), or, with `head` False, the output head ("head",
+    "lm_head", "logits", "unembed"). Empty leaves go to the others.
 
     Args:
-        tx: the method.
-        others: what the other leaves get.
+        tx: the method's direction.
+        others: the other leaves' direction; `optax.scale_by_adam()` by default.
         route: in place of this rule, one of your own: a regular expression that the path of a matrix matches, such as
-            "attention|mlp"; a function of path and leaf to bool; or a tree of bools like the parameters.
+            "attention|mlp"; a function of path and leaf to bool; or a tree of bools like the parameters. For a bool may stand
+            "method" or "others".
         head: whether the output head goes to the method.
+
+    Raises:
+        ValueError: the route is no regular expression, or says something else of a leaf, or nothing.
 
     Example:
         >>> import jax.numpy as jnp, optax, fimlens as fl
-        >>> tx = fl.matrices(fl.scale_by_racs(), others=optax.scale_by_adam())
-        >>> state = tx.init({"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)})
-        >>> sorted(state.inner_states)
+        >>> tx = optax.chain(fl.matrices(fl.scale_by_racs()), optax.scale_by_learning_rate(0.02))
+        >>> params = {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}
+        >>> state = tx.init(params)
+        >>> sorted(state[0].inner_states)
         ['method', 'others']
+        >>> updates, state = tx.update(params, state, params)
+        >>> bool((updates["kernel"] < 0).all()), bool((updates["bias"] < 0).all())
+        (True, True)
     """
-    rule = _rule("matrices", route, default=lambda path, leaf: _is_matrix(path, leaf, head))
+    rule = _routing(route, default=lambda path, leaf: _is_matrix(path, leaf, head))
 
     def labels(params: PyTree) -> PyTree:
         return jax.tree_util.tree_map_with_path(lambda path, leaf: METHOD if rule(path_name(path), leaf) else OTHERS, params)
 
-    return optax.partition({METHOD: tx, OTHERS: optax.scale_by_adam() if others is None else others}, labels)
+    return optax.partition({METHOD: tx, OTHERS: keeping_dtypes(optax.scale_by_adam()) if others is None else others}, labels)
 
 
 def as_matrix(
@@ -77,7 +91,7 @@ def as_matrix(
             are a stack of matrices, four or more a convolution kernel, whose last axis is the output.
 
     Raises:
-        ValueError: the axes of a leaf are not all named once.
+        ValueError: the axes of a leaf are not all named once, or are not given as `Axes`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, fimlens as fl
@@ -86,7 +100,7 @@ def as_matrix(
         >>> state.averaged.shape
         (8, 1)
     """
-    rule = _rule("as_matrix", axes, default=lambda path, leaf: None)
+    rule = _viewing(axes)
     tx = optax.with_extra_args_support(tx)
 
     def seen(tree: PyTree) -> PyTree:
@@ -150,7 +164,7 @@ def role(path: str) -> str | None:
 
 
 def _is_matrix(path: str, leaf: Array, head: bool) -> bool:
-    if jnp.ndim(leaf) < 2 or jnp.size(leaf) == 0:
+    if jnp.ndim(leaf) < 2 or jnp.size(leaf) == 0 or VECTORS.search(path):
         return False
     return role(path) is None or (head and role(path) == "head")
 
@@ -159,18 +173,50 @@ def _is_axes(x: Any) -> bool:
     return x is None or isinstance(x, Axes | optax.contrib.MuonDimensionNumbers)
 
 
-def _rule(call: str, given: Any, default: Rule) -> Rule:
-    """What is said of each leaf: by a function, a pattern, one thing for all, or a tree, looked up by path."""
-    if given is None:
+def _is_routed(x: Any) -> bool:
+    if isinstance(x, str):
+        return x in (METHOD, OTHERS)
+    return isinstance(x, bool) or getattr(x, "dtype", None) == jnp.dtype(bool)
+
+
+def _routing(route: Rule | str | PyTree | None, default: Rule) -> Rule:
+    """Whether a leaf is the method's."""
+    if route is None:
         return default
-    if callable(given):
-        return given
-    if isinstance(given, str):
-        pattern = re.compile(given)
+    if isinstance(route, str):
+        try:
+            pattern = re.compile(route)
+        except re.error as error:
+            raise ValueError(f"matrices: route {route!r} is no regular expression: {error}.") from error
         return lambda path, leaf: jnp.ndim(leaf) >= 2 and jnp.size(leaf) > 0 and bool(pattern.search(path))
-    if _is_axes(given):
-        return lambda path, leaf: given if jnp.ndim(leaf) >= 2 else None
-    said = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(given, is_leaf=_is_axes)}
+    expected = f'route says of each leaf True or "{METHOD}", or False or "{OTHERS}"'
+    said = _said("matrices", route, _is_routed, expected)
+
+    def is_methods(path: str, leaf: Array) -> bool:
+        answer = said(path, leaf)
+        return answer == METHOD if isinstance(answer, str) else bool(answer)
+
+    return is_methods
+
+
+def _viewing(axes: Axes | Rule | PyTree | None) -> Rule:
+    """The axes of a leaf, or None."""
+    if _is_axes(axes):
+        return lambda path, leaf: axes if jnp.ndim(leaf) >= 2 else None
+    return _said("as_matrix", axes, _is_axes, "axes are None or fl.Axes(reduction, output), such as fl.Axes(0, (1, 2))")
+
+
+def _said(call: str, given: Rule | PyTree, is_answer: Callable[[Any], bool], expected: str) -> Rule:
+    """What is said of each leaf: by a function, or by a tree, looked up by path."""
+
+    def checked(answer: Any) -> Any:
+        if not is_answer(answer):
+            raise ValueError(f"{call}: {expected}; got {answer!r}.")
+        return answer
+
+    if callable(given) and jax.tree_util.all_leaves([given]):  # a module of answers is a tree that may be callable
+        return lambda path, leaf: checked(given(path, leaf))
+    said = {path_name(path): checked(x) for path, x in jax.tree_util.tree_leaves_with_path(given, is_leaf=is_answer)}
 
     def look_up(path: str, leaf: Array) -> Any:
         if path not in said:

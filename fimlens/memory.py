@@ -75,7 +75,7 @@ def account(
     rows = []
     for name in names:
         if name not in NAMES + COMING:
-            raise ValueError(f"memory: there is no optimizer {name!r}. There are {', '.join(NAMES + COMING)}.")
+            raise ValueError(f"there is no optimizer {name!r}. There are {', '.join(NAMES + COMING)}.")
         on_adam, on_method = stated.get(name, (None, None))
         if name in COMING:
             rows.append(Row(name, "Adam" if on_method is None else "method", None, None, on_adam or on_method))

@@ -14,15 +14,18 @@ from jaxtyping import ArrayLike, Int
 
 from fimlens.chain import (
     average_updates,
+    clip_by_rms,
+    keeping_dtypes,
     limit_norm_growth,
     orthogonalize,
     over_longer_side,
     scale_by_shape,
     scale_by_trust_ratio,
+    scale_by_weight_rms,
     shorter_side_first,
     standardize_rows,
 )
-from fimlens.full_chain import Number, Rate, Transform, decayed, full_chain
+from fimlens.full_chain import Number, Rate, Transform, decayed, full_chain, require_rate
 from fimlens.structure import Structure
 from fimlens.structures import (
     Diagonal,
@@ -37,6 +40,7 @@ from fimlens.structures import (
     Singular,
 )
 from fimlens.transform import scale_by_structure
+from fimlens.views import require_number
 
 Whole = Int[ArrayLike, ""]
 
@@ -57,7 +61,8 @@ def sgd(
 
     State: nothing; m n with momentum. There is no eps: nothing is divided by.
     """
-    averaged = [] if momentum is None else [optax.trace(momentum, nesterov, momentum_dtype)]
+    require_rate("sgd", "learning_rate", learning_rate)
+    averaged = [] if momentum is None else [keeping_dtypes(optax.trace(momentum, nesterov, momentum_dtype))]
     return optax.chain(*averaged, *decayed(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
 
 
@@ -76,6 +81,7 @@ def adam(
 
     State: 2 m n, momentum and v, in float32 by default whatever the weights are.
     """
+    require_rate("adam", "learning_rate", learning_rate)
     direction = scale_by_structure(
         Diagonal(), b1=b1, b2=b2, eps=eps, momentum_dtype=momentum_dtype, second_moment_dtype=second_moment_dtype
     )
@@ -94,6 +100,7 @@ def adamw(
     second_moment_dtype: DTypeLike | None = None,
 ) -> Transform:
     """`adam` with decoupled weight decay (Loshchilov and Hutter, 2019). `optax.adamw`."""
+    require_rate("adamw", "learning_rate", learning_rate)
     return adam(
         learning_rate,
         b1=b1,
@@ -123,19 +130,21 @@ def adafactor(
 
     State: m + n (a vector: its length); m n more with momentum. `optax.adafactor(min_dim_size_to_factor=1)`, but that
     its eps = 1e-30 is added to every g^2 and here eps, 0 by default, to the root of each eigenvalue; it factors a leaf of
-    three axes or more along its two largest, this one along the two of its matrix view.
+    three axes or more along its two largest, and clips and scales it whole; here each matrix is by itself.
+    `weight_decay` is not times the rate, in Optax neither: what `adamw` calls w is here w times the rate.
     """
+    require_rate("adafactor", "learning_rate", learning_rate)
     direction = scale_by_structure(
         Marginals(), b1=None, b2=lambda t: 1 - t**-decay_rate, eps=eps, second_moment_dtype=second_moment_dtype
     )
     steps = [direction]
     if clipping_threshold is not None:
-        steps.append(optax.clip_by_block_rms(clipping_threshold))
+        steps.append(clip_by_rms(clipping_threshold))
     steps.append(optax.scale_by_learning_rate(learning_rate, flip_sign=False))
     if multiply_by_parameter_scale:
-        steps.append(optax.scale_by_param_block_rms())
+        steps.append(scale_by_weight_rms())
     if momentum is not None:
-        steps.append(optax.ema(momentum, debias=False, accumulator_dtype=momentum_dtype))
+        steps.append(keeping_dtypes(optax.ema(momentum, debias=False, accumulator_dtype=momentum_dtype)))
     return optax.chain(*steps, *decayed(weight_decay, mask), optax.scale(-1))
 
 
@@ -155,12 +164,13 @@ def lars(
     State: m n, the momentum. `optax.lars`, matrix by matrix where that takes leaf by leaf; where ||W|| is zero the update is
     G / sqrt(c), and in Optax G.
     """
+    require_rate("lars", "learning_rate", learning_rate)
     return optax.chain(
         *decayed(weight_decay, mask),
         scale_by_structure(Scalar(), b1=None, b2=None, eps=eps),
         scale_by_trust_ratio(trust_coefficient),
         optax.scale_by_learning_rate(learning_rate),
-        optax.trace(momentum, nesterov, momentum_dtype),
+        keeping_dtypes(optax.trace(momentum, nesterov, momentum_dtype)),
     )
 
 
@@ -179,6 +189,7 @@ def lamb(
 
     State: 2 m n. Optax takes the ratio leaf by leaf; for leaves of up to two axes the two are one.
     """
+    require_rate("lamb", "learning_rate", learning_rate)
     direction = scale_by_structure(
         Diagonal(), b1=b1, b2=b2, eps=eps, momentum_dtype=momentum_dtype, second_moment_dtype=second_moment_dtype
     )
@@ -201,9 +212,13 @@ def scale_by_muon(
 ) -> Transform:
     """Muon (Jordan, 2024): H = {I (x) M}, EXACT for the momentum alone, M = E[GG^T] / n ([G] Proposition 2).
 
-    State: m n, the momentum. `root` is "newton-schulz", as in `optax.contrib.muon`, whose trajectory this follows; or
-    "exact", the polar factor itself, which is the one that the lens judges. `scale`: see `scale_by_shape`.
+    State: m n, the momentum. `root` is "newton-schulz", as in `optax.contrib.muon`, whose trajectory this follows, and only
+    near that root; or "exact", the polar factor itself, which is the one that the lens judges, and has no use for `steps` and
+    `eps`. `scale`: see `scale_by_shape`.
     """
+    require_number("muon", "beta", beta, 0, below=1)
+    require_number("muon", "steps", steps, 1, whole=True)
+    require_number("muon", "eps", eps, 0)
     roots = {"newton-schulz": orthogonalize(steps, eps=eps), "exact": optax.chain(whiten(), over_longer_side())}
     if root not in roots:
         raise ValueError(f"muon: root is one of {', '.join(map(repr, roots))}; got {root!r}")
@@ -213,7 +228,9 @@ def scale_by_muon(
 def scale_by_swan(*, eps: Number = 1e-8) -> Transform:
     """SWAN (Ma et al., 2024): rows standardised, then whitened: H = {I (x) M}, EXACT for what the standardisation leaves.
 
-    State: nothing. The whitening is the exact root, with [G]'s factor, the root of the longer side.
+    State: nothing. Rows are those of the matrix as given (of x @ W one for each input); only the whitening has the shorter
+    side first. It is the exact root, with [G]'s factor, the root of the longer side. eps, of the standardisation, is relative
+    to the largest entry of its row.
     """
     return optax.chain(standardize_rows(eps), whiten())
 
@@ -254,10 +271,10 @@ def scale_by_shampoo(
     )
 
 
-def _soap(sides: str, refresh: str, **options: Any) -> Transform:
+def _soap(call: str, sides: str, refresh: str, **options: Any) -> Transform:
     trackers = {"eigh": Eigen(), "qr": PowerStep()}
     if refresh not in trackers:
-        raise ValueError(f"soap: refresh is one of {', '.join(map(repr, trackers))}; got {refresh!r}")
+        raise ValueError(f"{call}: refresh is one of {', '.join(map(repr, trackers))}; got {refresh!r}")
     return scale_by_structure(Rotated(Diagonal(), sides, trackers[refresh]), **options)
 
 
@@ -283,7 +300,7 @@ def scale_by_soap(
     and coordinates at rounding get no update, so that arbitrary null-space vectors move nothing; eps stands beside the
     bias-corrected root, as in Adam.
     """
-    return _soap("LR", **locals())
+    return _soap("soap", "LR", **locals())
 
 
 def scale_by_osoap(
@@ -303,7 +320,7 @@ def scale_by_osoap(
 
     State: 2 m n + 2 r^2. Options as `soap`'s, with [G]'s order: the basis turns before the update.
     """
-    return _soap("short", **locals())
+    return _soap("osoap", "short", **locals())
 
 
 def scale_by_racs(
@@ -324,6 +341,10 @@ def scale_by_racs(
     three seeds (benchmarks/README.md), so it is off. Repaired: a zero last update does not freeze a matrix; no sum of
     squares within the sweeps leaves float32.
     """
+    require_number("racs", "beta", beta, 0, below=1)
+    require_number("racs", "gamma", gamma, 1)
+    require_number("racs", "sweeps", sweeps, 1, whole=True)
+    require_number("racs", "eps", eps, 0)
     direction = scale_by_structure(
         RowColumn(sweeps),
         b1=None,
@@ -389,7 +410,7 @@ scale_by_adafacdiag = _of_current_gradient(
 
 # --- the full chains of those ---------------------------------------------------------------------------------
 
-muon = full_chain(scale_by_muon, adam=optax.scale_by_adam(nesterov=True))  # as Optax's Muon
+muon = full_chain(scale_by_muon, adam=keeping_dtypes(optax.scale_by_adam(nesterov=True)))  # as Optax's Muon
 swan = full_chain(scale_by_swan)
 shampoo = full_chain(scale_by_shampoo)
 soap = full_chain(scale_by_soap)

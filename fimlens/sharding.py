@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -20,7 +21,7 @@ def state_partition_specs(tx: Any, params: PyTree, param_specs: PyTree, *, mesh:
     A state leaf that lies in the tree where a parameter does, and has its axes, merged or reduced to one as may be, keeps
     their sharding. Matrices that are stacked for their decompositions lie along the stack: as many mesh axes as divide its
     length, so that each device decomposes matrices of its own; mesh axes left over stay where all parameters of
-    the stack have them. All else (counters, keys) is replicated.
+    the stack have them. All else, and whatever is not floating (counters, keys), is replicated.
 
     Args:
         tx: the optimizer.
@@ -51,6 +52,8 @@ def state_partition_specs(tx: Any, params: PyTree, param_specs: PyTree, *, mesh:
         stacked.setdefault(stack_name(jax.ShapeDtypeStruct(shape, "float32")), []).append(spec)
 
     def spec_of(path: Any, leaf: Any) -> PartitionSpec:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return PartitionSpec()
         words = _words(path)
         name = next((word for word in words if STACK.fullmatch(word)), None)
         if name is not None:

@@ -9,7 +9,9 @@ import pytest
 
 import fimlens as fl
 from fimlens._fit import require
+from fimlens.full_chain import require_rate
 from fimlens.structures import EXAMPLES
+from fimlens.views import require_number
 
 G = jax.random.normal(jax.random.key(0), (5, 3, 4))
 FISHER = fl.Fisher.from_gradients(G)
@@ -57,6 +59,14 @@ REFUSED = [
     (lambda: fl.scale_by_structure(fl.Rows(), average="both"), "average is"),
     (lambda: fl.scale_by_structure(fl.Rows(), update_interval=0), "at least 1, or None"),
     (lambda: fl.scale_by_structure(fl.LowRank(fl.Diagonal(), 2)).init({"a": {"b": jnp.ones(3)}}), "parameter 'a/b'.*Route it"),
+    (lambda: fl.muon(0.1, beta=1.0), "muon: beta is a number, at least 0 and below 1; got 1.0"),
+    (lambda: fl.muon(0.1, steps=-1), "muon: steps is a whole number, at least 1; got -1"),
+    (lambda: fl.racs(0.1, beta=2.0), "racs: beta is a number"),
+    (lambda: fl.racs(0.1, gamma=0.5), "racs: gamma is a number, at least 1; got 0.5"),
+    (lambda: fl.racs(0.1, sweeps=0), "racs: sweeps is a whole number"),
+    (lambda: fl.racs(0.1, eps=-1.0), "racs: eps is a number, at least 0"),
+    (lambda: require_number("racs", "sweeps", 2.5, 1, whole=True), "whole number, at least 1; got 2.5"),
+    (lambda: fl.osoap(0.1, refresh="x"), "osoap: refresh is one of"),
     (lambda: fl.empirical_fisher(loss, {}, [BATCH]), "empty pytree.*model's parameters"),
     (lambda: fl.empirical_fisher(loss, {"b": jnp.ones(3)}, [BATCH]), "no parameter is a matrix"),
     (lambda: fl.empirical_fisher(loss, {"w": jnp.ones((3, 2))}, [BATCH], matrices=["v"]), "no matrix is named 'v'.*are w"),
@@ -117,6 +127,28 @@ def test_a_single_batch_and_complex_numbers_are_refused():
         fl.Fisher.from_gradients(G * 1j)
     with pytest.raises(TypeError, match=r"from_dense: expected real numbers"):
         fl.Fisher.from_dense(1j * np.eye(12), (3, 4))
+
+
+@pytest.mark.parametrize("rate", [None, "0.1", (0.1,)])
+def test_what_is_no_rate_is_refused(rate):
+    """By the check that optimizers begin with, since the types of their arguments are checked while testing."""
+    with pytest.raises(TypeError, match="adam: learning_rate is a number, an array or a schedule"):
+        require_rate("adam", "learning_rate", rate)
+    with pytest.raises(TypeError, match="racs: adam_learning_rate is a number"):
+        fl.racs(0.1, adam_learning_rate="0.1")
+
+
+def test_full_chains_name_themselves():
+    with pytest.raises(TypeError, match=r"racs: got an unexpected keyword argument 'bata'\. Its arguments are .*beta"):
+        fl.racs(0.1, bata=2)
+    for dtype in (int, complex):
+        for shape in ((3, 4), (3,)):
+            with pytest.raises(TypeError, match="muon: parameter 'w' is of dtype"):
+                fl.muon(0.1).init({"w": jnp.ones(shape, dtype)})
+
+
+def test_numbers_that_are_arrays_are_not_looked_at():
+    jax.eval_shape(lambda beta: fl.muon(0.1, beta=beta).init(W), jnp.float32(0.9))
 
 
 def test_integers_become_floating():

@@ -1,5 +1,6 @@
 """Which leaves a method takes, and how each is seen as a matrix."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,10 +28,10 @@ def tree(seed, shapes=SHAPES):
     return treedef.unflatten([jax.random.normal(k, shape) for k, shape in zip(keys, leaves, strict=True)])
 
 
-def taken(**options):
+def taken(shapes=SHAPES, **options):
     """Paths of the leaves that go to the method."""
     tx = fl.matrices(optax.scale(2.0), optax.scale(1.0), **options)
-    ones = jax.tree.map(jnp.ones_like, tree(0))
+    ones = jax.tree.map(jnp.ones_like, tree(0, shapes))
     updates, _ = tx.update(ones, tx.init(ones))
     paths = jax.tree_util.tree_leaves_with_path(updates)
     return {jax.tree_util.keystr(path, simple=True, separator="/") for path, u in paths if u.size and (u == 2).all()}
@@ -44,13 +45,44 @@ def test_matrices_go_to_the_method_and_the_rest_to_adam():
     assert taken(head=True) == INNER | {"lm_head/kernel"}
 
 
+def test_stacked_vectors_are_no_matrices():
+    layers = {"norm": {"scale": (12, 64)}, "mlp": {"bias": (12, 32), "kernel": (12, 64, 32)}, "post_LayerNorm": {"w": (12, 64)}}
+    layers["nnx"] = {"bias": {"value": (12, 32)}, "scaled": {"value": (12, 32)}}
+    assert taken(shapes={"layers": layers}) == {"layers/mlp/kernel", "layers/nnx/scaled/value"}
+
+
 def test_the_rule_is_replaced_by_a_pattern_a_function_or_a_tree():
     assert taken(route="attention|mlp") == {"layers/0/attention/query/kernel", "layers/0/mlp/kernel"}
     assert taken(route=lambda path, leaf: leaf.ndim == 4) == {"conv/kernel"}
     chosen = jax.tree.map(lambda x: x.shape == (1, 5), tree(0))
     assert taken(route=chosen) == {"row"}
-    with pytest.raises(ValueError, match="says nothing of parameter 'column'"):
-        taken(route={"embedding": True})
+    assert taken(route=jax.tree.map(lambda chosen: "method" if chosen else "others", chosen)) == {"row"}
+    assert taken(route=lambda path, leaf: "method" if leaf.ndim == 4 else "others") == {"conv/kernel"}
+    assert taken(route=lambda path, leaf: np.bool_(leaf.ndim == 4)) == {"conv/kernel"}
+
+
+@pytest.mark.parametrize(
+    ("route", "message"),
+    [
+        ({"embedding": True}, "says nothing of parameter 'column'"),
+        ({"embedding": "muon"}, "matrices: route says of each leaf True or \"method\".*got 'muon'"),
+        (lambda path, leaf: None, "matrices: route says of each leaf.*got None"),
+        (2, "matrices: route says of each leaf.*got 2"),
+        ("(", r"matrices: route '\(' is no regular expression: .*unterminated"),
+    ],
+)
+def test_routes_that_do_not_say_are_refused(route, message):
+    with pytest.raises(ValueError, match=message):
+        taken(route=route)
+
+
+def test_a_module_of_bools_is_a_tree():
+    """Equinox's modules are callable."""
+    weights = eqx.filter(eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(0)), eqx.is_array)
+    tx = fl.matrices(optax.scale(2.0), optax.scale(1.0), route=jax.tree.map(lambda x: x.ndim == 2, weights))
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, weights), tx.init(weights))
+    assert (updates.layers[0].weight == 2).all()
+    assert (updates.layers[0].bias == 1).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,6 +94,15 @@ def test_every_optimizer_takes_any_tree(name):
         updates, state = update(G, state, weights)
         assert all(bool(jnp.isfinite(u).all()) for u in jax.tree.leaves(updates))
     assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, weights)
+
+
+@pytest.mark.parametrize("tx", [fl.scale_by_muon(), fl.scale_by_muon(root="exact", scale="rms"), fl.scale_by_swan()])
+def test_directions_take_empty_leaves_and_numbers(tx):
+    shapes = [(0,), (0, 3), (3, 0), (0, 0), (2, 0, 4), ()]
+    G = tree(0, shapes)
+    updates, _ = tx.update(G, tx.init(G))
+    assert [u.shape for u in updates] == shapes
+    assert jnp.isfinite(updates[-1])
 
 
 def as_seen_by_hand(shape, axes, forth, back):
@@ -96,6 +137,15 @@ def test_stacks_of_layers_are_mapped():
     assert state[1].norms.shape == (3, 1, 1)
 
 
+def test_a_stack_moves_as_its_layers_do_alone():
+    """Also where the sizes of weights and updates count."""
+    tx = fl.adafactor(0.1)
+    W, G = (jnp.arange(1, 4)[:, None, None] * jax.random.normal(jax.random.key(k), (3, 8, 6)) for k in (0, 1))
+    together, _ = tx.update(G, tx.init(W), W)
+    alone, _ = tx.update(list(G), tx.init(list(W)), list(W))
+    np.testing.assert_allclose(together, jnp.stack(alone), rtol=1e-5)
+
+
 def test_axes_in_any_order_and_optaxs_own_declaration():
     def forth(G):
         return G.transpose(1, 0, 3, 2).reshape(3, 2, 20)  # axis 1 counts, 0 is summed over, 3 and 2 are outputs
@@ -114,6 +164,12 @@ def test_axes_in_any_order_and_optaxs_own_declaration():
 @pytest.mark.parametrize("axes", [fl.Axes(0, (0, 1)), fl.Axes(0, 7), fl.Axes((), (0, 1, 2)), fl.Axes(0, 1, ())])
 def test_axes_that_are_not_named_once_are_refused(axes):
     with pytest.raises(ValueError, match="as_matrix: 'w' has shape"):
+        fl.as_matrix(optax.identity(), axes).init({"w": jnp.ones((2, 3, 4))})
+
+
+@pytest.mark.parametrize("axes", ["x", (0, 1), {"w": (0, 1)}, lambda path, leaf: (0, 1)])
+def test_axes_of_another_kind_are_refused(axes):
+    with pytest.raises(ValueError, match=r"as_matrix: axes are None or fl\.Axes\(reduction, output\)"):
         fl.as_matrix(optax.identity(), axes).init({"w": jnp.ones((2, 3, 4))})
 
 

@@ -75,10 +75,26 @@ def test_the_command(tmp_path, monkeypatch):
         app, ["memory", "--model", "tiny_shapes:shapes", "--optimizer", "soap", "--state-dtype", "float32"]
     )
     assert own.exit_code == 0, own.output
-    for wrong in (["--model", "llama-2t"], ["--optimizer", "adma"], ["--state-dtype", "float7"], ["--model", "nothing:shapes"]):
+    for wrong, message in (
+        (["--model", "llama-2t"], "--model: there is no model"),
+        (["--optimizer", "adma"], "there is no optimizer 'adma'"),
+        (["--state-dtype", "float7"], "--state-dtype: 'float7'"),
+        (["--model", "nothing:shapes"], "--model: No module"),
+    ):
         result = CliRunner().invoke(app, ["memory", *wrong])
         assert result.exit_code == 2
-        assert "fimlens memory:" in result.stderr
+        assert f"fimlens memory: {message}" in " ".join(result.stderr.split())
+
+
+def test_the_table_fits_a_terminal(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "wide_shapes.py").write_text("import jax.numpy as jnp\ndef shapes(): return {'w': jnp.zeros((2**17, 2**16))}\n")
+    arguments = ["memory", "--model", "wide_shapes:shapes", "soap", "adadiag_pp", "alice"]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.output
+    assert "128.000" in result.output  # all digits of the widest number
+    assert "…" not in result.output
+    assert max(map(len, result.output.splitlines())) <= 80
 
 
 def test_the_dtypes_count():

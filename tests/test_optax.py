@@ -229,6 +229,23 @@ def test_it_works_as_optax_transforms_do(holds, name):
     holds(named(name))
 
 
+MIXED = {
+    "lars": fl.lars(0.1),
+    "muon": fl.muon(0.1),
+    "sgd": fl.sgd(0.1, momentum=0.9),
+    "adafactor": fl.adafactor(0.1, momentum=0.9),
+    "matrices": fl.matrices(fl.scale_by_racs()),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_float32_gradients_of_bfloat16_weights_leave_the_state_its_dtypes(name):
+    tx, weights = MIXED[name], tree(0, jnp.bfloat16)
+    before = jax.eval_shape(tx.init, weights)
+    _, after = jax.eval_shape(tx.update, tree(1), before, weights)
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, before)
+
+
 DTYPES = {
     "adam": ("momentum_dtype", "second_moment_dtype"),
     "soap": ("momentum_dtype", "second_moment_dtype", "factor_dtype"),

@@ -102,10 +102,10 @@ def test_nothing_of_a_parameters_size_is_gathered(name):
     """Neither whole, nor along one axis of the mesh."""
     step, _, _ = compiled(getattr(fl, name)(1e-2))
     hlo = step.as_text()
-    moved = re.findall(r"= (\S+) (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", hlo)
+    moved = re.findall(r"= (\(.*?\)|\S+) (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", hlo)
     sizes = [np.prod([int(d) for d in dims.split(",") if d]) for kind in moved for dims in re.findall(r"\[([\d,]*)\]", kind)]
     assert max(sizes, default=0) <= 32, moved
-    reduced = re.findall(r"= (\S+) all-reduce(?:-start)?\(", hlo)
+    reduced = re.findall(r"= (\(.*?\)|\S+) all-reduce(?:-start)?\(", hlo)
     if name != "adam":
         assert reduced  # the pattern finds what is there
 
@@ -150,5 +150,10 @@ def test_the_place_nearest_the_leaf_counts():
     shapes = [jax.ShapeDtypeStruct((8, 8), jnp.float32), jax.ShapeDtypeStruct((8, 8), jnp.float32)]
     specs = fl.state_partition_specs(fl.adam(1e-3), shapes, [P("fsdp"), P(None, "tensor")])
     assert specs[0].momentum == [P("fsdp", None), P(None, "tensor")]
+    vectors = [jax.ShapeDtypeStruct((2,), jnp.float32)] * 2
+    for tx in (fl.adam(1e-3), fl.scale_by_structure(fl.Diagonal())):
+        specs = jax.tree.leaves(fl.state_partition_specs(tx, vectors, [P("data")] * 2), is_leaf=lambda x: isinstance(x, P))
+        assert specs.count(P("data", None)) == 4  # momenta and second moments, not the count, the weight or the key
+        assert set(specs) == {P("data", None), P()}
     alone = fl.state_partition_specs(fl.scale_by_racs(), shapes[0], P("fsdp", "tensor"))
     assert alone[0].averaged == (P("fsdp", None), P(None, "tensor"))

@@ -52,8 +52,8 @@ def place(error: BaseException) -> str:
     return f" ({own[-1]})" if own else ""
 
 
-def named_dtype(name: str) -> Any:
+def named_dtype(option: str, name: str) -> Any:
     try:
         return jnp.dtype(name)
     except TypeError as error:
-        raise ValueError(f"--dtype: {name!r} is no dtype; try float32 or bfloat16.") from error
+        raise ValueError(f"{option}: {name!r} is no dtype; try float32 or bfloat16.") from error

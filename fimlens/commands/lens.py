@@ -60,7 +60,7 @@ def lens(
     """
     try:
         chosen = _structures(structures)
-        state_dtype = named_dtype(dtype)
+        state_dtype = named_dtype("--dtype", dtype)
         if fisher not in FISHERS:
             raise ValueError(f"--fisher: one of {', '.join(FISHERS)}; got {fisher!r}")
         out.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,9 @@ import typer
 
 from fimlens import llama
 from fimlens.commands import attribute, console, errors, named_dtype, place, require_writable, table
-from fimlens.memory import COMING, GIB, GROUPS, NAMES, Row, account
+from fimlens.memory import COMING, GIB, NAMES, Row, account
+
+SHOWN = {"matrices": ("matrices",), "head": ("head",), "others": ("embedding", "vectors")}
 
 
 def memory(
@@ -28,7 +30,10 @@ def memory(
     try:
         require_writable("--json", json_file)
         names = [name for given in [*(optimizer or []), *(more or [])] for name in given.split(",")] or [*NAMES, *COMING]
-        dtypes = {"weight_dtype": named_dtype(weight_dtype), "state_dtype": named_dtype(state_dtype)}
+        dtypes = {
+            "weight_dtype": named_dtype("--weight-dtype", weight_dtype),
+            "state_dtype": named_dtype("--state-dtype", state_dtype),
+        }
         rows = account(_shapes(model), names, model=model, **dtypes)
         if json_file is not None:
             json_file.write_text(json.dumps([row._asdict() for row in rows], indent=2) + "\n")
@@ -38,7 +43,7 @@ def memory(
     console.print(
         f"{model}: weights in {weight_dtype}, state in {state_dtype}; GiB.", style="bold", markup=False, highlight=False
     )
-    shown = table("optimizer", "head", "weights", *(f"+{group}" for group in GROUPS), "total", "paper")
+    shown = table("optimizer", "head", "weights", *(f"+{part}" for part in SHOWN), "total", "paper")
     for row in rows:
         shown.add_row(*_cells(row))
     console.print(shown)
@@ -49,8 +54,9 @@ def memory(
 def _cells(row: Row) -> list[str]:
     paper = "" if row.paper is None else f"{row.paper:.2f}"
     if row.state is None:
-        return [row.optimizer, row.head, *["-"] * (len(GROUPS) + 2), paper]
-    parts = [sum(row.weights.values()) / GIB, *(row.state[group] / GIB for group in GROUPS), row.total]
+        return [row.optimizer, row.head, *["-"] * (len(SHOWN) + 2), paper]
+    state = (sum(row.state[group] for group in groups) / GIB for groups in SHOWN.values())
+    parts = [sum(row.weights.values()) / GIB, *state, row.total]
     return [row.optimizer, row.head, *(f"{part:.3f}" for part in parts), paper]
 
 
