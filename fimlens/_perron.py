@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fimlens.decompositions import eigh
+
 PATIENCE = 4
 
 
@@ -54,7 +56,7 @@ def perron(
         S = jnp.stack(basis)
         images = jnp.stack([image, factor * forward(S[1]), factor * forward(S[2])])
         flat = images.reshape(3, -1)
-        c = jnp.linalg.eigh(flat @ flat.T)[1][:, -1]
+        c = eigh(flat @ flat.T)[1][:, -1]
         c = jnp.where(c[0] < 0, -c, c)
         x, image = (jnp.tensordot(c, T, 1) for T in (S, images))
         norm = jnp.sqrt(jnp.vdot(x, x))

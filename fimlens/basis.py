@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from fimlens.decompositions import eigh, orthonormal, svd
+
 
 def eigenbasis(covariance: Float[Array, "m m"], rank: int | None = None) -> Float[Array, "m r"]:
     """Eigenvectors, leading first (the first `rank` of them), with what eigh leaves open fixed: see `completed`."""
@@ -19,14 +21,14 @@ def completed(U: Float[Array, "m r"], sure: Bool[Array, " r"]) -> Float[Array, "
     are fixed as well, the largest entry of each vector positive.
     """
     fixed = jax.random.normal(jax.random.PRNGKey(0), U.shape, U.dtype)
-    return gauged(jnp.linalg.qr(jnp.where(sure, U, fixed))[0])
+    return gauged(orthonormal(jnp.where(sure, U, fixed)))
 
 
 def power_step(powered: Float[Array, "m r"], U: Float[Array, "m r"]) -> Float[Array, "m r"]:
     """C U made orthonormal, given that product and U: one step of subspace iteration. In a null space the old vectors stay."""
     sizes = jnp.linalg.norm(powered, axis=0)
     sure = sizes > rounding(powered) * sizes.max()
-    return gauged(jnp.linalg.qr(jnp.where(sure, powered, U))[0])
+    return gauged(orthonormal(jnp.where(sure, powered, U)))
 
 
 def complement(V: Float[Array, "m r"], which: Int[Array, " k"]) -> Float[Array, "m k"]:
@@ -36,7 +38,7 @@ def complement(V: Float[Array, "m r"], which: Int[Array, " k"]) -> Float[Array, 
     I - V^T E. E is zero but for its first r rows; there minus the polar factor of V's, so that M's eigenvalues are 1 to 2.
     """
     m, r = V.shape
-    A, s, Bt = jnp.linalg.svd(V[:r])
+    A, s, Bt = svd(V[:r])
     W = V.at[:r].add(A @ Bt)
     unit = jnp.zeros((m, len(which)), V.dtype).at[r + which, jnp.arange(len(which))].set(1)
     return unit - (W @ (Bt.T / (1 + s))) @ (Bt @ V[r + which].T)
@@ -50,11 +52,11 @@ def above_rounding(X: PyTree) -> PyTree:
     error of the bases shows, and times what a spread-out error of the whole would leave in it.
     """
     leaves = jax.tree.leaves(X)
-    eps = 8 * jnp.finfo(leaves[0].dtype).eps
+    eps = 32 * jnp.finfo(leaves[0].dtype).eps  # 32: a basis is known to some eps times the condition of what it was found from
     spread = sum(jnp.sum(x**2) for x in leaves) / max(leaves[0].shape)
 
-    def above(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
-        rows, columns = jnp.sum(x**2, 1, keepdims=True), jnp.sum(x**2, 0, keepdims=True)
+    def above(x: Float[Array, "*stack m n"]) -> Float[Array, "*stack m n"]:
+        rows, columns = (jnp.sum(x**2, axis, keepdims=True) for axis in (-1, -2))
         known_to = eps * jnp.sqrt(jnp.maximum(jnp.maximum(rows, columns), spread))
         return jnp.where(jnp.abs(x) <= known_to, 0, x)
 
@@ -75,7 +77,7 @@ def rounding(A: Float[Array, "m n"]) -> float:
 def spectral(covariance: Float[Array, "m m"]) -> tuple[Float[Array, "m m"], Float[Array, " m"]]:
     """Eigenvectors, in the gauge of `eigenbasis`, and eigenvalues, leading first."""
     unit = unit_of(covariance)
-    values, U = jnp.linalg.eigh(covariance / unit)
+    values, U = eigh(covariance / unit)
     return gauged(U[:, ::-1]), values[::-1] * unit
 
 

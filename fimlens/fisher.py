@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from fimlens.basis import completed, eigenbasis, rounding, unit_of
+from fimlens.decompositions import svd
 
 DENSE_BYTES = 2**30  # the largest mn x mn matrix that anything here will build
 CHUNK_BYTES = 2**26  # samples pushed through a linear map at a time
@@ -359,7 +360,7 @@ def _gram_norm_squared(samples: Float[Array, "N m n"], unit: Float[Array, ""]) -
 
 def _singular(A: Float[Array, "m n"], full: bool) -> tuple[Float[Array, "m r"], Float[Array, "n s"]]:
     """Singular vectors, left and right, completed in the null spaces; square ones where `full`."""
-    U, values, Vt = jnp.linalg.svd(A / unit_of(A), full_matrices=full)
+    U, values, Vt = svd(A / unit_of(A), full)
     sure = values > 4 * rounding(A) * values[0]  # of 1024 x 1024 matrices the noise is some 5 eps
     return tuple(completed(W, jnp.pad(sure, (0, W.shape[1] - len(sure)))) for W in (U, Vt.T))
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from fimlens._fit import fit, gap, require, state_size
 from fimlens._solve import solve, stationarity
+from fimlens.decompositions import eigh
 from fimlens.fisher import Fisher, SampleFisher, unvec, vec
 from fimlens.state import members, start_from
 from fimlens.structure import Claim, Frame, Params, Structure, inverse_root
@@ -216,7 +217,7 @@ def _streamed(structure: Structure, fisher: SampleFisher, fitted: Params) -> tup
     if np.prod(fisher.shape) > DENSE_UP_TO:
         return None, None, None
     F = structure.dense(fitted)
-    values, Q = jnp.linalg.eigh(F)
+    values, Q = eigh(F)
     eps = float(jnp.sqrt(values.max()))  # so large that small roots, to half the digits by eigh, move the update by rounding
     seen = values > len(F) * jnp.finfo(F.dtype).eps * values.max()
     scales = inverse_root(eps)(jnp.where(seen, values, 0))  # the root of rounding is no rounding

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from fimlens.basis import complement, eigenbasis, gauged, power_step, unit_of
+from fimlens.decompositions import orthonormal
 from fimlens.fisher import Fisher
 
 Matrix = Float[Array, "m n"]
@@ -138,7 +139,7 @@ class SubspaceIteration(SubspaceTracker):
         if self.switch.startswith("gaussian"):
             stay = V[:, : 0 if self.switch == "gaussian" else leading]
             drawn = jax.random.normal(key, (m, r - stay.shape[1]), V.dtype)
-            return gauged(jnp.linalg.qr(jnp.concatenate([stay, drawn], 1))[0])
+            return gauged(orthonormal(jnp.concatenate([stay, drawn], 1)))
         if self.switch == "full":
             drawn = jax.random.permutation(key, m - leading)[: r - leading]
             own = V[:, jnp.minimum(leading + drawn, r - 1)]
