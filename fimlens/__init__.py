@@ -11,6 +11,8 @@ from fimlens._solve import Certificate as Certificate
 from fimlens._solve import Solution as Solution
 from fimlens._solve import solve as solve
 from fimlens.chain import limit_norm_growth as limit_norm_growth
+from fimlens.corner_transform import CornerState as CornerState
+from fimlens.corner_transform import scale_by_corner as scale_by_corner
 from fimlens.fisher import Fisher as Fisher
 from fimlens.gradients import empirical_fisher as empirical_fisher
 from fimlens.gradients import minibatch_fisher as minibatch_fisher
@@ -22,11 +24,13 @@ from fimlens.low_rank_optimizers import alice0 as alice0
 from fimlens.low_rank_optimizers import apollo as apollo
 from fimlens.low_rank_optimizers import fira as fira
 from fimlens.low_rank_optimizers import galore as galore
+from fimlens.low_rank_optimizers import low_rank_soap as low_rank_soap
 from fimlens.low_rank_optimizers import scale_by_alice as scale_by_alice
 from fimlens.low_rank_optimizers import scale_by_alice0 as scale_by_alice0
 from fimlens.low_rank_optimizers import scale_by_apollo as scale_by_apollo
 from fimlens.low_rank_optimizers import scale_by_fira as scale_by_fira
 from fimlens.low_rank_optimizers import scale_by_galore as scale_by_galore
+from fimlens.low_rank_optimizers import scale_by_low_rank_soap as scale_by_low_rank_soap
 from fimlens.low_rank_transform import LowRankState as LowRankState
 from fimlens.low_rank_transform import scale_by_low_rank as scale_by_low_rank
 from fimlens.matrices import Axes as Axes
@@ -66,6 +70,7 @@ from fimlens.structure import Params as Params
 from fimlens.structure import Structure as Structure
 from fimlens.structures import Blocks as Blocks
 from fimlens.structures import Columns as Columns
+from fimlens.structures import Corner as Corner
 from fimlens.structures import Dense as Dense
 from fimlens.structures import Diagonal as Diagonal
 from fimlens.structures import DiagonalKronecker as DiagonalKronecker

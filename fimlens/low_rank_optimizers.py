@@ -5,6 +5,7 @@ All are of [G], Gong et al. 2025 (arXiv 2502.07752), section 2 of whose algorith
 and one number a matrix for the limiter. A matrix whose shorter side is below `rank` is seen whole.
 """
 
+from numbers import Integral
 from typing import Any
 
 import optax
@@ -12,9 +13,10 @@ from jax.typing import DTypeLike
 from jaxtyping import ArrayLike, Int
 
 from fimlens import compensation as rules
+from fimlens.corner_transform import scale_by_corner
 from fimlens.full_chain import Number, Transform, full_chain
 from fimlens.low_rank_transform import scale_by_low_rank
-from fimlens.structures import Columns, Diagonal, Drop, LowRank
+from fimlens.structures import Columns, Corner, Diagonal, Drop, LowRank
 from fimlens.subspaces import CurrentGradient, RandomProjection, SubspaceIteration
 
 Whole = Int[ArrayLike, ""]
@@ -29,9 +31,9 @@ def _rule(call: str, compensation: str) -> rules.Compensation:
 
 def scale_by_alice(
     *,
-    rank: int,
-    leading: int,
-    update_interval: Whole = 200,
+    rank: Whole,
+    leading: Whole,
+    update_interval: Whole | None = 200,
     b1: Number = 0.9,
     b2: Number = 0.9,
     b3: Number = 0.999,
@@ -85,9 +87,9 @@ def scale_by_alice(
 
 def scale_by_alice0(
     *,
-    rank: int,
-    leading: int,
-    update_interval: Whole = 200,
+    rank: Whole,
+    leading: Whole,
+    update_interval: Whole | None = 200,
     b1: Number = 0.9,
     b2: Number = 0.9,
     alpha: Number = 0.3,
@@ -112,8 +114,8 @@ def scale_by_alice0(
 
 def scale_by_galore(
     *,
-    rank: int,
-    update_interval: Whole = 200,
+    rank: Whole,
+    update_interval: Whole | None = 200,
     b1: Number = 0.9,
     b2: Number = 0.999,
     alpha: Number = 0.3,
@@ -133,8 +135,8 @@ def scale_by_galore(
 
 def scale_by_fira(
     *,
-    rank: int,
-    update_interval: Whole = 200,
+    rank: Whole,
+    update_interval: Whole | None = 200,
     b1: Number = 0.9,
     b2: Number = 0.999,
     alpha: Number = 0.3,
@@ -159,9 +161,9 @@ def scale_by_fira(
 
 def scale_by_apollo(
     *,
-    rank: int | None = None,
+    rank: Whole | None = None,
     variant: str = "random",
-    update_interval: Whole = 200,
+    update_interval: Whole | None = 200,
     b1: Number = 0.9,
     b2: Number = 0.999,
     alpha: Number | None = None,
@@ -183,6 +185,8 @@ def scale_by_apollo(
     if variant not in ("random", "svd", "mini"):
         raise ValueError(f'apollo: variant is "random", "svd" or "mini"; got {variant!r}')
     mini = variant == "mini"
+    if rank is None and not mini:
+        raise ValueError(f'apollo: "{variant}" needs a rank, such as rank=128; only "mini" has its own.')
     direction = scale_by_low_rank(
         LowRank(Diagonal(), 1 if mini else rank, Drop()),
         CurrentGradient() if variant == "svd" else RandomProjection(),
@@ -202,7 +206,7 @@ def scale_by_apollo(
     return optax.chain(direction, optax.scale((128**0.5 if mini else 1.0) if alpha is None else alpha))
 
 
-def _on_current_gradient(rule: rules.Compensation, *, rank: int, alpha: Number, **options: Any) -> Transform:
+def _on_current_gradient(rule: rules.Compensation, *, rank: Whole, alpha: Number, **options: Any) -> Transform:
     direction = scale_by_low_rank(LowRank(Diagonal(), rank, Drop()), CurrentGradient(), compensation=rule, **options)
     return optax.chain(direction, optax.scale(alpha))
 
@@ -215,7 +219,7 @@ def require_leading(call: str, rank: Any, leading: Any) -> None:
         ValueError: leading is over rank.
     """
     for name, value in (("rank", rank), ("leading", leading)):
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(
                 f"{call}: {name} is a whole number, as it makes shapes; got {value!r}. "
                 f'Under optax.inject_hyperparams, name it static: static_args=("rank", "leading").'
@@ -224,8 +228,57 @@ def require_leading(call: str, rank: Any, leading: Any) -> None:
         raise ValueError(f"{call}: {leading} leading directions are over the rank, {rank}. Take leading <= rank.")
 
 
+def scale_by_low_rank_soap(
+    *,
+    rank: Whole,
+    leading: Whole,
+    update_interval: Whole | None = 200,
+    b1: Number = 0.9,
+    b2: Number = 0.9,
+    b3: Number = 0.999,
+    alpha: Number = 0.3,
+    alpha_c: Number = 0.4,
+    gamma: Number | None = 1.01,
+    switch: str = "complement",
+    moments: str = "keep",
+    bias_correction: bool = False,
+    eps: Number = 1e-8,
+    momentum_dtype: DTypeLike | None = None,
+    second_moment_dtype: DTypeLike | None = None,
+    factor_dtype: DTypeLike | None = None,
+    seed: Whole = 0,
+) -> Transform:
+    """Low-rank SOAP, not in either paper: H = Corner(rank), ONE_STEP in U and V; the eigenvalues EXACT given them.
+
+    Alice on both sides: momentum and second moments of the (r1, r2) corner U^T G V, one number for each row of U^T G and
+    each column of G V beyond it, and one for the rest (docs/corner.md). State: m r1 + n r2 + 2 r1 r2 + r1^2 + r2^2 + r1 + r2
+    + 1, with r1 = min(rank, m), r2 = min(rank, n). Options as `alice`'s; each side is tracked and switched by itself.
+    """
+    require_leading("low_rank_soap", rank, leading)
+    return optax.chain(
+        scale_by_corner(
+            Corner(rank),
+            SubspaceIteration(leading, b3, switch),
+            b1=b1,
+            b2=b2,
+            alpha_c=alpha_c,
+            gamma=gamma,
+            eps=eps,
+            update_interval=update_interval,
+            moments=moments,
+            bias_correction=bias_correction,
+            momentum_dtype=momentum_dtype,
+            second_moment_dtype=second_moment_dtype,
+            factor_dtype=factor_dtype,
+            seed=seed,
+        ),
+        optax.scale(alpha),
+    )
+
+
 alice = full_chain(scale_by_alice, adam_factor=0.3)
 alice0 = full_chain(scale_by_alice0, adam_factor=0.3)
 galore = full_chain(scale_by_galore, adam_factor=0.3)
 fira = full_chain(scale_by_fira, adam_factor=0.3)
 apollo = full_chain(scale_by_apollo)
+low_rank_soap = full_chain(scale_by_low_rank_soap, adam_factor=0.3)

@@ -95,7 +95,9 @@ def scale_by_low_rank(
         >>> state.subspaces["3 x 4"].basis.shape
         (1, 3, 2)
     """
-    _require(structure, tracker, moments, update_interval)
+    if not isinstance(structure, LowRank):
+        raise TypeError(f"scale_by_low_rank: expected a fl.LowRank first; got {structure!r}.")
+    require_tracker("scale_by_low_rank", tracker, moments, update_interval)
     inner = scale_by_structure(
         structure.inner,
         b1=b1,
@@ -131,10 +133,10 @@ def scale_by_low_rank(
             k, m, n = G.shape
             blank = tracker.blank(m, rank(G))
             blank = jax.tree.map(lambda x, k=k: jnp.broadcast_to(x, (k, *x.shape)), blank)
-            subspaces[name] = jax.tree.map(lambda x, G=G: _stored(x, factor_dtype or G.dtype), blank)
+            subspaces[name] = jax.tree.map(lambda x, G=G: stored(x, factor_dtype or G.dtype), blank)
             leads[name] = jnp.zeros((k, rank(G), n), G.dtype)
             tail = tail_moments(G, jnp.zeros((k, 1, n), G.dtype))
-            tails[name] = jax.tree.map(lambda x: _stored(x, second_moment_dtype or x.dtype), tail)
+            tails[name] = jax.tree.map(lambda x: stored(x, second_moment_dtype or x.dtype), tail)
             norms[name] = None if gamma is None else jnp.zeros((k, 1, 1), G.dtype)
         count = jnp.zeros([], jnp.int32)
         return LowRankState(count, jax.random.PRNGKey(seed), subspaces, inner.init(leads), tails, norms)
@@ -144,7 +146,7 @@ def scale_by_low_rank(
         subspaces, turns = {}, {}
         for key, (name, G) in zip(keys, stacks.items(), strict=False):
             old = state.subspaces[name]
-            kept = jax.tree.map(lambda x, G=G: _stored(x, G.dtype), old)
+            kept = jax.tree.map(lambda x, G=G: stored(x, G.dtype), old)
             new = jax.vmap(how)(kept, clipped(G), jax.random.split(key, len(G)))
             if moments == "rotate":
                 turns[name] = basis(name, new, G).mT @ basis(name, old, G)
@@ -209,7 +211,7 @@ def scale_by_low_rank(
                 tails[name] = jax.tree.map(lambda x, like: x.astype(like.dtype), tail, old)
                 low = U[name] @ (lead if d is None else lead - sigma[name] * d) if lift else 0
                 scaled[name] = low if d is None else low + G * d
-                kept_space = jax.tree.map(lambda x, G=G: _stored(x, G.dtype), subspaces[name])
+                kept_space = jax.tree.map(lambda x, G=G: stored(x, G.dtype), subspaces[name])
                 followed = jax.vmap(tracker.follow)(kept_space, G, sigma[name])
                 subspaces[name] = jax.tree.map(lambda x, like: x.astype(like.dtype), followed, subspaces[name])
             back = {name: scaled[name].mT if _tall(G) else scaled[name] for name, G in seen.items()}
@@ -232,19 +234,18 @@ def _above_rounding(sigma: Float[Array, "k r n"], whole: Float[Array, "k 1 n"]) 
     return jnp.where(jnp.abs(sigma) <= 8 * jnp.finfo(sigma.dtype).eps * jnp.sqrt(whole), 0, sigma)
 
 
-def _stored(x: Array, dtype: DTypeLike) -> Array:
+def stored(x: Array, dtype: DTypeLike) -> Array:
     """In that dtype, unless it is a key."""
     return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
-def _require(structure: Any, tracker: Any, moments: str, update_interval: Any) -> None:
-    if not isinstance(structure, LowRank):
-        raise TypeError(f"scale_by_low_rank: expected a fl.LowRank first; got {structure!r}.")
+def require_tracker(call: str, tracker: Any, moments: str, update_interval: Any) -> None:
+    """Refuse what is no tracker, and options of a refresh that are out of their range."""
     if not isinstance(tracker, SubspaceTracker):
-        raise TypeError(f"scale_by_low_rank: expected a tracker such as fl.SubspaceIteration(leading=40); got {tracker!r}.")
+        raise TypeError(f"{call}: expected a tracker such as fl.SubspaceIteration(leading=40); got {tracker!r}.")
     if moments not in MOMENTS:
-        raise ValueError(f"scale_by_low_rank: moments is one of {', '.join(map(repr, MOMENTS))}; got {moments!r}")
+        raise ValueError(f"{call}: moments is one of {', '.join(map(repr, MOMENTS))}; got {moments!r}")
     if moments == "rotate" and not tracker.orthonormal:
-        raise ValueError(f'scale_by_low_rank: one basis of {tracker} says nothing of the next; take moments="keep" or "reset".')
+        raise ValueError(f'{call}: one basis of {tracker} says nothing of the next; take moments="keep" or "reset".')
     if isinstance(update_interval, float | int) and (update_interval < 1 or update_interval != int(update_interval)):
-        raise ValueError(f"scale_by_low_rank: update_interval is a whole number, at least 1, or None; got {update_interval}")
+        raise ValueError(f"{call}: update_interval is a whole number, at least 1, or None; got {update_interval}")

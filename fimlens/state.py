@@ -144,15 +144,24 @@ def members_of(structure: Structure, slot: Slot, weight: Any, average: str, G: M
     return over(G, structure.fit)(averaged, slot.frame) if average == "statistics" else Params(slot.frame, averaged)
 
 
-def carried_by(structure: Structure, state: StructureState, updates: PyTree, T: PyTree) -> StructureState:
-    """The state for coordinates T G in place of G: momentum and statistics carried along, a matrix T for each of `updates`."""
+def carried_by(
+    structure: Structure, state: StructureState, updates: PyTree, left: PyTree, right: PyTree | None = None
+) -> StructureState:
+    """The state for left G right^T in place of G: momentum and statistics carried along, matrices for each of `updates`."""
     stacked = has_bases(structure)
     leaves, treedef = jax.tree.flatten(views(updates, stacked))
-    turns = treedef.flatten_up_to(views(T, stacked, by=updates))
+    lefts, rights = (
+        [None] * len(leaves) if side is None else treedef.flatten_up_to(views(side, stacked, by=updates))
+        for side in (left, right)
+    )
     slots = []
-    for slot, G, turn in zip(slots_of(structure, treedef, leaves, state), leaves, turns, strict=True):
-        averaged = over(G, structure.carried_by)(turn, jax.tree.map(lambda x, G=G: x.astype(G.dtype), slot.averaged))
-        momentum = None if slot.momentum is None else turn @ slot.momentum.astype(G.dtype)
+    for slot, G, L, R in zip(slots_of(structure, treedef, leaves, state), leaves, lefts, rights, strict=True):
+        averaged = jax.tree.map(lambda x, G=G: x.astype(G.dtype), slot.averaged)
+        averaged = over(G, structure.carried_by)(L, R, averaged)
+        momentum = None
+        if slot.momentum is not None:
+            momentum = L @ slot.momentum.astype(G.dtype)
+            momentum = momentum if R is None else momentum @ R.mT
         moved = slot._replace(averaged=averaged, momentum=momentum)
         slots.append(jax.tree.map(lambda x, like: x.astype(like.dtype), moved, slot))
     kept = assembled(structure, treedef, slots)

@@ -142,9 +142,10 @@ class Structure(abc.ABC):
         del old, new
         return stats
 
-    def carried_by(self, T: Float[Array, "m m"], stats: Tree) -> Tree:
-        """What becomes of statistics of G when T G is seen in its place, T a rotation or a part of one. By default kept."""
-        del T
+    def carried_by(self, left: Float[Array, "m m"], right: Float[Array, "n n"] | None, stats: Tree) -> Tree:
+        """What becomes of statistics of G when left G right^T is seen in its place, rotations or parts of them (None: the
+        identity). By default they are kept."""
+        del left, right
         return stats
 
     def settle(self, fisher: Fisher, key: Array) -> Frame:

@@ -5,7 +5,7 @@ Each is a generator as in numpy_optimizers. Directions that a method draws at ra
 """
 
 import numpy as np
-from numpy_optimizers import in_short_side
+from numpy_optimizers import in_short_side, root_inverse, seen
 
 
 def gauge(U):
@@ -17,7 +17,7 @@ def column_norms(X):
 
 
 def adam_like(b1, b2, eps, corrected):
-    """m / (sqrt(v) + eps) of what is sent; `turn` is an r x r matrix, "reset" or None."""
+    """m / (sqrt(v) + eps) of what is sent; `turn` is a rotation of its rows, or two of rows and columns, "reset" or None."""
     m = v = 0.0
     t = 0
     sigma, turn = yield
@@ -25,7 +25,8 @@ def adam_like(b1, b2, eps, corrected):
         if isinstance(turn, str):
             m, v, t = 0.0, 0.0, 0
         elif turn is not None and t > 0:
-            m, v = turn @ m, turn**2 @ v
+            L, R = turn if isinstance(turn, tuple) else (turn, np.eye(sigma.shape[1]))
+            m, v = L @ m @ R.T, L**2 @ v @ (R**2).T
         t += 1
         m, v = b1 * m + (1 - b1) * sigma, b2 * v + (1 - b2) * sigma**2
         c1, c2 = (1 - b1**t, 1 - b2**t) if corrected else (1.0, 1.0)
@@ -55,6 +56,13 @@ def switched(V, leading, given, strategy):
     return np.concatenate([stay, drawn], 1)
 
 
+def iterated(before, Qt, G, b3):
+    """One subspace iteration on Q = b3 U Q~ U^T + (1 - b3) G G^T, written out, from U = before; its Ritz vectors."""
+    Q = b3 * before @ Qt @ before.T + (1 - b3) * G @ G.T
+    V = np.linalg.qr(Q @ before)[0]
+    return gauge(V @ np.linalg.eigh(V.T @ Q @ V)[1][:, ::-1])
+
+
 @in_short_side
 def alice(
     lr, rank, leading, interval=5, b1=0.9, b2=0.9, b3=0.999, alpha=0.3, alpha_c=0.4, gamma=1.01,
@@ -72,10 +80,7 @@ def alice(
         m, turn = len(G), None
         if t % interval == 0:
             before = np.linalg.svd(G)[0][:, :rank] if U is None else U
-            Q = b3 * before @ Qt @ before.T + (1 - b3) * G @ G.T
-            V = np.linalg.qr(Q @ before)[0]
-            V = gauge(V @ np.linalg.eigh(V.T @ Q @ V)[1][:, ::-1])
-            new = switched(V, leading, frames(), switch)
+            new = switched(iterated(before, Qt, G, b3), leading, frames(), switch)
             turn = turned(moments, new, U)
             if moments == "rotate" and U is not None:
                 Qt = turn @ Qt @ turn.T
@@ -145,3 +150,47 @@ def apollo(lr, rank, interval=5, variant="random", frames=None):
         s = np.linalg.norm(D) / np.linalg.norm(sigma) if mini else column_norms(D) / column_norms(sigma)
         U, phi = limited(G * s, phi, 1.01)
         G, _ = yield -lr * (128**0.5 if mini else 1) * U
+
+
+def low_rank_soap(
+    lr, rank, leading, interval=5, b1=0.9, b2=0.9, b3=0.999, alpha=0.3, alpha_c=0.4, gamma=1.01,
+    switch="complement", moments="keep", frames=None,
+):  # fmt: skip
+    """Both sides, in bases of the complements too, which are built: each block of F~ a mean over the directions tied."""
+    U = [None, None]
+    tied, phi = None, 0.0
+    t = 0
+    inner = adam_like(b1, b2, 1e-8, False)
+    next(inner)
+    G, _ = yield
+    m, n = G.shape
+    r = [min(rank, m), min(rank, n)]
+    Qt = [np.zeros((k, k)) for k in r]
+    while True:
+        turn = None
+        if t % interval == 0:
+            given, old = frames(), U
+            before = [np.linalg.svd(X)[0][:, :k] if u is None else u for X, k, u in zip((G, G.T), r, U, strict=True)]
+            sides = zip(before, Qt, (G, G.T), given, strict=True)
+            U = [switched(iterated(u, Q, X, b3), leading, g, switch) for u, Q, X, g in sides]
+            if moments == "reset":
+                turn, Qt, tied = "reset", [0 * Q for Q in Qt], None
+            if moments == "rotate" and t > 0:
+                L, R = turn = tuple(u.T @ o for u, o in zip(U, old, strict=True))
+                Qt = [T @ Q @ T.T for T, Q in zip(turn, Qt, strict=True)]
+                tied = [L**2 @ tied[0], R**2 @ tied[1], tied[2]]
+        t += 1
+        full = [np.concatenate([u, np.linalg.svd(u)[0][:, u.shape[1] :]], 1) for u in U]
+        Y = seen(full[0].T @ G @ full[1])  # a first gradient's singular vectors leave nothing beside the leading one
+        X, rows, columns, tail = Y[: r[0], : r[1]], Y[: r[0], r[1] :], Y[r[0] :, : r[1]], Y[r[0] :, r[1] :]
+        Qt = [b3 * Q + (1 - b3) * W @ W.T for Q, W in zip(Qt, (U[0].T @ G, U[1].T @ G.T), strict=True)]
+        now = (rows**2).sum(1) / max(n - r[1], 1), (columns**2).sum(0) / max(m - r[0], 1), (tail**2).sum() / max(tail.size, 1)
+        tied = [b1 * old + (1 - b1) * new for old, new in zip(tied or [0.0] * 3, now, strict=True)]
+        C = np.zeros_like(Y)
+        C[: r[0], r[1] :] = rows * root_inverse(tied[0])[:, None]
+        C[r[0] :, : r[1]] = columns * root_inverse(tied[1])
+        C[r[0] :, r[1] :] = tail * root_inverse(np.array([tied[2]]))
+        C, phi = limited(C, phi, gamma)
+        C *= alpha_c
+        C[: r[0], : r[1]] = inner.send((X, turn))
+        G, _ = yield -lr * alpha * full[0] @ C @ full[1].T

@@ -10,17 +10,21 @@ import pytest
 from test_fidelity import gradients
 
 import fimlens as fl
+from fimlens.structure import inverse_root
+from fimlens.structures.low_rank import LeadTail
 
 
 def drawn(state, m, r):
-    """U of the one matrix that a state holds."""
+    """U of the one matrix that a state holds, or of both its sides."""
     kept = next(x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)).subspaces
     (kept,) = kept.values()
-    return jax.random.normal(kept.key[0], (m, r)) / r**0.5 if hasattr(kept, "key") else kept.basis[0]
+    if hasattr(kept, "key"):
+        return jax.random.normal(kept.key[0], (m, r)) / r**0.5
+    return kept.basis[0] if hasattr(kept, "basis") else [side.basis[0] for side in kept]
 
 
 def is_state(x):
-    return isinstance(x, fl.LowRankState)
+    return isinstance(x, fl.LowRankState | fl.CornerState)
 
 
 def follow(make, paper, shape, rank, dtype, tolerance, steps=17):
@@ -50,6 +54,7 @@ METHODS = {
     "alice, rotated": both(fl.alice, witness.alice, leading=1, moments="rotate"),
     "galore": both(fl.galore, witness.galore),
     "fira": (fl.fira, partial(witness.galore, fira=True)),
+    "low_rank_soap": both(fl.low_rank_soap, witness.low_rank_soap, leading=1),
     "apollo": both(fl.apollo, witness.apollo),
     "apollo-svd": both(fl.apollo, witness.apollo, variant="svd"),
 }
@@ -64,6 +69,8 @@ ALIKE = {
     "alice, gaussian-mix": both(fl.alice, witness.alice, leading=1, switch="gaussian-mix"),
     "alice, unswitched": both(fl.alice, witness.alice, leading=1, switch="none"),
     "alice0": (partial(fl.alice0, leading=1), partial(witness.alice, leading=1, b3=0.0)),
+    "low_rank_soap, rotated": both(fl.low_rank_soap, witness.low_rank_soap, leading=1, moments="rotate"),
+    "low_rank_soap, reset": both(fl.low_rank_soap, witness.low_rank_soap, leading=1, moments="reset"),
     "galore, rotated": both(fl.galore, witness.galore, moments="rotate"),
     "galore, reset": both(fl.galore, witness.galore, moments="reset"),
     "fira+": (partial(fl.fira, plus=True), partial(witness.galore, fira=True, plus=True)),
@@ -80,7 +87,11 @@ def test_it_follows_its_paper_over_four_refreshes(name, shape, rank):
     follow(*(METHODS | ALIKE)[name], shape, rank, jnp.float64, 1e-10)
 
 
-@pytest.mark.parametrize("name", [name if name == "alice" else pytest.param(name, marks=pytest.mark.slow) for name in METHODS])
+# Of low_rank_soap the rest of a leading row is a difference that nearly cancels: in float32 it is known to a few digits.
+SINGLE = [name for name in METHODS if name not in ("alice", "low_rank_soap")]
+
+
+@pytest.mark.parametrize("name", ["alice", *(pytest.param(name, marks=pytest.mark.slow) for name in SINGLE)])
 def test_in_single_precision(name):
     follow(*METHODS[name], (5, 7), 2, jnp.float32, 1e-6)
 
@@ -88,3 +99,99 @@ def test_in_single_precision(name):
 def test_mini_follows_its_paper():
     ours = lambda lr, rank, update_interval: fl.apollo(lr, variant="mini", update_interval=update_interval)  # noqa: E731
     follow(ours, partial(witness.apollo, variant="mini"), (5, 7), 1, jnp.float64, 1e-10)
+
+
+STRUCTURES = [
+    fl.LowRank(fl.Diagonal(), 2),
+    fl.LowRank(fl.Diagonal(), 2, fl.Scalar()),
+    fl.LowRank(fl.RowColumn(), 2, fl.Drop()),
+    fl.Corner(2),
+    fl.Corner(2, fl.Marginals()),
+]
+
+
+def the_one(trees):
+    """Of dicts with one stack of one matrix, the matrix."""
+    return jax.tree.map(lambda kept: next(iter(kept.values()))[0], trees, is_leaf=lambda x: isinstance(x, dict))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+@pytest.mark.parametrize("shape", [(4, 6), pytest.param((6, 4), marks=pytest.mark.slow)], ids=str)
+def test_without_momentum_the_update_is_the_members(structure, shape):
+    """Mat(F~^{-1/2} Vec(G)) of the structure's own `apply`, F~ made of the averages in the state."""
+    with jax.enable_x64(True):
+        options = {"b1": 0.0, "b2": 0.9, "alpha_c": 1.0, "gamma": None, "eps": 0.0, "bias_correction": False}
+        corner = isinstance(structure, fl.Corner)
+        make, own = (fl.scale_by_corner, "b_tied") if corner else (fl.scale_by_low_rank, "b_tail")
+        tx = make(structure, fl.SubspaceIteration(1), update_interval=2, **options, **{own: 0.9})
+        state = tx.init(jnp.zeros(shape))
+        for G in gradients(shape, 3):
+            update, state = tx.update(jnp.asarray(G), state)
+        frame = structure.frame(*shape)
+        lead = structure.inner.fit(the_one(state.inner.averaged), frame.bases.inner).coords
+        (space,) = state.subspaces.values()
+        if corner:
+            bases = frame.bases._replace(left=space[0].basis[0], right=space[1].basis[0])
+            coords = jax.tree.map(lambda x: x[0], next(iter(state.tied.values())))._replace(corner=lead)
+        else:
+            bases = frame.bases._replace(lead=space.basis[0])
+            coords = LeadTail(lead, jax.tree.map(lambda x: x[0], next(iter(state.tail.values()))))
+        member = fl.Params(fl.Frame(bases, shape), coords)
+        np.testing.assert_allclose(update, structure.apply(member, jnp.asarray(G), inverse_root(0.0)), rtol=1e-9, atol=1e-9)
+
+
+def test_alice_takes_two_products_and_no_more():
+    """By XLA's analysis, between refreshes, on a square matrix at r = m/4; and no temporary over two copies of the gradient."""
+    m, r = 256, 64
+    tx = fl.scale_by_alice(rank=r, leading=20, update_interval=None)
+    G = jnp.zeros((m, m))
+    compiled = jax.jit(tx.update, donate_argnums=1).lower(G, jax.eval_shape(tx.init, G)).compile()
+    assert compiled.cost_analysis()["flops"] <= 1.2 * 4 * m * m * r
+    assert compiled.memory_analysis().temp_size_in_bytes <= 2 * G.nbytes
+
+
+NAMED = {"alice": {"leading": 3}, "fira": {}, "galore": {}, "low_rank_soap": {"leading": 3}}
+
+
+@pytest.mark.parametrize("name", ["alice", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMED if n != "alice")])
+def test_nothing_is_made_of_rounding(name):
+    """Gradients inside the subspace get no compensation, a zero gradient no update, a rank over the matrix is all of it."""
+    tx = getattr(fl, f"scale_by_{name}")(rank=3, update_interval=10, **NAMED[name])
+    update = jax.jit(tx.update)
+    rng = np.random.default_rng(0)
+    U, weights = np.linalg.qr(rng.normal(size=(64, 3)))[0], jnp.zeros((64, 96))
+    state = tx.init(weights)
+    for _ in range(4):
+        G = U @ rng.normal(size=(3, 96))
+        moved, state = update(jnp.asarray(G, jnp.float32), state)
+        assert np.isfinite(moved).all()
+        outside = moved - U @ (U.T @ moved)
+        assert np.linalg.norm(outside) < 1e-4 * np.linalg.norm(moved)
+    moved, state = update(weights, state)
+    assert np.isfinite(moved).all()
+    zero, _ = update(weights, tx.init(weights))
+    assert not np.asarray(zero).any()
+
+
+def test_sizes_that_do_not_fit_are_served_or_refused():
+    """A rank over the matrix takes it whole; more to switch than the complement has switches it all; the rest is refused."""
+    G = jnp.asarray(np.random.default_rng(0).normal(size=(5, 7)), jnp.float32)
+    for rank in (4, 5, 9):
+        tx = fl.scale_by_alice(rank=rank, leading=0)
+        update, (state, _) = tx.update(G, tx.init(G))
+        assert np.isfinite(update).all()
+        U = np.asarray(state.subspaces["5 x 7"].basis[0])
+        np.testing.assert_allclose(U.T @ U, np.eye(min(rank, 5)), atol=1e-5)
+    with pytest.raises(ValueError, match="over the rank"):
+        fl.alice(0.1, rank=2, leading=3)
+    with pytest.raises(TypeError, match="static_args"):
+        fl.alice(0.1, rank=jnp.asarray(2), leading=1)
+    for wrong in ({"switch": "some"}, {"compensation": "all"}, {"moments": "lose"}, {"update_interval": 0}):
+        with pytest.raises(ValueError, match=r"one of|whole number"):
+            fl.alice(0.1, rank=2, leading=1, **wrong)
+    with pytest.raises(ValueError, match="variant is"):
+        fl.apollo(0.1, rank=2, variant="maxi")
+    with pytest.raises(ValueError, match='"keep" or "reset"'):
+        fl.apollo(0.1, rank=2, moments="rotate")
+    with pytest.raises(ValueError, match="needs a rank"):
+        fl.apollo(0.1)

@@ -1,6 +1,7 @@
 """The families. A new one is one file here and one line below; EXAMPLES is the fixture of every law."""
 
 from fimlens.structures.blocks import Blocks as Blocks
+from fimlens.structures.corner import Corner as Corner
 from fimlens.structures.dense import Dense as Dense
 from fimlens.structures.kronecker import DiagonalKronecker as DiagonalKronecker
 from fimlens.structures.kronecker import Kronecker as Kronecker
@@ -41,6 +42,8 @@ EXAMPLES = (
     LowRank(Diagonal(), 2),
     LowRank(RowColumn(), 2, Drop()),
     LowRank(Rotated(Diagonal(), "R"), 2, Scalar()),
+    Corner(2),
+    Corner(2, RowColumn()),
     Kronecker(),
     DiagonalKronecker(),
     Dense(),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from numbers import Integral
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -72,10 +72,7 @@ class LowRank(Structure):
 
     def __post_init__(self) -> None:
         require_structure("LowRank", self.inner)
-        if isinstance(self.rank, bool) or not isinstance(self.rank, Integral):
-            raise TypeError(f"LowRank: rank is a whole number; got {self.rank!r}. Round it.")
-        if self.rank < 1:
-            raise ValueError(f"LowRank: rank is a positive number; got {self.rank}")
+        require_rank("LowRank", self.rank)
         if not isinstance(self.complement, Columns | Scalar | Drop):
             raise ValueError(
                 f"LowRank: complement is Columns(), Scalar() or Drop(), which need no basis there; got {self.complement}"
@@ -181,6 +178,21 @@ class LowRank(Structure):
         m, n = params.frame.shape
         order = jnp.arange(m * n).reshape(m, n).T.reshape(-1) if m > n else jnp.arange(m * n)  # Vec(G) in Vec(G^T)
         return F[order][:, order]
+
+
+def require_rank(call: str, rank: Any) -> None:
+    """Refuse a rank that is not a positive whole number.
+
+    Raises:
+        TypeError: it is not a whole number.
+        ValueError: it is not positive.
+    """
+    if isinstance(rank, bool) or not isinstance(rank, Integral):
+        raise TypeError(
+            f"{call}: rank is a whole number; got {rank!r}. Round it; under optax.inject_hyperparams, name it in static_args."
+        )
+    if rank < 1:
+        raise ValueError(f"{call}: rank is a positive number; got {rank}")
 
 
 def at_door(frame: Frame, G: Matrix) -> Float[Array, "short long"]:

@@ -148,11 +148,12 @@ class Rotated(Structure):
         columns = None if stats.right is None else _moments(stats.right, right)[None] / m
         return stats._replace(inner=self.inner.measured_again(stats.inner, rows, columns))
 
-    def carried_by(self, T: Float[Array, "m m"], stats: Covariances) -> Covariances:
-        """The covariance of the rows follows; coordinates in its eigenbasis stay what they are."""
-        if stats.left is not None:
-            return stats._replace(left=T @ stats.left @ T.T)
-        return stats._replace(inner=self.inner.carried_by(T, stats.inner))
+    def carried_by(self, left: Float[Array, "m m"], right: Float[Array, "n n"] | None, stats: Covariances) -> Covariances:
+        """Covariances follow, and coordinates in their eigenbases stay what they are; without any, the inner's own rule."""
+        if stats.left is None and stats.right is None:
+            return stats._replace(inner=self.inner.carried_by(left, right, stats.inner))
+        pairs = zip((left, right), stats[:2], strict=True)
+        return Covariances(*(C if None in (T, C) else T @ C @ T.T for T, C in pairs), stats.inner)
 
     def fit(self, stats: Covariances, frame: Frame) -> Params:
         return Params(frame, self.inner.fit(stats.inner, frame.bases.inner).coords)

@@ -76,9 +76,15 @@ class Spectrum(Structure):
     def fit(self, stats: Tree, frame: Frame) -> Params:
         return Params(frame, self.project(stats))
 
-    def carried_by(self, T: Float[Array, "m m"], stats: Tree) -> Tree:
-        """Where there is one entry a row, (T * T) V: exact if the rows of G are uncorrelated, as in their eigenbasis."""
-        return jax.tree.map(lambda V: T**2 @ V if len(V) == len(T) else V, stats)
+    def carried_by(self, left: Float[Array, "m m"], right: Float[Array, "n n"] | None, stats: Tree) -> Tree:
+        """Squares of the rotations, where there is an entry a row or column: exact if those of G are uncorrelated, as in
+        their eigenbases."""
+
+        def carried(V: Float[Array, "#m #n"]) -> Float[Array, "#m #n"]:
+            V = left**2 @ V if len(V) == len(left) else V
+            return V if right is None or V.shape[1] != len(right) else V @ (right**2).T
+
+        return jax.tree.map(carried, stats)
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         shape = params.frame.shape

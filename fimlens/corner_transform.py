@@ -1,0 +1,215 @@
+"""The optimizer of `Corner`, low-rank SOAP: with A = U^T G, B = G V, X = U^T G V and D what the inner structure makes of X,
+
+    update = c G + U ((a - c) A + (D - (a + b - c) X) V^T) + ((b - c) B) V^T
+
+where a (one a row of A), b (one a column of B) and c are the inverse roots of the tied eigenvalues. No rest is formed: squares
+are differences, ||A_i||^2 - ||X_i||^2 and so on.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
+
+from fimlens.chain import growth_limit
+from fimlens.low_rank_transform import ROUNDING, require_tracker, stored
+from fimlens.state import StructureState, carried_by
+from fimlens.structure import Tree, inverse_root
+from fimlens.structures.corner import Corner, Parts
+from fimlens.subspaces import SubspaceTracker
+from fimlens.transform import scale_by_structure
+from fimlens.views import bounded, clipped, require_real, unview, views
+
+Stack = Float[Array, "k m n"]
+
+
+class CornerState(NamedTuple):
+    """The state of `scale_by_corner`: dicts with one entry per matrix shape, whose matrices are stacked.
+
+    `subspaces` is what the tracker keeps of the left and of the right side, `inner` the state of the inner structure's
+    transform over the corners, `tied` the averages of the other parts, `norms` those of the limiter.
+    """
+
+    count: Int[Array, ""]
+    key: Array
+    subspaces: dict[str, tuple[Tree, Tree]]
+    inner: StructureState
+    tied: dict[str, Parts]
+    norms: dict[str, Array | None]
+
+
+def scale_by_corner(
+    structure: Corner,
+    tracker: SubspaceTracker,
+    *,
+    b1: Float[ArrayLike, ""] = 0.9,
+    b2: Float[ArrayLike, ""] = 0.9,
+    b_tied: Float[ArrayLike, ""] | None = None,
+    alpha_c: Float[ArrayLike, ""] = 0.4,
+    gamma: Float[ArrayLike, ""] | None = 1.01,
+    eps: Float[ArrayLike, ""] = 1e-8,
+    update_interval: Int[ArrayLike, ""] | None = 200,
+    moments: str = "keep",
+    bias_correction: bool = False,
+    momentum_dtype: DTypeLike | None = None,
+    second_moment_dtype: DTypeLike | None = None,
+    factor_dtype: DTypeLike | None = None,
+    seed: Int[ArrayLike, ""] = 0,
+) -> optax.GradientTransformation:
+    """Scale each matrix by the inverse root of a `Corner`: momentum in the corner alone, compensation outside it.
+
+    The tracker follows both sides, G for the left and G^T for the right. Arguments are those of `scale_by_low_rank`;
+    `b_tied` is the decay of the tied numbers, b1 by default, alpha_c and gamma are of all three tied parts together.
+
+    Raises:
+        TypeError: the first arguments are not a Corner and a tracker, or (at init) a parameter is not of real floating point.
+        ValueError: an option is out of its range.
+
+    Example:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> tx = fl.scale_by_corner(fl.Corner(2), fl.SubspaceIteration(leading=1))
+        >>> [side.basis.shape for side in tx.init({"w": jnp.ones((3, 4))}).subspaces["3 x 4"]]
+        [(1, 3, 2), (1, 4, 2)]
+    """
+    if not isinstance(structure, Corner):
+        raise TypeError(f"scale_by_corner: expected a fl.Corner first; got {structure!r}.")
+    require_tracker("scale_by_corner", tracker, moments, update_interval)
+    inner = scale_by_structure(
+        structure.inner,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        update_interval=update_interval,
+        bias_correction=bias_correction,
+        momentum_dtype=momentum_dtype,
+        second_moment_dtype=second_moment_dtype,
+        seed=seed,
+    )
+    b_tied = b1 if b_tied is None else b_tied
+
+    def ranks(G: Stack) -> tuple[int, int]:
+        return tuple(min(side, structure.rank) for side in G.shape[1:])
+
+    def bases(kept: tuple[Tree, Tree], G: Stack) -> list[Array]:
+        sides = zip(kept, G.shape[1:], ranks(G), strict=True)
+        return [jax.vmap(lambda kept, m=m, r=r: tracker.basis(kept, m, r))(x).astype(G.dtype) for x, m, r in sides]
+
+    def counts(G: Stack) -> tuple[int, int, int]:
+        (_, m, n), (r1, r2) = G.shape, ranks(G)
+        return n - r2, m - r1, (m - r1) * (n - r2)
+
+    def init(params: PyTree) -> CornerState:
+        require_real("scale_by_corner", params)
+        subspaces, tied, norms, corners = {}, {}, {}, {}
+        for name, G in views(params, stacked=True).items():
+            (k, m, n), (r1, r2) = G.shape, ranks(G)
+            blank = [tracker.blank(side, r) for side, r in ((m, r1), (n, r2))]
+            blank = jax.tree.map(lambda x, k=k: jnp.broadcast_to(x, (k, *x.shape)), tuple(blank))
+            subspaces[name] = jax.tree.map(lambda x, G=G: stored(x, factor_dtype or G.dtype), blank)
+            corners[name] = jnp.zeros((k, r1, r2), G.dtype)
+            shapes = zip(((k, r1, 1), (k, 1, r2), (k, 1, 1)), counts(G), strict=True)
+            numbers = [jnp.zeros(shape, second_moment_dtype or G.dtype) if count else None for shape, count in shapes]
+            tied[name] = Parts(None, *numbers)
+            norms[name] = None if gamma is None else jnp.zeros((k, 1, 1), G.dtype)
+        count = jnp.zeros([], jnp.int32)
+        return CornerState(count, jax.random.PRNGKey(seed), subspaces, inner.init(corners), tied, norms)
+
+    def refreshed(state: CornerState, stacks: dict[str, Array], how: Any) -> tuple[dict, StructureState, dict]:
+        keys = jax.random.split(jax.random.fold_in(state.key, state.count), max(len(stacks), 1))
+        subspaces, tied, turns = {}, dict(state.tied), ({}, {})
+        for key, (name, G) in zip(keys, stacks.items(), strict=False):
+            G, old = clipped(G), state.subspaces[name]
+            kept = jax.tree.map(lambda x, G=G: stored(x, G.dtype), old)
+            new = tuple(
+                jax.vmap(how)(side, seen, jax.random.split(own, len(G)))
+                for side, seen, own in zip(kept, (G, G.mT), jax.random.split(key), strict=True)
+            )
+            if moments == "rotate":
+                pairs = zip(bases(new, G), bases(old, G), strict=True)
+                L, R = (after.mT @ before for after, before in pairs)
+                turns[0][name], turns[1][name] = L, R
+                new = tuple(jax.vmap(tracker.carried_by)(T, side) for T, side in zip((L, R), new, strict=True))
+                rows, columns = tied[name].rows, tied[name].columns
+                rows = None if rows is None else (L**2 @ rows.astype(G.dtype)).astype(rows.dtype)
+                columns = None if columns is None else (columns.astype(G.dtype) @ (R**2).mT).astype(columns.dtype)
+                tied[name] = tied[name]._replace(rows=rows, columns=columns)
+            if moments == "reset":
+                new = tuple(jax.vmap(tracker.forgotten)(side) for side in new)
+                tied[name] = jax.tree.map(jnp.zeros_like, tied[name])
+            subspaces[name] = jax.tree.map(lambda x, like: x.astype(like.dtype), new, old)
+        kept = state.inner
+        if moments != "keep":
+            corners = {name: jnp.zeros((len(G), *ranks(G)), G.dtype) for name, G in stacks.items()}
+            kept = carried_by(structure.inner, kept, corners, *turns) if moments == "rotate" else inner.init(corners)
+        return subspaces, kept, tied
+
+    def refreshed_if_due(state: CornerState, stacks: dict[str, Array]) -> tuple[dict, StructureState, dict]:
+        as_it_is = dict(state.subspaces), state.inner, dict(state.tied)
+        if update_interval is None:
+            return as_it_is
+        which = jnp.where(state.count == 0, 2, state.count % update_interval == 0)
+        hows = [lambda how=how: refreshed(state, stacks, how) for how in (tracker.turn, tracker.start)]
+        return jax.lax.switch(which, [lambda: as_it_is, *hows])
+
+    def squares(G: Stack, A: Array, B: Array, X: Array) -> tuple[Array, Array, Array]:
+        """Of what is left of each row of A, of each column of B, and of G; 0 where that is rounding."""
+        total = bounded(jnp.sum(G**2, (1, 2), keepdims=True))
+        rows, columns, corner = jnp.sum(A**2, 2, keepdims=True), jnp.sum(B**2, 1, keepdims=True), X**2
+        left = (
+            (rows - corner.sum(2, keepdims=True), rows),
+            (columns - corner.sum(1, keepdims=True), columns),
+            (total - rows.sum(1, keepdims=True) - columns.sum(2, keepdims=True) + corner.sum((1, 2), keepdims=True), total),
+        )
+        bound = ROUNDING * jnp.finfo(G.dtype).eps
+        return tuple(jnp.where(rest > bound * whole, rest, rest * 0) for rest, whole in left)
+
+    def scales(G: Stack, left: tuple, tied: Parts, phi: Array | None, weight: Array) -> tuple[list, Parts, Array | None]:
+        """a, b and c, zero where nothing is left, with the limiter's and alpha_c's factors; and what is kept."""
+        kept, found, norm = [], [], 0.0
+        for square, count, old in zip(left, counts(G), tied[1:], strict=True):
+            now = None if old is None else b_tied * old.astype(G.dtype) + (1 - b_tied) * square / count
+            kept.append(None if old is None else now.astype(old.dtype))
+            scale = jnp.zeros_like(square) if old is None else inverse_root(0.0)(now / weight.astype(G.dtype))
+            found.append(jnp.where(square == 0, square, scale))
+            norm = norm + jnp.sum(found[-1] ** 2 * square, (1, 2), keepdims=True)
+        eta = jnp.ones([], G.dtype)
+        if gamma is not None:
+            norm = jnp.sqrt(norm)
+            eta = growth_limit(norm, phi.astype(G.dtype), gamma)
+            phi = (norm * eta).astype(phi.dtype)
+        return [scale * eta * alpha_c for scale in found], Parts(None, *kept), phi
+
+    def update(updates: PyTree, state: CornerState, params: PyTree = None) -> tuple[PyTree, CornerState]:
+        del params
+        with jax.default_matmul_precision("highest"):
+            stacks = views(updates, stacked=True)
+            subspaces, kept, tied = refreshed_if_due(state, stacks)
+            seen = {}
+            for name, G in stacks.items():
+                U, V = bases(subspaces[name], G)
+                A, B = clipped(U.mT @ G), clipped(G @ V)
+                seen[name] = U, V, A, B, _above_rounding(A @ V, G)
+            D, kept = inner.update({name: X for name, (*_, X) in seen.items()}, kept)
+            count = optax.safe_increment(state.count)
+            weight = jnp.asarray(1 - b_tied**count if bias_correction else 1.0)
+            scaled, norms = {}, {}
+            for name, G in stacks.items():
+                U, V, A, B, X = seen[name]
+                (a, b, c), tied[name], norms[name] = scales(G, squares(G, A, B, X), tied[name], state.norms[name], weight)
+                rows = (a - c) * A + (D[name] - (a + b - c) * X) @ V.mT
+                scaled[name] = c * G + U @ rows + ((b - c) * B) @ V.mT
+                space = jax.tree.map(lambda x, G=G: stored(x, G.dtype), subspaces[name])
+                followed = tuple(jax.vmap(tracker.follow)(*side) for side in zip(space, (G, G.mT), (A, B.mT), strict=True))
+                subspaces[name] = jax.tree.map(lambda x, like: x.astype(like.dtype), followed, subspaces[name])
+            return unview(scaled, updates, stacked=True), CornerState(count, state.key, subspaces, kept, tied, norms)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _above_rounding(X: Float[Array, "k r1 r2"], G: Stack) -> Float[Array, "k r1 r2"]:
+    """X without what rounding may have made of it: see `basis.above_rounding`."""
+    norm = jnp.sqrt(bounded(jnp.sum(G**2, (1, 2), keepdims=True)))
+    return jnp.where(jnp.abs(X) <= 8 * jnp.finfo(X.dtype).eps * norm / max(G.shape[1:]) ** 0.5, 0, X)
