@@ -1,7 +1,9 @@
 """What weights and optimizer state take, from shapes alone."""
 
 import inspect
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,17 +11,40 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from fimlens import optimizers
+import fimlens
 from fimlens.matrices import role
-from fimlens.views import path_name
+from fimlens.views import path_name, sides
 
 GIB = 2**30
 GROUPS = ("matrices", "head", "embedding", "vectors")
-NAMES = (
-    "sgd", "adam", "adamw", "adafactor", "lars", "lamb", "muon", "swan", "shampoo", "osoap", "soap", "racs", "adadiag",
-    "adadiag_pp", "adafacdiag",
-)  # fmt: skip
-COMING = ("alice", "alice0", "galore", "fira", "apollo")  # of the low-rank extension, not there yet
+# Numbers of state for an m x n matrix, m <= n, beside counters, keys and the limiter's scalars; Adam's and [G]'s own formulas.
+FORMULAS: dict[str, Callable[[int, int, int], int]] = {
+    "sgd": lambda m, n, r: 0,
+    "adam": lambda m, n, r: 2 * m * n,
+    "adamw": lambda m, n, r: 2 * m * n,
+    "adafactor": lambda m, n, r: m + n,
+    "lars": lambda m, n, r: m * n,
+    "lamb": lambda m, n, r: 2 * m * n,
+    "muon": lambda m, n, r: m * n,
+    "swan": lambda m, n, r: 0,
+    "shampoo": lambda m, n, r: m**2 + n**2,
+    "osoap": lambda m, n, r: 2 * m * n + 2 * m**2,
+    "soap": lambda m, n, r: 2 * m * n + 2 * m**2 + 2 * n**2,
+    "racs": lambda m, n, r: m + n,
+    "adadiag": lambda m, n, r: 2 * m * n + m**2,
+    "adadiag_pp": lambda m, n, r: 2 * m * n + m**2 + n**2,
+    "adafacdiag": lambda m, n, r: m * n + m + n + m**2,
+    "alice": lambda m, n, r: 2 * n * r + m * r + n + r**2,
+    "alice0": lambda m, n, r: 2 * n * r + m * r + n,
+    "galore": lambda m, n, r: 2 * n * r + m * r,
+    "fira": lambda m, n, r: 2 * n * r + m * r,
+    "apollo": lambda m, n, r: 2 * n * r + m * r,
+    "apollo-mini": lambda m, n, r: 2 * n,
+    "low_rank_soap": lambda m, n, r: (m + n) * r + 4 * r**2 + 2 * r + 1,
+}
+VARIANTS = {"apollo": {"variant": "svd"}, "apollo-mini": {"variant": "mini"}}  # [G] reports Apollo-svd
+IN_FULL = {"alice": lambda n, r: n + r**2}  # p and Q~: [G]'s figure needs them at four bytes an element
+RANKS = {"llama-60m": 128, "llama-130m": 256, "llama-350m": 256, "llama-1b": 512, "llama-7b": 1024}  # 7B: GaLore's
 # [G]'s figures for its 1.3B run, GiB of weights and state in bfloat16: (head on Adam, head on the method).
 PAPER = {
     "llama-1b": {
@@ -30,18 +55,19 @@ PAPER = {
 
 
 class Row(NamedTuple):
-    """Bytes of weights and of state per group of parameters; None where the optimizer is not there yet."""
+    """Bytes of weights and of state per group of parameters; `formula` is bytes in all by the formula, `paper` GiB."""
 
     optimizer: str
     head: str
-    weights: dict[str, int] | None
-    state: dict[str, int] | None
+    weights: dict[str, int]
+    state: dict[str, int]
+    formula: int
     paper: float | None
 
     @property
-    def total(self) -> float | None:
+    def total(self) -> float:
         """GiB in all."""
-        return None if self.state is None else (sum(self.weights.values()) + sum(self.state.values())) / GIB
+        return (sum(self.weights.values()) + sum(self.state.values())) / GIB
 
 
 def account(
@@ -51,6 +77,7 @@ def account(
     weight_dtype: DTypeLike = jnp.bfloat16,
     state_dtype: DTypeLike = jnp.bfloat16,
     model: str | None = None,
+    rank: int | None = None,
 ) -> list[Row]:
     """One row for each optimizer, two where it can have the output head or leave it to Adam.
 
@@ -59,6 +86,7 @@ def account(
         names: of optimizers, such as "racs".
         weight_dtype, state_dtype: in which elements are counted; counters and keys as they are.
         model: a name for which the paper states figures.
+        rank: of the low-rank methods; by default the paper's for the model, and 128 for others.
 
     Raises:
         ValueError: a name is unknown.
@@ -72,21 +100,39 @@ def account(
     groups = grouped(shapes)
     weights = {group: _bytes(tree, weight_dtype) for group, tree in groups.items()}
     stated = PAPER.get(model or "", {})
+    rank = RANKS.get(model or "", 128) if rank is None else rank
     rows = []
     for name in names:
-        if name not in NAMES + COMING:
-            raise ValueError(f"there is no optimizer {name!r}. There are {', '.join(NAMES + COMING)}.")
-        on_adam, on_method = stated.get(name, (None, None))
-        if name in COMING:
-            rows.append(Row(name, "Adam" if on_method is None else "method", None, None, on_adam or on_method))
-            continue
-        make = getattr(optimizers, name)
-        if "head" not in inspect.signature(make).parameters:
-            rows.append(Row(name, "method", weights, _state(make(1.0), groups, state_dtype), on_adam))
-            continue
-        for head, place, paper in ((False, "Adam", on_adam), (True, "method", on_method)):
-            rows.append(Row(name, place, weights, _state(make(1.0, head=head), groups, state_dtype), paper))
+        if name not in FORMULAS:
+            raise ValueError(f"there is no optimizer {name!r}. There are {', '.join(FORMULAS)}.")
+        make = _maker(name, rank)
+        routed = "head" in inspect.signature(make).parameters
+        for head, paper in zip((False, True) if routed else (True,), stated.get(name, (None, None)), strict=False):
+            state = _state(make(1.0, head=head) if routed else make(1.0), groups, state_dtype)
+            by_formula = sum(weights.values()) + _by_formula(name, groups, rank, head, routed, state_dtype)
+            rows.append(Row(name, "method" if head else "Adam", weights, state, by_formula, paper))
     return rows
+
+
+def _maker(name: str, rank: int) -> Callable[..., Any]:
+    make = getattr(fimlens, name.removesuffix("-mini"))
+    sizes = {"rank": rank, "leading": rank // 4}
+    return partial(
+        make, **{k: v for k, v in sizes.items() if k in inspect.signature(make).parameters}, **VARIANTS.get(name, {})
+    )
+
+
+def _by_formula(name: str, groups: dict[str, PyTree], rank: int, head: bool, routed: bool, dtype: DTypeLike) -> int:
+    """Bytes of state: the formula's numbers for the method's leaves, Adam's two for the others."""
+    width, numbers, wide = jnp.dtype(dtype).itemsize, 0, 0
+    for group, tree in groups.items():
+        own = not routed or group == "matrices" or (head and group == "head")
+        for leaf in jax.tree.leaves(tree):
+            m, n = sorted(sides(leaf.shape))
+            count, r = math.prod(leaf.shape[:-2]), min(rank, m)
+            numbers += count * FORMULAS[name if own else "adam"](m, n, r)
+            wide += count * IN_FULL[name](n, r) if own and name in IN_FULL else 0
+    return numbers * width + wide * (4 - width)
 
 
 def grouped(shapes: PyTree) -> dict[str, PyTree]:

@@ -10,54 +10,55 @@ import typer
 
 from fimlens import llama
 from fimlens.commands import attribute, console, errors, named_dtype, place, require_writable, table
-from fimlens.memory import COMING, GIB, NAMES, Row, account
+from fimlens.memory import FORMULAS, GIB, Row, account
 
 SHOWN = {"matrices": ("matrices",), "head": ("head",), "others": ("embedding", "vectors")}
 
 
 def memory(
     more: Annotated[list[str] | None, typer.Argument(help="More optimizers, after the option or in its place.")] = None,
-    model: Annotated[str, typer.Option(help=f"{', '.join(llama.CONFIGS)}, or module:function giving shapes.")] = "llama-60m",
+    model: Annotated[
+        str, typer.Option(help=f"{', '.join(llama.CONFIGS)}, all of these, or module:function giving shapes.")
+    ] = "llama-60m",
     optimizer: Annotated[list[str] | None, typer.Option(help="An optimizer; all by default.")] = None,
     weight_dtype: Annotated[str, typer.Option(help="Of the weights.")] = "bfloat16",
     state_dtype: Annotated[str, typer.Option(help="Of the optimizer's state.")] = "bfloat16",
+    rank: Annotated[int | None, typer.Option(min=1, help="Of the low-rank methods; the paper's for its models.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here as well, in bytes.")] = None,
 ) -> None:
-    """Weights and optimizer state in GiB, by group, from shapes alone; beside the paper's figure where there is one.
+    """Weights and optimizer state in GiB, by group, from shapes alone; beside the formula's and the paper's figure.
 
-    Where a method can have the output head or leave it to Adam, one row for each.
+    Where a method can have the output head or leave it to Adam, one row for each. The state is counted from what init makes,
+    keys and counters included; the formula counts [G]'s numbers (p and Q~ of Alice at four bytes, as its figure needs).
     """
     try:
         require_writable("--json", json_file)
-        names = [name for given in [*(optimizer or []), *(more or [])] for name in given.split(",")] or [*NAMES, *COMING]
+        names = [name for given in [*(optimizer or []), *(more or [])] for name in given.split(",")] or list(FORMULAS)
         dtypes = {
             "weight_dtype": named_dtype("--weight-dtype", weight_dtype),
             "state_dtype": named_dtype("--state-dtype", state_dtype),
         }
-        rows = account(_shapes(model), names, model=model, **dtypes)
+        models = list(llama.CONFIGS) if model == "all" else [model]
+        rows = {name: account(_shapes(name), names, model=name, rank=rank, **dtypes) for name in models}
         if json_file is not None:
-            json_file.write_text(json.dumps([row._asdict() for row in rows], indent=2) + "\n")
+            numbers = [{"model": name} | row._asdict() for name in models for row in rows[name]]
+            json_file.write_text(json.dumps(numbers, indent=2) + "\n")
     except (ValueError, TypeError, OSError) as error:
         errors.print(f"fimlens memory: {error}{place(error)}", style="red", markup=False)
         raise typer.Exit(2) from error
-    console.print(
-        f"{model}: weights in {weight_dtype}, state in {state_dtype}; GiB.", style="bold", markup=False, highlight=False
-    )
-    shown = table("optimizer", "head", "weights", *(f"+{part}" for part in SHOWN), "total", "paper")
-    for row in rows:
-        shown.add_row(*_cells(row))
-    console.print(shown)
-    if any(row.state is None for row in rows):
-        console.print("-: not in fimlens yet.", highlight=False)
+    for name in models:
+        title = f"{name}: weights in {weight_dtype}, state in {state_dtype}; GiB."
+        console.print(title, style="bold", markup=False, highlight=False)
+        shown = table("optimizer", "head", "weights", *(f"+{part}" for part in SHOWN), "total", "formula", "paper")
+        for row in rows[name]:
+            shown.add_row(*_cells(row))
+        console.print(shown)
 
 
 def _cells(row: Row) -> list[str]:
-    paper = "" if row.paper is None else f"{row.paper:.2f}"
-    if row.state is None:
-        return [row.optimizer, row.head, *["-"] * (len(SHOWN) + 2), paper]
     state = (sum(row.state[group] for group in groups) / GIB for groups in SHOWN.values())
-    parts = [sum(row.weights.values()) / GIB, *state, row.total]
-    return [row.optimizer, row.head, *(f"{part:.3f}" for part in parts), paper]
+    parts = [sum(row.weights.values()) / GIB, *state, row.total, row.formula / GIB]
+    return [row.optimizer, row.head, *(f"{part:.2f}" for part in parts), "" if row.paper is None else f"{row.paper:.2f}"]
 
 
 def _shapes(model: str) -> Any:
