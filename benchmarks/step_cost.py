@@ -48,6 +48,13 @@ OPTIMIZERS = {
     "adadiag": (partial(fl.adadiag, 1e-3), 200),
     "adadiag_pp": (partial(fl.adadiag_pp, 1e-3), 200),
     "adafacdiag": (partial(fl.adafacdiag, 1e-3), 200),
+    "optax.contrib.galore": (partial(optax.contrib.galore, 1e-3, rank=128, update_interval=200), 200),
+    "alice": (partial(fl.alice, 1e-3, rank=128, leading=40), 200),
+    "alice0": (partial(fl.alice0, 1e-3, rank=128, leading=40), 200),
+    "galore": (partial(fl.galore, 1e-3, rank=128), 200),
+    "fira": (partial(fl.fira, 1e-3, rank=128), 200),
+    "apollo": (partial(fl.apollo, 1e-3, rank=128), 200),
+    "low_rank_soap": (partial(fl.low_rank_soap, 1e-3, rank=128, leading=40), 200),
 }
 
 

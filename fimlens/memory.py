@@ -116,10 +116,8 @@ def account(
 
 def _maker(name: str, rank: int) -> Callable[..., Any]:
     make = getattr(fimlens, name.removesuffix("-mini"))
-    sizes = {"rank": rank, "leading": rank // 4}
-    return partial(
-        make, **{k: v for k, v in sizes.items() if k in inspect.signature(make).parameters}, **VARIANTS.get(name, {})
-    )
+    sizes, known = {"rank": rank, "leading": rank // 4}, inspect.signature(make).parameters
+    return partial(make, **{size: value for size, value in sizes.items() if size in known}, **VARIANTS.get(name, {}))
 
 
 def _by_formula(name: str, groups: dict[str, PyTree], rank: int, head: bool, routed: bool, dtype: DTypeLike) -> int:

@@ -65,9 +65,8 @@ def test_the_command(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "2.98" in result.output
     rows = json.loads((tmp_path / "m.json").read_text())
-    assert [(row["optimizer"], row["head"]) for row in rows] == [
-        (name, head) for name in ("racs", "alice") for head in ("Adam", "method")
-    ]
+    both = [(name, head) for name in ("racs", "alice") for head in ("Adam", "method")]
+    assert [(row["optimizer"], row["head"]) for row in rows] == both
     own = CliRunner().invoke(
         app, ["memory", "--model", "tiny_shapes:shapes", "--optimizer", "soap", "--state-dtype", "float32"]
     )
@@ -89,7 +88,7 @@ def test_the_table_fits_a_terminal(tmp_path, monkeypatch):
     arguments = ["memory", "--model", "wide_shapes:shapes", "soap", "adadiag_pp", "alice"]
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
-    assert "128.000" in result.output  # all digits of the widest number
+    assert "128.00" in result.output  # all digits of the widest number
     assert "…" not in result.output
     assert max(map(len, result.output.splitlines())) <= 80
 
