@@ -3,8 +3,9 @@
     python benchmarks/step_cost.py [--json FILE] [--only NAME] [--layers 8] [--rounds 7]
 
 Each optimizer is timed in turns with optax.adam, so that a drift of the machine moves both; the ratio is of medians.
-FLOPs, bytes and temporary memory are XLA's own, of the compiled step, and do not depend on the machine's mood. SOAP and
-its relatives are amortised over their refresh interval: K - 1 plain steps and one that turns the bases.
+FLOPs, bytes and temporary memory are XLA's own, of the compiled step, and do not depend on the machine's mood. Those that
+refresh bases are measured between refreshes (compiled without), at one, and amortised: K - 1 steps of the first kind and
+one of the second.
 """
 
 import argparse
@@ -48,7 +49,7 @@ OPTIMIZERS = {
     "adadiag": (partial(fl.adadiag, 1e-3), 200),
     "adadiag_pp": (partial(fl.adadiag_pp, 1e-3), 200),
     "adafacdiag": (partial(fl.adafacdiag, 1e-3), 200),
-    "optax.contrib.galore": (partial(optax.contrib.galore, 1e-3, rank=128, update_interval=200), 200),
+    "optax.contrib.galore": (partial(optax.contrib.galore, 1e-3, rank=128), 200),
     "alice": (partial(fl.alice, 1e-3, rank=128, leading=40), 200),
     "alice0": (partial(fl.alice0, 1e-3, rank=128, leading=40), 200),
     "galore": (partial(fl.galore, 1e-3, rank=128), 200),
@@ -88,32 +89,36 @@ class Stepper:
 
 
 def measure(name: str, adam: Stepper, params: dict, rounds: int) -> dict:
+    """A step between refreshes, compiled without any; one that refreshes; and both amortised over the interval."""
     make, interval = OPTIMIZERS[name]
-    stepper = adam if name == "optax.adam" else Stepper(make(), params)
-    turns = [stepper()]  # the first step starts the bases, which is not what a later turn costs
+    whole = Stepper(make(), params)
+    between, turn = whole, None
+    if interval > 1:
+        keyword = "update_proj_gap" if "galore" in name and "optax" in name else "update_interval"
+        between = whole if keyword == "update_proj_gap" else Stepper(make(**{keyword: None}), params)
+        turning = Stepper(make(**{keyword: 5}), params)
+        turning()  # the first step starts the bases, which is not what a later turn costs
+        turn = statistics.median(sorted(turning() for _ in range(15))[-3:])
+    between()
     own, beside = [], []
     for _ in range(rounds):
         beside.append(adam())
-        own.append(stepper())
+        own.append(between())
     plain = statistics.median(own)
-    if interval > 1:  # on to the next step that turns them, where that is near
-        rest = [stepper() for _ in range(2 * interval)] if interval <= 20 else []
-        turns = sorted(rest)[-2:] if rest else turns
-    turn = statistics.median(turns)
-    amortised = ((interval - 1) * plain + turn) / interval if interval > 1 else plain
-    cost, memory = stepper.compiled.cost_analysis(), stepper.compiled.memory_analysis()
+    cost, memory = between.compiled.cost_analysis(), between.compiled.memory_analysis()
     size = sum(x.size for x in jax.tree.leaves(params))
     return {
         "name": name,
         "step": plain,
-        "turn": turn if interval > 1 else None,
+        "turn": turn,
         "interval": interval,
-        "ratio": amortised / statistics.median(beside),
-        "compile": stepper.compile_seconds,
+        "between": plain / statistics.median(beside),
+        "ratio": (((interval - 1) * plain + turn) / interval if turn else plain) / statistics.median(beside),
+        "compile": whole.compile_seconds,
         "flops": cost["flops"],
         "bytes": cost["bytes accessed"],
         "temporary": memory.temp_size_in_bytes,
-        "state": sum(x.size for x in jax.tree.leaves(stepper.state)) / size,
+        "state": sum(x.size for x in jax.tree.leaves(whole.state)) / size,
     }
 
 
@@ -134,7 +139,19 @@ def main() -> None:
         if options.json:  # as it grows, for decompositions take their time
             options.json.write_text(json.dumps(rows, indent=2) + "\n")
     cost, memory = adam.compiled.cost_analysis(), adam.compiled.memory_analysis()
-    headings = ("", "step, ms", "turn, ms", "x adam", "compile, s", "x adam", "flops, x", "bytes, x", "temporary, MB", "state")
+    headings = (
+        "",
+        "step, ms",
+        "x adam",
+        "turn, ms",
+        "amortised, x",
+        "compile, s",
+        "x adam",
+        "flops, x",
+        "bytes, x",
+        "temporary, MB",
+        "state",
+    )
     table = Table(
         *headings, title=f"{options.layers} layers of LLaMA-60M; x is to optax.adam; state is in numbers per parameter"
     )
@@ -142,6 +159,7 @@ def main() -> None:
         table.add_row(
             row["name"],
             f"{1e3 * row['step']:.0f}",
+            f"{row['between']:.2f}",
             "" if row["turn"] is None else f"{1e3 * row['turn']:.0f} / {row['interval']}",
             f"{row['ratio']:.2f}",
             f"{row['compile']:.1f}",
