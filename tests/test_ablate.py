@@ -1,0 +1,68 @@
+"""The ablation: its runs are kept and taken up again, its tables and figure come of them, and bad options are refused."""
+
+import json
+import math
+
+import pytest
+from typer.testing import CliRunner
+
+from fimlens.ablation import FULL, GROUPS, MAIN, PAPER, Results, Run, arms, carry_out, in_order, options_of, picture, runs_of
+from fimlens.cli import app
+
+RATES, SEEDS, STEPS = [0.01, 0.1], 2, 5
+
+
+def invented(path):
+    """Losses in the paper's order, the higher rate the better; and one that diverged."""
+    results = Results(path)
+    for run in runs_of(GROUPS, RATES, SEEDS, STEPS):
+        name = next((name for name, changed in MAIN.items() if options_of(changed) == run.options), FULL)
+        results.add(run, PAPER[name] - run.rate + run.seed / 10)
+    results.add(Run(options_of(MAIN[FULL]), 0.01, 0, STEPS), math.inf)
+    return results
+
+
+def test_runs_are_kept_and_taken_up_again(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    kept = invented(path)
+    with path.open("a") as file:
+        file.write('{"options": {"rank"')  # cut short
+    again = Results(path)
+    assert again.broken == 1
+    assert again.losses == kept.losses
+    new = Run(options_of({"rank": 3}), 0.1, 0, 1)
+    again.add(new, 2.5)
+    assert Results(path).losses == kept.losses | {new: 2.5}
+    assert list(carry_out(runs_of(["main"], RATES, SEEDS, STEPS), again, 1)) == []  # nothing is left to train
+
+
+def test_arms_are_tuned_and_pictured(tmp_path):
+    results = invented(tmp_path / "runs.jsonl")
+    found = arms(results, RATES, SEEDS, STEPS)
+    assert {arm.rate for arm in found} == {0.1}
+    assert in_order(found, PAPER)
+    assert not in_order(found, dict(zip(PAPER, reversed(PAPER.values()), strict=True)))
+    assert sum(len(arm.losses) for arm in found) == SEEDS * sum(map(len, GROUPS.values()))
+    picture(found, tmp_path / "ablate.png")
+    assert (tmp_path / "ablate.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [(("--groups", "mian"), "no table 'mian'"), (("--rates", "fast"), "numbers"), (("--rates", "-1"), "positive")],
+)
+def test_bad_options_are_refused(option, says, tmp_path):
+    result = CliRunner().invoke(app, ["ablate", *option, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert says in result.stderr
+
+
+@pytest.mark.slow
+def test_the_command_trains_and_goes_on(tmp_path):
+    command = ["ablate", "--groups", "main", "--rates", "0.05", "--seeds", "1", "--steps", "2", "--out", str(tmp_path)]
+    for _ in range(2):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        assert "the order of [G]" in result.output
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 4
+    assert {arm["group"] for arm in json.loads((tmp_path / "ablate.json").read_text())} == {"main"}
