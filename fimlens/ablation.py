@@ -22,7 +22,8 @@ from fimlens.low_rank_optimizers import alice
 from fimlens.trial import held_out_loss
 
 ADAM_RATE = 0.01  # of the other leaves' Adam, the same for every arm
-WHOLE = {"rank": 16, "leading": 5, "update_interval": 20}  # 128, 40 and 200 of [G], scaled to a width of 64 and 240 steps
+# 128, 40 and 200 of [G], scaled to a width of 64 and 240 steps; moments as printed.
+WHOLE = {"rank": 16, "leading": 5, "update_interval": 20, "moments": "keep"}
 BARE = {"b3": 0.0, "switch": "none", "compensation": "none"}
 FULL = "+ compensation"
 MAIN = {
