@@ -275,7 +275,7 @@ def _soap(call: str, sides: str, refresh: str, **options: Any) -> Transform:
     trackers = {"eigh": Eigen(), "qr": PowerStep()}
     if refresh not in trackers:
         raise ValueError(f"{call}: refresh is one of {', '.join(map(repr, trackers))}; got {refresh!r}")
-    return scale_by_structure(Rotated(Diagonal(), sides, trackers[refresh]), **options)
+    return scale_by_structure(Rotated(Diagonal(), sides, trackers[refresh]), momentum="rotated", **options)
 
 
 def scale_by_soap(
@@ -293,12 +293,12 @@ def scale_by_soap(
 ) -> Transform:
     """SOAP (Vyas et al., 2024, Algorithm 3): H = {(U_R (x) U_L) D (U_R (x) U_L)^T}, ONE_STEP ([G] Theorem 3.3).
 
-    State: 2 m n + 2 m^2 + 2 n^2: momentum (kept in the original space, so that it follows the basis), second moments in
-    the basis, covariances, bases. `refresh` is "qr", one power step as published, or "eigh"; the first basis is always by
-    eigh. `turn` is "after" the update, as published, when the first step only starts the basis and moves nothing; or
-    "before" it, as in [G]. `b3`, of the covariances, is b2 by default. Repaired: the gauge of every basis vector is fixed,
-    and coordinates at rounding get no update, so that arbitrary null-space vectors move nothing; eps stands beside the
-    bias-corrected root, as in Adam.
+    State: 2 m n + 2 m^2 + 2 n^2: momentum, second moments in the basis, covariances, bases. The momentum is kept as
+    coordinates and carried along as the basis turns: the publication's, without rotating it at every step. `refresh` is
+    "qr", one power step as published, or "eigh"; the first basis is always by eigh. `turn` is "after" the update, as
+    published, when the first step only starts the basis and moves nothing; or "before" it, as in [G]. `b3`, of the
+    covariances, is b2 by default. Repaired: the gauge of every basis vector is fixed, and coordinates at rounding get no
+    update, so that arbitrary null-space vectors move nothing; eps stands beside the bias-corrected root, as in Adam.
     """
     return _soap("soap", "LR", **locals())
 
