@@ -52,6 +52,8 @@ OPTIMIZERS = {
     "optax.contrib.galore": (partial(optax.contrib.galore, 1e-3, rank=128), 200),
     "alice": (partial(fl.alice, 1e-3, rank=128, leading=40), 200),
     "alice0": (partial(fl.alice0, 1e-3, rank=128, leading=40), 200),
+    "alice, unswitched": (partial(fl.alice, 1e-3, rank=128, leading=40, switch="none"), 200),
+    "alice, uncompensated": (partial(fl.alice, 1e-3, rank=128, leading=40, compensation="none"), 200),
     "galore": (partial(fl.galore, 1e-3, rank=128), 200),
     "fira": (partial(fl.fira, 1e-3, rank=128), 200),
     "apollo": (partial(fl.apollo, 1e-3, rank=128), 200),
