@@ -64,6 +64,7 @@ def test_every_fisher_of_the_embedded_model(run, fisher):
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 def test_the_optimum_is_found_and_judged(run, model):
     result = run("--loss", f"{model}:loss", "--structures", f"adam,racs,soap,shampoo,{model}:Own")
     assert result.exit_code == 0, result.output

@@ -68,8 +68,8 @@ def test_it_follows_its_paper_for_fifty_steps(make, options, paper, shape):
 def follow(tx, paper, shape, dtype, tolerance):
     """The weights are summed in float64: what is compared is the optimizer, not the addition of its updates.
 
-    In float32 1 - b^t, taken as Optax takes it, is good to 1e-5 at b = 0.999: hence the rate of 1e-3, and the second bound, on
-    what is off by the way moved.
+    In float32 1 - b^t, taken as Optax takes it, is good to 1e-5 at b = 0.999: hence the rate of 1e-3, and the bound on
+    what is off by the way moved; Shampoo's fourth roots of what is nearly null are good to half of that.
     """
     start = W = np.random.default_rng(1).normal(size=shape)
     ours, state = W, tx.init(jnp.asarray(W, dtype))
@@ -83,7 +83,7 @@ def follow(tx, paper, shape, dtype, tolerance):
         W = W + theirs.send((G, W))
         off = np.abs(ours - W).max()
         assert off < tolerance * np.abs(W).max(), f"{off:.2e} off at step {t + 1}, in {np.dtype(dtype)}"
-        assert off <= 50 * tolerance * np.abs(W - start).max(), f"{off:.2e} off the way moved at step {t + 1}"
+        assert off <= 100 * tolerance * np.abs(W - start).max(), f"{off:.2e} off the way moved at step {t + 1}"
 
 
 def problem(dtype):

@@ -26,7 +26,7 @@ def test_every_law_holds_at_every_shape(structure):
     assert fl.check(structure).ok
 
 
-THIN = [fl.RowColumn(), fl.Rotated(fl.Diagonal()), fl.LowRank(fl.Diagonal(), 1)]
+THIN = [fl.Rotated(fl.Diagonal()), fl.LowRank(fl.Diagonal(), 1), pytest.param(fl.RowColumn(), marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("structure", THIN, ids=str)

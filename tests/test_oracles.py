@@ -180,6 +180,7 @@ def test_the_solver_cannot_beat_a_global_minimiser(structure, shape):
         assert abs(solution.certificate.excess) <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_kronecker_is_the_best_rank_one_spectrum_in_the_best_bases():
     for seed in range(3):
         product, size = solved(fl.Kronecker(), (3, 4), 5, seed, starts=4)
@@ -188,7 +189,8 @@ def test_kronecker_is_the_best_rank_one_spectrum_in_the_best_bases():
         assert abs(product.value - rotated.value) < TOLERANCE * size
 
 
-ONE_STEP = [fl.Rotated(fl.Diagonal()), fl.Rotated(fl.Diagonal(), "L"), fl.LowRank(fl.Diagonal(), 2)]
+ONE_STEP = [fl.Rotated(fl.Diagonal(), "L")]
+ONE_STEP += [pytest.param(s, marks=pytest.mark.slow) for s in (fl.Rotated(fl.Diagonal()), fl.LowRank(fl.Diagonal(), 2))]
 
 
 @pytest.mark.parametrize("structure", ONE_STEP, ids=str)
