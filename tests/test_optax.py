@@ -12,10 +12,10 @@ import pytest
 
 import fimlens as fl
 
-QUICK = ["adam", "adafactor", "muon", "racs", "soap", "alice"]
+QUICK = ["adam", "adafactor", "muon", "racs", "alice"]
 # The same transforms, set otherwise.
 LIKE_THEM = [
-    "sgd", "adamw", "lars", "lamb", "swan", "shampoo", "osoap", "adadiag", "adadiag_pp", "adafacdiag", "alice0", "galore",
+    "soap", "sgd", "adamw", "lars", "lamb", "swan", "shampoo", "osoap", "adadiag", "adadiag_pp", "adafacdiag", "alice0", "galore",
     "fira", "apollo",
 ]  # fmt: skip
 NAMES = QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]

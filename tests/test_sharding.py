@@ -27,8 +27,8 @@ SHAPES = {
     "embedding": (32, 16),
     "norm": (16,),
 }
-NAMES = ["adafactor", "racs", "muon", "soap", "alice"]
-LIKE_THEM = ("adam", "sgd", "lars", "lamb", "osoap", "adadiag", "adadiag_pp", "adafacdiag", "galore", "apollo")
+NAMES = ["racs", "muon", "soap", "alice"]
+LIKE_THEM = ("adafactor", "adam", "sgd", "lars", "lamb", "osoap", "adadiag", "adadiag_pp", "adafacdiag", "galore", "apollo")
 NAMES += [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
 
 
