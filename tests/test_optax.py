@@ -15,8 +15,8 @@ import fimlens as fl
 QUICK = ["adam", "adafactor", "muon", "racs", "alice"]
 # The same transforms, set otherwise.
 LIKE_THEM = [
-    "soap", "sgd", "adamw", "lars", "lamb", "swan", "shampoo", "osoap", "adadiag", "adadiag_pp", "adafacdiag", "alice0", "galore",
-    "fira", "apollo",
+    "soap", "sgd", "adamw", "lars", "lamb", "swan", "shampoo", "osoap", "adadiag", "adadiag_pp", "adafacdiag", "alice0",
+    "galore", "fira", "apollo",
 ]  # fmt: skip
 NAMES = QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
 SIZES = {"alice": {"rank": 2, "leading": 1}, "alice0": {"rank": 2, "leading": 1}}
