@@ -96,7 +96,7 @@ def measure(name: str, adam: Stepper, params: dict, rounds: int) -> dict:
     whole = Stepper(make(), params)
     between, turn = whole, None
     if interval > 1:
-        keyword = "update_proj_gap" if "galore" in name and "optax" in name else "update_interval"
+        keyword = "update_proj_gap" if name.startswith("optax.") else "update_interval"
         between = whole if keyword == "update_proj_gap" else Stepper(make(**{keyword: None}), params)
         turning = Stepper(make(**{keyword: 5}), params)
         turning()  # the first step starts the bases, which is not what a later turn costs

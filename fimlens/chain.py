@@ -12,8 +12,9 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
+from fimlens._require import require_real
 from fimlens.basis import unit_of
-from fimlens.views import require_real, sides, unview, views
+from fimlens.views import sides, unview, views
 
 Matrix = Float[Array, "*stack m n"]
 

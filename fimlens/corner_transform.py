@@ -14,16 +14,15 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
+from fimlens._require import require_real
 from fimlens.chain import growth_limit
-from fimlens.low_rank_transform import ROUNDING, require_tracker, stored
-from fimlens.state import StructureState, carried_by
+from fimlens.stacked_subspaces import Stack, Subspaces, remaining, require_tracker
+from fimlens.state import StructureState, refreshed_if_due
 from fimlens.structure import Tree, inverse_root
 from fimlens.structures.corner import Corner, Parts
 from fimlens.subspaces import SubspaceTracker
 from fimlens.transform import scale_by_structure
-from fimlens.views import bounded, clipped, require_real, unview, views
-
-Stack = Float[Array, "k m n"]
+from fimlens.views import bounded, clipped, unview, views
 
 
 class CornerState(NamedTuple):
@@ -89,13 +88,13 @@ def scale_by_corner(
         seed=seed,
     )
     b_tied = b1 if b_tied is None else b_tied
+    subspaces_of = Subspaces(tracker, moments, factor_dtype)
 
     def ranks(G: Stack) -> tuple[int, int]:
         return tuple(min(side, structure.rank) for side in G.shape[1:])
 
-    def bases(kept: tuple[Tree, Tree], G: Stack) -> list[Array]:
-        sides = zip(kept, G.shape[1:], ranks(G), strict=True)
-        return [jax.vmap(lambda kept, m=m, r=r: tracker.basis(kept, m, r))(x).astype(G.dtype) for x, m, r in sides]
+    def sides(G: Stack) -> tuple[Array, Array]:
+        return G, G.mT
 
     def counts(G: Stack) -> tuple[int, int, int]:
         (_, m, n), (r1, r2) = G.shape, ranks(G)
@@ -105,10 +104,8 @@ def scale_by_corner(
         require_real("scale_by_corner", params)
         subspaces, tied, norms, corners = {}, {}, {}, {}
         for name, G in views(params, stacked=True).items():
-            (k, m, n), (r1, r2) = G.shape, ranks(G)
-            blank = [tracker.blank(side, r) for side, r in ((m, r1), (n, r2))]
-            blank = jax.tree.map(lambda x, k=k: jnp.broadcast_to(x, (k, *x.shape)), tuple(blank))
-            subspaces[name] = jax.tree.map(lambda x, G=G: stored(x, factor_dtype or G.dtype), blank)
+            k, (r1, r2) = len(G), ranks(G)
+            subspaces[name] = tuple(map(subspaces_of.blank, sides(G), ranks(G)))
             corners[name] = jnp.zeros((k, r1, r2), G.dtype)
             shapes = zip(((k, r1, 1), (k, 1, r2), (k, 1, 1)), counts(G), strict=True)
             numbers = [jnp.zeros(shape, second_moment_dtype or G.dtype) if count else None for shape, count in shapes]
@@ -121,38 +118,19 @@ def scale_by_corner(
         keys = jax.random.split(jax.random.fold_in(state.key, state.count), max(len(stacks), 1))
         subspaces, tied, turns = {}, dict(state.tied), ({}, {})
         for key, (name, G) in zip(keys, stacks.items(), strict=False):
-            G, old = clipped(G), state.subspaces[name]
-            kept = jax.tree.map(lambda x, G=G: stored(x, G.dtype), old)
-            new = tuple(
-                jax.vmap(how)(side, seen, jax.random.split(own, len(G)))
-                for side, seen, own in zip(kept, (G, G.mT), jax.random.split(key), strict=True)
-            )
+            of_sides = zip(state.subspaces[name], sides(clipped(G)), ranks(G), jax.random.split(key), strict=True)
+            moved = [subspaces_of.refreshed(how, old, seen, r, own) for old, seen, r, own in of_sides]
+            subspaces[name], (L, R) = tuple(kept for kept, _ in moved), (T for _, T in moved)
+            turns[0][name], turns[1][name] = L, R
             if moments == "rotate":
-                pairs = zip(bases(new, G), bases(old, G), strict=True)
-                L, R = (after.mT @ before for after, before in pairs)
-                turns[0][name], turns[1][name] = L, R
-                new = tuple(jax.vmap(tracker.carried_by)(T, side) for T, side in zip((L, R), new, strict=True))
                 rows, columns = tied[name].rows, tied[name].columns
                 rows = None if rows is None else (L**2 @ rows.astype(G.dtype)).astype(rows.dtype)
                 columns = None if columns is None else (columns.astype(G.dtype) @ (R**2).mT).astype(columns.dtype)
                 tied[name] = tied[name]._replace(rows=rows, columns=columns)
             if moments == "reset":
-                new = tuple(jax.vmap(tracker.forgotten)(side) for side in new)
                 tied[name] = jax.tree.map(jnp.zeros_like, tied[name])
-            subspaces[name] = jax.tree.map(lambda x, like: x.astype(like.dtype), new, old)
-        kept = state.inner
-        if moments != "keep":
-            corners = {name: jnp.zeros((len(G), *ranks(G)), G.dtype) for name, G in stacks.items()}
-            kept = carried_by(structure.inner, kept, corners, *turns) if moments == "rotate" else inner.init(corners)
-        return subspaces, kept, tied
-
-    def refreshed_if_due(state: CornerState, stacks: dict[str, Array]) -> tuple[dict, StructureState, dict]:
-        as_it_is = dict(state.subspaces), state.inner, dict(state.tied)
-        if update_interval is None:
-            return as_it_is
-        which = jnp.where(state.count == 0, 2, state.count % update_interval == 0)
-        hows = [lambda how=how: refreshed(state, stacks, how) for how in (tracker.turn, tracker.start)]
-        return jax.lax.switch(which, [lambda: as_it_is, *hows])
+        corners = {name: jnp.zeros((len(G), *ranks(G)), G.dtype) for name, G in stacks.items()}
+        return subspaces, subspaces_of.moved(structure.inner, inner, state.inner, corners, *turns), tied
 
     def squares(G: Stack, A: Array, B: Array, X: Array) -> tuple[Array, Array, Array]:
         """Of what is left of each row of A, of each column of B, and of G; 0 where that is rounding."""
@@ -163,8 +141,7 @@ def scale_by_corner(
             (columns - corner.sum(1, keepdims=True), columns),
             (total - rows.sum(1, keepdims=True) - columns.sum(2, keepdims=True) + corner.sum((1, 2), keepdims=True), total),
         )
-        bound = ROUNDING * jnp.finfo(G.dtype).eps
-        return tuple(jnp.where(rest > bound * whole, rest, rest * 0) for rest, whole in left)
+        return tuple(remaining(rest, whole) for rest, whole in left)
 
     def scales(G: Stack, left: tuple, tied: Parts, phi: Array | None, weight: Array) -> tuple[list, Parts, Array | None]:
         """a, b and c, zero where nothing is left, with the limiter's and alpha_c's factors; and what is kept."""
@@ -186,10 +163,12 @@ def scale_by_corner(
         del params
         with jax.default_matmul_precision("highest"):
             stacks = views(updates, stacked=True)
-            subspaces, kept, tied = refreshed_if_due(state, stacks)
+            as_it_is = dict(state.subspaces), state.inner, dict(state.tied)
+            hows = [lambda how=how: refreshed(state, stacks, how) for how in (tracker.turn, tracker.start)]
+            subspaces, kept, tied = refreshed_if_due(state.count, update_interval, as_it_is, *hows)
             seen = {}
             for name, G in stacks.items():
-                U, V = bases(subspaces[name], G)
+                U, V = map(subspaces_of.bases, subspaces[name], sides(G), ranks(G))
                 A, B = clipped(U.mT @ G), clipped(G @ V)
                 seen[name] = U, V, A, B, _above_rounding(A @ V, G)
             D, kept = inner.update({name: X for name, (*_, X) in seen.items()}, kept)
@@ -201,9 +180,7 @@ def scale_by_corner(
                 (a, b, c), tied[name], norms[name] = scales(G, squares(G, A, B, X), tied[name], state.norms[name], weight)
                 rows = (a - c) * A + (D[name] - (a + b - c) * X) @ V.mT
                 scaled[name] = c * G + U @ rows + ((b - c) * B) @ V.mT
-                space = jax.tree.map(lambda x, G=G: stored(x, G.dtype), subspaces[name])
-                followed = tuple(jax.vmap(tracker.follow)(*side) for side in zip(space, (G, G.mT), (A, B.mT), strict=True))
-                subspaces[name] = jax.tree.map(lambda x, like: x.astype(like.dtype), followed, subspaces[name])
+                subspaces[name] = tuple(map(subspaces_of.followed, subspaces[name], sides(G), (A, B.mT)))
             return unview(scaled, updates, stacked=True), CornerState(count, state.key, subspaces, kept, tied, norms)
 
     return optax.GradientTransformation(init, update)

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 from jaxtyping import ArrayLike, Float, PyTree
 
+from fimlens._require import require_real
 from fimlens.matrices import as_matrix, matrices
 from fimlens.structures import Diagonal
 from fimlens.transform import scale_by_structure
-from fimlens.views import require_real
 
 Number = Float[ArrayLike, ""]
 Rate = Number | optax.Schedule

@@ -5,6 +5,7 @@ All are of [G], Gong et al. 2025 (arXiv 2502.07752), section 2 of whose algorith
 and one number a matrix for the limiter. A matrix whose shorter side is below `rank` is seen whole.
 """
 
+import inspect
 from numbers import Integral
 from typing import Any
 
@@ -86,31 +87,16 @@ def scale_by_alice(
     )
 
 
-def scale_by_alice0(
-    *,
-    rank: Whole,
-    leading: Whole,
-    update_interval: Whole | None = 200,
-    b1: Number = 0.9,
-    b2: Number = 0.9,
-    alpha: Number = 0.3,
-    alpha_c: Number = 0.4,
-    gamma: Number | None = 1.01,
-    switch: str = "complement",
-    compensation: str = "optimal",
-    moments: str = "reset",
-    bias_correction: bool = False,
-    eps: Number = 1e-8,
-    momentum_dtype: DTypeLike | None = None,
-    second_moment_dtype: DTypeLike | None = None,
-    factor_dtype: DTypeLike | None = None,
-    seed: Whole = 0,
-) -> Transform:
+def scale_by_alice0(**options: Any) -> Transform:
     """Alice-0 ([G]): `alice` without tracking, b3 = 0: the subspace follows the current gradient alone.
 
     State: 2 n r + m r + n. Options as `alice`'s.
     """
-    return scale_by_alice(b3=0.0, **locals())
+    return scale_by_alice(b3=0.0, **options)
+
+
+_of_alice = inspect.signature(scale_by_alice)
+scale_by_alice0.__signature__ = _of_alice.replace(parameters=[p for p in _of_alice.parameters.values() if p.name != "b3"])
 
 
 def scale_by_galore(

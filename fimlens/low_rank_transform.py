@@ -13,18 +13,16 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
+from fimlens._require import require_real
 from fimlens.chain import growth_limit
 from fimlens.compensation import Compensation, Seen, nearest
-from fimlens.state import StructureState, carried_by
+from fimlens.stacked_subspaces import Stack, Subspaces, remaining, require_tracker
+from fimlens.state import StructureState, refreshed_if_due
 from fimlens.structure import Tree
 from fimlens.structures.low_rank import LowRank
 from fimlens.subspaces import SubspaceTracker
 from fimlens.transform import scale_by_structure
-from fimlens.views import bounded, clipped, require_real, unview, views
-
-Stack = Float[Array, "k m n"]
-MOMENTS = ("keep", "rotate", "reset")
-ROUNDING = 84  # eps of ||g_j||^2, 1e-5 in float32: below, ||g_j||^2 - ||sigma_j||^2 is what cancellation leaves
+from fimlens.views import bounded, clipped, unview, views
 
 
 class LowRankState(NamedTuple):
@@ -110,13 +108,10 @@ def scale_by_low_rank(
         seed=seed,
     )
     b_tail = b1 if b_tail is None else b_tail
+    subspaces_of = Subspaces(tracker, moments, factor_dtype)
 
     def rank(G: Stack) -> int:
         return min(structure.rank, G.shape[1])
-
-    def basis(name: str, kept: Tree, G: Stack) -> Float[Array, "k m r"]:
-        U = jax.vmap(lambda kept: tracker.basis(kept, G.shape[1], rank(G)))(kept)
-        return U.astype(G.dtype)
 
     def tail_moments(G: Stack, left: Float[Array, "k 1 n"]) -> Tree:
         """Means over the complement's dimensions; None where there is none."""
@@ -130,13 +125,11 @@ def scale_by_low_rank(
         stacks = _lying(views(params, stacked=True))
         subspaces, tails, norms, leads = {}, {}, {}, {}
         for name, G in stacks.items():
-            k, m, n = G.shape
-            blank = tracker.blank(m, rank(G))
-            blank = jax.tree.map(lambda x, k=k: jnp.broadcast_to(x, (k, *x.shape)), blank)
-            subspaces[name] = jax.tree.map(lambda x, G=G: stored(x, factor_dtype or G.dtype), blank)
-            leads[name] = jnp.zeros((k, rank(G), n), G.dtype)
+            (k, _, n), r = G.shape, rank(G)
+            subspaces[name] = subspaces_of.blank(G, r)
+            leads[name] = jnp.zeros((k, r, n), G.dtype)
             tail = tail_moments(G, jnp.zeros((k, 1, n), G.dtype))
-            tails[name] = jax.tree.map(lambda x: stored(x, second_moment_dtype or x.dtype), tail)
+            tails[name] = jax.tree.map(lambda x: x.astype(second_moment_dtype or x.dtype), tail)
             norms[name] = None if gamma is None else jnp.zeros((k, 1, 1), G.dtype)
         count = jnp.zeros([], jnp.int32)
         return LowRankState(count, jax.random.PRNGKey(seed), subspaces, inner.init(leads), tails, norms)
@@ -146,33 +139,15 @@ def scale_by_low_rank(
         subspaces, turns = {}, {}
         for key, (name, G) in zip(keys, stacks.items(), strict=False):
             old = state.subspaces[name]
-            kept = jax.tree.map(lambda x, G=G: stored(x, G.dtype), old)
-            new = jax.vmap(how)(kept, clipped(G), jax.random.split(key, len(G)))
-            if moments == "rotate":
-                turns[name] = basis(name, new, G).mT @ basis(name, old, G)
-                new = jax.vmap(tracker.carried_by)(turns[name], new)
-            if moments == "reset":
-                new = jax.vmap(tracker.forgotten)(new)
-            subspaces[name] = jax.tree.map(lambda x, like: x.astype(like.dtype), new, old)
-        kept = state.inner
-        if moments != "keep":
-            leads = {name: jnp.zeros((len(G), rank(G), G.shape[2]), G.dtype) for name, G in stacks.items()}
-            kept = carried_by(structure.inner, kept, leads, turns) if moments == "rotate" else inner.init(leads)
-        return subspaces, kept
-
-    def refreshed_if_due(state: LowRankState, stacks: dict[str, Array]) -> tuple[dict, StructureState]:
-        if update_interval is None:
-            return dict(state.subspaces), state.inner
-        which = jnp.where(state.count == 0, 2, state.count % update_interval == 0)
-        hows = [lambda how=how: refreshed(state, stacks, how) for how in (tracker.turn, tracker.start)]
-        return jax.lax.switch(which, [lambda: (state.subspaces, state.inner), *hows])
+            subspaces[name], turns[name] = subspaces_of.refreshed(how, old, clipped(G), rank(G), key)
+        leads = {name: jnp.zeros((len(G), rank(G), G.shape[2]), G.dtype) for name, G in stacks.items()}
+        return subspaces, subspaces_of.moved(structure.inner, inner, state.inner, leads, turns)
 
     def compensated(
         G: Stack, whole: Array, sigma: Array, D: Array, tail: Tree, phi: Array | None, weight: Array
     ) -> tuple[Array | None, Tree, Array | None]:
         """The scale d of each column, and what is kept for the next."""
-        left = whole - jnp.sum(sigma**2, 1, keepdims=True)
-        left = jnp.where(left > ROUNDING * jnp.finfo(G.dtype).eps * whole, left, left * 0)  # what is not a number stays none
+        left = remaining(whole - jnp.sum(sigma**2, 1, keepdims=True), whole)
         new = tail_moments(G, left)
         tail = jax.tree.map(lambda old, x: b_tail * old.astype(x.dtype) + (1 - b_tail) * x, tail, new)
         eigenvalue = None
@@ -195,8 +170,9 @@ def scale_by_low_rank(
         with jax.default_matmul_precision("highest"):
             seen = views(updates, stacked=True)
             stacks = _lying(seen)
-            subspaces, kept = refreshed_if_due(state, stacks)
-            U = {name: basis(name, subspaces[name], G) for name, G in stacks.items()}
+            hows = [lambda how=how: refreshed(state, stacks, how) for how in (tracker.turn, tracker.start)]
+            subspaces, kept = refreshed_if_due(state.count, update_interval, (dict(state.subspaces), state.inner), *hows)
+            U = {name: subspaces_of.bases(subspaces[name], G, rank(G)) for name, G in stacks.items()}
             whole = {name: bounded(jnp.sum(G**2, 1, keepdims=True)) for name, G in stacks.items()}
             sigma = {name: _above_rounding(clipped(U[name].mT @ G), whole[name]) for name, G in stacks.items()}
             D, kept = inner.update(sigma, kept)
@@ -211,9 +187,7 @@ def scale_by_low_rank(
                 tails[name] = jax.tree.map(lambda x, like: x.astype(like.dtype), tail, old)
                 low = U[name] @ (lead if d is None else lead - sigma[name] * d) if lift else 0
                 scaled[name] = low if d is None else low + G * d
-                kept_space = jax.tree.map(lambda x, G=G: stored(x, G.dtype), subspaces[name])
-                followed = jax.vmap(tracker.follow)(kept_space, G, sigma[name])
-                subspaces[name] = jax.tree.map(lambda x, like: x.astype(like.dtype), followed, subspaces[name])
+                subspaces[name] = subspaces_of.followed(subspaces[name], G, sigma[name])
             back = {name: scaled[name].mT if _tall(G) else scaled[name] for name, G in seen.items()}
             return unview(back, updates, stacked=True), LowRankState(count, state.key, subspaces, kept, tails, norms)
 
@@ -232,20 +206,3 @@ def _lying(stacks: dict[str, Array]) -> dict[str, Array]:
 def _above_rounding(sigma: Float[Array, "k r n"], whole: Float[Array, "k 1 n"]) -> Float[Array, "k r n"]:
     """sigma without what rounding may have made of it, given ||g_j||^2: see `basis.above_rounding`."""
     return jnp.where(jnp.abs(sigma) <= 8 * jnp.finfo(sigma.dtype).eps * jnp.sqrt(whole), 0, sigma)
-
-
-def stored(x: Array, dtype: DTypeLike) -> Array:
-    """In that dtype, unless it is a key."""
-    return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-
-def require_tracker(call: str, tracker: Any, moments: str, update_interval: Any) -> None:
-    """Refuse what is no tracker, and options of a refresh that are out of their range."""
-    if not isinstance(tracker, SubspaceTracker):
-        raise TypeError(f"{call}: expected a tracker such as fl.SubspaceIteration(leading=40); got {tracker!r}.")
-    if moments not in MOMENTS:
-        raise ValueError(f"{call}: moments is one of {', '.join(map(repr, MOMENTS))}; got {moments!r}")
-    if moments == "rotate" and not tracker.orthonormal:
-        raise ValueError(f'{call}: one basis of {tracker} says nothing of the next; take moments="keep" or "reset".')
-    if isinstance(update_interval, float | int) and (update_interval < 1 or update_interval != int(update_interval)):
-        raise ValueError(f"{call}: update_interval is a whole number, at least 1, or None; got {update_interval}")

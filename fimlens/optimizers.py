@@ -12,6 +12,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import ArrayLike, Int
 
+from fimlens._require import require_number
 from fimlens.chain import (
     average_updates,
     clip_by_rms,
@@ -40,7 +41,6 @@ from fimlens.structures import (
     Singular,
 )
 from fimlens.transform import scale_by_structure
-from fimlens.views import require_number
 
 Whole = Int[ArrayLike, ""]
 

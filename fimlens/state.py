@@ -1,5 +1,6 @@
 """What `scale_by_structure` keeps, per leaf or per stack of one shape, and what can be asked of it."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -166,3 +167,11 @@ def carried_by(
         slots.append(jax.tree.map(lambda x, like: x.astype(like.dtype), moved, slot))
     kept = assembled(structure, treedef, slots)
     return state._replace(frame=kept.frame, averaged=kept.averaged, momentum=kept.momentum)
+
+
+def refreshed_if_due(count: Array, interval: Any, kept: Tree, turn: Callable[[], Tree], start: Callable[[], Tree]) -> Tree:
+    """What is kept: `start`ed at the first step, `turn`ed every `interval` steps, else as it is; None never turns."""
+    if interval is None:
+        return kept
+    which = jnp.where(count == 0, 2, count % interval == 0)
+    return jax.lax.switch(which, [lambda: kept, turn, start])

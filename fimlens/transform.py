@@ -10,11 +10,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._fit import blank, fit
+from fimlens._require import require_real
 from fimlens.basis import above_rounding
 from fimlens.fisher import Fisher
-from fimlens.state import Slot, StructureState, assembled, has_bases, members_of, slots_of
+from fimlens.state import Slot, StructureState, assembled, has_bases, members_of, refreshed_if_due, slots_of
 from fimlens.structure import Frame, Structure, Tree, require_structure
-from fimlens.views import Matrices, bounded, clipped, over, path_name, require_real, sides, unview, views
+from fimlens.views import Matrices, bounded, clipped, over, path_name, sides, unview, views
 
 Decay = Float[ArrayLike, ""] | Callable[[Float[Array, ""]], Float[Array, ""]]
 Mix = Callable[[Array, Array], Array]
@@ -126,13 +127,11 @@ def scale_by_structure(
         return Slot(frame, averaged, carried)
 
     def turned_if_due(slot: Slot, seen: Callable[[], Tree], G: Matrices, state: StructureState) -> Slot:
-        if update_interval is None or not jax.tree.leaves(slot.frame):
+        if not jax.tree.leaves(slot.frame):
             return slot
         key = jax.random.fold_in(state.key, state.count)
-        which = jnp.where(state.count == 0, 2, state.count % update_interval == 0)
-        hows = (structure.turn, structure.start)
-        turns = [lambda slot, how=how: turned(slot, seen(), G, key, how) for how in hows]
-        return jax.lax.switch(which, [lambda slot: slot, *turns], slot)
+        hows = [lambda how=how: turned(slot, seen(), G, key, how) for how in (structure.turn, structure.start)]
+        return refreshed_if_due(state.count, update_interval, slot, *hows)
 
     def step(kept: Slot, G: Matrices, state: StructureState, now: _Now) -> tuple[Slot, Matrices]:
         slot = jax.tree.map(lambda x: x.astype(G.dtype), kept)

@@ -9,9 +9,9 @@ import pytest
 
 import fimlens as fl
 from fimlens._fit import require
+from fimlens._require import require_number
 from fimlens.full_chain import require_rate
 from fimlens.structures import EXAMPLES
-from fimlens.views import require_number
 
 G = jax.random.normal(jax.random.key(0), (5, 3, 4))
 FISHER = fl.Fisher.from_gradients(G)

@@ -58,26 +58,32 @@ METHODS = [
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("make", "options", "paper"), METHODS, ids=lambda x: getattr(x, "__name__", ""))
 def test_it_follows_its_paper_for_fifty_steps(make, options, paper, shape):
+    takes_frames = "frames" in paper.__code__.co_varnames or paper.__name__ in ("adadiag", "adafacdiag")
+
+    def witnessed(state):
+        return paper(1e-3, frames=lambda: bases(state())) if takes_frames else paper(1e-3)
+
     for x64, tolerance in ((False, 1e-6), (True, 1e-10)):
         if not x64 and shape != (4, 6):
             continue  # single precision on one shape, double on all
         with jax.enable_x64(x64):
-            follow(make(1e-3, **options), paper, shape, jnp.float64 if x64 else jnp.float32, tolerance)
+            follow(make(1e-3, **options), witnessed, shape, jnp.float64 if x64 else jnp.float32, tolerance)
 
 
-def follow(tx, paper, shape, dtype, tolerance):
-    """The weights are summed in float64: what is compared is the optimizer, not the addition of its updates.
+def follow(tx, witnessed, shape, dtype, tolerance, steps=50):
+    """`witnessed` makes the witness, given a function that gives the optimizer's state.
+
+    The weights are summed in float64: what is compared is the optimizer, not the addition of its updates.
 
     In float32 1 - b^t, taken as Optax takes it, is good to 1e-5 at b = 0.999: hence the rate of 1e-3, and the bound on
     what is off by the way moved; Shampoo's fourth roots of what is nearly null are good to half of that.
     """
     start = W = np.random.default_rng(1).normal(size=shape)
     ours, state = W, tx.init(jnp.asarray(W, dtype))
-    takes_frames = "frames" in paper.__code__.co_varnames or paper.__name__ in ("adadiag", "adafacdiag")
-    theirs = paper(1e-3, frames=lambda: bases(state)) if takes_frames else paper(1e-3)
+    theirs = witnessed(lambda: state)
     next(theirs)
     update = jax.jit(tx.update)
-    for t, G in enumerate(gradients(shape, 50)):
+    for t, G in enumerate(gradients(shape, steps)):
         updates, state = update(jnp.asarray(G, dtype), state, jnp.asarray(ours, dtype))
         ours = ours + np.asarray(updates, np.float64)
         W = W + theirs.send((G, W))

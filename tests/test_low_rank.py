@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_low_rank as witness
 import pytest
+import test_fidelity
 from test_fidelity import gradients
 
 import fimlens as fl
@@ -27,21 +28,13 @@ def is_state(x):
     return isinstance(x, fl.LowRankState | fl.CornerState)
 
 
-def follow(make, paper, shape, rank, dtype, tolerance, steps=17):
-    """The weights are summed in float64: what is compared is the optimizer, not the addition of its updates."""
+def follow(make, paper, shape, rank, dtype, tolerance):
     with jax.enable_x64(dtype == jnp.float64):
-        tx = make(1e-3, rank=rank, update_interval=5)
-        W = np.random.default_rng(1).normal(size=shape)
-        ours, state = W, tx.init(jnp.asarray(W, dtype))
-        theirs = paper(1e-3, rank=rank, frames=lambda: drawn(state, min(shape), rank))
-        next(theirs)
-        update = jax.jit(tx.update)
-        for t, G in enumerate(gradients(shape, steps)):
-            updates, state = update(jnp.asarray(G, dtype), state, jnp.asarray(ours, dtype))
-            step = theirs.send((G, W))
-            W, ours = W + step, ours + np.asarray(updates, np.float64)
-            off = np.abs(ours - W).max() / np.abs(W).max()
-            assert off < tolerance, f"{off:.2e} off at step {t + 1}, in {np.dtype(dtype)}"
+
+        def witnessed(state):
+            return paper(1e-3, rank=rank, frames=lambda: drawn(state(), min(shape), rank))
+
+        test_fidelity.follow(make(1e-3, rank=rank, update_interval=5), witnessed, shape, dtype, tolerance, steps=17)
 
 
 def both(ours, theirs, **options):
@@ -191,3 +184,17 @@ def test_sizes_that_do_not_fit_are_served_or_refused():
         fl.apollo(0.1, rank=2, moments="rotate")
     with pytest.raises(ValueError, match="needs a rank"):
         fl.apollo(0.1)
+
+
+def test_an_averaged_covariance_leads_to_its_eigenvectors():
+    """Those of the average of GG^T that NumPy takes, the current gradient in it."""
+    with jax.enable_x64(True):
+        tx = fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2), fl.AveragedCovariance(0.8), update_interval=3)
+        state, step, average = tx.init(jnp.zeros((4, 6))), jax.jit(tx.update), 0.0
+        for G in gradients((4, 6), 4):
+            _, state = step(jnp.asarray(G), state)
+            average = 0.8 * average + 0.2 * G @ G.T
+        (space,) = state.subspaces.values()
+        np.testing.assert_allclose(space.covariance[0], average, rtol=1e-10)
+        U, theirs = space.basis[0], np.linalg.eigh(average)[1][:, -2:]
+        np.testing.assert_allclose(U @ U.T, theirs @ theirs.T, atol=1e-10)

@@ -1,0 +1,86 @@
+"""The subspaces of stacked matrices: a tracker mapped over a stack, and what a refresh makes of all that is kept in them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PyTree
+
+from fimlens.state import StructureState, carried_by
+from fimlens.structure import Structure, Tree
+from fimlens.subspaces import SubspaceTracker
+
+Stack = Float[Array, "k m n"]
+MOMENTS = ("keep", "rotate", "reset")
+ROUNDING = 84  # eps of a square, 1e-5 in float32: of a difference of squares, what cancellation may leave
+
+
+@dataclass(frozen=True)
+class Subspaces:
+    """One side of each matrix of a stack (k, m, n): its subspaces of rank r, of the side that comes first."""
+
+    tracker: SubspaceTracker
+    moments: str
+    dtype: DTypeLike | None
+
+    def blank(self, G: Stack, r: int) -> Tree:
+        """What is kept before any gradient is seen."""
+        kept = self.tracker.blank(G.shape[1], r)
+        kept = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(G), *x.shape)), kept)
+        return _in_dtype(kept, self.dtype or G.dtype)
+
+    def bases(self, kept: Tree, G: Stack, r: int) -> Float[Array, "k m r"]:
+        """U of each."""
+        return jax.vmap(lambda kept: self.tracker.basis(kept, G.shape[1], r))(kept).astype(G.dtype)
+
+    def refreshed(self, how: Callable[..., Any], old: Tree, G: Stack, r: int, key: Array) -> tuple[Tree, Array | None]:
+        """What is kept after the tracker's `start` or `turn`, and T = U_new^T U_old where moments are rotated."""
+        new, T = jax.vmap(how)(_in_dtype(old, G.dtype), G, jax.random.split(key, len(G))), None
+        if self.moments == "rotate":
+            T = self.bases(new, G, r).mT @ self.bases(old, G, r)
+            new = jax.vmap(self.tracker.carried_by)(T, new)
+        if self.moments == "reset":
+            new = jax.vmap(self.tracker.forgotten)(new)
+        return _like(old, new), T
+
+    def followed(self, kept: Tree, G: Stack, sigma: Float[Array, "k r n"]) -> Tree:
+        """What is kept after a step."""
+        return _like(kept, jax.vmap(self.tracker.follow)(_in_dtype(kept, G.dtype), G, sigma))
+
+    def moved(
+        self, structure: Structure, inner: optax.GradientTransformation, state: StructureState, leads: PyTree, *turns: PyTree
+    ) -> StructureState:
+        """The inner transform's state after a refresh, that of `structure` over the leads."""
+        if self.moments == "keep":
+            return state
+        return inner.init(leads) if self.moments == "reset" else carried_by(structure, state, leads, *turns)
+
+
+def remaining(square: Array, whole: Array) -> Array:
+    """A difference of squares, 0 where of `whole` it is but rounding."""
+    return jnp.where(square > ROUNDING * jnp.finfo(whole.dtype).eps * whole, square, square * 0)  # NaN stays NaN
+
+
+def require_tracker(call: str, tracker: Any, moments: str, update_interval: Any) -> None:
+    """Refuse what is no tracker, and options of a refresh that are out of their range."""
+    if not isinstance(tracker, SubspaceTracker):
+        raise TypeError(f"{call}: expected a tracker such as fl.SubspaceIteration(leading=40); got {tracker!r}.")
+    if moments not in MOMENTS:
+        raise ValueError(f"{call}: moments is one of {', '.join(map(repr, MOMENTS))}; got {moments!r}")
+    if moments == "rotate" and not tracker.orthonormal:
+        raise ValueError(f'{call}: one basis of {tracker} says nothing of the next; take moments="keep" or "reset".')
+    if isinstance(update_interval, float | int) and (update_interval < 1 or update_interval != int(update_interval)):
+        raise ValueError(f"{call}: update_interval is a whole number, at least 1, or None; got {update_interval}")
+
+
+def _in_dtype(kept: Tree, dtype: DTypeLike) -> Tree:
+    """In that dtype, but for keys."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, kept)
+
+
+def _like(old: Tree, new: Tree) -> Tree:
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), new, old)
