@@ -127,21 +127,21 @@ def _on_one_core() -> None:
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 
 
-def tuned(results: Results, changed: dict[str, Any], rates: Iterable[float], seeds: int, steps: int) -> Arm:
-    """An arm at the rate of its lowest mean loss."""
+def tuned(
+    results: Results, changed: dict[str, Any], rates: Iterable[float], seeds: int, steps: int
+) -> tuple[float, list[float]]:
+    """The rate of an arm's lowest mean loss, and the losses of its seeds there."""
     tried = [(rate, [results.losses[Run(options_of(changed), rate, s, steps)] for s in range(seeds)]) for rate in rates]
-    rate, losses = min(tried, key=lambda pair: statistics.mean(pair[1]))
-    return Arm("", "", rate, losses)
+    return min(tried, key=lambda pair: statistics.mean(pair[1]))
 
 
 def arms(results: Results, rates: list[float], seeds: int, steps: int, groups: Iterable[str] = GROUPS) -> list[Arm]:
     """The main arms each at its own tuned rate, and the others at that of Alice in full."""
-    rate = tuned(results, MAIN[FULL], rates, seeds, steps).rate
+    rate, _ = tuned(results, MAIN[FULL], rates, seeds, steps)
     found = []
     for group in groups:
         for name, changed in GROUPS[group].items():
-            best = tuned(results, changed, rates if group == "main" else [rate], seeds, steps)
-            found.append(best._replace(group=group, name=name))
+            found.append(Arm(group, name, *tuned(results, changed, rates if group == "main" else [rate], seeds, steps)))
     return found
 
 

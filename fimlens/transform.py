@@ -175,7 +175,6 @@ def scale_by_structure(
             leaves, treedef = jax.tree.flatten(views(updates, stacked))
             slots = slots_of(structure, treedef, leaves, state)
             now = _now(count, turn, b1, b2, b3, bias_correction)
-            leaves = [clipped(G) for G in leaves] if stacked else leaves
             moved = [step(slot, G, state, now) for slot, G in zip(slots, leaves, strict=True)]
             kept = assembled(structure, treedef, [slot for slot, _ in moved])
             scaled = unview(treedef.unflatten([U for _, U in moved]), updates, stacked)

@@ -36,7 +36,7 @@ def ablate(
             console.print(f"{out / 'runs.jsonl'}: {results.broken} lines are no runs, and are left out.", markup=False)
         workers = workers or os.cpu_count() or 1
         _train("main arms", runs_of(["main"], grid, seeds, steps), results, workers)
-        best = tuned(results, MAIN[FULL], grid, seeds, steps).rate
+        best, _ = tuned(results, MAIN[FULL], grid, seeds, steps)
         _train("the others", runs_of([g for g in chosen if g != "main"], [best], seeds, steps), results, workers)
     except (ValueError, OSError) as error:
         errors.print(f"fimlens ablate: {error}{place(error)}", style="red", markup=False)
