@@ -10,6 +10,8 @@ from fimlens._fit import state_size as state_size
 from fimlens._solve import Certificate as Certificate
 from fimlens._solve import Solution as Solution
 from fimlens._solve import solve as solve
+from fimlens._symbolic import NoRule as NoRule
+from fimlens._symbolic import symbolic as symbolic
 from fimlens.chain import limit_norm_growth as limit_norm_growth
 from fimlens.corner_transform import CornerState as CornerState
 from fimlens.corner_transform import scale_by_corner as scale_by_corner

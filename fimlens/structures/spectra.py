@@ -217,14 +217,13 @@ class RowColumn(_RankOne):
         scale = _over(jnp.ones([], V.dtype), largest)  # so that no square leaves float32
 
         def sweep(_: Array, pair: tuple[Array, Array]) -> tuple[Array, Array]:
-            q, _ = pair
-            s = q @ V * _over(scale, q @ q)
-            return V @ s * _over(scale, s @ s), s
+            s = nearest_factor(V, pair[0], scale)
+            return nearest_factor(V.T, s, scale), s
 
         q, s = jnp.ones(V.shape[0], V.dtype), jnp.ones(V.shape[1], V.dtype)
         if self.sweeps is None:
             s = jnp.abs(perron(lambda s: V @ s * scale, lambda q: q @ V * scale, s))
-            q = V @ s * _over(scale, s @ s)
+            q = nearest_factor(V.T, s, scale)
         else:
             q, s = jax.lax.fori_loop(0, self.sweeps, sweep, (q, s))
         s = s * largest
@@ -305,6 +304,11 @@ class GeometricMarginals(_RowAndColumnMeans):
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         r, c = params.coords
         return jnp.kron(jnp.diag(c[0] ** 0.5), jnp.diag(r[:, 0] ** 0.5))
+
+
+def nearest_factor(V: Matrix, q: Float[Array, " m"], scale: Float[ArrayLike, ""] = 1.0) -> Float[Array, " n"]:
+    """The s of the q s^T nearest to scale * V, for this q: half a sweep."""
+    return q @ V * _over(jnp.asarray(scale, V.dtype), q @ q)
 
 
 def _over(x: Array, size: Array) -> Array:

@@ -1,0 +1,238 @@
+"""What a derivation is written with: symbols that quantify, the shipped functions evaluated on them, and steps decided exactly.
+
+A derivation (a file of fimlens/derivations) states a theorem in its docstring and yields steps. A step is an identity of
+expressions that the shipped functions made, decided over the rational functions (and roots) of its symbols; nothing is sampled,
+except to refute: one exact rational point where a difference is not zero is a proof that it is not.
+"""
+
+import importlib
+import pkgutil
+import time
+from collections.abc import Callable, Iterator
+from functools import cache, partial, reduce
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sympy as sp
+from jaxtyping import Array, Float
+
+from fimlens._fit import blank
+from fimlens._identity import is_zero, refuted
+from fimlens._symbolic import symbolic
+from fimlens.fisher import DenseFisher, Fisher, SampleFisher
+from fimlens.structure import Frame, Params, Structure, Tree, inverse_root
+
+Symbols = np.ndarray  # of SymPy expressions
+Measure = Callable[[Structure, Params, Fisher], Float[Array, ""]]  # of how far a member is
+
+
+# --- what is quantified over ------------------------------------------------------------------------------
+
+
+def symbols(name: str, *shape: int, **assumptions: bool) -> Symbols:
+    """An array of symbols, name_11, name_12, ...; real ones, unless more is said."""
+    array = np.empty(shape, object)
+    for place in np.ndindex(*shape):
+        array[place] = sp.Symbol(f"{name}_{{{''.join(str(k + 1) for k in place)}}}", **(assumptions or {"real": True}))
+    return array
+
+
+def positive(name: str, *shape: int) -> Symbols:
+    """Positive symbols. What is rational in them and holds there holds wherever both sides are defined."""
+    return symbols(name, *shape, positive=True)
+
+
+def symmetric(name: str, size: int) -> Symbols:
+    """A symmetric matrix of symbols, its diagonal positive: every positive definite matrix is one."""
+    upper = np.triu(symbols(name, size, size), 1)
+    return upper + upper.T + np.diag([sp.Symbol(f"{name}_{{{k + 1}{k + 1}}}", positive=True) for k in range(size)])
+
+
+def any_fisher(m: int, n: int, name: str = "F") -> DenseFisher:
+    """Every Fisher of an m x n matrix."""
+    return DenseFisher("every Fisher", "as symbols", symmetric(name, m * n), (m, n))
+
+
+def diagonal_fisher(V: Symbols) -> DenseFisher:
+    """A Fisher whose second moments are V, (m, n): all of F that a spectrum's error depends on."""
+    return DenseFisher("every second moment", "as symbols", np.diag(V.T.ravel()), V.shape)
+
+
+def one_gradient(G: Symbols) -> SampleFisher:
+    """g g^T of one gradient."""
+    return SampleFisher("one gradient", "as symbols", G[None])
+
+
+def rotation(size: int, name: str) -> Symbols:
+    """Every rotation but those of a smaller dimension: a product of plane rotations, ((1 - t^2)/(1 + t^2), 2t/(1 + t^2)) each."""
+    planes = [(i, j) for i in range(size) for j in range(i + 1, size)]
+
+    def turned(Q: Symbols, plane: tuple[int, int]) -> Symbols:
+        i, j = plane
+        t = sp.Symbol(f"{name}_{{{i + 1}{j + 1}}}" if len(planes) > 1 else name, real=True)
+        c, s = (1 - t**2) / (1 + t**2), 2 * t / (1 + t**2)
+        Q = Q.copy()
+        Q[:, [i, j]] = Q[:, [i, j]] @ np.array([[c, -s], [s, c]])
+        return Q
+
+    return reduce(turned, planes, np.eye(size, dtype=int).astype(object) * sp.Integer(1))
+
+
+def frame(structure: Structure, m: int, n: int, turned: bool = True) -> Frame:
+    """The frame of a structure with every basis a rotation of its own (the first columns of one, where it is thin)."""
+    first = jax.tree.map(np.asarray, structure.frame(m, n))
+    leaves, layout = jax.tree.flatten(first)
+    names = iter("tuwxyz")
+    return jax.tree.unflatten(
+        layout, [rotation(len(U), next(names))[:, : U.shape[1]] if turned and U.ndim == 2 else U for U in leaves]
+    )
+
+
+def coordinates(structure: Structure, m: int, n: int, name: str) -> Tree:
+    """Positive symbols in the layout of a structure's coordinates."""
+    leaves, layout = jax.tree.flatten(jax.eval_shape(lambda: blank(structure, (m, n), "fits"))[1])
+    names = [name] if len(leaves) == 1 else [f"{name}{chr(0x61 + k)}" for k in range(len(leaves))]
+    return jax.tree.unflatten(layout, [positive(own, *leaf.shape) for own, leaf in zip(names, leaves, strict=True)])
+
+
+# --- the shipped functions, on them ----------------------------------------------------------------------------
+
+
+def fitted(structure: Structure, fisher: Fisher, at: Frame | None = None) -> Params:
+    """The shipped fit to the shipped statistics, in a frame (by default the first one)."""
+    at = frame(structure, *fisher.shape, turned=False) if at is None else at
+    return symbolic(lambda fisher, at: structure.fit(structure.stats(fisher, at), at))(fisher, at)
+
+
+def dense(structure: Structure, params: Params) -> Symbols:
+    """The shipped member, written out."""
+    return symbolic(structure.dense)(params)
+
+
+def squared_error(structure: Structure, params: Params, fisher: Fisher) -> Float[Array, ""]:
+    """||F~ - F||_F^2, as it is defined."""
+    return jnp.sum((structure.dense(params) - fisher.dense()) ** 2)
+
+
+def error(structure: Structure, params: Params, fisher: Fisher, measure: Measure = squared_error) -> sp.Expr:
+    """How far a member is, as an expression."""
+    return symbolic(partial(measure, structure))(params, fisher)
+
+
+def slope(structure: Structure, params: Params, fisher: Fisher, measure: Measure = squared_error) -> Tree:
+    """The gradient of that by the coordinates: `jax.grad` of the shipped functions."""
+
+    def of_coordinates(coords: Tree, at: Frame, fisher: Fisher) -> Float[Array, ""]:
+        return measure(structure, Params(at, coords), fisher)
+
+    return symbolic(jax.grad(of_coordinates))(params.coords, params.frame, fisher)
+
+
+def slope_of_bases(structure: Structure, params: Params, fisher: Fisher, measure: Measure = squared_error) -> Tree:
+    """The gradient by the bases, through the shipped `bend`, where they stand."""
+    still = jax.tree.map(np.zeros_like, params.frame)
+
+    def of_bend(z: Frame, params: Params, fisher: Fisher) -> Float[Array, ""]:
+        return measure(structure, Params(structure.bend(params.frame, z), params.coords), fisher)
+
+    return symbolic(jax.grad(of_bend))(still, params, fisher)
+
+
+def objective(structure: Structure, params: Params, fisher: Fisher) -> Float[Array, ""]:
+    """What the structure says that its fit minimises."""
+    return structure.objective(params, fisher)
+
+
+def update(structure: Structure, params: Params, G: Symbols, eps: Any = 0.0) -> Symbols:
+    """The shipped `apply` of 1 / (sqrt(x) + eps): square-root natural gradient descent."""
+    return symbolic(lambda params, G, eps: structure.apply(params, G, inverse_root(eps)))(params, G, eps)
+
+
+def hessian(expression: sp.Expr, variables: Tree) -> sp.Matrix:
+    return sp.hessian(expression, _entries(variables))
+
+
+# --- steps ------------------------------------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    """A sentence, whether it holds, and an entry of the difference that is not zero where it does not."""
+
+    says: str
+    holds: bool
+    residue: sp.Expr
+
+
+def vanishes(says: str, *trees: Tree) -> Step:
+    """Every entry is identically zero."""
+    residue = next((e for e in _entries(trees) if not is_zero(e)), sp.Integer(0))
+    return Step(says, residue == 0, residue)
+
+
+def equal(says: str, a: Tree, b: Tree) -> Step:
+    """Two trees agree, entry by entry, identically."""
+    left, right = _entries(a), _entries(b)
+    if len(left) != len(right):
+        raise ValueError(f"{says}: {len(left)} entries against {len(right)}")
+    return vanishes(says, [x - y for x, y in zip(left, right, strict=True)])
+
+
+def differs(says: str, a: Tree, b: Tree = None) -> Step:
+    """Two trees (a tree and zero) are not identical: at one rational point an entry is apart, which is a proof."""
+    left = _entries(a)
+    right = [sp.Integer(0)] * len(left) if b is None else _entries(b)
+    return Step(says, any(refuted(x - y) for x, y in zip(left, right, strict=True)), sp.Integer(0))
+
+
+def convex(says: str, expression: sp.Expr, variables: Tree) -> Step:
+    """A quadratic whose Hessian is constant and positive semi-definite: where its gradient vanishes is its global minimum."""
+    H = hessian(expression, variables).applyfunc(lambda e: sp.cancel(sp.together(e)))
+    constant = not H.free_symbols
+    return Step(says, bool(constant and H.is_positive_semidefinite), sp.Integer(0) if constant else H[0])
+
+
+def holds(says: str, truth: Any) -> Step:
+    """What SymPy decides from the symbols' assumptions alone, such as the sign of an expression; undecided is not proved."""
+    return Step(says, truth in (True, sp.true), sp.Integer(0))
+
+
+def _entries(tree: Tree) -> list[sp.Expr]:
+    return [entry for leaf in jax.tree.leaves(tree) for entry in np.ravel(np.asarray(leaf, object))]
+
+
+# --- derivations ------------------------------------------------------------------------------------------------
+
+
+class Verdict(NamedTuple):
+    """What became of one derivation at one size (m, n)."""
+
+    name: str
+    size: tuple[int, int]
+    steps: list[Step]
+    seconds: float
+
+    @property
+    def proved(self) -> bool:
+        return bool(self.steps) and all(step.holds for step in self.steps)
+
+
+@cache
+def derivations() -> dict[str, ModuleType]:
+    """Every derivation, by name: the modules of fimlens.derivations."""
+    package = importlib.import_module("fimlens.derivations")
+    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    return {name: importlib.import_module(f"fimlens.derivations.{name}") for name in names}
+
+
+def prove(derivation: ModuleType, size: tuple[int, int], told: Callable[[Step], None] = lambda step: None) -> Verdict:
+    """All steps of a derivation at one size; those after one that fails are left out."""
+    start, steps = time.perf_counter(), []
+    for step in derivation.steps(*size):
+        steps.append(step)
+        told(step)
+        if not step.holds:
+            break
+    return Verdict(derivation.__name__.rpartition(".")[2], size, steps, time.perf_counter() - start)
