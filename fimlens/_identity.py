@@ -18,16 +18,18 @@ def is_zero(expression: Any) -> bool:
     expression = sp.sympify(expression)
     if expression == 0 or refuted(expression):
         return expression == 0
-    expression = expression.replace(_is_root_of_sum, _without_content)
+    expression = sp.expand_log(expression).replace(_is_root_of_sum, _without_content)
     return not _Ring(expression).numerator(expression)
 
 
 def refuted(expression: Any) -> bool:
-    """Whether it is a rational number other than 0 at one rational point: a proof that it is not identically zero."""
+    """Whether it is a number other than 0 at one rational point: a proof that it is not identically zero."""
     expression = sp.sympify(expression)
     free = sorted(expression.free_symbols, key=lambda s: s.name)
     value = expression.subs({s: sp.Rational(7 + 3 * k, 5 + 2 * k) for k, s in enumerate(free)})
-    return value.is_rational is True and value != 0
+    if value.is_Rational:
+        return value != 0
+    return bool(value.is_number and abs(value.evalf(30)) > 1e-20)  # evalf knows its own error, and adds digits until it is small
 
 
 class Fraction(NamedTuple):
@@ -82,7 +84,7 @@ class _Ring:
             numerator = math.prod((f.numerator for f in factors), start=self.ring.one)
             return Fraction(numerator, _added(*(f.powers for f in factors)))
         if not (expression.is_Pow and expression.exp.is_Rational):
-            return Fraction(self.generators[expression], {})
+            return Fraction(self.generators[expression] ** self.degrees[expression], {})  # its root's power, where it has one
         if expression.exp.is_Integer:
             return self._power(self.fraction(expression.base), int(expression.exp))
         whole = expression.exp * self.degrees[expression.base]
@@ -114,9 +116,10 @@ def _is_root_of_sum(expression: sp.Expr) -> bool:
 
 
 def _without_content(root: sp.Expr) -> sp.Expr:
-    """sqrt(2 a + 2 b) = sqrt(2) sqrt(a + b), so that roots of one sum are one generator."""
-    content, primitive = root.base.as_content_primitive()
-    return content**root.exp * primitive**root.exp if content > 0 else root
+    """sqrt(2 a + 2 b/c) = sqrt(2) sqrt(a c + b) / sqrt(c), c positive, so that roots of one sum are one generator."""
+    above, below = sp.fraction(sp.together(root.base))
+    content, primitive = above.as_content_primitive()
+    return content**root.exp * primitive**root.exp / below**root.exp if below.is_positive and content > 0 else root
 
 
 def _added(*many: dict[PolyElement, int]) -> dict[PolyElement, int]:

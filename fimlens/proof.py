@@ -8,7 +8,8 @@ except to refute: one exact rational point where a difference is not zero is a p
 import importlib
 import pkgutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial, reduce
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -56,6 +57,14 @@ def any_fisher(m: int, n: int, name: str = "F") -> DenseFisher:
     return DenseFisher("every Fisher", "as symbols", symmetric(name, m * n), (m, n))
 
 
+def fisher_in_eigenbases(m: int, n: int, left: bool = False, right: bool = False) -> DenseFisher:
+    """Every Fisher as seen in the eigenbasis of E[GG^T], of E[G^T G], or both: off their diagonals these vanish."""
+    F = any_fisher(m, n)
+    covariances = [C for C, wanted in zip(symbolic(lambda F: (F.left(), F.right()))(F), (left, right), strict=True) if wanted]
+    solved = sp.solve([entry for C in covariances for entry in C[np.triu_indices(len(C), 1)]], dict=True)[0]
+    return replace(F, matrix=np.array(sp.Matrix(F.matrix).subs(solved), object))
+
+
 def diagonal_fisher(V: Symbols) -> DenseFisher:
     """A Fisher whose second moments are V, (m, n): all of F that a spectrum's error depends on."""
     return DenseFisher("every second moment", "as symbols", np.diag(V.T.ravel()), V.shape)
@@ -83,7 +92,7 @@ def rotation(size: int, name: str) -> Symbols:
 
 def frame(structure: Structure, m: int, n: int, turned: bool = True) -> Frame:
     """The frame of a structure with every basis a rotation of its own (the first columns of one, where it is thin)."""
-    first = jax.tree.map(np.asarray, structure.frame(m, n))
+    first = symbolic(lambda: structure.frame(m, n))()
     leaves, layout = jax.tree.flatten(first)
     names = iter("tuwxyz")
     return jax.tree.unflatten(
@@ -152,7 +161,7 @@ def update(structure: Structure, params: Params, G: Symbols, eps: Any = 0.0) -> 
 
 
 def hessian(expression: sp.Expr, variables: Tree) -> sp.Matrix:
-    return sp.hessian(expression, _entries(variables))
+    return sp.hessian(expression, list(dict.fromkeys(_entries(variables))))
 
 
 # --- steps ------------------------------------------------------------------------------------------------------
