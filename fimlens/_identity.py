@@ -29,7 +29,9 @@ def refuted(expression: Any) -> bool:
     value = expression.subs({s: sp.Rational(7 + 3 * k, 5 + 2 * k) for k, s in enumerate(free)})
     if value.is_Rational:
         return value != 0
-    return bool(value.is_number and abs(value.evalf(30)) > 1e-20)  # evalf knows its own error, and adds digits until it is small
+    return bool(
+        value.is_number and abs(value.evalf(30)) > 1e-20
+    )  # evalf knows its own error, and adds digits until it is small
 
 
 class Fraction(NamedTuple):

@@ -75,13 +75,18 @@ def _results(equation: JaxprEqn, values: list[Values]) -> list[Values]:
     if name in RULES:
         results = RULES[name](equation, *values)
     elif all(v.dtype != object for v in values):
-        results = equation.primitive.bind(*values, **equation.params)
+        results = _by_jax(equation, *values)
     else:
         raise NoRule(
             f"symbolic: there is no rule for the primitive {name!r}. Write the function without it; or hand in what it computes (a "
             "basis, as a rational rotation); or give it a line in fimlens/_symbolic.py."
         )
-    return [_exact(v) for v in results] if isinstance(results, list | tuple) else [_exact(results)]
+    return [_exact(v) for v in results] if equation.primitive.multiple_results else [_exact(results)]
+
+
+def _by_jax(equation: JaxprEqn, *values: Values) -> Any:
+    """What JAX makes of operands that are no expressions."""
+    return jax.tree.map(np.asarray, equation.primitive.bind(*values, **equation.params))
 
 
 def _exact(leaf: Any) -> Values:
@@ -113,9 +118,9 @@ def _array(entries: Sequence[Any], shape: Sequence[int]) -> Values:
 def _over(fn: Callable[..., Any]) -> Rule:
     """`fn` of the entries along the axes that an equation names."""
 
-    def rule(equation: JaxprEqn, x: Values) -> Values:
+    def rule(equation: JaxprEqn, x: Values) -> Any:
         if x.dtype != object:
-            return equation.primitive.bind(x, **equation.params)
+            return _by_jax(equation, x)
         axes = equation.params["axes"]
         kept = [k for k in range(x.ndim) if k not in axes]
         shape = [x.shape[k] for k in kept]
@@ -142,27 +147,32 @@ def _compare(relation: Callable[..., Any], known: Callable[..., Any]) -> Rule:
 def _move(equation: JaxprEqn, *values: Values) -> Any:
     """Entries follow their positions, which JAX moves."""
     starts = np.cumsum([0, *(v.size if v.dtype == object else 0 for v in values)])
-    places = [np.arange(v.size).reshape(v.shape) + at if v.dtype == object else v for v, at in zip(values, starts, strict=False)]
-    moved = equation.primitive.bind(*places, **equation.params)
+    places = [
+        np.arange(at, at + v.size).reshape(v.shape) if v.dtype == object else v for v, at in zip(values, starts, strict=False)
+    ]
+    moved = _by_jax(equation, *places)
     if not starts[-1]:
         return moved
     entries = np.concatenate([v.ravel() for v in values if v.dtype == object])
-    return [entries[np.asarray(p)] for p in moved] if equation.primitive.multiple_results else entries[np.asarray(moved)]
+    return jax.tree.map(lambda place: entries[place], moved)
 
 
-def _dot_general(equation: JaxprEqn, a: Values, b: Values) -> Values:
+def _dot_general(equation: JaxprEqn, a: Values, b: Values) -> Any:
     (over_a, over_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
     free_a, free_b = (
-        [k for k in range(x.ndim) if k not in (*over, *batch)] for x, over, batch in ((a, over_a, batch_a), (b, over_b, batch_b))
+        [k for k in range(x.ndim) if k not in (*over, *batch)]
+        for x, over, batch in ((a, over_a, batch_a), (b, over_b, batch_b))
     )
     A, B = a.transpose(*batch_a, *free_a, *over_a), b.transpose(*batch_b, *free_b, *over_b)
     shape = [a.shape[k] for k in (*batch_a, *free_a)] + [b.shape[k] for k in free_b]
     stack, terms = (math.prod(a.shape[k] for k in axes) for axes in (batch_a, over_a))
     A, B = A.reshape(stack, -1, terms), B.reshape(stack, -1, terms)
-    return _array([sp.Add(*(x * y for x, y in zip(p, q, strict=True))) for k in range(stack) for p in A[k] for q in B[k]], shape)
+    return _array(
+        [sp.Add(*(x * y for x, y in zip(p, q, strict=True))) for k in range(stack) for p in A[k] for q in B[k]], shape
+    )
 
 
-def _scatter_add(equation: JaxprEqn, x: Values, where: Values, updates: Values) -> Values:
+def _scatter_add(equation: JaxprEqn, x: Values, where: Values, updates: Values) -> Any:
     """Entry by entry: where JAX would add a 1 there."""
     total = x.copy()
     for k, update in enumerate(updates.ravel()):
@@ -173,7 +183,7 @@ def _scatter_add(equation: JaxprEqn, x: Values, where: Values, updates: Values) 
     return total
 
 
-def _convert(equation: JaxprEqn, x: Values) -> Values:
+def _convert(equation: JaxprEqn, x: Values) -> Any:
     dtype = equation.params["new_dtype"]
     if x.dtype != object:
         return x.astype(dtype)
@@ -207,15 +217,15 @@ def _scan(equation: JaxprEqn, *values: Values) -> list[Values]:
     steps = range(length)[::-1] if equation.params["reverse"] else range(length)
     rows: list[Any] = [None] * length
     for k in steps:
-        results = _run(body.jaxpr, body.consts, [*consts, *carry, *(x[k] for x in xs)])
+        results = _run(body.jaxpr, body.consts, [*consts, *carry, *(np.asarray(x[k]) for x in xs)])
         carry, rows[k] = results[:b], results[b:]
     return [*carry, *(np.stack(column) for column in zip(*rows, strict=True))]
 
 
 def _entrywise(fn: Callable[..., Any]) -> Rule:
-    def rule(equation: JaxprEqn, *values: Values) -> Values:
+    def rule(equation: JaxprEqn, *values: Values) -> Any:
         if all(v.dtype != object for v in values):
-            return equation.primitive.bind(*values, **equation.params)
+            return _by_jax(equation, *values)
         return _each(fn)(*values)
 
     return rule
@@ -226,29 +236,29 @@ def _numpy(fn: Callable[..., Any], *names: str) -> Rule:
     return lambda equation, x: fn(x, *(equation.params[name] for name in names))
 
 
-def _broadcast_in_dim(equation: JaxprEqn, x: Values) -> Values:
+def _broadcast_in_dim(equation: JaxprEqn, x: Values) -> Any:
     shape, kept = equation.params["shape"], equation.params["broadcast_dimensions"]
     return np.broadcast_to(x.reshape([x.shape[kept.index(k)] if k in kept else 1 for k in range(len(shape))]), shape)
 
 
-def _concatenate(equation: JaxprEqn, *values: Values) -> Values:
+def _concatenate(equation: JaxprEqn, *values: Values) -> Any:
     return np.concatenate(values, equation.params["dimension"])
 
 
-def _iota(equation: JaxprEqn) -> Values:
+def _iota(equation: JaxprEqn) -> Any:
     return np.indices(equation.params["shape"])[equation.params["dimension"]].astype(equation.params["dtype"])
 
 
-def _select(equation: JaxprEqn, which: Values, *cases: Values) -> Values:
+def _select(equation: JaxprEqn, which: Values, *cases: Values) -> Any:
     return np.choose(which.astype(int), np.broadcast_arrays(*cases))
 
 
-def _slice(equation: JaxprEqn, x: Values) -> Values:
+def _slice(equation: JaxprEqn, x: Values) -> Any:
     start, stop, step = (equation.params[name] for name in ("start_indices", "limit_indices", "strides"))
     return x[tuple(map(slice, start, stop, step or [1] * x.ndim))]
 
 
-def _power(equation: JaxprEqn, x: Values) -> Values:
+def _power(equation: JaxprEqn, x: Values) -> Any:
     return x ** equation.params["y"]
 
 

@@ -217,7 +217,7 @@ class Fisher(abc.ABC):
 class SampleFisher(Fisher):
     """F = (1/N) sum of g g^T over the samples: linear in N, except for ||F||^2, a Gram sum made once."""
 
-    samples: Float[Array, "*stack N m n"]
+    samples: Float[Array, "*stack N m n"] | Any  # a node of a tree holds any leaf: shapes, specs, symbols
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -293,7 +293,7 @@ class SampleFisher(Fisher):
 class DenseFisher(Fisher):
     """F as a matrix: the small-scale oracle."""
 
-    matrix: Float[Array, "*stack mn mn"]
+    matrix: Float[Array, "*stack mn mn"] | Any
     sides: tuple[int, int] = field(metadata={"static": True})
 
     @property

@@ -209,7 +209,7 @@ def holds(says: str, truth: Any) -> Step:
 
 
 def _entries(tree: Tree) -> list[sp.Expr]:
-    return [entry for leaf in jax.tree.leaves(tree) for entry in np.ravel(np.asarray(leaf, object))]
+    return [sp.sympify(entry) for leaf in jax.tree.leaves(tree) for entry in np.ravel(np.asarray(leaf, object))]
 
 
 # --- derivations ------------------------------------------------------------------------------------------------

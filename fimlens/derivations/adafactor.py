@@ -8,8 +8,21 @@ times column means over the mean. There the gradient of the squared error does n
 import numpy as np
 import sympy as sp
 
-from fimlens.proof import coordinates, diagonal_fisher, differs, equal, error, fitted, hessian, objective, positive, slope, symbols
-from fimlens.proof import symbolic, vanishes
+from fimlens.proof import (
+    coordinates,
+    diagonal_fisher,
+    differs,
+    equal,
+    error,
+    fitted,
+    hessian,
+    objective,
+    positive,
+    slope,
+    symbolic,
+    symbols,
+    vanishes,
+)
 from fimlens.structure import Params
 from fimlens.structures import Marginals
 

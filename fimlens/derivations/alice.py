@@ -10,8 +10,22 @@ matrix. Proved for every unit vector U (r = 1).
 import numpy as np
 
 from fimlens.compensation import Seen, nearest
-from fimlens.proof import any_fisher, convex, coordinates, dense, equal, error, fitted, frame, rotation, slope, symbolic, symbols
-from fimlens.proof import update, vanishes
+from fimlens.proof import (
+    any_fisher,
+    convex,
+    coordinates,
+    dense,
+    equal,
+    error,
+    fitted,
+    frame,
+    rotation,
+    slope,
+    symbolic,
+    symbols,
+    update,
+    vanishes,
+)
 from fimlens.structure import Frame, Params
 from fimlens.structures import Diagonal, LowRank
 

@@ -9,8 +9,21 @@ import numpy as np
 import sympy as sp
 
 from fimlens.compensation import Seen, nearest
-from fimlens.proof import any_fisher, convex, coordinates, equal, error, fitted, frame, positive, slope, symbolic, symbols, update
-from fimlens.proof import vanishes
+from fimlens.proof import (
+    any_fisher,
+    convex,
+    coordinates,
+    equal,
+    error,
+    fitted,
+    frame,
+    positive,
+    slope,
+    symbolic,
+    symbols,
+    update,
+    vanishes,
+)
 from fimlens.structure import Params
 from fimlens.structures import Columns, Diagonal, LowRank
 

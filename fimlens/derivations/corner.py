@@ -7,7 +7,20 @@ tied block. docs/corner.md has the differences of norms that these are. Proved f
 
 import numpy as np
 
-from fimlens.proof import any_fisher, convex, coordinates, dense, equal, error, fitted, frame, rotation, slope, symbolic, vanishes
+from fimlens.proof import (
+    any_fisher,
+    convex,
+    coordinates,
+    dense,
+    equal,
+    error,
+    fitted,
+    frame,
+    rotation,
+    slope,
+    symbolic,
+    vanishes,
+)
 from fimlens.structure import Frame, Params
 from fimlens.structures import Corner
 
@@ -26,7 +39,10 @@ def steps(m, n):
     V = symbolic(lambda P, Q, F: F.second_moment(lambda G: P.T @ G @ Q))(P, Q, F)
     nearest = fitted(H, F, at).coords
     means = c._replace(
-        corner=V[:1, :1], rows=V[:1, 1:].sum(1) / (n - 1), columns=V[1:, :1].sum(0) / (m - 1), tail=V[1:, 1:].sum() / (m - 1) / (n - 1)
+        corner=V[:1, :1],
+        rows=V[:1, 1:].sum(1) / (n - 1),
+        columns=V[1:, :1].sum(0) / (m - 1),
+        tail=V[1:, 1:].sum() / (m - 1) / (n - 1),
     )
     yield equal("the fit is the mean of the second moments over each block", nearest, means)
     yield vanishes("there the gradient vanishes", slope(H, fitted(H, F), F))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
-from fimlens.proof import any_fisher, convex, dense, equal, frame, positive, slope, symbolic, symbols, symmetric, vanishes
+from fimlens.proof import any_fisher, convex, dense, equal, frame, positive, slope, symbolic, symmetric, vanishes
 from fimlens.structure import Frame, Params
 from fimlens.structures import DiagonalKronecker
 
@@ -29,11 +29,15 @@ def steps(m, n):
     rows, columns = symbolic(H.stats)(F, Frame(at.bases._replace(b=b, a=s), (m, n)))
     of_M = U * b @ U.T
     best = columns / (b**2).sum()
-    yield vanishes("given M, the gradient by s vanishes at the shipped statistics over ||M||^2", symbolic(jax.grad(error))(best, of_M, F))
+    yield vanishes(
+        "given M, the gradient by s vanishes at the shipped statistics over ||M||^2", symbolic(jax.grad(error))(best, of_M, F)
+    )
     best = rows / (s**2).sum()
     yield vanishes("given S, the gradient by M vanishes at theirs over ||S||^2", symbolic(jax.grad(error, 1))(s, best, F))
     half = symbolic(error)(s, M, F)
-    yield convex("the error is a convex quadratic of s", half.subs({x: k + 1 for k, x in enumerate(dict.fromkeys(M.ravel()))}), s)
+    yield convex(
+        "the error is a convex quadratic of s", half.subs({x: k + 1 for k, x in enumerate(dict.fromkeys(M.ravel()))}), s
+    )
     yield convex("and of M", half.subs({x: k + 1 for k, x in enumerate(s)}), M)
     still = frame(H, m, n, turned=False)
     first = symbolic(H.stats)(F, Frame(still.bases._replace(a=s), (m, n))).left.diagonal()

@@ -6,14 +6,14 @@ So, the basis given, the best eigenvalues are the projection of V on those that 
 directions inside itself: there the eigenvalue and its V are one number with a multiplicity, and what they hide counts as basis.
 """
 
+import sympy as sp
+
 from fimlens._fit import _gap
 from fimlens.proof import any_fisher, coordinates, equal, error, frame, symbolic
 from fimlens.structure import Params
 from fimlens.structures import Corner, Diagonal, Drop, Kronecker, LowRank, Rotated, RowColumn, Rows, Scalar
 
-import sympy as sp
-
-SIZES = ((2, 2), (1, 3))
+SIZES = ((1, 3), (2, 2))
 FAMILIES = (
     Diagonal(),
     Rows(),

@@ -6,8 +6,21 @@ $U (U^T G / \sqrt{L})$, which is Adam in the subspace.
 
 import numpy as np
 
-from fimlens.proof import any_fisher, convex, coordinates, dense, equal, error, fitted, frame, slope, symbolic, symbols, update
-from fimlens.proof import vanishes
+from fimlens.proof import (
+    any_fisher,
+    convex,
+    coordinates,
+    dense,
+    equal,
+    error,
+    fitted,
+    frame,
+    slope,
+    symbolic,
+    symbols,
+    update,
+    vanishes,
+)
 from fimlens.structure import Params
 from fimlens.structures import Diagonal, Drop, LowRank
 

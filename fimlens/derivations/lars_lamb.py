@@ -9,8 +9,20 @@ import optax
 import sympy as sp
 
 from fimlens.chain import scale_by_trust_ratio
-from fimlens.proof import any_fisher, convex, coordinates, equal, error, fitted, one_gradient, positive, slope, symbolic, update
-from fimlens.proof import vanishes
+from fimlens.proof import (
+    any_fisher,
+    convex,
+    coordinates,
+    equal,
+    error,
+    fitted,
+    one_gradient,
+    positive,
+    slope,
+    symbolic,
+    update,
+    vanishes,
+)
 from fimlens.structure import Params
 from fimlens.structures import Diagonal, Scalar
 
@@ -27,7 +39,9 @@ def steps(m, n):
     size, weight = (sp.sqrt((x**2).sum()) for x in (G, W))
     yield equal("of one gradient it normalises", update(H, fitted(H, one_gradient(G)), G), sp.sqrt(m * n) * G / size)
     trusted = symbolic(lambda U, W: scale_by_trust_ratio().update(U, optax.EmptyState(), W)[0])
-    yield equal("with a trust ratio every c gives LARS", trusted(update(H, Params(nearest.frame, c**2), G), W), weight * G / size)
+    yield equal(
+        "with a trust ratio every c gives LARS", trusted(update(H, Params(nearest.frame, c**2), G), W), weight * G / size
+    )
     x = positive("x", m, n)
     adam = update(Diagonal(), Params(nearest.frame, x**2), G)
     ratio = weight / sp.sqrt(((G / x) ** 2).sum())

@@ -7,8 +7,21 @@ with $q_i = E \Vert G_i \Vert^2 / n$ and the factor $\sqrt{n}$.
 import numpy as np
 import sympy as sp
 
-from fimlens.proof import any_fisher, coordinates, convex, dense, equal, error, fitted, positive, slope, symbolic, symbols, update
-from fimlens.proof import vanishes
+from fimlens.proof import (
+    any_fisher,
+    convex,
+    coordinates,
+    dense,
+    equal,
+    error,
+    fitted,
+    positive,
+    slope,
+    symbolic,
+    symbols,
+    update,
+    vanishes,
+)
 from fimlens.structure import Params
 from fimlens.structures import Columns, Rows
 

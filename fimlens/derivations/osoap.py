@@ -6,8 +6,21 @@ stationary: with $V_{ij}$ the second moments, the gradient by a rotation of rows
 $\sum_j F_{ij,kj} = 0$ is all that the eigenbasis grants. Where V does not depend on j, or n = 1, both say the same.
 """
 
-from fimlens.proof import any_fisher, convex, coordinates, differs, equal, error, fisher_in_eigenbases, fitted, frame, slope
-from fimlens.proof import slope_of_bases, symbolic, vanishes
+from fimlens.proof import (
+    any_fisher,
+    convex,
+    coordinates,
+    differs,
+    equal,
+    error,
+    fisher_in_eigenbases,
+    fitted,
+    frame,
+    slope,
+    slope_of_bases,
+    symbolic,
+    vanishes,
+)
 from fimlens.structure import Params
 from fimlens.structures import Diagonal, Rotated, Rows
 
@@ -23,5 +36,7 @@ def steps(m, n):
     still, c = frame(H, m, n, turned=False), coordinates(H, m, n, "c")
     yield convex("the error is a convex quadratic of D", error(H, Params(still, c), F), c)
     F = fisher_in_eigenbases(m, n, left=True)
-    yield vanishes("in the eigenbasis the gradient by U vanishes where all D are equal", slope_of_bases(tied, fitted(tied, F), F))
+    yield vanishes(
+        "in the eigenbasis the gradient by U vanishes where all D are equal", slope_of_bases(tied, fitted(tied, F), F)
+    )
     yield differs("where D is free it does not", slope_of_bases(H, fitted(H, F), F).bases.left)

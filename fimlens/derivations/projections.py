@@ -4,7 +4,7 @@ Let the entries of L fall into classes of equal value. Then $\Vert L - V \Vert^2
 class's mean. By the split of the error the same holds in any basis, V seen there.
 """
 
-from fimlens.proof import convex, diagonal_fisher, error, fitted, coordinates, positive, slope, vanishes
+from fimlens.proof import convex, coordinates, diagonal_fisher, error, fitted, positive, slope, vanishes
 from fimlens.structure import Params
 from fimlens.structures import Blocks, Columns, Diagonal, Rows, Scalar
 

@@ -11,8 +11,21 @@ reaches it, that of Perron and Frobenius.
 import numpy as np
 import sympy as sp
 
-from fimlens.proof import coordinates, convex, diagonal_fisher, equal, error, fitted, hessian, positive, rotation, slope, symbolic
-from fimlens.proof import symbols, vanishes
+from fimlens.proof import (
+    convex,
+    coordinates,
+    diagonal_fisher,
+    equal,
+    error,
+    fitted,
+    hessian,
+    positive,
+    rotation,
+    slope,
+    symbolic,
+    symbols,
+    vanishes,
+)
 from fimlens.structure import Params
 from fimlens.structures import RowColumn
 from fimlens.structures.spectra import nearest_factor

@@ -11,8 +11,21 @@ answer is not F: the bound is not tight, and its minimiser is no minimiser of th
 import numpy as np
 import sympy as sp
 
-from fimlens.proof import any_fisher, coordinates, convex, dense, diagonal_fisher, differs, equal, error, fitted, frame, objective
-from fimlens.proof import slope, vanishes
+from fimlens.proof import (
+    any_fisher,
+    convex,
+    coordinates,
+    dense,
+    diagonal_fisher,
+    differs,
+    equal,
+    error,
+    fitted,
+    frame,
+    objective,
+    slope,
+    vanishes,
+)
 from fimlens.structure import Params
 from fimlens.structures import Columns, GeometricMarginals, Rotated, Rows
 

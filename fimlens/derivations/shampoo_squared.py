@@ -8,10 +8,22 @@ is Klein's inequality, $D \geq 0$, for each factor, which is not decided here. I
 """
 
 import numpy as np
-import sympy as sp
 
-from fimlens.proof import any_fisher, coordinates, differs, equal, error, fisher_in_eigenbases, fitted, frame, objective, slope
-from fimlens.proof import slope_of_bases, symbolic, symbols, vanishes
+from fimlens.proof import (
+    any_fisher,
+    coordinates,
+    differs,
+    equal,
+    fisher_in_eigenbases,
+    fitted,
+    frame,
+    objective,
+    slope,
+    slope_of_bases,
+    symbolic,
+    symbols,
+    vanishes,
+)
 from fimlens.structure import Params
 from fimlens.structures import Marginals, Rotated
 
@@ -34,6 +46,5 @@ def steps(m, n):
     yield equal("the fit is E[G^T G] (x) E[GG^T] / tr F", L, np.outer(r, c) / r.sum())
     yield vanishes("the gradient of the divergence vanishes by the eigenvalues", slope(H, nearest, F, objective))
     free = Params(nearest.frame, coordinates(H, m, n, "c"))
-    log_slope = slope_of_bases(H, free, F, objective)
-    yield vanishes("and by both bases, whatever the eigenvalues", log_slope)
+    yield vanishes("and by both bases, whatever the eigenvalues", slope_of_bases(H, free, F, objective))
     yield differs("the gradient of the squared error does not vanish", slope(H, nearest, F))

@@ -5,12 +5,25 @@ them, $D = E[(U_L^T G U_R)^2]$ is the global minimum by the split of the error. 
 stationary, on either side.
 """
 
-from fimlens.proof import any_fisher, convex, coordinates, differs, equal, error, fisher_in_eigenbases, fitted, frame, slope
-from fimlens.proof import slope_of_bases, symbolic, vanishes
+from fimlens.proof import (
+    any_fisher,
+    convex,
+    coordinates,
+    differs,
+    equal,
+    error,
+    fisher_in_eigenbases,
+    fitted,
+    frame,
+    slope,
+    slope_of_bases,
+    symbolic,
+    vanishes,
+)
 from fimlens.structure import Params
 from fimlens.structures import Columns, Diagonal, Rotated, Rows
 
-SIZES = ((2, 2), (2, 3))
+SIZES = ((2, 3), (2, 2))
 
 
 def steps(m, n):

@@ -8,8 +8,6 @@ eigenvalues, make it $f(\tilde F)$:
 With $\varepsilon$, $f(\lambda) = 1/(\sqrt{\lambda} + \varepsilon)$.
 """
 
-import sympy as sp
-
 from fimlens.fisher import unvec, vec
 from fimlens.proof import coordinates, equal, frame, positive, symbolic, symbols
 from fimlens.structure import Params, inverse_root, scale
@@ -40,7 +38,9 @@ THIN = (LowRank(Diagonal(), 1), LowRank(Diagonal(), 1, Drop()), LowRank(Rotated(
 def steps(m, n):
     G, (x, eps) = symbols("G", m, n), positive("x", 2)
     root = symbolic(lambda x, eps: inverse_root(eps)(x))
-    yield equal("the shipped f is 1/(sqrt(x) + eps), eps zero or not", [root(x**2, eps), root(x**2, 0.0)], [1 / (x + eps), 1 / x])
+    yield equal(
+        "the shipped f is 1/(sqrt(x) + eps), eps zero or not", [root(x**2, eps), root(x**2, 0.0)], [1 / (x + eps), 1 / x]
+    )
     for H in (*SPECTRA, *ROTATED, *PRODUCTS, *THIN):
         member = Params(frame(H, m, n), coordinates(H, m, n, "c"))
         applied = symbolic(lambda p, G, H=H: H.apply(p, G))(member, G)

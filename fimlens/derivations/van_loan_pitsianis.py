@@ -11,10 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fimlens.proof import any_fisher, convex, equal, one_gradient, positive, symbolic, symbols, symmetric, vanishes, rotation
-from fimlens.structure import Frame, Params
+from fimlens.proof import (
+    any_fisher,
+    convex,
+    equal,
+    frame,
+    one_gradient,
+    positive,
+    symbolic,
+    symbols,
+    symmetric,
+    vanishes,
+)
+from fimlens.structure import Frame
 from fimlens.structures import Kronecker
-from fimlens.proof import dense, fitted, frame, slope
 
 SIZES = ((2, 2), (2, 3))
 
@@ -29,7 +39,9 @@ def steps(m, n):
     def error(B, A, F):
         return jnp.sum((jnp.kron(A, B) - F.dense()) ** 2)
 
-    yield vanishes("given A, the gradient by B vanishes at R(A)/||A||^2", symbolic(jax.grad(error))(forward / (A**2).sum(), A, F))
+    yield vanishes(
+        "given A, the gradient by B vanishes at R(A)/||A||^2", symbolic(jax.grad(error))(forward / (A**2).sum(), A, F)
+    )
     fixed = {a: k + 1 for k, a in enumerate(dict.fromkeys(A.ravel()))}
     yield convex("it is a convex quadratic of B", symbolic(error)(B, A, F).subs(fixed), B)
     G, v = symbols("G", m, n), symbols("v", n)
@@ -40,4 +52,8 @@ def steps(m, n):
     (U, _, W, _), (b, a) = at.bases, (positive("b", m), positive("a", n))
     unit = Frame(at.bases._replace(b=b, a=a), (m, n))
     rows, columns = symbolic(lambda F, at: H.stats(F, at))(F, unit)
-    yield equal("the shipped statistics are R(A) and R*(B)", [rows, columns], symbolic(lambda F, A, B: (F.left(A), F.right(B)))(F, W * a @ W.T, U * b @ U.T))
+    yield equal(
+        "the shipped statistics are R(A) and R*(B)",
+        [rows, columns],
+        symbolic(lambda F, A, B: (F.left(A), F.right(B)))(F, W * a @ W.T, U * b @ U.T),
+    )

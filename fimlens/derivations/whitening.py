@@ -11,7 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
-from fimlens.proof import any_fisher, convex, dense, equal, fitted, frame, positive, symbolic, symbols, symmetric, update, vanishes
+from fimlens.proof import (
+    any_fisher,
+    convex,
+    dense,
+    equal,
+    fitted,
+    frame,
+    positive,
+    symbolic,
+    symbols,
+    symmetric,
+    update,
+    vanishes,
+)
 from fimlens.structure import Params
 from fimlens.structures import Columns, Rotated, Rows
 

@@ -1,0 +1,105 @@
+"""Every derivation holds, and fails under a slip in the function that ships."""
+
+import inspect
+import sys
+import textwrap
+
+import pytest
+
+from fimlens import basis, chain, compensation, fisher, proof, structure
+from fimlens.structures import blocks, corner, kronecker, low_rank, rotated, spectra
+
+pytestmark = pytest.mark.proof
+DERIVATIONS = sorted(proof.derivations())
+SLIPS = [  # derivation, where the function ships, its name, what a line says, and the slip
+    ("kronecker_vec", fisher, "unvec", "reshape(n, m).T", "reshape(m, n)"),
+    ("adam", spectra.Diagonal, "project", "return moments", "return 2 * moments"),
+    ("adam", spectra.Spectrum, "dense", "vec(jnp", "jnp.ravel(jnp"),
+    ("adam", structure, "inverse_root", "jnp.sqrt(x) + eps", "jnp.sqrt(x) + eps + 1e-8"),
+    ("adam", fisher.DenseFisher, "second_moment", "t * tf", "t * t"),
+    (
+        "whitening",
+        spectra.Rows,
+        "dense",
+        "jnp.kron(jnp.eye(params.frame.shape[1]), jnp.diag(params.coords[:, 0]))",
+        "jnp.kron(jnp.diag(params.coords[:, 0]), jnp.eye(params.frame.shape[1]))",
+    ),
+    ("whitening", spectra._Tied, "moments", "V.mean", "V.sum"),
+    ("whitening", rotated, "rotate", "left.T @ G", "left @ G"),
+    ("whitening", rotated.Rotated, "out", "left @ G", "left.T @ G"),
+    ("normalisation", spectra._Tied, "moments", "V.mean", "V.sum"),
+    ("normalisation", spectra.Columns, "dense", "params.coords[0]", "params.coords[0] ** 2"),
+    ("square_root_ngd", structure, "inverse_root", "jnp.sqrt(x) + eps", "jnp.sqrt(x + eps)"),
+    ("square_root_ngd", structure.Structure, "apply", "scale(f,", "scale(lambda x: f(x) / 2,"),
+    ("square_root_ngd", rotated.Rotated, "into", "rotate(frame, G)", "rotate(frame, G) * 2"),
+    ("square_root_ngd", kronecker._Product, "out", "left @ X @ right.T", "left @ X @ right"),
+    ("square_root_ngd", blocks.Blocks, "_join", "grid.reshape", "grid[::-1].reshape"),
+    ("square_root_ngd", low_rank.LowRank, "into", "G - U @ sigma", "G"),
+    ("square_root_ngd", corner.Corner, "into", "G - U @ A - columns @ V.T", "G - U @ A - B @ V.T"),
+    ("error_split", corner.Corner, "_multiplicities", "Parts(None, n - r2, m - r1,", "Parts(None, n, m,"),
+    ("error_split", low_rank.LowRank, "_parts", "(m - r) *", "m *"),
+    ("projections", spectra.Diagonal, "moments", "return V", "return V**2"),
+    ("projections", spectra._Tied, "moments", "V.mean", "V.sum"),
+    ("shampoo_bound", spectra.GeometricMarginals, "objective", "Rows().objective", "2 + Rows().objective"),
+    ("shampoo_bound", spectra.GeometricMarginals, "dense", "r[:, 0] ** 0.5", "r[:, 0]"),
+    ("shampoo_bound", spectra._RowAndColumnMeans, "moments", "Columns().moments(V)", "Columns().moments(V**2)"),
+    ("osoap", basis, "cayley", "U + S @ U", "U - S @ U"),
+    ("osoap", rotated.Rotated, "stats", "fisher.map(partial(rotate, frame))", "fisher"),
+    ("soap", rotated, "rotate", "G @ right", "G @ right.T"),
+    ("soap", rotated.Rotated, "dense", "@ B.T", "@ B"),
+    ("racs", spectra, "nearest_factor", "q @ q", "jnp.sum(q)"),
+    ("racs", spectra.RowColumn, "project", "s = s * largest", "s = s"),
+    ("van_loan_pitsianis", fisher.DenseFisher, "left", "self._tensor, A)", "self._tensor, 2 * A)"),
+    ("van_loan_pitsianis", fisher.DenseFisher, "right", "self._tensor, B)", "self._tensor, B**2)"),
+    ("van_loan_pitsianis", kronecker._Product, "stats", "(left * b) @ left.T", "(left * a[: len(b)]) @ left.T"),
+    ("diagonal_kronecker", kronecker._Product, "fit", "total = b @ rows", "total = b @ b"),
+    ("diagonal_kronecker", kronecker.DiagonalKronecker, "_right", "fisher.right(B)", "fisher.right()"),
+    ("compensation", low_rank.LowRank, "_tail_moments", "(m / max(m - r, 1))", "1"),
+    ("compensation", compensation, "nearest", "inverse_root(0.0)", "inverse_root(1e-8)"),
+    ("alice", low_rank.LowRank, "dense", "jnp.eye(short) - U @ U.T", "jnp.eye(short)"),
+    ("alice", low_rank.LowRank, "out", "+ X.tail", "+ 2 * X.tail"),
+    ("galore", low_rank.LowRank, "stats", "U.T @ G", "G[: U.shape[1]]"),
+    ("corner", corner.Corner, "_means", "total / count", "total"),
+    ("corner", corner.Corner, "dense", "jnp.kron(out_of_V, out_of_U)", "jnp.kron(out_of_U, out_of_V)"),
+    ("adafactor", spectra.Marginals, "factors", "_over(r, mean)", "r"),
+    ("adafactor", spectra.Marginals, "objective", "L - jnp", "2 * L - jnp"),
+    ("shampoo_bound", rotated.Rotated, "objective", "fisher.map(partial(rotate, params.frame))", "fisher"),
+    ("shampoo_squared", spectra.Marginals, "factors", "root(r.mean()) * root(c.mean())", "root(r.mean() * 2) * root(c.mean())"),
+    ("lars_lamb", chain, "_norm", "jnp.sqrt(", "("),
+    ("lars_lamb", spectra.Scalar, "dense", "params.coords[0, 0]", "2 * params.coords[0, 0]"),
+    ("muon", spectra._Tied, "moments", "V.mean", "V.sum"),
+    ("muon", rotated.Rotated, "out", "left @ G", "left.T @ G"),
+]
+
+
+@pytest.mark.parametrize("name", DERIVATIONS)
+def test_it_is_proved(name):
+    derivation = proof.derivations()[name]
+    verdict = proof.prove(derivation, derivation.SIZES[0])
+    assert verdict.proved, verdict.steps[-1]
+
+
+def slipped(owner, name, says, slip):
+    """The function as it ships, with one slip in its source."""
+    function = inspect.getattr_static(owner, name)
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(says) >= 1, f"{name} no longer says {says!r}"
+    scope = {}
+    exec(compile(source.replace(says, slip), f"{name} with a slip", "exec"), inspect.unwrap(function).__globals__, scope)
+    return scope[name]
+
+
+@pytest.mark.parametrize(
+    ("derivation", "owner", "name", "says", "slip"), SLIPS, ids=[f"{d}-{n}-{k}" for k, (d, _, n, *_) in enumerate(SLIPS)]
+)
+def test_a_slip_breaks_it(derivation, owner, name, says, slip, monkeypatch):
+    original, wrong = inspect.getattr_static(owner, name), slipped(owner, name, says, slip)
+    for module in [m for key, m in sys.modules.items() if key.startswith("fimlens")]:  # wherever it was imported by name
+        if getattr(module, name, None) is original:
+            monkeypatch.setattr(module, name, wrong)
+    monkeypatch.setattr(owner, name, wrong)
+    assert not all(proof.prove(proof.derivations()[derivation], size).proved for size in proof.derivations()[derivation].SIZES)
+
+
+def test_every_proof_has_a_slip():
+    assert {derivation for derivation, *_ in SLIPS} == set(DERIVATIONS)
