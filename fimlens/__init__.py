@@ -2,6 +2,8 @@
 
 from fimlens._check import LawBroken as LawBroken
 from fimlens._check import check as check
+from fimlens._derive import Derived as Derived
+from fimlens._derive import derive as derive
 from fimlens._fit import Gap as Gap
 from fimlens._fit import dimension as dimension
 from fimlens._fit import fit as fit

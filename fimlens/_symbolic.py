@@ -74,6 +74,8 @@ def _results(equation: JaxprEqn, values: list[Values]) -> list[Values]:
     name = equation.primitive.name
     if name in RULES:
         results = RULES[name](equation, *values)
+    elif name in CALLS:
+        results = _call(equation, *values)
     elif all(v.dtype != object for v in values):
         results = _by_jax(equation, *values)
     else:
@@ -137,7 +139,7 @@ def _compare(relation: Callable[..., Any], known: Callable[..., Any]) -> Rule:
         truth = relation(sp.expand(a - b), 0)
         if truth not in (sp.true, sp.false):
             raise NoRule(
-                f"symbolic: cannot decide {truth}. Declare the signs of the symbols, as in sympy.Symbol('v', positive=True)."
+                f"symbolic: cannot decide {str(truth)[:80]}. Declare the signs of the symbols, as in sympy.Symbol('v', positive=True)."
             )
         return bool(truth)
 
@@ -172,8 +174,15 @@ def _dot_general(equation: JaxprEqn, a: Values, b: Values) -> Any:
     )
 
 
+def _cumsum(equation: JaxprEqn, x: Values) -> Any:
+    axis = equation.params["axis"]
+    return np.flip(np.cumsum(np.flip(x, axis), axis), axis) if equation.params["reverse"] else np.cumsum(x, axis)
+
+
 def _scatter_add(equation: JaxprEqn, x: Values, where: Values, updates: Values) -> Any:
-    """Entry by entry: where JAX would add a 1 there."""
+    """Update by update, to where JAX would add a 1."""
+    if x.dtype != object:
+        return _by_jax(equation, x, where, updates)
     total = x.copy()
     for k, update in enumerate(updates.ravel()):
         one = np.zeros(updates.size)
@@ -274,7 +283,13 @@ ARITHMETIC = {
     "sqrt": sp.sqrt,
     "rsqrt": lambda x: 1 / sp.sqrt(x),
     "exp": sp.exp,
+    "expm1": lambda x: sp.exp(x) - 1,
     "log": sp.log,
+    "log1p": lambda x: sp.log(1 + x),
+    "sin": sp.sin,
+    "cos": sp.cos,
+    "tanh": sp.tanh,
+    "logistic": lambda x: 1 / (1 + sp.exp(-x)),
     "abs": sp.Abs,
     "sign": sp.sign,
     "max": sp.Max,
@@ -292,7 +307,6 @@ MOVES = {
     "broadcast_in_dim": _broadcast_in_dim,
     "concatenate": _concatenate,
     "copy": _numpy(np.array),
-    "copy_p": _numpy(np.array),
     "reshape": _numpy(np.reshape, "new_sizes"),
     "rev": _numpy(np.flip, "dimensions"),
     "select_n": _select,
@@ -300,19 +314,12 @@ MOVES = {
     "squeeze": _numpy(np.squeeze, "dimensions"),
     "stop_gradient": _numpy(np.array),
     "transpose": _numpy(np.transpose, "permutation"),
-    **dict.fromkeys(("dynamic_slice", "dynamic_update_slice", "gather", "pad", "scatter", "split"), _move),
+    **dict.fromkeys("dynamic_slice dynamic_update_slice gather pad scatter split stack tile".split(), _move),
 }
-CONTROL = {
-    "jit": _call,
-    "pjit": _call,  # its name before jax 0.7
-    "closed_call": _call,
-    "checkpoint": _call,
-    "custom_jvp_call": _call,
-    "custom_vjp_call": _call,
-    "cond": _cond,
-    "while": _while,
-    "scan": _scan,
-}
+CALLS = (
+    "jit pjit closed_call checkpoint remat2 custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split()
+)  # in one JAX or another
+CONTROL = {"cond": _cond, "while": _while, "scan": _scan}
 RULES: dict[str, Rule] = {
     **{name: _entrywise(fn) for name, fn in ARITHMETIC.items()},
     **{name: _compare(*relations) for name, relations in COMPARISONS.items()},
@@ -323,6 +330,8 @@ RULES: dict[str, Rule] = {
     "reduce_sum": _over(sp.Add),
     "reduce_max": _over(sp.Max),
     "reduce_min": _over(sp.Min),
+    "reduce_prod": _over(sp.Mul),
+    "cumsum": _cumsum,
     "dot_general": _dot_general,
     "scatter-add": _scatter_add,
     "convert_element_type": _convert,

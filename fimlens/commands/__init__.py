@@ -13,6 +13,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from fimlens.lens import STRUCTURES
+from fimlens.structure import Structure
+
 console, errors = Console(), Console(stderr=True)
 WORDS = ("structure", "optimizer", "claim", "head", "table", "arm")  # columns to the left; numbers go to the right
 
@@ -57,3 +60,21 @@ def named_dtype(option: str, name: str) -> Any:
         return jnp.dtype(name)
     except TypeError as error:
         raise ValueError(f"{option}: {name!r} is no dtype; try float32 or bfloat16.") from error
+
+
+def named_structures(option: str, names: str) -> dict[str, Structure]:
+    """Structures by the lens's names for them, or as module:attribute, separated by commas."""
+    chosen: dict[str, Structure] = {}
+    for name in (part.strip() for part in names.split(",")):
+        if ":" in name:
+            value = attribute(option, name)
+            value = value() if isinstance(value, type) else value
+            if not isinstance(value, Structure):
+                raise ValueError(f"{option}: {name} is a {type(value).__name__}, not a structure.")
+            chosen[name.partition(":")[2]] = value
+        elif name in STRUCTURES:
+            chosen[name] = STRUCTURES[name]
+        else:
+            known = ", ".join(STRUCTURES)
+            raise ValueError(f"{option}: there is no structure {name!r}. There are {known}, or your own as module:attribute.")
+    return chosen

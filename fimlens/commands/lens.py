@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fimlens import gradients, llama, text
 from fimlens import lens as judge
-from fimlens.commands import attribute, console, errors, named_dtype, place, require_writable, table
+from fimlens.commands import attribute, console, errors, named_dtype, named_structures, place, require_writable, table
 from fimlens.figure import error_against_memory
 from fimlens.fisher import Fisher
 from fimlens.structure import Structure
@@ -59,7 +59,7 @@ def lens(
     By default: train a small byte-level language model for a few seconds on the sources of Python's standard library.
     """
     try:
-        chosen = _structures(structures)
+        chosen = judge.STRUCTURES if structures is None else named_structures("--structures", structures)
         state_dtype = named_dtype("--dtype", dtype)
         if fisher not in FISHERS:
             raise ValueError(f"--fisher: one of {', '.join(FISHERS)}; got {fisher!r}")
@@ -204,24 +204,3 @@ def _print(comparison: judge.Comparison, dtype: str) -> None:
     console.print(error, kept)
     for name, reason in comparison.unsuited.items():
         console.print(f"{name} was left out. {reason}", markup=False)
-
-
-def _structures(names: str | None) -> dict[str, Structure]:
-    if names is None:
-        return judge.STRUCTURES
-    chosen: dict[str, Structure] = {}
-    for name in (part.strip() for part in names.split(",")):
-        if ":" in name:
-            value = attribute("--structures", name)
-            value = value() if isinstance(value, type) else value
-            if not isinstance(value, Structure):
-                raise ValueError(f"--structures: {name} is a {type(value).__name__}, not a structure.")
-            chosen[name.partition(":")[2]] = value
-        elif name in judge.STRUCTURES:
-            chosen[name] = judge.STRUCTURES[name]
-        else:
-            known = ", ".join(judge.STRUCTURES)
-            raise ValueError(
-                f"--structures: there is no structure {name!r}. There are {known}, or your own as module:attribute."
-            )
-    return chosen

@@ -1,0 +1,229 @@
+"""A structure's closed form, found from its definition: the gap, where it is stationary, and whether `fit` is there."""
+
+import string
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sympy as sp
+
+from fimlens._fit import blank, fit
+from fimlens._identity import is_zero
+from fimlens._stationary import Stationary, stationary
+from fimlens._symbolic import NoRule, symbolic
+from fimlens.fisher import DenseFisher, Fisher
+from fimlens.proof import any_fisher, diagonal_fisher, error, fitted, frame, objective, positive, slope, squared_error
+from fimlens.structure import Claim, Frame, Params, Structure, Tree, require_structure
+from fimlens.structures.spectra import Spectrum
+
+LARGEST = 16  # entries of the matrix: beyond, nobody reads the equations
+TURNED_UP_TO = 2  # sides of the bases in which a fit is verified; larger ones in the first frame alone
+AT_ROUNDING = 1e-9  # of a measured slope, relative to its terms
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What `derive` found for one structure at one size. Print it, show it in a notebook, or take its SymPy expressions.
+
+    `gap` is ||F~ - F||^2 (of a spectrum, ||L - V||^2) in the symbols `coordinates` and those of the Fisher. `found` has the equations
+    where it is stationary, what solves them, and what such a point is. `fit` says whether the structure's own fit is there, and
+    `ok` is False where it is not.
+    """
+
+    structure: Structure
+    shape: tuple[int, int]
+    coordinates: Tree
+    gap: sp.Expr
+    found: Stationary
+    fit: str
+    ok: bool
+
+    @property
+    def lines(self) -> list[sp.Eq]:
+        """Every coordinate that was solved for, and the equations where some were not."""
+        equations, solution, *_ = self.found
+        solved = [sp.Eq(c, value, evaluate=False) for c, value in solution.items()]
+        return solved if solved else list(equations)
+
+    @property
+    def how(self) -> str:
+        if not self.found.solution:
+            return "not solved; stationary where"
+        return "closed form" if self.found.closed else "no closed form; a fixed point, block by block, of"
+
+    def __str__(self) -> str:
+        m, n = self.shape
+        short = sp.count_ops(self.gap) <= 60
+        return "\n".join(
+            [
+                f"{self.structure} at {m} x {n}",
+                f"gap: {_plain(self.gap) if short else 'too long to print; see .gap'}",
+                f"{self.how}:",
+                *(f"    {_plain(line.lhs)} = {_plain(line.rhs)}" for line in self.lines),
+                f"which is {self.found.kind}",
+                f"fit: {self.fit}",
+            ]
+        )
+
+    def latex(self) -> str:
+        """The same equations as LaTeX."""
+        rows = r" \\ ".join(f"{sp.latex(line.lhs)} &= {sp.latex(line.rhs)}" for line in self.lines)
+        return rf"\begin{{aligned}} {rows} \end{{aligned}}"
+
+    def _repr_latex_(self) -> str:
+        return f"$${self.latex()}$$"
+
+
+def derive(structure: Structure, m: int, n: int, *, coordinates: Any = None) -> Derived:
+    """Derive the nearest member of a family from its definition, and hold the structure's own `fit` against it.
+
+    From `expand` (of a spectrum) or `dense`, and the coordinates alone: forms the gap to every Fisher of an m x n matrix, the bases
+    where the first frame has them; solves where it is stationary, whole where that is linear, else leaf by leaf of the
+    coordinates, else coordinate by coordinate; and puts the shipped fit into the equations. All of it is exact, for all entries at
+    this size and of no other; only where a fit iterates is its slope measured, and that is said.
+
+    Args:
+        structure: the family. Its fit may be missing (raise NotImplementedError).
+        m, n: the matrix, a small one: 2 x 2 and 2 x 3 say most.
+        coordinates: the layout of the coordinates, a tree of shapes, where there is no fit to tell it.
+
+    Raises:
+        TypeError: not a structure.
+        ValueError: the matrix is too large, the structure does not suit it, or the layout of its coordinates is not known.
+        NoRule: `expand` or `dense` does what SymPy is told nothing of.
+
+    Example:
+        >>> import fimlens as fl
+        >>> print(fl.derive(fl.Rows(), 1, 2))
+        Rows() at 1 x 2
+        gap: (-V_11 + c_11)**2 + (-V_12 + c_11)**2
+        closed form:
+            c_11 = (V_11 + V_12)/2
+        which is the only minimum: the gap is a convex quadratic of the coordinates, its Hessian constant and positive definite
+        fit: proved: it solves the equations, for all entries at this size
+    """
+    require_structure("derive", structure)
+    if m * n > LARGEST:
+        raise ValueError(f"derive: a {m} x {n} matrix has more than {LARGEST} entries. Take a small one, such as 2 x 3.")
+    at = frame(structure, m, n, turned=False)
+    coords = _symbols(_layout(structure, (m, n), coordinates))
+    spectral = isinstance(structure, Spectrum)
+    F = diagonal_fisher(positive("V", m, n)) if spectral else any_fisher(m, n)
+    gap = error(structure, Params(at, coords), F)
+    found = stationary(gap, [list(np.ravel(leaf)) for leaf in jax.tree.leaves(coords)])
+    verdict, ok = _held(structure, F, at, found, coords)
+    return Derived(structure, (m, n), coords, gap, found, verdict, ok)
+
+
+def _layout(structure: Structure, shape: tuple[int, int], given: Any) -> Tree:
+    """The shapes of the coordinates."""
+    if given is not None:
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, float), given, is_leaf=_is_shape)
+    try:
+        return jax.eval_shape(lambda: blank(structure, shape, "fits"))[1]
+    except NotImplementedError as error:
+        raise ValueError(
+            f"derive: {structure} has no fit to tell the layout of its coordinates. Give it, as in coordinates={{'c': (2, 1)}}."
+        ) from error
+
+
+def _is_shape(leaf: Any) -> bool:
+    return type(leaf) is tuple and all(isinstance(k, int) for k in leaf)
+
+
+def _symbols(layout: Tree) -> Tree:
+    """Positive symbols, named after their places in the tree: c where there is one leaf, fields' and keys' names, or letters."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(layout)
+
+    def name(path: Any) -> str:
+        key = path[-1]
+        number = getattr(key, "idx", None)
+        return string.ascii_lowercase[number] if number is not None else str(getattr(key, "name", getattr(key, "key", "c")))
+
+    names = ["c"] if len(paths) == 1 else [name(path) for path, _ in paths]
+    return jax.tree.unflatten(structure, [positive(own, *leaf.shape) for own, (_, leaf) in zip(names, paths, strict=True)])
+
+
+def _held(structure: Structure, F: DenseFisher, at: Frame, found: Stationary, coords: Tree) -> tuple[str, bool]:
+    """What is true of the shipped fit, and whether it may stand."""
+    try:
+        member = fitted(structure, F, at)
+        slopes = slope(structure, member, F)
+    except NotImplementedError as error:
+        if not isinstance(error, NoRule):
+            return "none to verify", True
+        why = "it iterates" if structure.claim is Claim.LIMIT else str(error).partition(". ")[0].removeprefix("symbolic: ")
+        return _measured(structure, F.shape, why)
+    if _vanishes(slopes):
+        return _in_every_basis(structure, F)
+    if structure.claim in (Claim.BOUND, Claim.OTHER) and _vanishes(slope(structure, member, F, objective)):
+        return f"proved: it is where the structure's own objective is stationary ({structure.claim.value}), not this gap", True
+    if structure.claim is Claim.LIMIT:
+        if any(_vanishes(leaf) for leaf in jax.tree.leaves(slopes)):
+            return "proved: its last block solves its equations given the others; all of them in the limit", True
+        return _measured(structure, F.shape, "it is exact once its frame is at rest")
+    return _refused(member, found, coords), False
+
+
+def _in_every_basis(structure: Structure, F: DenseFisher) -> tuple[str, bool]:
+    """The same in turned bases, where there are any and small ones."""
+    bases = jax.tree.leaves(structure.frame(*F.shape))
+    if not bases:
+        return "proved: it solves the equations, for all entries at this size", True
+    if max(len(U) for U in bases) > TURNED_UP_TO:
+        return (
+            "proved: it solves the equations, for all entries at this size, in the first frame; other bases at smaller sizes",
+            True,
+        )
+    turned = frame(structure, *F.shape)
+    if _vanishes(slope(structure, fitted(structure, F, turned), F)):
+        return "proved: it solves the equations, for all entries at this size, in every basis", True
+    return (
+        "refused: it solves the equations in the first frame, and not in turned bases; look at `stats`, `into` and `dense`",
+        False,
+    )
+
+
+def _measured(structure: Structure, shape: tuple[int, int], why: str) -> tuple[str, bool]:
+    """The slope at the fit of one Fisher, relative to its terms, where it cannot be had as an expression."""
+    with jax.enable_x64(True):
+        F = Fisher.from_gradients(np.random.default_rng(0).normal(size=(3 * shape[0] * shape[1], *shape)) ** 2)
+        if isinstance(structure, Spectrum):
+            F = DenseFisher(F.kind, F.normalisation, jnp.diag(jnp.diagonal(F.dense())), shape)
+        member = fit(structure, F)
+
+        def slope_from(F: Fisher) -> Any:
+            return jax.grad(lambda coords: squared_error(structure, Params(member.frame, coords), F))(member.coords)
+
+        nothing = DenseFisher(F.kind, F.normalisation, jnp.zeros_like(F.dense()), shape)
+        sizes = [max(float(jnp.abs(g).max()) for g in jax.tree.leaves(slope_from(other))) for other in (F, nothing)]
+    relative = sizes[0] / sizes[1]
+    if relative <= AT_ROUNDING:
+        return f"measured, not proved, as {why}: its slope is {relative:.0e} of its terms at one Fisher", True
+    return f"refused: {why}, and its slope is still {relative:.0e} of its terms", False
+
+
+def _refused(member: Params, found: Stationary, coords: Tree) -> str:
+    """The first equation that the fit breaks, and what it has there."""
+    given = dict(zip(_entries(coords), _entries(member.coords), strict=True))
+    for c, value in found.solution.items():
+        right = value.subs(given, simultaneous=True)
+        if not is_zero(right - given[c]):
+            return f"refused: {_plain(c)} = {_plain(value)} is stationary, and fit gives {_plain(sp.factor_terms(given[c]))}"
+    equation = next(e for e in found.equations if not is_zero(e.lhs.subs(given, simultaneous=True)))
+    return f"refused: it does not solve {_plain(equation.lhs)} = 0"
+
+
+def _vanishes(tree: Tree) -> bool:
+    return all(is_zero(entry) for entry in _entries(tree))
+
+
+def _entries(tree: Tree) -> list[Any]:
+    return [entry for leaf in jax.tree.leaves(tree) for entry in np.ravel(np.asarray(leaf, object))]
+
+
+def _plain(expression: Any) -> str:
+    """As one types it: V_11 for V_{11}."""
+    return str(expression).replace("_{", "_").replace("}", "")

@@ -1,0 +1,180 @@
+"""A family that ships nowhere is derived from its definition, and a wrong fit is refused with the right equation."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sympy as sp
+from test_new_structure import AntiDiagonals
+from typer.testing import CliRunner
+
+import fimlens as fl
+from fimlens.cli import app
+from fimlens.structure import Frame, Params
+
+V = {(i, j): sp.Symbol(f"V_{{{i}{j}}}", positive=True) for i in (1, 2) for j in (1, 2, 3)}
+
+
+def values(derived):
+    return list(derived.found.solution.values())
+
+
+def test_the_closed_form_is_found_from_the_definition():
+    derived = fl.derive(AntiDiagonals(), 2, 2)
+    assert values(derived) == [V[1, 1], sp.factor_terms((V[1, 2] + V[2, 1]) / 2), V[2, 2]]
+    assert derived.ok
+    assert derived.fit.startswith("proved")
+    assert derived.found.kind.startswith("the only minimum")
+
+
+class Halved(AntiDiagonals):
+    def project(self, moments):
+        return moments / 2
+
+
+def test_a_wrong_fit_is_refused_with_the_right_equation():
+    derived = fl.derive(Halved(), 2, 2)
+    assert not derived.ok
+    assert derived.fit == "refused: c_1 = V_11 is stationary, and fit gives V_11/2"
+
+
+class Powers(fl.Spectrum):
+    """Eigenvalues a_i b_j^2, with no fit as yet."""
+
+    claim = fl.Claim.LIMIT
+
+    def moments(self, V):
+        raise NotImplementedError
+
+    def project(self, moments):
+        raise NotImplementedError
+
+    def expand(self, coords, shape):
+        return coords["a"] * coords["b"] ** 2
+
+
+def test_without_a_fit_the_fixed_point_is_found_block_by_block():
+    derived = fl.derive(Powers(), 2, 2, coordinates={"a": (2, 1), "b": (1, 2)})
+    a, b = (list(np.ravel(derived.coordinates[name])) for name in "ab")
+    expected = (V[1, 1] * b[0] ** 2 + V[1, 2] * b[1] ** 2) / (b[0] ** 4 + b[1] ** 4)
+    assert sp.simplify(derived.found.solution[a[0]] - expected) == 0
+    assert not derived.found.closed
+    assert "fixed point" in str(derived)
+    assert (derived.fit, derived.ok) == ("none to verify", True)
+
+
+def test_without_a_fit_the_layout_must_be_given():
+    with pytest.raises(ValueError, match="coordinates="):
+        fl.derive(Powers(), 2, 2)
+
+
+class Sums(fl.Spectrum):
+    """Eigenvalues a_i + b_j: linear, one number redundant."""
+
+    claim = fl.Claim.EXACT
+
+    def moments(self, V):
+        return V.mean(1, keepdims=True), V.mean(0, keepdims=True)
+
+    def project(self, moments):
+        rows, columns = moments
+        return rows, columns - columns.mean()
+
+    def expand(self, coords, shape):
+        return coords[0] + coords[1]
+
+
+def test_redundant_coordinates_and_bounds_are_told():
+    derived = fl.derive(Sums(), 2, 3)
+    assert derived.ok
+    assert "redundant" in derived.found.kind
+    assert "negative" in derived.found.kind
+
+
+@dataclass(frozen=True)
+class TwoBlocks(fl.Structure):
+    """c_1 on the first column's entries, c_2 on the others': of `dense` alone, with a wrong multiplicity in `fit` on request."""
+
+    wrong: bool = False
+    claim = fl.Claim.EXACT
+
+    def frame(self, m, n):
+        return Frame((), (m, n))
+
+    def into(self, frame, G):
+        return G
+
+    def out(self, frame, X):
+        return X
+
+    def eigenvalues(self, params):
+        n = params.frame.shape[1]
+        return jnp.where(jnp.arange(n) == 0, params.coords[0], params.coords[1])[None]
+
+    def stats(self, fisher, frame):
+        return fisher.second_moment()
+
+    def fit(self, stats, frame):
+        first, others = stats[:, 0].mean(), stats[:, 1:].sum() / (stats[:, 1:].size + self.wrong)
+        return Params(frame, jnp.stack([first, others]))
+
+    def dense(self, params):
+        m, n = params.frame.shape
+        return jnp.kron(jnp.diag(jnp.where(jnp.arange(n) == 0, params.coords[0], params.coords[1])), jnp.eye(m))
+
+
+def test_a_structure_with_nothing_but_dense_is_derived():
+    derived = fl.derive(TwoBlocks(), 1, 3)
+    F = {k: sp.Symbol(f"F_{{{k}{k}}}", positive=True) for k in (1, 2, 3)}
+    assert values(derived) == [F[1], sp.factor_terms((F[2] + F[3]) / 2)]
+    assert derived.ok
+    wrong = fl.derive(TwoBlocks(wrong=True), 1, 3)
+    assert not wrong.ok
+    assert "c_2 = (F_22 + F_33)/2 is stationary" in wrong.fit
+
+
+@pytest.mark.parametrize(
+    ("structure", "says"),
+    [
+        (fl.RowColumn(), "measured, not proved"),
+        (fl.RowColumn(sweeps=2), "proved: its last block"),
+        (fl.Marginals(), "another divergence"),
+        (fl.GeometricMarginals(), "upper bound"),
+        (fl.Rotated(fl.Rows(), "L"), "in every basis"),
+    ],
+    ids=str,
+)
+def test_what_is_proved_is_told_from_what_is_measured(structure, says):
+    derived = fl.derive(structure, 2, 2)
+    assert derived.ok
+    assert says in derived.fit
+
+
+def test_latex_and_the_gap():
+    derived = fl.derive(fl.Scalar(), 1, 2)
+    assert derived.latex() == r"\begin{aligned} c_{11} &= \frac{V_{11} + V_{12}}{2} \end{aligned}"
+    assert derived._repr_latex_().startswith("$$")
+    c = derived.coordinates[0, 0]
+    assert sp.expand(derived.gap - (V[1, 1] - c) ** 2 - (V[1, 2] - c) ** 2) == 0
+
+
+def test_what_cannot_be_derived_is_said():
+    with pytest.raises(ValueError, match="Take a small one"):
+        fl.derive(fl.Diagonal(), 10, 10)
+
+
+def test_the_command(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import fimlens as fl\n\n\nclass Wrong(fl.Rows):\n    def project(self, moments):\n        return 3 * moments\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner().invoke(app, ["derive", "mine:Wrong", "-m", "1", "-n", "2"])
+    assert run.exit_code == 1
+    assert "c_11 = (V_11 + V_12)/2 is stationary, and fit gives 3*(V_11 + V_12)/2" in run.output
+    run = CliRunner().invoke(app, ["derive", "adam", "-m", "1", "--latex"])
+    assert run.exit_code == 0
+    assert run.output.startswith(r"\begin{aligned} c_{11} &= V_{11}")
+    run = CliRunner().invoke(app, ["derive", "nothing"])
+    assert run.exit_code == 2
+    assert "there is no structure 'nothing'" in run.output

@@ -1,0 +1,183 @@
+"""Every rule against JAX on random rationals; what has none is refused by name."""
+
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sympy as sp
+
+import fimlens as fl
+from fimlens._symbolic import RULES
+
+
+@jax.custom_jvp
+def doubled(x):
+    return 2 * x
+
+
+doubled.defjvp(lambda x, t: (doubled(*x), 2 * t[0]))
+
+
+@jax.custom_vjp
+def tripled(x):
+    return 3 * x
+
+
+tripled.defvjp(lambda x: (tripled(x), None), lambda _, g: (3 * g,))
+
+CASES = {  # a function of x (2, 3) and y (3, 2), positive, in which the primitive occurs
+    "abs": lambda x, y: jnp.abs(-x),
+    "add": lambda x, y: x + y.T,
+    "add_any": lambda x, y: jax.grad(lambda x: jnp.sum(x * x * x))(x),
+    "broadcast_in_dim": lambda x, y: jnp.broadcast_to(x[:, None], (2, 4, 3)),
+    "concatenate": lambda x, y: jnp.concatenate([x, y.T], 0),
+    "cond": lambda x, y: jax.lax.cond(jnp.arange(3)[1] == 1, lambda x: x + 1, lambda x: x - 1, x),
+    "convert_element_type": lambda x, y: x * jnp.arange(3),
+    "copy": lambda x, y: jnp.array(x, copy=True),
+    "cos": lambda x, y: jnp.cos(x),
+    "cumsum": lambda x, y: jnp.cumsum(x, 1),
+    "div": lambda x, y: x / y.T,
+    "dot_general": lambda x, y: jnp.einsum("ij,jk,ij->ijk", x, y, x),
+    "dynamic_slice": lambda x, y: jax.lax.dynamic_slice(x, (jnp.arange(2)[1], 0), (1, 2)),
+    "dynamic_update_slice": lambda x, y: jax.lax.dynamic_update_slice(x, y[:1], (jnp.arange(2)[1], 1)),
+    "eq": lambda x, y: jnp.where(x == x, x, 0),
+    "exp": lambda x, y: jnp.exp(x),
+    "expm1": lambda x, y: jnp.expm1(x),
+    "gather": lambda x, y: x[jnp.array([1, 0, 1]), jnp.array([2, 0, 1])],
+    "ge": lambda x, y: jnp.where(x >= y.T, x, 0),
+    "gt": lambda x, y: jnp.where(x > y.T, x, 0),
+    "integer_pow": lambda x, y: x**-3,
+    "iota": lambda x, y: x + jnp.arange(3.0),
+    "le": lambda x, y: jnp.where(x <= y.T, x, 0),
+    "log": lambda x, y: jnp.log(x),
+    "log1p": lambda x, y: jnp.log1p(x),
+    "logistic": lambda x, y: jax.nn.sigmoid(x),
+    "lt": lambda x, y: jnp.where(x < y.T, x, 0),
+    "max": lambda x, y: jnp.maximum(x, y.T),
+    "min": lambda x, y: jnp.minimum(x, y.T),
+    "mul": lambda x, y: x * y.T,
+    "ne": lambda x, y: jnp.where(x != y.T, x, 0),
+    "neg": lambda x, y: -x,
+    "pad": lambda x, y: jnp.pad(x, ((1, 0), (0, 2)), constant_values=5.0),
+    "pow": lambda x, y: x**0.5,
+    "reduce_max": lambda x, y: x.max(1),
+    "reduce_min": lambda x, y: x.min(0),
+    "reduce_prod": lambda x, y: x.prod(0),
+    "reduce_sum": lambda x, y: x.sum(0),
+    "reshape": lambda x, y: x.reshape(3, 2),
+    "rev": lambda x, y: x[:, ::-1],
+    "rsqrt": lambda x, y: jax.lax.rsqrt(x),
+    "scan": lambda x, y: jax.lax.scan(lambda c, row: (c + row, c * row), x[0], x, reverse=True),
+    "scatter": lambda x, y: x.at[jnp.array([1]), jnp.array([0])].set(y[0, 0]),
+    "scatter-add": lambda x, y: x.at[:, jnp.array([0, 0, 2])].add(y.T),
+    "select_n": lambda x, y: jnp.where(jnp.arange(3) > 1, x, y.T),
+    "sign": lambda x, y: jnp.sign(-x),
+    "sin": lambda x, y: jnp.sin(x),
+    "slice": lambda x, y: x[:, 1:3],
+    "split": lambda x, y: jnp.split(x, 3, axis=1),
+    "sqrt": lambda x, y: jnp.sqrt(x),
+    "square": lambda x, y: jnp.square(x),
+    "squeeze": lambda x, y: jnp.squeeze(x[:1], 0),
+    "stack": lambda x, y: jnp.stack([x, y.T], 1),
+    "stop_gradient": lambda x, y: jax.lax.stop_gradient(x) * x,
+    "sub": lambda x, y: x - y.T,
+    "tanh": lambda x, y: jnp.tanh(x),
+    "tile": lambda x, y: jnp.tile(x, (2, 1)),
+    "transpose": lambda x, y: x.T,
+    "while": lambda x, y: jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] * x), (0, x))[1],
+}
+
+
+CALLS = {
+    "jit": jax.jit(lambda x, y: x + y.T),
+    "checkpoint": jax.checkpoint(lambda x, y: jnp.sin(x) * y.T),
+    "its gradient": jax.grad(jax.checkpoint(lambda x, y: jnp.sum(x**2 * y.T))),
+    "custom_jvp": lambda x, y: (doubled(x), jax.grad(lambda x: doubled(x).sum())(x)),
+    "custom_vjp": lambda x, y: (tripled(x), jax.grad(lambda x: tripled(x).sum())(x)),
+}
+
+
+def primitives(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                    yield from primitives(getattr(inner, "jaxpr", inner))
+
+
+@pytest.fixture(scope="module")
+def rationals():
+    random = np.random.default_rng(0)
+
+    def draw(*shape):
+        entries = [Fraction(int(a), int(b)) for a, b in random.integers(1, 30, (int(np.prod(shape)), 2))]
+        return np.array([sp.Rational(e.numerator, e.denominator) for e in entries], object).reshape(shape)
+
+    return draw(2, 3), draw(3, 2)
+
+
+def floats(tree):
+    return [np.array([float(entry) for entry in np.ravel(np.asarray(leaf, object))]) for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_every_rule_is_jax(name, rationals):
+    with jax.enable_x64(True):
+        found = set(primitives(jax.make_jaxpr(CASES[name])(*(x.astype(float) for x in rationals)).jaxpr))
+    if name not in found and jax.__version_info__ < (0, 10):
+        pytest.skip("this JAX spells it otherwise")
+    assert name in found
+    agree(CASES[name], rationals)
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_functions_within_functions_are_followed(name, rationals):
+    agree(CALLS[name], rationals)
+
+
+def agree(fn, rationals):
+    exact = fl.symbolic(fn)(*rationals)
+    with jax.enable_x64(True):
+        expected = fn(*(jnp.asarray(x.astype(float)) for x in rationals))
+    assert jax.tree.map(np.shape, exact) == jax.tree.map(np.shape, expected)
+    for ours, theirs in zip(floats(exact), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, np.ravel(theirs), rtol=1e-13)
+
+
+def test_every_case_is_of_a_rule():
+    assert set(CASES) == set(RULES)
+
+
+def test_literals_are_the_rationals_that_they_are():
+    x = sp.Symbol("x")
+    assert fl.symbolic(lambda x: 0.1 * x)(x) == sp.Rational(0.1) * x
+    assert fl.symbolic(lambda x: x + 0.25)(x) == x + sp.Rational(1, 4)
+
+
+def test_what_has_no_rule_is_named_with_a_remedy():
+    with pytest.raises(fl.NoRule, match="primitive 'eigh'.*rational rotation"):
+        fl.symbolic(jnp.linalg.eigh)(np.array([[sp.Symbol("a"), 0], [0, 1]], object))
+
+
+def test_what_the_assumptions_leave_open_is_refused():
+    x = sp.Symbol("x", real=True)
+    with pytest.raises(fl.NoRule, match=r"cannot decide x > 0.*positive=True"):
+        fl.symbolic(lambda x: jnp.where(x > 0, x, 0))(x)
+    y = sp.Symbol("y", positive=True)
+    assert fl.symbolic(lambda y: jnp.where(y > 0, y, 0))(y) == y
+
+
+def test_trees_go_in_and_out():
+    a, b = sp.symbols("a b")
+    tree = fl.symbolic(lambda t: {"sum": t["x"] + t["y"][0], "both": (t["x"], t["y"])})({"x": a, "y": sp.Matrix([[b]])})
+    assert tree["sum"].tolist() == [a + b]
+    assert tree["both"][0] == a
+
+
+def test_float32_is_not_asked_of_the_caller():
+    assert not jax.config.jax_enable_x64
+    fl.symbolic(lambda x: x * 2)(sp.Symbol("x"))
+    assert not jax.config.jax_enable_x64
