@@ -12,7 +12,7 @@ import sympy as sp
 from fimlens._fit import blank, fit
 from fimlens._identity import is_zero
 from fimlens._stationary import Stationary, stationary
-from fimlens._symbolic import NoRule, symbolic
+from fimlens._symbolic import NoRule
 from fimlens.fisher import DenseFisher, Fisher
 from fimlens.proof import any_fisher, diagonal_fisher, error, fitted, frame, objective, positive, slope, squared_error
 from fimlens.structure import Claim, Frame, Params, Structure, Tree, require_structure
@@ -28,8 +28,8 @@ class Derived:
     """What `derive` found for one structure at one size. Print it, show it in a notebook, or take its SymPy expressions.
 
     `gap` is ||F~ - F||^2 (of a spectrum, ||L - V||^2) in the symbols `coordinates` and those of the Fisher. `found` has the equations
-    where it is stationary, what solves them, and what such a point is. `fit` says whether the structure's own fit is there, and
-    `ok` is False where it is not.
+    where it is stationary, what solves them, and what such a point is. `shipped` are the coordinates that the structure's own fit has
+    (None where it cannot be traced), `fit` says whether they are there, and `ok` is False where they are not.
     """
 
     structure: Structure
@@ -37,6 +37,7 @@ class Derived:
     coordinates: Tree
     gap: sp.Expr
     found: Stationary
+    shipped: Tree | None
     fit: str
     ok: bool
 
@@ -113,8 +114,8 @@ def derive(structure: Structure, m: int, n: int, *, coordinates: Any = None) -> 
     F = diagonal_fisher(positive("V", m, n)) if spectral else any_fisher(m, n)
     gap = error(structure, Params(at, coords), F)
     found = stationary(gap, [list(np.ravel(leaf)) for leaf in jax.tree.leaves(coords)])
-    verdict, ok = _held(structure, F, at, found, coords)
-    return Derived(structure, (m, n), coords, gap, found, verdict, ok)
+    shipped, verdict, ok = _held(structure, F, at, found, coords)
+    return Derived(structure, (m, n), coords, gap, found, shipped, verdict, ok)
 
 
 def _layout(structure: Structure, shape: tuple[int, int], given: Any) -> Tree:
@@ -146,20 +147,26 @@ def _symbols(layout: Tree) -> Tree:
     return jax.tree.unflatten(structure, [positive(own, *leaf.shape) for own, (_, leaf) in zip(names, paths, strict=True)])
 
 
-def _held(structure: Structure, F: DenseFisher, at: Frame, found: Stationary, coords: Tree) -> tuple[str, bool]:
-    """What is true of the shipped fit, and whether it may stand."""
+def _held(structure: Structure, F: DenseFisher, at: Frame, found: Stationary, coords: Tree) -> tuple[Tree | None, str, bool]:
+    """The shipped fit, what is true of it, and whether it may stand."""
     try:
         member = fitted(structure, F, at)
         slopes = slope(structure, member, F)
-    except NotImplementedError as error:
-        if not isinstance(error, NoRule):
-            return "none to verify", True
+    except NoRule as error:
         why = "it iterates" if structure.claim is Claim.LIMIT else str(error).partition(". ")[0].removeprefix("symbolic: ")
-        return _measured(structure, F.shape, why)
+        return None, *_measured(structure, F.shape, why)
+    except NotImplementedError:
+        return None, "none to verify", True
+    return member.coords, *_judged(structure, F, member, slopes, found, coords)
+
+
+def _judged(
+    structure: Structure, F: DenseFisher, member: Params, slopes: Tree, found: Stationary, coords: Tree
+) -> tuple[str, bool]:
     if _vanishes(slopes):
         return _in_every_basis(structure, F)
     if structure.claim in (Claim.BOUND, Claim.OTHER) and _vanishes(slope(structure, member, F, objective)):
-        return f"proved: it is where the structure's own objective is stationary ({structure.claim.value}), not this gap", True
+        return f"proved: the structure's own objective is stationary there ({structure.claim.value}), this gap is not", True
     if structure.claim is Claim.LIMIT:
         if any(_vanishes(leaf) for leaf in jax.tree.leaves(slopes)):
             return "proved: its last block solves its equations given the others; all of them in the limit", True

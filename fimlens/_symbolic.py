@@ -314,11 +314,18 @@ MOVES = {
     "squeeze": _numpy(np.squeeze, "dimensions"),
     "stop_gradient": _numpy(np.array),
     "transpose": _numpy(np.transpose, "permutation"),
-    **dict.fromkeys("dynamic_slice dynamic_update_slice gather pad scatter split stack tile".split(), _move),
+    **dict.fromkeys(["dynamic_slice", "dynamic_update_slice", "gather", "pad", "scatter", "split", "stack", "tile"], _move),
 }
-CALLS = (
-    "jit pjit closed_call checkpoint remat2 custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split()
-)  # in one JAX or another
+CALLS = [
+    "jit",
+    "pjit",
+    "closed_call",
+    "checkpoint",
+    "remat2",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
+]  # in one JAX or another
 CONTROL = {"cond": _cond, "while": _while, "scan": _scan}
 RULES: dict[str, Rule] = {
     **{name: _entrywise(fn) for name, fn in ARITHMETIC.items()},
