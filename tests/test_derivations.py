@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from fimlens import basis, chain, compensation, fisher, proof, structure
-from fimlens.structures import blocks, corner, kronecker, low_rank, rotated, spectra
+from fimlens.structures import Dense, blocks, corner, kronecker, low_rank, rotated, spectra
 
 pytestmark = pytest.mark.proof
 DERIVATIONS = sorted(proof.derivations())
@@ -38,6 +38,8 @@ SLIPS = [  # derivation, where the function ships, its name, what a line says, a
     ("square_root_ngd", corner.Corner, "into", "G - U @ A - columns @ V.T", "G - U @ A - B @ V.T"),
     ("error_split", corner.Corner, "_multiplicities", "Parts(None, n - r2, m - r1,", "Parts(None, n, m,"),
     ("error_split", low_rank.LowRank, "_parts", "(m - r) *", "m *"),
+    ("block_diagonal", blocks.Blocks, "dense", ".set(block)", ".set(2 * block)"),
+    ("block_diagonal", Dense, "dense", "jnp.diag(lam) @ Q.T", "jnp.diag(lam) @ Q"),
     ("projections", spectra.Diagonal, "moments", "return V", "return V**2"),
     ("projections", spectra._Tied, "moments", "V.mean", "V.sum"),
     ("shampoo_bound", spectra.GeometricMarginals, "objective", "Rows().objective", "2 + Rows().objective"),
