@@ -93,5 +93,5 @@ def _plainly_positive(hessian: sp.Matrix) -> bool:
 
 def _of_blocks(gap: sp.Expr, blocks: list[list[sp.Symbol]]) -> str:
     if all(_plainly_positive(sp.hessian(gap, block)) for block in blocks):
-        return "each block's only minimum, given the others; of all together a stationary point, global only by a theorem of its own"
+        return "each block's only minimum, given the others; together a stationary point, global only by a theorem of its own"
     return "a stationary point: whether it is a minimum is not decided"

@@ -1,8 +1,8 @@
 """Any JAX function on SymPy expressions: trace it to a jaxpr, and evaluate that over NumPy arrays of them.
 
-A table of rules and a loop. Many primitives only move entries about, and NumPy moves them; for the intricate ones (gather, scatter,
-pad, ...) JAX moves their positions, and the entries follow. What is left is arithmetic on expressions, and exact: a float
-literal is the rational number that it is. What has no rule and is of whole numbers and booleans alone, JAX computes.
+A table of rules and a loop. Many primitives only move entries about, and NumPy moves them; for the intricate ones (gather,
+scatter, pad, ...) JAX moves their positions, and the entries follow. What is left is arithmetic on expressions, and exact: a
+float literal is the rational number that it is. What has no rule and is of whole numbers and booleans alone, JAX computes.
 
 `eigh`, `svd` and `qr` have no rule on purpose. A proof quantifies over bases: give them, as rational rotations.
 """
@@ -80,8 +80,8 @@ def _results(equation: JaxprEqn, values: list[Values]) -> list[Values]:
         results = _by_jax(equation, *values)
     else:
         raise NoRule(
-            f"symbolic: there is no rule for the primitive {name!r}. Write the function without it; or hand in what it computes (a "
-            "basis, as a rational rotation); or give it a line in fimlens/_symbolic.py."
+            f"symbolic: there is no rule for the primitive {name!r}. Write the function without it; or hand in what it computes "
+            "(a basis, as a rational rotation); or give it a line in fimlens/_symbolic.py."
         )
     return [_exact(v) for v in results] if equation.primitive.multiple_results else [_exact(results)]
 
@@ -138,9 +138,7 @@ def _compare(relation: Callable[..., Any], known: Callable[..., Any]) -> Rule:
     def decided(a: Any, b: Any) -> bool:
         truth = relation(sp.expand(a - b), 0)
         if truth not in (sp.true, sp.false):
-            raise NoRule(
-                f"symbolic: cannot decide {str(truth)[:80]}. Declare the signs of the symbols, as in sympy.Symbol('v', positive=True)."
-            )
+            raise NoRule(f"symbolic: cannot decide {str(truth)[:80]}. Declare signs, as in sympy.Symbol('v', positive=True).")
         return bool(truth)
 
     return lambda equation, a, b: _each(decided)(a, b).astype(bool) if object in (a.dtype, b.dtype) else known(a, b)

@@ -76,7 +76,7 @@ def one_gradient(G: Symbols) -> SampleFisher:
 
 
 def rotation(size: int, name: str) -> Symbols:
-    """Every rotation but those of a smaller dimension: a product of plane rotations, ((1 - t^2)/(1 + t^2), 2t/(1 + t^2)) each."""
+    """Every rotation but for a set of smaller dimension: a product of plane ones, ((1 - t^2)/(1 + t^2), 2t/(1 + t^2)) each."""
     planes = [(i, j) for i in range(size) for j in range(i + 1, size)]
 
     def turned(Q: Symbols, plane: tuple[int, int]) -> Symbols:

@@ -1,8 +1,9 @@
 r"""Adafactor is the nearest S (x) Q in generalised Kullback-Leibler divergence, and not in the Frobenius norm.
 
-With eigenvalues $L = r c^T$, $D(V, L) = \sum_{ij} V_{ij} \log (V_{ij} / L_{ij}) - V_{ij} + L_{ij}$. In $\alpha = \log r$ and $\beta = \log c$ it is $\sum_{ij} e^{\alpha_i + \beta_j} - V_{ij} (\alpha_i + \beta_j)$ and a constant, convex: its
-Hessian is $\sum_{ij} L_{ij} (e_i + e_j)(e_i + e_j)^T$. So where the gradient vanishes is the global minimum: the product of the marginals, row means
-times column means over the mean. There the gradient of the squared error does not vanish, unless V is of rank one.
+With eigenvalues $L = r c^T$, $D(V, L) = \sum_{ij} V_{ij} \log (V_{ij} / L_{ij}) - V_{ij} + L_{ij}$. In $\alpha = \log r$ and
+$\beta = \log c$ it is $\sum_{ij} e^{\alpha_i + \beta_j} - V_{ij} (\alpha_i + \beta_j)$ and a constant, convex: its Hessian is
+$\sum_{ij} L_{ij} (e_i + e_j)(e_i + e_j)^T$. So where the gradient vanishes is the global minimum: the product of the marginals,
+row means times column means over the mean. There the gradient of the squared error does not vanish, unless V is of rank one.
 """
 
 import numpy as np

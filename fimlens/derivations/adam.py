@@ -2,7 +2,8 @@ r"""Adam is the nearest diagonal matrix ([G], Proposition 1).
 
 Over $H = \{\mathrm{Diag}(v)\}$ the squared error splits entry by entry,
 $$\Vert \mathrm{Diag}(v) - F \Vert^2 = \sum_k (v_k - F_{kk})^2 + \sum_{k \neq l} F_{kl}^2,$$
-a convex quadratic in $v$, with its minimum at $v_k = F_{kk}$, that is $E[G^2]$. So $\mathrm{Mat}(\tilde F^{-1/2} g) = G / \sqrt{E[G^2]}$.
+a convex quadratic in $v$, with its minimum at $v_k = F_{kk}$, that is $E[G^2]$. So
+$\mathrm{Mat}(\tilde F^{-1/2} g) = G / \sqrt{E[G^2]}$.
 """
 
 from fimlens.proof import any_fisher, convex, equal, error, fitted, positive, slope, symbolic, symbols, update, vanishes

@@ -1,10 +1,12 @@
 r"""Alice's low-rank part and its compensation are the optimum of one structure, whatever the subspace.
 
-Take $Q = (U, U_c)$ orthonormal and eigenvalues L free in the first r rows and equal to each other, column by column, in the rest. Then
+Take $Q = (U, U_c)$ orthonormal and eigenvalues L free in the first r rows and equal to each other, column by column, in the
+rest. Then
 $$\tilde F = (I \otimes Q)\, \mathrm{Diag}(\mathrm{vec} L)\, (I \otimes Q)^T$$
-does not depend on $U_c$, so that no basis of the complement need be chosen; its nearest eigenvalues are $E[(U^T G)^2]$ on top and means below, a convex
-quadratic's one minimum; and its update is $U (D - \sigma\, \mathrm{Diag}(d)) + G\, \mathrm{Diag}(d)$ with $\sigma = U^T G$, D the inner update of $\sigma$ and $d_j = \sqrt{(m - r)/p_j}$: two products of a thin
-matrix. Proved for every unit vector U (r = 1).
+does not depend on $U_c$, so that no basis of the complement need be chosen; its nearest eigenvalues are $E[(U^T G)^2]$ on top
+and means below, a convex quadratic's one minimum; and its update is $U (D - \sigma\, \mathrm{Diag}(d)) + G\, \mathrm{Diag}(d)$
+with $\sigma = U^T G$, D the inner update of $\sigma$ and $d_j = \sqrt{(m - r)/p_j}$: two products of a thin matrix. Proved for
+every unit vector U (r = 1).
 """
 
 import numpy as np

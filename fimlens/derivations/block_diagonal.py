@@ -1,7 +1,8 @@
 r"""Blocks: the nearest DiagB(M_1, ..., M_n) takes each column's own covariance, and one block is F itself.
 
-Over symmetric $M_j$ the squared error is a convex quadratic, least at $M_j = E[g_j g_j^T]$. The shipped member writes each block in a basis $U_j$ of its own, with the diagonal of
-$U_j^T M_j U_j$ as eigenvalues: it is that minimum where $U_j$ diagonalises $M_j$, and its update is then $M_j^{-1/2} g_j$.
+Over symmetric $M_j$ the squared error is a convex quadratic, least at $M_j = E[g_j g_j^T]$. The shipped member writes each
+block in a basis $U_j$ of its own, with the diagonal of $U_j^T M_j U_j$ as eigenvalues: it is that minimum where $U_j$
+diagonalises $M_j$, and its update is then $M_j^{-1/2} g_j$.
 """
 
 import jax
@@ -43,7 +44,7 @@ def steps(m, n):
     still = frame(H, m, n, turned=False)
     at = jax.tree.map(lambda old: U if old.shape == U.shape else old, still)
     seen = [np.diag(U[j].T @ best[j] @ U[j]) for j in range(n)]
-    yield equal("in any bases the shipped eigenvalues are the diagonals of U_j^T M_j U_j", fitted(H, F, at).coords, np.stack(seen))
+    yield equal("in any bases the shipped eigenvalues are the diagonals of U_j^T M_j U_j", fitted(H, F, at).coords, seen)
     x = positive("x", n, m)
     member = Params(at, x[:, :, None] ** 2)
     blocks = [U[j] * x[j] ** 2 @ U[j].T for j in range(n)]

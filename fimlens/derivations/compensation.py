@@ -1,7 +1,8 @@
 r"""Alice's compensation is the nearest S (x) U_c U_c^T ([G], Theorem 5.1).
 
-U (m x r) is given, $U_c$ is any basis of its complement. $\Vert S \otimes U_c U_c^T - F \Vert^2$ is a convex quadratic of the diagonal S, least at $s_j = p_j / (m - r)$ with
-$p_j = E[\Vert g_j \Vert^2 - \Vert U^T g_j \Vert^2]$, as $U_c U_c^T = I - U U^T$ has $m - r$ dimensions. The update is $\sqrt{m - r}\, (G - U U^T G)\, \mathrm{Diag}(p)^{-1/2}$: in the theorem's letters
+U (m x r) is given, $U_c$ is any basis of its complement. $\Vert S \otimes U_c U_c^T - F \Vert^2$ is a convex quadratic of the
+diagonal S, least at $s_j = p_j / (m - r)$ with $p_j = E[\Vert g_j \Vert^2 - \Vert U^T g_j \Vert^2]$, as $U_c U_c^T = I - U U^T$
+has $m - r$ dimensions. The update is $\sqrt{m - r}\, (G - U U^T G)\, \mathrm{Diag}(p)^{-1/2}$: in the theorem's letters
 $S^{-2}$ is this S. Both hold for every U.
 """
 

@@ -1,8 +1,9 @@
 r"""Low-rank SOAP: the nearest eigenvalues of both sides, and no basis of a complement.
 
-With $P = (U, U')$ and $Q = (V, V')$ orthonormal, the eigenvalues over $P^T G Q$ are free where lead meets lead, one number a row in lead x tail, one a column in tail x lead, and one number in tail x tail.
-The member does not depend on $U'$ or $V'$; given U and V the error is a convex quadratic of the eigenvalues, least at the means of the second moments over each
-tied block. docs/corner.md has the differences of norms that these are. Proved for every pair of unit vectors (r = 1).
+With $P = (U, U')$ and $Q = (V, V')$ orthonormal, the eigenvalues over $P^T G Q$ are free where lead meets lead, one number a
+row in lead x tail, one a column in tail x lead, and one number in tail x tail. The member does not depend on $U'$ or $V'$;
+given U and V the error is a convex quadratic of the eigenvalues, least at the means of the second moments over each tied block.
+docs/corner.md has the differences of norms that these are. Proved for every pair of unit vectors (r = 1).
 """
 
 import numpy as np

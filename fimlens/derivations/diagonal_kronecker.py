@@ -1,9 +1,9 @@
 r"""S (x) M, S diagonal, is fitted by two half-steps ([G], Theorem D.1).
 
 $$s_j = (E[G^T M G])_{jj} / \Vert M \Vert^2, \qquad M = E[G S G^T] / \Vert S \Vert^2 .$$
-For a given M the error is a convex quadratic of s, for a given S one of M, and each line is its minimum. Both are the halves of a power iteration on
-the rearranged F with A restricted to diagonal matrices, so that the limit is the global minimum (Eckart, Young, Mirsky) and can be
-taken PSD (Krein and Rutman), as in the theorem of Van Loan and Pitsianis.
+For a given M the error is a convex quadratic of s, for a given S one of M, and each line is its minimum. Both are the halves of
+a power iteration on the rearranged F with A restricted to diagonal matrices, so that the limit is the global minimum (Eckart,
+Young, Mirsky) and can be taken PSD (Krein and Rutman), as in the theorem of Van Loan and Pitsianis.
 """
 
 import jax

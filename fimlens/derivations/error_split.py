@@ -1,6 +1,7 @@
 r"""The squared error is a basis error plus a spectrum error.
 
-Let B be orthonormal, $\tilde F = B\, \mathrm{Diag}(\mathrm{vec} L)\, B^T$ and V the second moments in that basis, the diagonal of $B^T F B$. As norms do not change with the basis,
+Let B be orthonormal, $\tilde F = B\, \mathrm{Diag}(\mathrm{vec} L)\, B^T$ and V the second moments in that basis, the diagonal
+of $B^T F B$. As norms do not change with the basis,
 $$\Vert \tilde F - F \Vert^2 = \Vert \mathrm{offdiag}(B^T F B) \Vert^2 + \Vert L - V \Vert^2 .$$
 So, the basis given, the best eigenvalues are the projection of V on those that are allowed. A tied block (of low rank) hides
 directions inside itself: there the eigenvalue and its V are one number with a multiplicity, and what they hide counts as basis.

@@ -1,7 +1,8 @@
 r"""GaLore is the structure of Alice with nothing outside the subspace.
 
-$\tilde F = (I \otimes U)\, \mathrm{Diag}(\mathrm{vec} L)\, (I \otimes U)^T$, of rank r n: given U the nearest L is $E[(U^T G)^2]$, and square-root natural gradient descent on the range (a pseudo-inverse) is
-$U (U^T G / \sqrt{L})$, which is Adam in the subspace.
+$\tilde F = (I \otimes U)\, \mathrm{Diag}(\mathrm{vec} L)\, (I \otimes U)^T$, of rank r n: given U the nearest L is
+$E[(U^T G)^2]$, and square-root natural gradient descent on the range (a pseudo-inverse) is $U (U^T G / \sqrt{L})$, which is
+Adam in the subspace.
 """
 
 import numpy as np

@@ -1,7 +1,8 @@
 r"""LARS is c I with a trust ratio, LAMB is Adam's diagonal with one.
 
-The nearest $c I$ has $c = \mathrm{tr} F / (mn)$. Of one gradient its update is $\sqrt{mn}\, G / \Vert G \Vert$, and a trust ratio makes of $G / \sqrt{c}$, for every c, $\Vert W \Vert G / \Vert G \Vert$: LARS. LAMB applies the
-same ratio to $G / \sqrt{E[G^2]}$.
+The nearest $c I$ has $c = \mathrm{tr} F / (mn)$. Of one gradient its update is $\sqrt{mn}\, G / \Vert G \Vert$, and a trust
+ratio makes of $G / \sqrt{c}$, for every c, $\Vert W \Vert G / \Vert G \Vert$: LARS. LAMB applies the same ratio to
+$G / \sqrt{E[G^2]}$.
 """
 
 import numpy as np

@@ -1,7 +1,9 @@
 r"""Muon is whitening by the Fisher of one matrix, its momentum.
 
-With $G = U\, \mathrm{Diag}(\sigma)\, W^T$ and $F = g g^T$ the nearest $I \otimes M$ has $M = G G^T / n = U\, \mathrm{Diag}(\sigma^2 / n)\, U^T$, so the update is $\sqrt{n}\, U W^T$: the orthogonal factor, times the factor $\sqrt{n}$ that [G] restores.
-Newton-Schulz iterates $X \rightarrow a X + b X X^T X + c (X X^T)^2 X$, which keeps U and W and moves the singular values alone.
+With $G = U\, \mathrm{Diag}(\sigma)\, W^T$ and $F = g g^T$ the nearest $I \otimes M$ has
+$M = G G^T / n = U\, \mathrm{Diag}(\sigma^2 / n)\, U^T$, so the update is $\sqrt{n}\, U W^T$: the orthogonal factor, times the
+factor $\sqrt{n}$ that [G] restores. Newton-Schulz iterates $X \rightarrow a X + b X X^T X + c (X X^T)^2 X$, which keeps U and W
+and moves the singular values alone.
 """
 
 import numpy as np

@@ -1,7 +1,8 @@
 r"""Column and row normalisation are the nearest S (x) I and I (x) Q, both diagonal ([G], Proposition 2).
 
-$\Vert S \otimes I - F \Vert^2$ is a convex quadratic of the diagonal S, least at $s_j = E \Vert g_j \Vert^2 / m$, so the update is $\sqrt{m}\, g_j / \sqrt{E \Vert g_j \Vert^2}$; rows are alike,
-with $q_i = E \Vert G_i \Vert^2 / n$ and the factor $\sqrt{n}$.
+$\Vert S \otimes I - F \Vert^2$ is a convex quadratic of the diagonal S, least at $s_j = E \Vert g_j \Vert^2 / m$, so the update
+is $\sqrt{m}\, g_j / \sqrt{E \Vert g_j \Vert^2}$; rows are alike, with $q_i = E \Vert G_i \Vert^2 / n$ and the factor
+$\sqrt{n}$.
 """
 
 import numpy as np
@@ -31,7 +32,7 @@ SIZES = ((2, 2), (2, 3), (3, 2))
 def steps(m, n):
     F, G = any_fisher(m, n), symbols("G", m, n)
     covariances = {0: symbolic(lambda F: F.right())(F), 1: symbolic(lambda F: F.left())(F)}
-    for H, axis, size, other in ((Columns(), 0, n, m), (Rows(), 1, m, n)):
+    for H, axis, other in ((Columns(), 0, m), (Rows(), 1, n)):
         nearest = fitted(H, F)
         yield equal(f"{H}: the fit is the mean square", nearest.coords.ravel(), np.diag(covariances[axis]) / other)
         yield vanishes(f"{H}: the gradient of the squared error vanishes there", slope(H, nearest, F))

@@ -1,9 +1,10 @@
 r"""One-sided SOAP solves its problem in two steps, and its basis is then not the best ([G], Theorem 3.2).
 
-The family is $\mathrm{DiagB}(U D_1 U^T, \ldots, U D_n U^T)$. Step one takes all $D_j$ equal: the nearest $I \otimes U D U^T$ has U the eigenvectors of $E[G G^T]$, and the gradient by
-the basis vanishes there. Step two fixes U: by the split of the error the best $D$ is $E[(U^T G)^2]$. Once D is free the eigenbasis is no longer
-stationary: with $V_{ij}$ the second moments, the gradient by a rotation of rows i and k is proportional to $\sum_j F_{ij,kj} (V_{ij} - V_{kj})$, while
-$\sum_j F_{ij,kj} = 0$ is all that the eigenbasis grants. Where V does not depend on j, or n = 1, both say the same.
+The family is $\mathrm{DiagB}(U D_1 U^T, \ldots, U D_n U^T)$. Step one takes all $D_j$ equal: the nearest $I \otimes U D U^T$
+has U the eigenvectors of $E[G G^T]$, and the gradient by the basis vanishes there. Step two fixes U: by the split of the error
+the best $D$ is $E[(U^T G)^2]$. Once D is free the eigenbasis is no longer stationary: with $V_{ij}$ the second moments, the
+gradient by a rotation of rows i and k is proportional to $\sum_j F_{ij,kj} (V_{ij} - V_{kj})$, while $\sum_j F_{ij,kj} = 0$ is
+all that the eigenbasis grants. Where V does not depend on j, or n = 1, both say the same.
 """
 
 from fimlens.proof import (

@@ -1,7 +1,8 @@
 r"""Where eigenvalues are tied linearly, the nearest are means, whatever the second moments.
 
-Let the entries of L fall into classes of equal value. Then $\Vert L - V \Vert^2 = \sum_a \sum_{k \in a} (c_a - V_k)^2$ is a convex quadratic in the $c_a$, whose minimum is each
-class's mean. By the split of the error the same holds in any basis, V seen there.
+Let the entries of L fall into classes of equal value. Then $\Vert L - V \Vert^2 = \sum_a \sum_{k \in a} (c_a - V_k)^2$ is a
+convex quadratic in the $c_a$, whose minimum is each class's mean. By the split of the error the same holds in any basis, V seen
+there.
 """
 
 from fimlens.proof import convex, coordinates, diagonal_fisher, error, fitted, positive, slope, vanishes

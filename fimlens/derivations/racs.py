@@ -1,11 +1,13 @@
 r"""RACS finds the nearest S (x) Q, both diagonal ([G], Proposition 3).
 
-The eigenvalues are $q s^T$, and by the split of the error the best are the best rank one matrix for V, the second moments. For any q the error is a
-convex quadratic of s, least at $s = V^T q / \Vert q \Vert^2$: half a sweep. A fixed point of both halves is a singular pair of V. With
-$V = \sum_k \sigma_k u_k w_k^T$, at the pair k, scaled to $q = \sqrt{\sigma_k} u_k$ and $s = \sqrt{\sigma_k} w_k$, the Hessian is, in the singular bases, a block of $2 \sigma_k$ and $2(2 \sigma_k - \sigma_k)$ along the pair itself and blocks
-$2 \sigma_k$, $-2 \sigma_l$ for every other l: their eigenvalues $2(\sigma_k \pm \sigma_l)$ are non-negative for the leading pair alone. So every other fixed point is a saddle. That the
-leading pair is the global minimum is the theorem of Eckart, Young and Mirsky, and that it can be taken positive, so that power iteration from ones
-reaches it, that of Perron and Frobenius.
+The eigenvalues are $q s^T$, and by the split of the error the best are the best rank one matrix for V, the second moments. For
+any q the error is a convex quadratic of s, least at $s = V^T q / \Vert q \Vert^2$: half a sweep. A fixed point of both halves
+is a singular pair of V. With $V = \sum_k \sigma_k u_k w_k^T$, at the pair k, scaled to $q = \sqrt{\sigma_k} u_k$ and
+$s = \sqrt{\sigma_k} w_k$, the Hessian is, in the singular bases, $2 \sigma_k$ times a block of ones along the pair itself (0 along
+the scale, which is free), and a block of $2 \sigma_k$ and $-2 \sigma_l$ for every other l: their eigenvalues
+$2(\sigma_k \pm \sigma_l)$ are non-negative for the leading pair alone. So every other fixed point is a saddle. That the leading pair is the global minimum is
+the theorem of Eckart, Young and Mirsky, and that it can be taken positive, so that power iteration from ones reaches it, that
+of Perron and Frobenius.
 """
 
 import numpy as np
@@ -53,7 +55,7 @@ def steps(m, n):
     D = np.zeros((m, n), int) + np.pad(np.diag(sigma), ((0, 0), (0, n - m)))
     E = error(H, Params(at, (a, b)), diagonal_fisher(D))
     for k in range(m):
-        pair = {x: 0 for x in (*a.ravel(), *b.ravel())} | {a[k, 0]: sp.sqrt(sigma[k]), b[0, k]: sp.sqrt(sigma[k])}
+        pair = dict.fromkeys((*a.ravel(), *b.ravel()), 0) | {a[k, 0]: sp.sqrt(sigma[k]), b[0, k]: sp.sqrt(sigma[k])}
         at_pair = np.array(hessian(E, (a, b)).subs(pair))
         yield equal(f"the Hessian at pair {k + 1} has blocks of 2 sigma_k and -2 sigma_l", at_pair, _blocks(sigma, k, m, n))
 

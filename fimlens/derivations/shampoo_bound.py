@@ -1,11 +1,14 @@
 r"""Shampoo minimises a bound, and not the squared error ([G], Theorem 3.1).
 
-Let $X = R \otimes I$ and $Y = I \otimes L$, which commute, $XY = R \otimes L$, and $\tilde F = (XY)^{1/2} = R^{1/2} \otimes L^{1/2}$. For any matrices
+Let $X = R \otimes I$ and $Y = I \otimes L$, which commute, $XY = R \otimes L$, and
+$\tilde F = (XY)^{1/2} = R^{1/2} \otimes L^{1/2}$. For any matrices
 $$XY - F^2 = (X - F)(Y - F) + (X - F) F + F (Y - F).$$
-By the Powers-Stormer inequality, $\Vert A^{1/2} - B^{1/2} \Vert^2 \leq \Vert A - B \Vert_1$, and $\Vert \cdot \Vert_1 \leq \sqrt{mn}\, \Vert \cdot \Vert$,
-$$\Vert \tilde F - F \Vert^2 \leq \sqrt{mn}\, (a b + a f + f b), \quad a = \Vert X - F \Vert,\ b = \Vert Y - F \Vert,\ f = \Vert F \Vert,$$
-which grows with a and with b, so that it is least where each is: $R = E[G^T G]/m$ and $L = E[G G^T]/n$ (whitening). Where F is a Kronecker product the
-answer is not F: the bound is not tight, and its minimiser is no minimiser of the squared error.
+By the Powers-Stormer inequality, $\Vert A^{1/2} - B^{1/2} \Vert^2 \leq \Vert A - B \Vert_1$, and
+$\Vert \cdot \Vert_1 \leq \sqrt{mn}\, \Vert \cdot \Vert$,
+$$\Vert \tilde F - F \Vert^2 \leq \sqrt{mn}\, (a b + a f + f b), \quad a = \Vert X - F \Vert,\ b = \Vert Y - F \Vert,\ f = \Vert
+F \Vert,$$
+which grows with a and with b, so that it is least where each is: $R = E[G^T G]/m$ and $L = E[G G^T]/n$ (whitening). Where F is
+a Kronecker product the answer is not F: the bound is not tight, and its minimiser is no minimiser of the squared error.
 """
 
 import numpy as np

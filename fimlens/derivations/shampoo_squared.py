@@ -1,10 +1,12 @@
 r"""The product of both covariances is the nearest Kronecker product in von Neumann divergence, bases included.
 
-$D(F \Vert \tilde F) = \mathrm{tr}(F \log F - F \log \tilde F - F + \tilde F)$. As $\log (A \otimes B) = \log A \otimes I + I \otimes \log B$,
+$D(F \Vert \tilde F) = \mathrm{tr}(F \log F - F \log \tilde F - F + \tilde F)$. As
+$\log (A \otimes B) = \log A \otimes I + I \otimes \log B$,
 $$\mathrm{tr}(F \log (A \otimes B)) = \mathrm{tr}(E[G^T G] \log A) + \mathrm{tr}(E[G G^T] \log B):$$
-only the two covariances are seen. In given bases it is Adafactor's problem for the second moments seen there, with Adafactor's answer; and by a
-rotation of the bases it is stationary where they diagonalise the covariances. That this is the global minimum, $E[G^T G] \otimes E[G G^T] / \mathrm{tr} F$,
-is Klein's inequality, $D \geq 0$, for each factor, which is not decided here. In the Frobenius norm it is not stationary.
+only the two covariances are seen. In given bases it is Adafactor's problem for the second moments seen there, with Adafactor's
+answer; and by a rotation of the bases it is stationary where they diagonalise the covariances. That this is the global minimum,
+$E[G^T G] \otimes E[G G^T] / \mathrm{tr} F$, is Klein's inequality, $D \geq 0$, for each factor, which is not decided here. In
+the Frobenius norm it is not stationary.
 """
 
 import numpy as np

@@ -1,8 +1,9 @@
 r"""SOAP's eigenvalues are the best in its basis, and its basis is not the best ([G], Theorem 3.3).
 
-The family is $(U_R \otimes U_L)\, D\, (U_R \otimes U_L)^T$. Its bases solve Shampoo's problem: they are the eigenvectors of $E[G G^T]$ and $E[G^T G]$, stationary for the nearest $I \otimes M$ and $R \otimes I$. Given
-them, $D = E[(U_L^T G U_R)^2]$ is the global minimum by the split of the error. In the squared error of the whole family the bases are not
-stationary, on either side.
+The family is $(U_R \otimes U_L)\, D\, (U_R \otimes U_L)^T$. Its bases solve Shampoo's problem: they are the eigenvectors of
+$E[G G^T]$ and $E[G^T G]$, stationary for the nearest $I \otimes M$ and $R \otimes I$. Given them, $D = E[(U_L^T G U_R)^2]$ is
+the global minimum by the split of the error. In the squared error of the whole family the bases are not stationary, on either
+side.
 """
 
 from fimlens.proof import (

@@ -1,11 +1,11 @@
 r"""Every structure's update is square-root natural gradient descent.
 
-`into` and `out` are an isometry and its adjoint, and the update is $R_f = \mathrm{out} \cdot f(\lambda) \cdot \mathrm{into}$. Three facts, for every G, every basis and all
-eigenvalues, make it $f(\tilde F)$:
+`into` and `out` are an isometry and its adjoint, and the update is $R_f = \mathrm{out} \cdot f(\lambda) \cdot \mathrm{into}$.
+Three facts, for every G, every basis and all eigenvalues, make it $f(\tilde F)$:
 (1) $R_x g = \tilde F g$, where `dense` writes $\tilde F$ apart;
 (2) `into` undoes `out` on all that $f(\lambda)$ makes of coordinates, so that $R_f R_h = R_{fh}$;
-(3) $f(\lambda) = 1/\sqrt{\lambda}$, so that $R_f R_f R_x$ is the identity on the range of the family.
-With $\varepsilon$, $f(\lambda) = 1/(\sqrt{\lambda} + \varepsilon)$.
+(3) $f(\lambda) = 1/\sqrt{\lambda}$, so that $R_f R_f R_x$ is the identity on the range of the family. With $\varepsilon$,
+$f(\lambda) = 1/(\sqrt{\lambda} + \varepsilon)$.
 """
 
 from fimlens.fisher import unvec, vec

@@ -1,9 +1,10 @@
 r"""Whitening is the nearest I (x) M, and the nearest R (x) I ([G], Proposition 2).
 
-Over all symmetric M, $\Vert I \otimes M - F \Vert^2$ is a convex quadratic, least at $M = E[G G^T]/n$; over all R, $\Vert R \otimes I - F \Vert^2$ is least at $R = E[G^T G]/m$.
-The shipped member is $I \otimes U\, \mathrm{Diag}(q)\, U^T$ with q the diagonal of $U^T M U$: it is that minimum where U diagonalises M. As a basis of M it
-loses nothing (Schur-Horn: of all bases the eigenbasis has the largest $\Vert q \Vert^2$), so the claim is EXACT. With $M = U\, \mathrm{Diag}(\lambda/n)\, U^T$ the update
-is $\sqrt{n}\, E[G G^T]^{-1/2} G$, and from the right $\sqrt{m}\, G\, E[G^T G]^{-1/2}$.
+Over all symmetric M, $\Vert I \otimes M - F \Vert^2$ is a convex quadratic, least at $M = E[G G^T]/n$; over all R,
+$\Vert R \otimes I - F \Vert^2$ is least at $R = E[G^T G]/m$. The shipped member is $I \otimes U\, \mathrm{Diag}(q)\, U^T$ with
+q the diagonal of $U^T M U$: it is that minimum where U diagonalises M. As a basis of M it loses nothing (Schur-Horn: of all
+bases the eigenbasis has the largest $\Vert q \Vert^2$), so the claim is EXACT. With $M = U\, \mathrm{Diag}(\lambda/n)\, U^T$
+the update is $\sqrt{n}\, E[G G^T]^{-1/2} G$, and from the right $\sqrt{m}\, G\, E[G^T G]^{-1/2}$.
 """
 
 import jax
