@@ -27,9 +27,9 @@ AT_ROUNDING = 1e-9  # of a measured slope, relative to its terms
 class Derived:
     """What `derive` found for one structure at one size. Print it, show it in a notebook, or take its SymPy expressions.
 
-    `gap` is ||F~ - F||^2 (of a spectrum, ||L - V||^2) in the symbols `coordinates` and those of the Fisher. `found` has the equations
-    where it is stationary, what solves them, and what such a point is. `shipped` are the coordinates that the structure's own fit has
-    (None where it cannot be traced), `fit` says whether they are there, and `ok` is False where they are not.
+    `gap` is ||F~ - F||^2 (of a spectrum, ||L - V||^2) in the symbols `coordinates` and those of the Fisher. `found` has the
+    equations where it is stationary, what solves them, and what such a point is. `shipped` are the coordinates that the
+    structure's own fit has (None where it cannot be traced), `fit` says whether they are there, and `ok` is False where not.
     """
 
     structure: Structure
@@ -80,10 +80,10 @@ class Derived:
 def derive(structure: Structure, m: int, n: int, *, coordinates: Any = None) -> Derived:
     """Derive the nearest member of a family from its definition, and hold the structure's own `fit` against it.
 
-    From `expand` (of a spectrum) or `dense`, and the coordinates alone: forms the gap to every Fisher of an m x n matrix, the bases
-    where the first frame has them; solves where it is stationary, whole where that is linear, else leaf by leaf of the
-    coordinates, else coordinate by coordinate; and puts the shipped fit into the equations. All of it is exact, for all entries at
-    this size and of no other; only where a fit iterates is its slope measured, and that is said.
+    From `dense` and the coordinates alone: forms the gap to every Fisher of an m x n matrix, the bases where the first frame
+    has them; solves where it is stationary, whole where that is linear, else leaf by leaf of the coordinates, else coordinate
+    by coordinate; and puts the shipped fit into the equations. All of it is exact, for all entries at this size and of no
+    other; only where a fit iterates is its slope measured, and that is said.
 
     Args:
         structure: the family. Its fit may be missing (raise NotImplementedError).
@@ -181,7 +181,7 @@ def _in_every_basis(structure: Structure, F: DenseFisher) -> tuple[str, bool]:
         return "proved: it solves the equations, for all entries at this size", True
     if max(len(U) for U in bases) > TURNED_UP_TO:
         return (
-            "proved: it solves the equations, for all entries at this size, in the first frame; other bases at smaller sizes",
+            "proved: it solves the equations, for all entries at this size, in the first frame (others: smaller sizes)",
             True,
         )
     turned = frame(structure, *F.shape)

@@ -80,7 +80,7 @@ def _results(equation: JaxprEqn, values: list[Values]) -> list[Values]:
         results = _by_jax(equation, *values)
     else:
         raise NoRule(
-            f"symbolic: there is no rule for the primitive {name!r}. Write the function without it; or hand in what it computes "
+            f"symbolic: there is no rule for the primitive {name!r}. Write the function without it; hand in what it computes "
             "(a basis, as a rational rotation); or give it a line in fimlens/_symbolic.py."
         )
     return [_exact(v) for v in results] if equation.primitive.multiple_results else [_exact(results)]
@@ -136,7 +136,9 @@ def _compare(relation: Callable[..., Any], known: Callable[..., Any]) -> Rule:
     """Decided from the assumptions, or `known` where whole numbers are compared."""
 
     def decided(a: Any, b: Any) -> bool:
-        truth = relation(sp.expand(a - b), 0)
+        truth = relation(a - b, 0)
+        if truth not in (sp.true, sp.false):
+            truth = relation(sp.expand(a - b), 0)
         if truth not in (sp.true, sp.false):
             raise NoRule(f"symbolic: cannot decide {str(truth)[:80]}. Declare signs, as in sympy.Symbol('v', positive=True).")
         return bool(truth)

@@ -52,7 +52,7 @@ def table() -> str:
 
 
 def _first(derived: Derived) -> str:
-    """The first coordinate of each part: in closed form, or given the others; of another objective's minimiser, as it is shipped."""
+    """The first coordinate of each part: in closed form, or given the others; another objective's minimiser as it ships."""
     own = derived.structure.claim in (Claim.BOUND, Claim.OTHER)
     places = [np.ravel(leaf)[0] for leaf in jax.tree.leaves(derived.coordinates)]
     shipped = [np.ravel(leaf)[0] for leaf in jax.tree.leaves(derived.shipped)]

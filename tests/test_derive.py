@@ -94,7 +94,7 @@ def test_redundant_coordinates_and_bounds_are_told():
 
 @dataclass(frozen=True)
 class TwoBlocks(fl.Structure):
-    """c_1 on the first column's entries, c_2 on the others': of `dense` alone, with a wrong multiplicity in `fit` on request."""
+    """c_1 on the first column's entries, c_2 on the others': with a wrong multiplicity in `fit` on request."""
 
     wrong: bool = False
     claim = fl.Claim.EXACT
@@ -138,7 +138,7 @@ def test_a_structure_with_nothing_but_dense_is_derived():
     ("structure", "says"),
     [
         (fl.RowColumn(), "measured, not proved"),
-        (fl.RowColumn(sweeps=2), "proved: its last block"),
+        (fl.RowColumn(sweeps=1), "proved: its last block"),
         (fl.Marginals(), "another divergence"),
         (fl.GeometricMarginals(), "upper bound"),
         (fl.Rotated(fl.Rows(), "L"), "in every basis"),

@@ -158,7 +158,7 @@ def test_literals_are_the_rationals_that_they_are():
 
 
 def test_what_has_no_rule_is_named_with_a_remedy():
-    with pytest.raises(fl.NoRule, match="primitive 'eigh'.*rational rotation"):
+    with pytest.raises(fl.NoRule, match=r"primitive 'eigh'.*rational rotation"):
         fl.symbolic(jnp.linalg.eigh)(np.array([[sp.Symbol("a"), 0], [0, 1]], object))
 
 

@@ -3,11 +3,11 @@ r"""RACS finds the nearest S (x) Q, both diagonal ([G], Proposition 3).
 The eigenvalues are $q s^T$, and by the split of the error the best are the best rank one matrix for V, the second moments. For
 any q the error is a convex quadratic of s, least at $s = V^T q / \Vert q \Vert^2$: half a sweep. A fixed point of both halves
 is a singular pair of V. With $V = \sum_k \sigma_k u_k w_k^T$, at the pair k, scaled to $q = \sqrt{\sigma_k} u_k$ and
-$s = \sqrt{\sigma_k} w_k$, the Hessian is, in the singular bases, $2 \sigma_k$ times a block of ones along the pair itself (0 along
-the scale, which is free), and a block of $2 \sigma_k$ and $-2 \sigma_l$ for every other l: their eigenvalues
-$2(\sigma_k \pm \sigma_l)$ are non-negative for the leading pair alone. So every other fixed point is a saddle. That the leading pair is the global minimum is
-the theorem of Eckart, Young and Mirsky, and that it can be taken positive, so that power iteration from ones reaches it, that
-of Perron and Frobenius.
+$s = \sqrt{\sigma_k} w_k$, the Hessian is, in the singular bases, $2 \sigma_k$ times a block of ones along the pair itself (0
+along the scale, which is free), and a block of $2 \sigma_k$ and $-2 \sigma_l$ for every other l: their eigenvalues
+$2(\sigma_k \pm \sigma_l)$ are non-negative for the leading pair alone. So every other fixed point is a saddle. That the leading
+pair is the global minimum is the theorem of Eckart, Young and Mirsky, and that it can be taken positive, so that power
+iteration from ones reaches it, that of Perron and Frobenius.
 """
 
 import numpy as np
