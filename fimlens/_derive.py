@@ -135,7 +135,7 @@ def _is_shape(leaf: Any) -> bool:
 
 
 def _symbols(layout: Tree) -> Tree:
-    """Positive symbols, named after their places in the tree: c where there is one leaf, fields' and keys' names, or letters."""
+    """Positive symbols, named after their places in the tree: c for a single leaf, else fields and keys, or letters."""
     paths, structure = jax.tree_util.tree_flatten_with_path(layout)
 
     def name(path: Any) -> str:
