@@ -1,6 +1,7 @@
-"""A LLaMA-like language model in plain JAX: RMSNorm, rotary attention, SwiGLU, no biases, an untied head.
+"""A LLaMA-like language model in plain JAX: RMSNorm, rotary attention, SwiGLU, no biases.
 
-Touvron et al., 2023. Parameters are a nested dict of arrays; x @ W throughout, so a weight is (inputs, outputs).
+Touvron et al., 2023. Parameters are a nested dict of arrays; x @ W throughout, so a weight is (inputs, outputs). They may be of
+any floating dtype: norms, scores and losses are taken in float32.
 """
 
 import math
@@ -13,13 +14,14 @@ from jaxtyping import Array, Float, Int, PyTree
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes. `hidden` divides into `heads` of an even size."""
+    """Sizes, and whether the embedding serves as the head too. `hidden` divides into `heads` of an even size."""
 
     vocabulary: int = 256
     hidden: int = 12
     mlp: int = 32
     heads: int = 2
     layers: int = 2
+    tied: bool = False
 
 
 # The architectures of [G]; the sizes of its 1.3B model are those that give its count of parameters.
@@ -49,26 +51,42 @@ def init(config: Config, key: Array) -> PyTree:
             "mlp": {"gate": matrix(d, config.mlp), "up": matrix(d, config.mlp), "down": matrix(config.mlp, d, residual)},
         }  # fmt: skip
 
-    return {
-        "embedding": matrix(config.vocabulary, d, math.sqrt(config.vocabulary)),
+    params = {
+        "embedding": matrix(config.vocabulary, d, math.sqrt(config.vocabulary / (d if config.tied else 1))),
         "layers": [layer() for _ in range(config.layers)],
         "norm": jnp.ones(d),
-        "head": matrix(d, config.vocabulary),
     }
+    return params if config.tied else params | {"head": matrix(d, config.vocabulary)}
 
 
-def logits(config: Config, params: PyTree, tokens: Int[Array, "B T"]) -> Float[Array, "B T vocabulary"]:
-    """Scores of the token after each."""
-    x = params["embedding"][tokens]
-    for layer in params["layers"]:
+def stacked(params: PyTree) -> PyTree:
+    """The same parameters with the layers stacked along a leading axis: `logits` scans over them, and compiles one."""
+    return params | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["layers"])}
+
+
+def logits(
+    config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: bool = False
+) -> Float[Array, "B T vocabulary"]:
+    """Scores of the token after each. With `remat` each layer is computed again for its gradient, and only its input kept."""
+
+    def block(x: Float[Array, "B T d"], layer: PyTree) -> Float[Array, "B T d"]:
         x = x + attention(config, layer["attention"], rms_norm(x, layer["attention_norm"]))
-        x = x + swiglu(layer["mlp"], rms_norm(x, layer["mlp_norm"]))
-    return rms_norm(x, params["norm"]) @ params["head"]
+        return x + swiglu(layer["mlp"], rms_norm(x, layer["mlp_norm"]))
+
+    block = jax.checkpoint(block) if remat else block
+    x, layers = params["embedding"][tokens], params["layers"]
+    if isinstance(layers, list):
+        for layer in layers:
+            x = block(x, layer)
+    else:
+        x = jax.lax.scan(lambda x, layer: (block(x, layer), None), x, layers)[0]
+    head = params["embedding"].T if config.tied else params["head"]
+    return rms_norm(x, params["norm"]) @ head
 
 
-def loss(config: Config, params: PyTree, tokens: Int[Array, "B T"]) -> Float[Array, ""]:
+def loss(config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: bool = False) -> Float[Array, ""]:
     """The mean cross-entropy of each token given those before it, in nats."""
-    log_p = jax.nn.log_softmax(logits(config, params, tokens[:, :-1]))
+    log_p = jax.nn.log_softmax(logits(config, params, tokens[:, :-1], remat=remat).astype(jnp.float32))
     return -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1).mean()
 
 
@@ -95,5 +113,6 @@ def swiglu(weights: PyTree, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
 
 
 def rms_norm(x: Float[Array, "B T d"], weight: Float[Array, " d"], eps: float = 1e-6) -> Float[Array, "B T d"]:
-    """x over its root mean square (Zhang and Sennrich, 2019)."""
-    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + eps) * weight
+    """x over its root mean square (Zhang and Sennrich, 2019), taken in float32."""
+    mean_square = jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
+    return (x * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype) * weight

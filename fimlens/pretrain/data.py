@@ -1,0 +1,170 @@
+"""What a training reads: rows of tokens, cut into windows, and batch k of them for every k.
+
+A batch is a function of the seed and its number alone. So data need no state of their own: a run that has made k steps goes on
+with batch k, on whatever machines, and each host reads only the rows that it trains on.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from fimlens import text
+
+HELD_OUT = 10  # one file in so many; of a single file, its last part
+BYTES = 256  # the vocabulary of bytes
+Tokens = Shaped[np.ndarray, " tokens"]  # whole numbers, in memory or mapped from disk
+
+
+class Corpus(NamedTuple):
+    """Rows of tokens to train on, others held out, and how many kinds of token there are."""
+
+    train: Sequence[Tokens]
+    held_out: Sequence[Tokens]
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Consecutive windows of `length` + 1 tokens of one row, each beginning with the last token of the one before."""
+
+    tokens: Tokens
+    length: int
+
+    def __len__(self) -> int:
+        return max(len(self.tokens) - 1, 0) // self.length
+
+    def __getitem__(self, k: int) -> Int[np.ndarray, " window"]:
+        start = int(k) * self.length
+        return np.asarray(self.tokens[start : start + self.length + 1], np.int32)
+
+
+def windows_of(rows: Sequence[Tokens], length: int) -> list[Windows]:
+    """The windows of each row that has any.
+
+    Raises:
+        ValueError: none has.
+    """
+    windows = [each for each in (Windows(row, length) for row in rows) if len(each)]
+    if not windows:
+        raise ValueError(
+            f"pretrain: no text of {sum(map(len, rows))} tokens is as long as one window of {length + 1}. "
+            "Give more text, or shorter windows."
+        )
+    return windows
+
+
+class Batches:
+    """Batch k of shuffled windows, for every k >= 0: epoch after epoch, each in an order of its own.
+
+    Example:
+        >>> import numpy as np
+        >>> batches = Batches([np.arange(100)], batch=4, length=8, seed=0)
+        >>> batches(7).shape, bool((batches(7)[2:] == batches(7, slice(2, 4))).all())
+        ((4, 9), True)
+    """
+
+    def __init__(self, rows: Sequence[Tokens], *, batch: int, length: int, seed: int) -> None:
+        sources = [grain.MapDataset.source(windows) for windows in windows_of(rows, length)]
+        self.batch, self.windows = batch, grain.MapDataset.concatenate(sources).seed(seed).shuffle().repeat()
+
+    def __call__(self, k: int, rows: slice = slice(None)) -> Int[np.ndarray, "rows window"]:
+        """Rows of batch k: all, or those of one host."""
+        return np.stack([self.windows[k * self.batch + row] for row in range(*rows.indices(self.batch))])
+
+
+def fixed_windows(rows: Sequence[Tokens], *, count: int, length: int) -> Int[np.ndarray, "windows window"]:
+    """Up to `count` windows, evenly spaced over all: the same for every run, to measure a loss on."""
+    sources = windows_of(rows, length)
+    places = [(source, k) for source in sources for k in range(len(source))]
+    chosen = np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int)
+    return np.stack([source[k] for source, k in (places[place] for place in chosen)])
+
+
+def of_files(paths: Sequence[Path] | None = None) -> Corpus:
+    """The bytes of files and directories (by default the sources of Python's standard library), every tenth file held out.
+
+    Of a single file its last tenth is.
+
+    Raises:
+        ValueError: a path cannot be read, or there is no text.
+    """
+    files = text.standard_library() if paths is None else [file for path in paths for file in _files(path)]
+    if len(files) == 1:
+        tokens = text.read(files)
+        cut = len(tokens) - len(tokens) // HELD_OUT
+        return Corpus([tokens[:cut]], [tokens[cut:]], BYTES)
+    train = [file for k, file in enumerate(files) if k % HELD_OUT]
+    return Corpus([text.read(train)], [text.read(files[::HELD_OUT])], BYTES)
+
+
+def of_shards(directory: Path) -> Corpus:
+    """Token shards as `write_shards` leaves them, mapped from disk.
+
+    Raises:
+        ValueError: the directory has none, or they are not what they should be.
+    """
+    try:
+        about = json.loads((directory / "tokens.json").read_text())
+        vocabulary = int(about["vocabulary"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"pretrain: {directory} has no readable tokens.json with a vocabulary ({error}). Write shards with write_shards."
+        ) from error
+    return Corpus(_shards(directory, "train"), _shards(directory, "held-out"), vocabulary)
+
+
+def write_shards(
+    directory: Path, documents: Iterable[Sequence[int]], *, vocabulary: int, end: int, shard: int = 2**27, held_out: int = 2**20
+) -> None:
+    """Write documents, as token ids, end to end with the token `end` after each: held-out-*.npy first, then train-*.npy.
+
+    Args:
+        directory: made if it is not there.
+        documents: token ids of each.
+        vocabulary: how many kinds of token there are; ids lie below.
+        end: the token between documents.
+        shard: tokens a shard.
+        held_out: how many tokens at the start, to the end of a document, are held out.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    dtype = np.uint16 if vocabulary <= 2**16 else np.uint32
+    documents = iter(documents)
+    for kind, limit in (("held-out", held_out), ("train", None)):
+        for number, tokens in enumerate(_packed(documents, end, shard, limit)):
+            np.save(directory / f"{kind}-{number:05}.npy", np.asarray(tokens, dtype))
+    (directory / "tokens.json").write_text(json.dumps({"vocabulary": vocabulary, "end": end}) + "\n")
+
+
+def _packed(documents: Iterator[Sequence[int]], end: int, shard: int, limit: int | None) -> Iterator[list[int]]:
+    """Shards of documents, each ending with one; at most `limit` tokens and the rest of a document."""
+    taken, tokens = 0, []
+    for document in documents:
+        tokens += [*document, end]
+        taken += len(document) + 1
+        if len(tokens) >= shard:
+            yield tokens
+            tokens = []
+        if limit is not None and taken >= limit:
+            break
+    if tokens:
+        yield tokens
+
+
+def _shards(directory: Path, kind: str) -> list[Tokens]:
+    try:
+        shards = [np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(directory.glob(f"{kind}-*.npy"))]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"pretrain: a {kind} shard of {directory} is no array of numbers ({error}). Write it again.") from error
+    if not shards or any(tokens.ndim != 1 or tokens.dtype.kind not in "iu" for tokens in shards):
+        raise ValueError(f"pretrain: {directory} needs {kind}-*.npy, one-dimensional arrays of whole numbers.")
+    return shards
+
+
+def _files(path: Path) -> Iterable[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]

@@ -1,0 +1,256 @@
+"""The loop: batch k makes step k, on however many devices; whatever is killed goes on from its last checkpoint."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, PyTree
+
+from fimlens import llama
+from fimlens.pretrain.data import Batches, Corpus, fixed_windows
+from fimlens.pretrain.mesh import batch_sharding, global_batch, mesh_of, my_rows, state_shardings, weight_shardings
+from fimlens.pretrain.model import first_weights
+from fimlens.pretrain.plan import Plan
+
+HELD_OUT_WINDOWS = 256
+EVERY = 10  # steps between lines of metrics
+
+
+class NonFinite(FloatingPointError):
+    """A step's loss or gradient was not finite."""
+
+
+class Training(NamedTuple):
+    """All that a step changes: how many were made, weights, the optimizer's state."""
+
+    step: Int[Array, ""]
+    weights: PyTree
+    optimizer: PyTree
+
+
+class Line(NamedTuple):
+    """What is told of a step: losses in nats per token, `held_out` where it was measured, tokens and seconds since the start."""
+
+    step: int
+    loss: float
+    held_out: float | None
+    tokens: int
+    seconds: float
+
+
+def train(
+    plan: Plan,
+    corpus: Corpus,
+    directory: Path | None = None,
+    *,
+    mesh: Mesh | None = None,
+    evaluate_every: int | None = None,
+    checkpoint_every: int = 100,
+    keep: int = 2,
+    told: Callable[[Line], None] = lambda line: None,
+) -> list[Line]:
+    """Train by a plan, from its last checkpoint in `directory` where there is one; the lines of metrics, and the last held-out loss.
+
+    In `directory` go plan.json, metrics.jsonl and the last `keep` checkpoints, one every `checkpoint_every` steps and one at
+    the end. Without one nothing is kept. `mesh` is over all devices of all hosts, along data by default.
+
+    Raises:
+        ValueError: the directory is of another plan, the text is too short, or the batch does not divide among the hosts.
+        NonFinite: a step's loss or gradient was not finite, and the plan says to stop there.
+    """
+    if corpus.vocabulary > plan.config.vocabulary:
+        raise ValueError(
+            f"pretrain: the text has {corpus.vocabulary} kinds of token and {plan.model} knows {plan.config.vocabulary}. "
+            "Take a model with a larger vocabulary, or another tokenizer."
+        )
+    mesh = mesh_of() if mesh is None else mesh
+    batches = Batches(corpus.train, batch=plan.batch, length=plan.length, seed=plan.seed)
+    measured = global_batch(mesh, _shared(fixed_windows(corpus.held_out, count=HELD_OUT_WINDOWS, length=plan.length), mesh))
+    tx, rows = plan.transform(), my_rows(plan.batch)
+    shapes = jax.eval_shape(lambda: _first(plan, tx))
+    shardings = _shardings(shapes, tx, mesh)
+    with _Keeper(plan, directory, checkpoint_every, keep) as keeper, jax.set_mesh(mesh):
+        training = keeper.restored(shardings, shapes) or jax.jit(lambda: _first(plan, tx), out_shardings=shardings)()
+        step = jax.jit(_step(plan, tx), donate_argnums=0, out_shardings=(shardings, None))
+        held_out = jax.jit(lambda weights, tokens: llama.loss(plan.config, weights, tokens, remat=plan.remat))
+        first, start = int(training.step), time.perf_counter()
+        waiting: list[tuple[int, Any]] = []
+        for k in range(first, plan.steps):
+            training, seen = step(training, global_batch(mesh, _parts(batches(k, rows), plan.accumulate)))
+            waiting.append((k, seen))
+            done = k + 1
+            evaluated = done == plan.steps or (evaluate_every is not None and done % evaluate_every == 0)
+            due = keeper.due(done) or done == plan.steps
+            if not (due or evaluated or done % EVERY == 0):
+                continue
+            losses = _finite(plan, waiting)
+            waiting = []
+            value = float(held_out(training.weights, measured)) if evaluated else None
+            tokens, seconds = plan.batch * plan.length * (done - first), time.perf_counter() - start
+            line = Line(done, losses, value, tokens, seconds)
+            keeper.note(line)
+            told(line)
+            if due:
+                keeper.save(done, training)
+        return keeper.lines
+
+
+def _first(plan: Plan, tx: optax.GradientTransformation) -> Training:
+    weights = first_weights(plan.config, jax.random.key(plan.seed), dtype=plan.weight_dtype, scan=plan.scan)
+    return Training(jnp.zeros([], jnp.int32), weights, tx.init(weights))
+
+
+def _shardings(shapes: Training, tx: optax.GradientTransformation, mesh: Mesh) -> Training:
+    whole = NamedSharding(mesh, PartitionSpec())
+    return Training(whole, weight_shardings(mesh, shapes.weights), state_shardings(mesh, tx, shapes.weights))
+
+
+def _step(plan: Plan, tx: optax.GradientTransformation) -> Callable[..., tuple[Training, tuple[Array, Array]]]:
+    """One step over the parts of a batch: the loss, and whether it was finite. Where it was not, nothing moves but the count."""
+
+    def loss(weights: PyTree, tokens: Int[Array, "rows window"]) -> Float[Array, ""]:
+        return llama.loss(plan.config, weights, tokens, remat=plan.remat)
+
+    def part(sums: tuple[Array, PyTree], tokens: Int[Array, "rows window"], weights: PyTree) -> tuple[tuple[Array, PyTree], None]:
+        value, gradients = jax.value_and_grad(loss)(weights, tokens)
+        return jax.tree.map(lambda s, x: s + x.astype(jnp.float32), sums, (value, gradients)), None
+
+    def step(training: Training, tokens: Int[Array, "parts rows window"]) -> tuple[Training, tuple[Array, Array]]:
+        count, weights, state = training
+        if plan.accumulate == 1:
+            value, gradients = jax.value_and_grad(loss)(weights, tokens[0])
+        else:
+            zero = (jnp.zeros([]), jax.tree.map(lambda W: jnp.zeros(W.shape, jnp.float32), weights))
+            sums, _ = jax.lax.scan(lambda sums, tokens: part(sums, tokens, weights), zero, tokens)
+            value, gradients = jax.tree.map(lambda s: s / plan.accumulate, sums)
+            gradients = jax.tree.map(lambda g, W: g.astype(W.dtype), gradients, weights)
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(gradients))
+        updates, new_state = tx.update(gradients, state, weights)
+        moved = (optax.apply_updates(weights, updates), new_state)
+        weights, state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, (weights, state))
+        return Training(count + 1, weights, state), (value, finite)
+
+    return step
+
+
+def _finite(plan: Plan, waiting: list[tuple[int, Any]]) -> float:
+    """The mean loss of some steps; those that were not finite are named, or left out."""
+    losses = []
+    for k, (loss, finite) in waiting:
+        if bool(finite):
+            losses.append(float(loss))
+        elif plan.on_nonfinite == "stop":
+            raise NonFinite(
+                f"pretrain: batch {k} made a loss of {float(loss)} or a gradient that is not finite; its update was not made. "
+                'Lower the rate, clip the gradient, or go on without such batches by on_nonfinite="skip".'
+            )
+    return sum(losses) / len(losses) if losses else math.nan
+
+
+def _parts(rows: Int[np.ndarray, "rows window"], count: int) -> Int[np.ndarray, "parts rows window"]:
+    return rows.reshape(count, -1, rows.shape[1])
+
+
+def _shared(rows: Int[np.ndarray, "windows window"], mesh: Mesh) -> Int[np.ndarray, "windows window"]:
+    """This host's part of windows that all hosts have, as many as lie evenly on the mesh."""
+    hosts, lanes = jax.process_count(), math.prod(mesh.shape[name] for name in ("data", "fsdp"))
+    even = max(len(rows) // math.lcm(hosts, lanes), 1) * math.lcm(hosts, lanes)
+    rows = np.resize(rows, (even, rows.shape[1]))
+    each = even // hosts
+    return rows[jax.process_index() * each :][:each]
+
+
+class _Keeper:
+    """The directory of a run: its plan, its lines, its checkpoints. Nothing where there is none."""
+
+    def __init__(self, plan: Plan, directory: Path | None, every: int, keep: int) -> None:
+        self.lines: list[Line] = []
+        self.manager = None
+        if directory is None:
+            return
+        directory = directory.absolute()
+        directory.mkdir(parents=True, exist_ok=True)
+        _require_same(directory / "plan.json", plan)
+        self.metrics = directory / "metrics.jsonl"
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self.manager = ocp.CheckpointManager(directory / "checkpoints", options=options)
+        self.every = every
+
+    def __enter__(self) -> "_Keeper":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.manager is not None:
+            self.manager.close()
+
+    def due(self, done: int) -> bool:
+        """Whether a checkpoint is to be made."""
+        return self.manager is not None and done % self.every == 0
+
+    def restored(self, shardings: Training, shapes: Training) -> Training | None:
+        """The last checkpoint that is whole, with the lines up to it."""
+        last = None if self.manager is None else self.manager.latest_step()
+        if last is None:
+            return None
+        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        try:
+            training = self.manager.restore(last, args=ocp.args.StandardRestore(abstract))
+        except (ValueError, KeyError, OSError) as error:
+            raise ValueError(
+                f"pretrain: checkpoint {last} of {self.manager.directory} cannot be read ({str(error).splitlines()[0]}). "
+                "Remove it to go on from the one before, or the directory to begin anew."
+            ) from error
+        self.lines = [line for line in _read(self.metrics) if line.step <= last]
+        if jax.process_index() == 0:
+            _write(self.metrics, self.lines)
+        return training
+
+    def note(self, line: Line) -> None:
+        self.lines.append(line)
+        if self.manager is not None and jax.process_index() == 0:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(line._asdict()) + "\n")
+
+    def save(self, done: int, training: Training) -> None:
+        if self.manager is not None and self.manager.latest_step() != done:
+            self.manager.save(done, args=ocp.args.StandardSave(training))
+
+
+def _require_same(path: Path, plan: Plan) -> None:
+    """Write the plan, or refuse another one than is there."""
+    mine = json.loads(json.dumps(asdict(plan)))
+    try:
+        theirs = json.loads(path.read_text()) if path.exists() else mine
+    except ValueError as error:
+        raise ValueError(f"pretrain: {path} is no plan ({error}). Take another directory.") from error
+    differing = [name for name in mine if theirs.get(name) != mine[name]]
+    if differing:
+        what = ", ".join(f"{name} {theirs.get(name)!r} there and {mine[name]!r} here" for name in differing)
+        raise ValueError(f"pretrain: {path.parent} is a run of another plan: {what}. Take another directory.")
+    if jax.process_index() == 0:
+        path.write_text(json.dumps(mine, indent=2) + "\n")
+
+
+def _read(path: Path) -> Iterator[Line]:
+    """The lines that are whole: a kill may have left half a one."""
+    for text in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            yield Line(**json.loads(text))
+        except (ValueError, TypeError):
+            continue
+
+
+def _write(path: Path, lines: list[Line]) -> None:
+    beside = path.with_suffix(".part")
+    beside.write_text("".join(json.dumps(line._asdict()) + "\n" for line in lines))
+    beside.replace(path)

@@ -1,0 +1,71 @@
+"""One mesh of three axes under `jit`: data, fsdp and tensor; and where weights, optimizer state and batches lie on it."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int, PyTree
+
+from fimlens.sharding import state_partition_specs
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def mesh_of(sizes: dict[str, int] | None = None) -> Mesh:
+    """All devices, of all hosts, in a grid; axes that are not named have size 1, and by default all lie along data.
+
+    Raises:
+        ValueError: an axis is none of ours, or the sizes do not multiply to the number of devices.
+    """
+    count = jax.device_count()
+    sizes = {"data": count} if sizes is None else sizes
+    wrong = sorted(set(sizes) - set(AXES))
+    if wrong or math.prod(sizes.values()) != count:
+        raise ValueError(
+            f"pretrain: a mesh has the axes {', '.join(AXES)}, whose sizes multiply to the {count} devices there are; got "
+            f"{', '.join(f'{name}={size}' for name, size in sizes.items())}."
+        )
+    return jax.make_mesh([sizes.get(name, 1) for name in AXES], AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def weight_shardings(mesh: Mesh, weights: PyTree) -> PyTree:
+    """Inputs of a matrix along fsdp and outputs along tensor, where those divide them; all else on every device."""
+
+    def sharding(leaf: Any) -> NamedSharding:
+        if leaf.ndim < 2:
+            return NamedSharding(mesh, PartitionSpec())
+        last = [name if side % mesh.shape[name] == 0 else None for name, side in zip(AXES[1:], leaf.shape[-2:], strict=True)]
+        return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 2), *last))
+
+    return jax.tree.map(sharding, weights)
+
+
+def state_shardings(mesh: Mesh, tx: Any, weights: PyTree) -> PyTree:
+    """Where the optimizer's state lies, beside the weights that it is of."""
+    specs = state_partition_specs(tx, weights, jax.tree.map(lambda s: s.spec, weight_shardings(mesh, weights)), mesh=mesh)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+
+def batch_sharding(mesh: Mesh, axes: int = 2) -> NamedSharding:
+    """Rows along data and fsdp; `axes` counts the axes of the array, rows the last but one."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * (axes - 2), AXES[:2], None))
+
+
+def my_rows(batch: int) -> slice:
+    """The rows of a batch that this host reads.
+
+    Raises:
+        ValueError: hosts do not divide them.
+    """
+    hosts = jax.process_count()
+    if batch % hosts:
+        raise ValueError(f"pretrain: a batch of {batch} rows does not divide among {hosts} hosts. Take a multiple of {hosts}.")
+    each = batch // hosts
+    return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
+
+
+def global_batch(mesh: Mesh, rows: Int[np.ndarray, "*micro rows window"]) -> jax.Array:
+    """One array over all hosts from the rows that each has read."""
+    return jax.make_array_from_process_local_data(batch_sharding(mesh, rows.ndim), rows)

@@ -1,0 +1,88 @@
+"""What makes a training what it is: two runs of one plan make the same losses."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+import fimlens
+from fimlens import llama
+from fimlens.memory import FORMULAS
+from fimlens.pretrain.model import CONFIGS
+
+OPTIMIZERS = tuple(FORMULAS)
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training: model, optimizer and data order. Sizes are counts; `rate` is the peak of the learning rate.
+
+    It warms up over a tenth of the steps and falls by a cosine to a tenth of its peak, as in [G]. `options` go to the optimizer,
+    `accumulate` is the number of parts that each batch is taken in, `clip` bounds the gradient's norm, `on_nonfinite` says what
+    becomes of a step whose loss or gradient is not finite: its update is never made, and the run stops, or skips it.
+
+    Raises:
+        ValueError: a name is unknown or a number out of its range.
+    """
+
+    model: str = "cpu-1m"
+    optimizer: str = "adam"
+    rate: float = 1e-2
+    steps: int = 400
+    batch: int = 16
+    length: int = 128
+    options: dict[str, Any] = field(default_factory=dict)
+    accumulate: int = 1
+    clip: float | None = None
+    seed: int = 0
+    dtype: str = "float32"
+    tied: bool = False
+    scan: bool = False
+    remat: bool = False
+    on_nonfinite: str = "stop"
+
+    def __post_init__(self) -> None:
+        for name, known in (("model", CONFIGS), ("optimizer", OPTIMIZERS), ("dtype", DTYPES), ("on_nonfinite", ("stop", "skip"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"pretrain: {name} is one of {', '.join(known)}; got {getattr(self, name)!r}.")
+        for name in ("steps", "batch", "length", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"pretrain: {name} is a positive number; got {getattr(self, name)}.")
+        if not self.rate > 0:
+            raise ValueError(f"pretrain: the rate is a positive number; got {self.rate}.")
+        if self.batch % self.accumulate:
+            raise ValueError(f"pretrain: a batch of {self.batch} has no {self.accumulate} equal parts. Take a divisor.")
+
+    @property
+    def config(self) -> llama.Config:
+        """The model's sizes."""
+        config = CONFIGS[self.model]
+        return llama.Config(**(asdict(config) | {"tied": True})) if self.tied else config
+
+    @property
+    def weight_dtype(self) -> Any:
+        """Of weights and optimizer state."""
+        return jnp.dtype(self.dtype)
+
+    @property
+    def schedule(self) -> optax.Schedule:
+        """The learning rate by the step."""
+        return optax.warmup_cosine_decay_schedule(0.0, self.rate, max(self.steps // 10, 1), max(self.steps, 2), self.rate / 10)
+
+    def transform(self) -> optax.GradientTransformation:
+        """The optimizer, a whole chain.
+
+        Raises:
+            ValueError: an option is none of the optimizer's.
+        """
+        make: Callable[..., optax.GradientTransformation] = getattr(fimlens, self.optimizer)
+        unknown = sorted(set(self.options) - set(inspect.signature(make).parameters))
+        if unknown:
+            known = ", ".join(list(inspect.signature(make).parameters)[1:])
+            raise ValueError(f"pretrain: {self.optimizer} has no option {unknown[0]!r}. It has {known}.")
+        tx = make(self.schedule, **self.options)
+        return tx if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), tx)
