@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._require import require_real
+from fimlens.basis import above_rounding
 from fimlens.chain import growth_limit
 from fimlens.compensation import Compensation, Seen, nearest
 from fimlens.stacked_subspaces import Stack, Subspaces, remaining, require_tracker
@@ -174,7 +175,7 @@ def scale_by_low_rank(
             subspaces, kept = refreshed_if_due(state.count, update_interval, (dict(state.subspaces), state.inner), *hows)
             U = {name: subspaces_of.bases(subspaces[name], G, rank(G)) for name, G in stacks.items()}
             whole = {name: bounded(jnp.sum(G**2, 1, keepdims=True)) for name, G in stacks.items()}
-            sigma = {name: _above_rounding(clipped(U[name].mT @ G), whole[name]) for name, G in stacks.items()}
+            sigma = {name: above_rounding(clipped(U[name].mT @ G), whole[name]) for name, G in stacks.items()}
             D, kept = inner.update(sigma, kept)
             count = optax.safe_increment(state.count)
             weight = 1 - b_tail**count if bias_correction else jnp.ones([])
@@ -201,8 +202,3 @@ def _tall(G: Stack) -> bool:
 def _lying(stacks: dict[str, Array]) -> dict[str, Array]:
     """Each stack with the shorter side first."""
     return {name: G.mT if _tall(G) else G for name, G in stacks.items()}
-
-
-def _above_rounding(sigma: Float[Array, "k r n"], whole: Float[Array, "k 1 n"]) -> Float[Array, "k r n"]:
-    """sigma without what rounding may have made of it, given ||g_j||^2: see `basis.above_rounding`."""
-    return jnp.where(jnp.abs(sigma) <= 8 * jnp.finfo(sigma.dtype).eps * jnp.sqrt(whole), 0, sigma)

@@ -10,6 +10,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
+from fimlens.basis import above_rounding
 from fimlens.state import StructureState, carried_by
 from fimlens.structure import Structure, Tree
 from fimlens.subspaces import SubspaceTracker
@@ -41,7 +42,7 @@ class Subspaces:
         """What is kept after the tracker's `start` or `turn`, and T = U_new^T U_old where moments are rotated."""
         new, T = jax.vmap(how)(_in_dtype(old, G.dtype), G, jax.random.split(key, len(G))), None
         if self.moments == "rotate":
-            T = self.bases(new, G, r).mT @ self.bases(old, G, r)
+            T = above_rounding(self.bases(new, G, r).mT @ self.bases(old, G, r), jnp.ones([], G.dtype))
             new = jax.vmap(self.tracker.carried_by)(T, new)
         if self.moments == "reset":
             new = jax.vmap(self.tracker.forgotten)(new)

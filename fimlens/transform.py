@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._fit import blank, fit
 from fimlens._require import require_real
-from fimlens.basis import above_rounding
+from fimlens.basis import above_their_rounding
 from fimlens.fisher import Fisher
 from fimlens.state import Slot, StructureState, assembled, has_bases, members_of, refreshed_if_due, slots_of
 from fimlens.structure import Frame, Structure, Tree, require_structure
@@ -159,7 +159,7 @@ def scale_by_structure(
             slot = slot._replace(averaged=mixed(slot.averaged, measured, now))
             members = members_of(structure, slot, now.weight_2, average, G)
         if jax.tree.leaves(slot.frame):
-            X = over(G, above_rounding)(X)
+            X = over(G, above_their_rounding)(X)
         U = out(slot.frame, over(G, lambda member, x: structure.over_root(member, x, eps))(members, X))
         if current_only:
             slot = slot._replace(frame=None)

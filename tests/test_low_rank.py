@@ -162,6 +162,22 @@ def test_nothing_is_made_of_rounding(name):
     assert not np.asarray(zero).any()
 
 
+FEW = [("alice", {}), ("alice", {"moments": "rotate"}), ("alice", {"switch": "none", "moments": "keep"})]
+
+
+@pytest.mark.parametrize(("name", "options"), FEW[:1] + [pytest.param(*few, marks=pytest.mark.slow) for few in FEW[1:]])
+def test_more_directions_than_the_gradient_has_move_nothing_outside_it(name, options):
+    """A gradient of rank 8 and 16 leading directions of 32, over two refreshes: rounding in the others is no update."""
+    tx = getattr(fl, f"scale_by_{name}")(rank=32, leading=16, update_interval=3, **options)
+    rng = np.random.default_rng(0)
+    U, V = (np.linalg.qr(rng.normal(size=(256, 8)))[0] for _ in range(2))
+    update, state = jax.jit(tx.update), tx.init(jnp.zeros((256, 256)))
+    for _ in range(5):
+        G = U * (1 + np.arange(8)) @ rng.normal(size=(8, 8)) @ V.T
+        moved, state = update(jnp.asarray(G, jnp.float32), state)
+        assert np.linalg.norm(moved - U @ (U.T @ moved)) < 1e-4 * np.linalg.norm(moved)
+
+
 def test_sizes_that_do_not_fit_are_served_or_refused():
     """A rank over the matrix takes it whole; more to switch than the complement has switches it all; the rest is refused."""
     G = jnp.asarray(np.random.default_rng(0).normal(size=(5, 7)), jnp.float32)
