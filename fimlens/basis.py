@@ -18,7 +18,7 @@ def eigenbasis(covariance: Float[Array, "m m"], rank: int | None = None) -> Floa
 def singular_bases(
     A: Float[Array, "m n"], left: int | None = None, right: int | None = None
 ) -> tuple[Float[Array, "m r"], Float[Array, "n s"]]:
-    """Singular vectors, leading first, the first `left` and `right` of them, with what svd leaves open fixed: see `completed`."""
+    """Singular vectors, leading first, as many as `left` and `right` say, with what svd leaves open fixed: see `completed`."""
     U, values, Vt = svd(A / unit_of(A))
     sure = values > 4 * rounding(A) * values[0]  # of 1024 x 1024 matrices the noise is some 5 eps
 
@@ -61,24 +61,29 @@ def complement(V: Float[Array, "m r"], which: Int[Array, " k"]) -> Float[Array, 
     return unit - (W @ (Bt.T / (1 + s))) @ (Bt @ V[r + which].T)
 
 
-def above_rounding(x: Float[Array, "*stack m n"], *squares: Array) -> Float[Array, "*stack m n"]:
+def above_rounding(x: Float[Array, "*stack m n"], *squares: Array, times: int = 8) -> Float[Array, "*stack m n"]:
     """Coordinates in some bases, without entries that the rotation's rounding alone may have made.
 
     In a null space they are nothing else, and divided by their own root they would send the weights along whatever vectors
-    the bases happen to have there. An entry is known to some eps times the norms of what it is a product of: `squares` are
-    those norms squared, each broadcast against x.
+    the bases happen to have there. An entry is known to some `times` eps times the norms of what it is a product of: `squares`
+    are those norms squared, each broadcast against x.
     """
-    eps = 32 * jnp.finfo(x.dtype).eps  # 32: a basis is known to some eps times the condition of what it was found from
-    known_to = eps * jnp.sqrt(reduce(jnp.maximum, squares))
+    known_to = times * jnp.finfo(x.dtype).eps * jnp.sqrt(reduce(jnp.maximum, squares))
     return jnp.where(jnp.abs(x) <= known_to, 0, x)
 
 
 def above_their_rounding(X: PyTree) -> PyTree:
     """The same of coordinates that are all there is: by the norms of row and column, in both of which an error of the bases
-    shows, and by what a spread-out error of the whole would leave in an entry."""
+    shows, and by what a spread-out error of the whole would leave in an entry; 32 eps of them, as bases found from a
+    covariance are known to some eps times its condition."""
     leaves = jax.tree.leaves(X)
     spread = sum(jnp.sum(x**2) for x in leaves) / max(leaves[0].shape)
-    return jax.tree.map(lambda x: above_rounding(x, *(jnp.sum(x**2, axis, keepdims=True) for axis in (-1, -2)), spread), X)
+
+    def above(x: Float[Array, "*stack m n"]) -> Float[Array, "*stack m n"]:
+        rows, columns = (jnp.sum(x**2, axis, keepdims=True) for axis in (-1, -2))
+        return above_rounding(x, rows, columns, spread, times=32)
+
+    return jax.tree.map(above, X)
 
 
 def unit_of(A: Float[Array, "*stack m n"], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:

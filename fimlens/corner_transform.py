@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._require import require_real
+from fimlens.basis import above_rounding
 from fimlens.chain import growth_limit
 from fimlens.stacked_subspaces import Stack, Subspaces, remaining, require_tracker
 from fimlens.state import StructureState, refreshed_if_due
@@ -134,12 +135,11 @@ def scale_by_corner(
 
     def squares(G: Stack, A: Array, B: Array, X: Array) -> tuple[Array, Array, Array]:
         """Of what is left of each row of A, of each column of B, and of G; 0 where that is rounding."""
-        total = bounded(jnp.sum(G**2, (1, 2), keepdims=True))
-        rows, columns, corner = jnp.sum(A**2, 2, keepdims=True), jnp.sum(B**2, 1, keepdims=True), X**2
+        rows, columns, total = _squares(A, 2), _squares(B, 1), _squares(G, (1, 2))
         left = (
-            (rows - corner.sum(2, keepdims=True), rows),
-            (columns - corner.sum(1, keepdims=True), columns),
-            (total - rows.sum(1, keepdims=True) - columns.sum(2, keepdims=True) + corner.sum((1, 2), keepdims=True), total),
+            (rows - _squares(X, 2), rows),
+            (columns - _squares(X, 1), columns),
+            (total - _squares(A, (1, 2)) - _squares(B, (1, 2)) + _squares(X, (1, 2)), total),
         )
         return tuple(remaining(rest, whole) for rest, whole in left)
 
@@ -169,8 +169,9 @@ def scale_by_corner(
             seen = {}
             for name, G in stacks.items():
                 U, V = map(subspaces_of.bases, subspaces[name], sides(G), ranks(G))
-                A, B = clipped(U.mT @ G), clipped(G @ V)
-                seen[name] = U, V, A, B, _above_rounding(A @ V, G)
+                A = above_rounding(clipped(U.mT @ G), _squares(G, 1))
+                B = above_rounding(clipped(G @ V), _squares(G, 2))
+                seen[name] = U, V, A, B, above_rounding(A @ V, _squares(A, 2), _squares(B, 1), times=32)
             D, kept = inner.update({name: X for name, (*_, X) in seen.items()}, kept)
             count = optax.safe_increment(state.count)
             weight = jnp.asarray(1 - b_tied**count if bias_correction else 1.0)
@@ -186,7 +187,6 @@ def scale_by_corner(
     return optax.GradientTransformation(init, update)
 
 
-def _above_rounding(X: Float[Array, "k r1 r2"], G: Stack) -> Float[Array, "k r1 r2"]:
-    """X without what rounding may have made of it: see `basis.above_rounding`."""
-    norm = jnp.sqrt(bounded(jnp.sum(G**2, (1, 2), keepdims=True)))
-    return jnp.where(jnp.abs(X) <= 8 * jnp.finfo(X.dtype).eps * norm / max(G.shape[1:]) ** 0.5, 0, X)
+def _squares(X: Stack, axis: int | tuple[int, int]) -> Array:
+    """||X||^2 of each matrix, or of each of its columns (1) or rows (2)."""
+    return bounded(jnp.sum(X**2, axis, keepdims=True))
