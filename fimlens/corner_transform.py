@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 from fimlens._require import require_real
 from fimlens.basis import above_rounding
 from fimlens.chain import growth_limit
-from fimlens.stacked_subspaces import Stack, Subspaces, remaining, require_tracker
+from fimlens.stacked_subspaces import Stack, Subspaces, require_tracker
 from fimlens.state import StructureState, refreshed_if_due
 from fimlens.structure import Tree, inverse_root
 from fimlens.structures.corner import Corner, Parts
@@ -141,7 +141,7 @@ def scale_by_corner(
             (columns - _squares(X, 1), columns),
             (total - _squares(A, (1, 2)) - _squares(B, (1, 2)) + _squares(X, (1, 2)), total),
         )
-        return tuple(remaining(rest, whole) for rest, whole in left)
+        return tuple(subspaces_of.remaining(rest, whole) for rest, whole in left)
 
     def scales(G: Stack, left: tuple, tied: Parts, phi: Array | None, weight: Array) -> tuple[list, Parts, Array | None]:
         """a, b and c, zero where nothing is left, with the limiter's and alpha_c's factors; and what is kept."""

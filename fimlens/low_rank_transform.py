@@ -17,7 +17,7 @@ from fimlens._require import require_real
 from fimlens.basis import above_rounding
 from fimlens.chain import growth_limit
 from fimlens.compensation import Compensation, Seen, nearest
-from fimlens.stacked_subspaces import Stack, Subspaces, remaining, require_tracker
+from fimlens.stacked_subspaces import Stack, Subspaces, require_tracker
 from fimlens.state import StructureState, refreshed_if_due
 from fimlens.structure import Tree
 from fimlens.structures.low_rank import LowRank
@@ -76,7 +76,7 @@ def scale_by_low_rank(
         b_tail: decay of the tail's statistics; b1 by default, as in [G].
         alpha_c, gamma: scale of the compensation, and how much its norm may grow in a step (None: any).
         eps: added to the roots of the lead's eigenvalues.
-        update_interval: steps between refreshes, the first at the first step; None to never turn.
+        update_interval: steps between refreshes, the first at the first step; None for that one alone.
         moments: what becomes of the lead's averages at a refresh: "keep" (as if the basis had not moved), "rotate"
             (into the new basis, by T = U_new^T U_old), or "reset".
         bias_correction: divide all averages by the weight they have gathered.
@@ -148,7 +148,7 @@ def scale_by_low_rank(
         G: Stack, whole: Array, sigma: Array, D: Array, tail: Tree, phi: Array | None, weight: Array
     ) -> tuple[Array | None, Tree, Array | None]:
         """The scale d of each column, and what is kept for the next."""
-        left = remaining(whole - jnp.sum(sigma**2, 1, keepdims=True), whole)
+        left = subspaces_of.remaining(whole - jnp.sum(sigma**2, 1, keepdims=True), whole)
         new = tail_moments(G, left)
         tail = jax.tree.map(lambda old, x: b_tail * old.astype(x.dtype) + (1 - b_tail) * x, tail, new)
         eigenvalue = None

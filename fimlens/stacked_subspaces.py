@@ -18,6 +18,9 @@ from fimlens.subspaces import SubspaceTracker
 Stack = Float[Array, "k m n"]
 MOMENTS = ("keep", "rotate", "reset")
 ROUNDING = 84  # eps of a square, 1e-5 in float32: of a difference of squares, what cancellation may leave
+KEPT = (
+    2  # eps of the dtype that a basis is kept in: how far the squares of coordinates in it may be from those of what it spans
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Subspaces:
         """What is kept after a step."""
         return _like(kept, jax.vmap(self.tracker.follow)(_in_dtype(kept, G.dtype), G, sigma))
 
+    def remaining(self, square: Array, whole: Array) -> Array:
+        """A difference of squares, 0 where of `whole` it may be but rounding: of the arithmetic, or of the bases as kept."""
+        eps = max(ROUNDING * jnp.finfo(whole.dtype).eps, KEPT * jnp.finfo(self.dtype or whole.dtype).eps)
+        return jnp.where(square > eps * whole, square, square * 0)  # NaN stays NaN
+
     def moved(
         self, structure: Structure, inner: optax.GradientTransformation, state: StructureState, leads: PyTree, *turns: PyTree
     ) -> StructureState:
@@ -59,11 +67,6 @@ class Subspaces:
         if self.moments == "keep":
             return state
         return inner.init(leads) if self.moments == "reset" else carried_by(structure, state, leads, *turns)
-
-
-def remaining(square: Array, whole: Array) -> Array:
-    """A difference of squares, 0 where of `whole` it is but rounding."""
-    return jnp.where(square > ROUNDING * jnp.finfo(whole.dtype).eps * whole, square, square * 0)  # NaN stays NaN
 
 
 def require_tracker(call: str, tracker: Any, moments: str, update_interval: Any) -> None:

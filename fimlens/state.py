@@ -170,8 +170,8 @@ def carried_by(
 
 
 def refreshed_if_due(count: Array, interval: Any, kept: Tree, turn: Callable[[], Tree], start: Callable[[], Tree]) -> Tree:
-    """What is kept: `start`ed at the first step, `turn`ed every `interval` steps, else as it is; None never turns."""
+    """What is kept: `start`ed at the first step, `turn`ed every `interval` steps, else as it is; None never turns it."""
     if interval is None:
-        return kept
+        return jax.lax.cond(count == 0, start, lambda: kept)
     which = jnp.where(count == 0, 2, count % interval == 0)
     return jax.lax.switch(which, [lambda: kept, turn, start])

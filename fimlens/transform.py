@@ -127,7 +127,7 @@ def scale_by_structure(
         return Slot(frame, averaged, carried)
 
     def turned_if_due(slot: Slot, seen: Callable[[], Tree], G: Matrices, state: StructureState) -> Slot:
-        if not jax.tree.leaves(slot.frame):
+        if update_interval is None or not jax.tree.leaves(slot.frame):
             return slot
         key = jax.random.fold_in(state.key, state.count)
         hows = [lambda how=how: turned(slot, seen(), G, key, how) for how in (structure.turn, structure.start)]

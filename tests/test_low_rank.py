@@ -129,14 +129,58 @@ def test_without_momentum_the_update_is_the_members(structure, shape):
         np.testing.assert_allclose(update, structure.apply(member, jnp.asarray(G), inverse_root(0.0)), rtol=1e-9, atol=1e-9)
 
 
+def compiled(tx, shape, count):
+    """The step that follows `count` others, and no other."""
+
+    def step(G, state):
+        return tx.update(G, (state[0]._replace(count=jnp.full_like(state[0].count, count)), *state[1:]))
+
+    G = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.jit(step, donate_argnums=1).lower(G, jax.eval_shape(tx.init, G)).compile()
+
+
 def test_alice_takes_two_products_and_no_more():
     """By XLA's analysis, between refreshes, on a square matrix at r = m/4; and no temporary over two copies of the gradient."""
     m, r = 256, 64
-    tx = fl.scale_by_alice(rank=r, leading=20, update_interval=None)
-    G = jnp.zeros((m, m))
-    compiled = jax.jit(tx.update, donate_argnums=1).lower(G, jax.eval_shape(tx.init, G)).compile()
-    assert compiled.cost_analysis()["flops"] <= 1.2 * 4 * m * m * r
-    assert compiled.memory_analysis().temp_size_in_bytes <= 2 * G.nbytes
+    step = compiled(fl.scale_by_alice(rank=r, leading=20), (m, m), 1)
+    assert "lapack" not in step.as_text()
+    assert step.cost_analysis()["flops"] <= 1.2 * 4 * m * m * r
+    assert step.memory_analysis().temp_size_in_bytes <= 2 * 4 * m * m
+
+
+@pytest.mark.slow
+def test_a_refresh_forms_nothing_as_large_as_the_long_side_squared():
+    step = compiled(fl.scale_by_low_rank_soap(rank=4, leading=2), (16, 1024), 0)
+    assert step.memory_analysis().temp_size_in_bytes <= 4 * 1024**2 / 2
+
+
+def test_without_an_interval_the_first_basis_stays():
+    """That of the first gradient; for a random projection, the seed's and each matrix's own."""
+    rng = np.random.default_rng(0)
+    first, second = (jnp.asarray(rng.normal(size=(2, 5, 7)), jnp.float32) for _ in range(2))
+    update = lambda tx, G, state: jax.jit(tx.update)(G, state)[1]  # noqa: E731
+    tx = fl.scale_by_galore(rank=2, update_interval=None)
+    state = update(tx, second, update(tx, first, tx.init(first)))
+    for G, U in zip(first, state[0].subspaces["5 x 7"].basis, strict=True):
+        theirs = np.linalg.svd(G)[0][:, :2]
+        np.testing.assert_allclose(U @ U.T, theirs @ theirs.T, atol=1e-5)
+    keys = []
+    for seed in (0, 1):
+        tx = fl.scale_by_apollo(rank=2, update_interval=None, seed=seed)
+        keys += list(update(tx, first, tx.init(first))[0].subspaces["5 x 7"].key)
+    assert len({tuple(map(int, key)) for key in keys}) == 4
+
+
+@pytest.mark.parametrize("name", ["fira", *(pytest.param(name, marks=pytest.mark.slow) for name in ("alice", "low_rank_soap"))])
+def test_a_basis_kept_in_bfloat16_leaves_no_rest_of_its_own(name):
+    """Gradients in the subspace: outside it there is what rounding U to bfloat16 makes of the lead, and no compensation."""
+    tx = getattr(fl, f"scale_by_{name}")(rank=3, factor_dtype=jnp.bfloat16, **({"leading": 3} if name != "fira" else {}))
+    rng = np.random.default_rng(0)
+    U = np.linalg.qr(rng.normal(size=(64, 3)))[0]
+    update, state = jax.jit(tx.update), tx.init(jnp.zeros((64, 96)))
+    for _ in range(3):
+        moved, state = update(jnp.asarray(U @ rng.normal(size=(3, 96)), jnp.float32), state)
+        assert np.linalg.norm(moved - U @ (U.T @ moved)) < 2**-7 * np.linalg.norm(moved)
 
 
 NAMED = {"alice": {"leading": 3}, "fira": {}, "galore": {}, "low_rank_soap": {"leading": 3}}
