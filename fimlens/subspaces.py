@@ -188,4 +188,4 @@ class RandomProjection(SubspaceTracker):
 
 
 def _singular(G: Matrix, r: int) -> Basis:
-    return singular_bases(G, left=r)[0]
+    return singular_bases(G, r, r)[0]
