@@ -18,7 +18,7 @@ from fimlens._require import require_real
 from fimlens.basis import above_rounding
 from fimlens.chain import growth_limit
 from fimlens.stacked_subspaces import Stack, Subspaces, require_tracker
-from fimlens.state import StructureState, refreshed_if_due
+from fimlens.state import StructureState, refreshed_if_due, require_state
 from fimlens.structure import Tree, inverse_root
 from fimlens.structures.corner import Corner, Parts
 from fimlens.subspaces import SubspaceTracker
@@ -61,7 +61,8 @@ def scale_by_corner(
 ) -> optax.GradientTransformation:
     """Scale each matrix by the inverse root of a `Corner`: momentum in the corner alone, compensation outside it.
 
-    The tracker follows both sides, G for the left and G^T for the right. Arguments are those of `scale_by_low_rank`;
+    The tracker follows both sides, G for the left and G^T for the right. Arguments are those of `scale_by_low_rank`; "reset"
+    spares the tail's average, which is of no basis;
     `b_tied` is the decay of the tied numbers, b1 by default, alpha_c and gamma are of all three tied parts together.
 
     Raises:
@@ -128,8 +129,8 @@ def scale_by_corner(
                 rows = None if rows is None else (L**2 @ rows.astype(G.dtype)).astype(rows.dtype)
                 columns = None if columns is None else (columns.astype(G.dtype) @ (R**2).mT).astype(columns.dtype)
                 tied[name] = tied[name]._replace(rows=rows, columns=columns)
-            if moments == "reset":
-                tied[name] = jax.tree.map(jnp.zeros_like, tied[name])
+            if moments == "reset":  # but for the tail's, whose one number is of no basis
+                tied[name] = jax.tree.map(jnp.zeros_like, tied[name])._replace(tail=tied[name].tail)
         corners = {name: jnp.zeros((len(G), *ranks(G)), G.dtype) for name, G in stacks.items()}
         return subspaces, subspaces_of.moved(structure.inner, inner, state.inner, corners, *turns), tied
 
@@ -143,10 +144,10 @@ def scale_by_corner(
         )
         return tuple(subspaces_of.remaining(rest, whole) for rest, whole in left)
 
-    def scales(G: Stack, left: tuple, tied: Parts, phi: Array | None, weight: Array) -> tuple[list, Parts, Array | None]:
+    def scales(G: Stack, left: tuple, tied: Parts, phi: Array | None, weights: tuple) -> tuple[list, Parts, Array | None]:
         """a, b and c, zero where nothing is left, with the limiter's and alpha_c's factors; and what is kept."""
         kept, found, norm = [], [], 0.0
-        for square, count, old in zip(left, counts(G), tied[1:], strict=True):
+        for square, count, old, weight in zip(left, counts(G), tied[1:], weights, strict=True):
             now = None if old is None else b_tied * old.astype(G.dtype) + (1 - b_tied) * square / count
             kept.append(None if old is None else now.astype(old.dtype))
             scale = jnp.zeros_like(square) if old is None else inverse_root(0.0)(now / weight.astype(G.dtype))
@@ -161,6 +162,7 @@ def scale_by_corner(
 
     def update(updates: PyTree, state: CornerState, params: PyTree = None) -> tuple[PyTree, CornerState]:
         del params
+        require_state("scale_by_corner", init, updates, state)
         with jax.default_matmul_precision("highest"):
             stacks = views(updates, stacked=True)
             as_it_is = dict(state.subspaces), state.inner, dict(state.tied)
@@ -174,11 +176,12 @@ def scale_by_corner(
                 seen[name] = U, V, A, B, above_rounding(A @ V, _squares(A, 2), _squares(B, 1), times=32)
             D, kept = inner.update({name: X for name, (*_, X) in seen.items()}, kept)
             count = optax.safe_increment(state.count)
-            weight = jnp.asarray(1 - b_tied**count if bias_correction else 1.0)
+            rows_and_columns, tail = (jnp.asarray(1 - b_tied**t if bias_correction else 1.0) for t in (kept.count, count))
+            weights = rows_and_columns, rows_and_columns, tail  # the inner transform counts from the last reset
             scaled, norms = {}, {}
             for name, G in stacks.items():
                 U, V, A, B, X = seen[name]
-                (a, b, c), tied[name], norms[name] = scales(G, squares(G, A, B, X), tied[name], state.norms[name], weight)
+                (a, b, c), tied[name], norms[name] = scales(G, squares(G, A, B, X), tied[name], state.norms[name], weights)
                 rows = (a - c) * A + (D[name] - (a + b - c) * X) @ V.mT
                 scaled[name] = c * G + U @ rows + ((b - c) * B) @ V.mT
                 subspaces[name] = tuple(map(subspaces_of.followed, subspaces[name], sides(G), (A, B.mT)))

@@ -65,9 +65,10 @@ def scale_by_alice(
     nothing is left (m = r, and columns in the subspace to rounding); where r - leading > m - r, all m - r are switched.
     """
     require_leading("alice", rank, leading)
+    complement = Columns() if compensation == "optimal" else Drop()
     return optax.chain(
         scale_by_low_rank(
-            LowRank(Diagonal(), rank, Columns()),
+            LowRank(Diagonal(), rank, complement),
             SubspaceIteration(leading, b3, switch),
             compensation=_rule("alice", compensation),
             b1=b1,

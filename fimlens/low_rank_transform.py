@@ -18,7 +18,7 @@ from fimlens.basis import above_rounding
 from fimlens.chain import growth_limit
 from fimlens.compensation import Compensation, Seen, nearest
 from fimlens.stacked_subspaces import Stack, Subspaces, require_tracker
-from fimlens.state import StructureState, refreshed_if_due
+from fimlens.state import StructureState, refreshed_if_due, require_state
 from fimlens.structure import Tree
 from fimlens.structures.low_rank import LowRank
 from fimlens.subspaces import SubspaceTracker
@@ -70,7 +70,8 @@ def scale_by_low_rank(
     Args:
         structure: the family: its inner structure, rank and complement.
         tracker: how the subspace is found and followed.
-        compensation: the rule for d; `nearest` is the complement's own, and Theorem 5.1's for Columns().
+        compensation: the rule for d; `nearest` is the complement's own, and Theorem 5.1's for Columns(). One that needs no
+            average of the tail spares it with Drop().
         lift: whether the update has the lead's. If not it is G Diag d, and the subspace only measures (Apollo).
         b1, b2: decays of the lead's momentum and statistics.
         b_tail: decay of the tail's statistics; b1 by default, as in [G].
@@ -117,9 +118,7 @@ def scale_by_low_rank(
     def tail_moments(G: Stack, left: Float[Array, "k 1 n"]) -> Tree:
         """Means over the complement's dimensions; None where there is none."""
         dimensions = G.shape[1] - rank(G)
-        if compensation is not nearest or dimensions == 0:
-            return None
-        return jax.vmap(structure.complement.moments)(left / dimensions)
+        return jax.vmap(structure.complement.moments)(left / dimensions) if dimensions else None
 
     def init(params: PyTree) -> LowRankState:
         require_real("scale_by_low_rank", params)
@@ -168,6 +167,7 @@ def scale_by_low_rank(
 
     def update(updates: PyTree, state: LowRankState, params: PyTree = None) -> tuple[PyTree, LowRankState]:
         del params
+        require_state("scale_by_low_rank", init, updates, state)
         with jax.default_matmul_precision("highest"):
             seen = views(updates, stacked=True)
             stacks = _lying(seen)

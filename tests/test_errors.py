@@ -191,6 +191,18 @@ def test_updates_of_other_shapes_are_refused():
         tx.update({"w": jnp.ones((3, 4))}, other)
 
 
+@pytest.mark.parametrize("name", ["low_rank", "corner"])
+def test_updates_of_other_shapes_are_refused_by_the_low_rank_ones(name):
+    structure = fl.Corner(2) if name == "corner" else fl.LowRank(fl.Diagonal(), 2)
+    tx = getattr(fl, f"scale_by_{name}")(structure, fl.SubspaceIteration(1))
+    state = tx.init({"w": jnp.ones((3, 4))})
+    for shape in ((4, 3), (2, 3, 4), (3, 5)):
+        with pytest.raises(ValueError, match=f"scale_by_{name}: .*state that init made"):
+            tx.update({"w": jnp.ones(shape)}, state)
+    with jax.enable_x64(True), pytest.raises(ValueError, match="state that init made"):
+        tx.update({"w": jnp.ones((3, 4), jnp.float64)}, state)
+
+
 @pytest.mark.parametrize("shape", [(4, 1), (1, 4), (1, 1)])
 def test_a_matrix_of_one_row_or_column_is_served(shape):
     fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(1), (6, *shape)))

@@ -11,6 +11,7 @@ import test_fidelity
 from test_fidelity import gradients
 
 import fimlens as fl
+from fimlens.compensation import nearest
 from fimlens.structure import inverse_root
 from fimlens.structures.low_rank import LeadTail
 
@@ -246,6 +247,34 @@ def test_sizes_that_do_not_fit_are_served_or_refused():
         fl.apollo(0.1, rank=2, moments="rotate")
     with pytest.raises(ValueError, match="needs a rank"):
         fl.apollo(0.1)
+
+
+def test_a_compensation_of_ones_own_sees_the_tails_eigenvalue():
+    tx, own = (
+        fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2), fl.SubspaceIteration(1), compensation=rule)
+        for rule in (nearest, lambda seen: nearest(seen))
+    )
+    G = jnp.asarray(gradients((5, 7), 1)[0], jnp.float32)
+    np.testing.assert_array_equal(jax.jit(tx.update)(G, tx.init(G))[0], jax.jit(own.update)(G, own.init(G))[0])
+
+
+def test_tied_averages_begun_anew_are_corrected_by_the_steps_since():
+    """Of one gradient again and again, corrected averages are its own squares: each row, column and tail gets its full size."""
+    m, n, r = 5, 7, 2
+    G = jnp.asarray(gradients((m, n), 1)[0], jnp.float32)
+    options = {"update_interval": 3, "moments": "reset", "bias_correction": True, "gamma": None, "alpha_c": 1.0}
+    tx = fl.scale_by_corner(fl.Corner(r), fl.SubspaceIteration(0), **options)
+    update, state, tails = jax.jit(tx.update), tx.init(G), []
+    for _ in range(5):
+        moved, state = update(G, state)
+        U, V = (side.basis[0] for side in state.subspaces["5 x 7"])
+        rows, columns = U.T @ moved @ (np.eye(n) - V @ V.T), (np.eye(m) - U @ U.T) @ moved @ V
+        tail = (np.eye(m) - U @ U.T) @ moved @ (np.eye(n) - V @ V.T)
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), (n - r) ** 0.5, rtol=1e-4)
+        np.testing.assert_allclose(np.linalg.norm(columns, axis=0), (m - r) ** 0.5, rtol=1e-4)
+        tails.append(float(state.tied["5 x 7"].tail.squeeze()))
+    assert np.linalg.norm(tail) > 0
+    assert tails[3] > 0.5 * tails[2]  # kept over the refresh
 
 
 def test_an_averaged_covariance_leads_to_its_eigenvectors():
