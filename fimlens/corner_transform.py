@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 from fimlens._require import require_real
 from fimlens.basis import above_rounding
 from fimlens.chain import growth_limit
-from fimlens.stacked_subspaces import Stack, Subspaces, require_tracker
+from fimlens.stacked_subspaces import Stack, Subspaces, require_options
 from fimlens.state import StructureState, refreshed_if_due, require_state
 from fimlens.structure import Tree, inverse_root
 from fimlens.structures.corner import Corner, Parts
@@ -77,7 +77,8 @@ def scale_by_corner(
     """
     if not isinstance(structure, Corner):
         raise TypeError(f"scale_by_corner: expected a fl.Corner first; got {structure!r}.")
-    require_tracker("scale_by_corner", tracker, moments, update_interval)
+    b_tied = b1 if b_tied is None else b_tied
+    require_options("scale_by_corner", tracker, moments, update_interval, b_tied, alpha_c, gamma, eps)
     inner = scale_by_structure(
         structure.inner,
         b1=b1,
@@ -89,7 +90,6 @@ def scale_by_corner(
         second_moment_dtype=second_moment_dtype,
         seed=seed,
     )
-    b_tied = b1 if b_tied is None else b_tied
     subspaces_of = Subspaces(tracker, moments, factor_dtype)
 
     def ranks(G: Stack) -> tuple[int, int]:

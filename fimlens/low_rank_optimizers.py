@@ -18,6 +18,7 @@ from fimlens.corner_transform import scale_by_corner
 from fimlens.full_chain import Number, Transform, full_chain
 from fimlens.low_rank_transform import scale_by_low_rank
 from fimlens.structures import Columns, Corner, Diagonal, Drop, LowRank
+from fimlens.structures.low_rank import require_rank
 from fimlens.subspaces import CurrentGradient, RandomProjection, SubspaceIteration
 
 Whole = Int[ArrayLike, ""]
@@ -118,7 +119,7 @@ def scale_by_galore(
     State: 2 n r + m r. U is the leading left singular vectors of the current gradient. [G]'s rate is 0.02 (at 1.3B 0.01, and
     alpha 0.25). The moments are kept at a refresh, as published and as in `optax.contrib.galore`.
     """
-    return _on_current_gradient(rules.none, gamma=None, **locals())
+    return _on_current_gradient("galore", rules.none, gamma=None, **locals())
 
 
 def scale_by_fira(
@@ -144,7 +145,7 @@ def scale_by_fira(
     rule = rules.matched_column_ratios if plus else rules.column_ratios
     options = locals()
     del options["plus"], options["rule"]
-    return _on_current_gradient(rule, **options)
+    return _on_current_gradient("fira", rule, **options)
 
 
 def scale_by_apollo(
@@ -175,6 +176,8 @@ def scale_by_apollo(
     mini = variant == "mini"
     if rank is None and not mini:
         raise ValueError(f'apollo: "{variant}" needs a rank, such as rank=128; only "mini" has its own.')
+    if not mini:
+        require_rank("apollo", rank)
     direction = scale_by_low_rank(
         LowRank(Diagonal(), 1 if mini else rank, Drop()),
         CurrentGradient() if variant == "svd" else RandomProjection(),
@@ -194,7 +197,8 @@ def scale_by_apollo(
     return optax.chain(direction, optax.scale((128**0.5 if mini else 1.0) if alpha is None else alpha))
 
 
-def _on_current_gradient(rule: rules.Compensation, *, rank: Whole, alpha: Number, **options: Any) -> Transform:
+def _on_current_gradient(call: str, rule: rules.Compensation, *, rank: Whole, alpha: Number, **options: Any) -> Transform:
+    require_rank(call, rank)
     direction = scale_by_low_rank(LowRank(Diagonal(), rank, Drop()), CurrentGradient(), compensation=rule, **options)
     return optax.chain(direction, optax.scale(alpha))
 
@@ -204,7 +208,7 @@ def require_leading(call: str, rank: Any, leading: Any) -> None:
 
     Raises:
         TypeError: they are not whole numbers.
-        ValueError: leading is over rank.
+        ValueError: rank is not positive, or leading over it.
     """
     for name, value in (("rank", rank), ("leading", leading)):
         if isinstance(value, bool) or not isinstance(value, Integral):
@@ -212,6 +216,7 @@ def require_leading(call: str, rank: Any, leading: Any) -> None:
                 f"{call}: {name} is a whole number, as it makes shapes; got {value!r}. "
                 f'Under optax.inject_hyperparams, name it static: static_args=("rank", "leading").'
             )
+    require_rank(call, rank)
     if leading > rank:
         raise ValueError(f"{call}: {leading} leading directions are over the rank, {rank}. Take leading <= rank.")
 

@@ -17,7 +17,7 @@ from fimlens._require import require_real
 from fimlens.basis import above_rounding
 from fimlens.chain import growth_limit
 from fimlens.compensation import Compensation, Seen, nearest
-from fimlens.stacked_subspaces import Stack, Subspaces, require_tracker
+from fimlens.stacked_subspaces import Stack, Subspaces, require_options
 from fimlens.state import StructureState, refreshed_if_due, require_state
 from fimlens.structure import Tree
 from fimlens.structures.low_rank import LowRank
@@ -97,7 +97,8 @@ def scale_by_low_rank(
     """
     if not isinstance(structure, LowRank):
         raise TypeError(f"scale_by_low_rank: expected a fl.LowRank first; got {structure!r}.")
-    require_tracker("scale_by_low_rank", tracker, moments, update_interval)
+    b_tail = b1 if b_tail is None else b_tail
+    require_options("scale_by_low_rank", tracker, moments, update_interval, b_tail, alpha_c, gamma, eps)
     inner = scale_by_structure(
         structure.inner,
         b1=b1,
@@ -109,7 +110,6 @@ def scale_by_low_rank(
         second_moment_dtype=second_moment_dtype,
         seed=seed,
     )
-    b_tail = b1 if b_tail is None else b_tail
     subspaces_of = Subspaces(tracker, moments, factor_dtype)
 
     def rank(G: Stack) -> int:

@@ -10,6 +10,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
+from fimlens._require import require_number
 from fimlens.basis import above_rounding
 from fimlens.state import StructureState, carried_by
 from fimlens.structure import Structure, Tree
@@ -69,16 +70,26 @@ class Subspaces:
         return inner.init(leads) if self.moments == "reset" else carried_by(structure, state, leads, *turns)
 
 
-def require_tracker(call: str, tracker: Any, moments: str, update_interval: Any) -> None:
-    """Refuse what is no tracker, and options of a refresh that are out of their range."""
+def require_options(
+    call: str, tracker: Any, moments: str, update_interval: Any, b_tail: Any, alpha_c: Any, gamma: Any, eps: Any
+) -> None:
+    """Refuse what is no tracker, and options that are out of their range.
+
+    Raises:
+        TypeError: it is no tracker.
+        ValueError: an option is.
+    """
     if not isinstance(tracker, SubspaceTracker):
         raise TypeError(f"{call}: expected a tracker such as fl.SubspaceIteration(leading=40); got {tracker!r}.")
     if moments not in MOMENTS:
         raise ValueError(f"{call}: moments is one of {', '.join(map(repr, MOMENTS))}; got {moments!r}")
     if moments == "rotate" and not tracker.orthonormal:
         raise ValueError(f'{call}: one basis of {tracker} says nothing of the next; take moments="keep" or "reset".')
-    if isinstance(update_interval, float | int) and (update_interval < 1 or update_interval != int(update_interval)):
-        raise ValueError(f"{call}: update_interval is a whole number, at least 1, or None; got {update_interval}")
+    require_number(call, "update_interval", update_interval, 1, whole=True)
+    require_number(call, "the decay of what is outside", b_tail, 0, 1)
+    require_number(call, "alpha_c", alpha_c, 0)
+    require_number(call, "gamma", gamma, 1)
+    require_number(call, "eps", eps, 0)
 
 
 def _in_dtype(kept: Tree, dtype: DTypeLike) -> Tree:

@@ -6,12 +6,14 @@ pytree of its own, which holds U unless U can be drawn again from less.
 
 import abc
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from fimlens._require import require_number
 from fimlens.basis import complement, eigenbasis, gauged, power_step, singular_bases, square_root, unit_of
 from fimlens.decompositions import orthonormal
 
@@ -68,6 +70,9 @@ class AveragedCovariance(SubspaceTracker):
 
     b3: Float[ArrayLike, ""] = 0.999
 
+    def __post_init__(self) -> None:
+        require_number("AveragedCovariance", "b3", self.b3, 0, 1)
+
     def blank(self, m: int, r: int) -> Subspace:
         return Subspace(jnp.eye(m, r), jnp.zeros((m, m)))
 
@@ -105,10 +110,11 @@ class SubspaceIteration(SubspaceTracker):
     def __post_init__(self) -> None:
         if self.switch not in SWITCHES:
             raise ValueError(f"SubspaceIteration: switch is one of {', '.join(map(repr, SWITCHES))}; got {self.switch!r}")
-        if isinstance(self.leading, bool) or not isinstance(self.leading, int):
+        if isinstance(self.leading, bool) or not isinstance(self.leading, Integral):
             raise TypeError(f"SubspaceIteration: leading is a whole number; got {self.leading!r}.")
         if self.leading < 0:
             raise ValueError(f"SubspaceIteration: leading is a number of directions, at least 0; got {self.leading}")
+        require_number("SubspaceIteration", "b3", self.b3, 0, 1)
 
     @property
     def _tracks(self) -> bool:
