@@ -44,6 +44,11 @@ def test_arms_are_tuned_and_pictured(tmp_path):
     assert in_order(found, PAPER)
     assert not in_order(found, dict(zip(PAPER, reversed(PAPER.values()), strict=True)))
     assert sum(len(arm.losses) for arm in found) == SEEDS * sum(map(len, GROUPS.values()))
+    for run in runs_of(["rank"], RATES, SEEDS, STEPS):  # at a rate that is not full Alice's they are not looked at
+        if run.options != options_of(MAIN[FULL]):
+            results.add(run, 1.0 if run.rate == 0.01 else 2.0)
+    again = arms(results, RATES, SEEDS, STEPS, ["rank"])
+    assert {(arm.rate, arm.mean) for arm in again if arm.name != "16"} == {(0.1, 2.0)}
     picture(found, tmp_path / "ablate.png")
     assert (tmp_path / "ablate.png").stat().st_size > 10_000
 

@@ -249,6 +249,54 @@ def test_sizes_that_do_not_fit_are_served_or_refused():
         fl.apollo(0.1)
 
 
+def drawn_bases(make, seeds=(0,), steps=1):
+    """One gradient, and U (or its key) of two matrices that both have it: (seed, refresh, matrix, ...)."""
+    G = np.random.default_rng(0).normal(size=(16, 20))
+    stack = jnp.asarray(np.stack([G, G]), jnp.float32)
+    update, found = jax.jit(make(seed=0).update), []
+    for seed in seeds:
+        state, bases = make(seed=seed).init(stack), []
+        for _ in range(steps):
+            _, state = update(stack, state)
+            kept = state[0].subspaces["16 x 20"]
+            bases.append(np.asarray(kept.key if hasattr(kept, "key") else kept.basis))
+        found.append(bases)
+    return np.asarray(found), G
+
+
+DRAWING = ["complement", *(pytest.param(switch, marks=pytest.mark.slow) for switch in ("full", "gaussian", "gaussian-mix"))]
+
+
+@pytest.mark.parametrize("switch", DRAWING)
+def test_each_refresh_and_each_matrix_draws_its_own(switch):
+    """And equal seeds the same."""
+    make = partial(fl.scale_by_alice, rank=4, leading=2, switch=switch, b3=0.0, update_interval=1)
+    (one, again, other), _ = drawn_bases(make, seeds=(0, 0, 1), steps=2)
+    np.testing.assert_array_equal(one, again)
+    drawn = [U[:, 2:] for U in (one[0, 0], one[0, 1], one[1, 0], other[0, 0])]
+    spans = [U @ U.T for U in drawn]
+    for k, span in enumerate(spans):
+        assert all(np.abs(span - its).max() > 1e-3 for its in spans[:k])
+
+
+@pytest.mark.slow
+def test_a_full_switch_draws_from_what_is_there():
+    """Columns of [V, complement], V the leading vectors of the gradient: each either one of V, or outside all of it."""
+    found, G = drawn_bases(partial(fl.scale_by_alice, rank=6, leading=2, switch="full"), seeds=range(4))
+    V, kinds = np.linalg.svd(G)[0][:, :6], set()
+    for U in found[:, 0].reshape(-1, 16, 6):
+        np.testing.assert_allclose(U.T @ U, np.eye(6), atol=1e-5)
+        largest, whole = np.abs(V.T @ U).max(0), np.linalg.norm(V.T @ U, axis=0)
+        assert np.all((whole < 1e-4) | (np.abs(largest - 1) < 1e-4))
+        kinds |= set((whole[2:] > 0.5).tolist())
+    assert kinds == {True, False}
+
+
+def test_a_random_projection_is_drawn_anew():
+    keys, _ = drawn_bases(partial(fl.scale_by_apollo, rank=2, update_interval=1), steps=2)
+    assert len({tuple(key) for key in keys.reshape(-1, 2)}) == 4
+
+
 def test_a_compensation_of_ones_own_sees_the_tails_eigenvalue():
     tx, own = (
         fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2), fl.SubspaceIteration(1), compensation=rule)
