@@ -225,6 +225,18 @@ def test_more_directions_than_the_gradient_has_move_nothing_outside_it(name, siz
         assert np.linalg.norm(moved - U @ (U.T @ moved)) < 1e-4 * np.linalg.norm(moved)
 
 
+def test_in_its_own_singular_vectors_a_gradient_is_diagonal():
+    """So is the corner's first update: what else U^T G V has is rounding."""
+    rng = np.random.default_rng(0)
+    L, R = (np.linalg.qr(rng.normal(size=(size, 4)))[0] for size in (24, 32))
+    G = jnp.asarray(L * 2.0 ** np.arange(4) @ R.T, jnp.float32)
+    tx = fl.scale_by_low_rank_soap(rank=4, leading=4, switch="none")
+    moved, state = jax.jit(tx.update)(G, tx.init(G))
+    U, V = (side.basis[0] for side in state[0].subspaces["24 x 32"])
+    X = np.asarray(U.T @ moved @ V)
+    assert np.abs(X - np.diag(np.diag(X))).max() < 1e-4 * np.abs(X).max()
+
+
 def test_sizes_that_do_not_fit_are_served_or_refused():
     """A rank over the matrix takes it whole; more to switch than the complement has switches it all; the rest is refused."""
     G = jnp.asarray(np.random.default_rng(0).normal(size=(5, 7)), jnp.float32)
