@@ -4,6 +4,7 @@ Each arm is `fl.alice` with some of its options changed; each run one arm at one
 line, as they end, so that an interrupted ablation goes on where it was.
 """
 
+import inspect
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from fimlens.trial import held_out_loss
 
 ADAM_RATE = 0.01  # of the other leaves' Adam, the same for every arm
 # 128, 40 and 200 of [G], scaled to a width of 64 and 240 steps; moments as printed.
-WHOLE = {"rank": 16, "leading": 5, "update_interval": 20, "moments": "keep"}
+WHOLE = {"rank": 16, "leading": 5, "update_interval": 20, "moments": "keep", "adam_learning_rate": ADAM_RATE}
 BARE = {"b3": 0.0, "switch": "none", "compensation": "none"}
 FULL = "+ compensation"
 MAIN = {
@@ -45,7 +46,7 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training: the options of alice, in order of their names, its rate, the seed and the steps."""
+    """One training: all options of alice, in order of their names, its rate, the seed and the steps."""
 
     options: tuple[tuple[str, Any], ...]
     rate: float
@@ -68,15 +69,18 @@ class Arm(NamedTuple):
 
 
 def options_of(changed: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """An arm's options in full."""
-    return tuple(sorted((WHOLE | changed).items()))
+    """An arm's options in full, alice's defaults too: a run is not taken for one that was made with others."""
+    defaults = {name: x.default for name, x in inspect.signature(alice).parameters.items() if x.default is not x.empty}
+    return tuple(sorted((defaults | WHOLE | changed).items()))
 
 
 def train(run: Run) -> float:
     """The held-out loss; infinite where the training diverged."""
+    options = dict(run.options)
+    beside = options.pop("adam_learning_rate") / run.rate
 
     def make(schedule: optax.Schedule) -> optax.GradientTransformation:
-        return alice(schedule, adam_learning_rate=lambda t: schedule(t) * ADAM_RATE / run.rate, **dict(run.options))
+        return alice(schedule, adam_learning_rate=lambda t: schedule(t) * beside, **options)
 
     loss = held_out_loss(make, run.rate, steps=run.steps, seed=run.seed)
     return loss if math.isfinite(loss) else math.inf
@@ -88,11 +92,14 @@ class Results:
     def __init__(self, path: Path) -> None:
         """Read what is there; `broken` counts lines that are no run, such as one that was cut short, and are left out."""
         self.path, self.losses, self.broken = path, {}, 0
-        for line in path.read_text().splitlines() if path.exists() else []:
+        for line in path.read_bytes().splitlines() if path.exists() else []:
             try:
                 kept = json.loads(line)
                 run = Run(tuple(sorted(kept["options"].items())), kept["rate"], kept["seed"], kept["steps"])
-                self.losses[run] = math.inf if kept["loss"] is None else float(kept["loss"])
+                loss = math.inf if kept["loss"] is None else float(kept["loss"])
+                if math.isnan(loss):
+                    raise ValueError("a loss is a number, or null where the training diverged")
+                self.losses[run] = loss
             except (ValueError, KeyError, TypeError, AttributeError):
                 self.broken += 1
 

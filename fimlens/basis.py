@@ -1,5 +1,7 @@
 """Orthonormal bases: the eigenbasis of a covariance, and how a basis moves."""
 
+from functools import reduce
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -11,6 +13,21 @@ def eigenbasis(covariance: Float[Array, "m m"], rank: int | None = None) -> Floa
     """Eigenvectors, leading first (the first `rank` of them), with what eigh leaves open fixed: see `completed`."""
     U, values = spectral(covariance)
     return completed(U, values > rounding(covariance) * values[0])[:, :rank]
+
+
+def singular_bases(
+    A: Float[Array, "m n"], left: int | None = None, right: int | None = None
+) -> tuple[Float[Array, "m r"], Float[Array, "n s"]]:
+    """Singular vectors, leading first, as many as `left` and `right` say, with what svd leaves open fixed: see `completed`."""
+    U, values, Vt = svd(A / unit_of(A))
+    sure = values > 4 * rounding(A) * values[0]  # of 1024 x 1024 matrices the noise is some 5 eps
+
+    def first(W: Float[Array, "m k"], count: int) -> Float[Array, "m r"]:
+        missing = max(count - len(sure), 0)
+        return completed(jnp.pad(W, ((0, 0), (0, missing)))[:, :count], jnp.pad(sure, (0, missing))[:count])
+
+    m, n = A.shape
+    return first(U, m if left is None else left), first(Vt.T, n if right is None else right)
 
 
 def completed(U: Float[Array, "m r"], sure: Bool[Array, " r"]) -> Float[Array, "m r"]:
@@ -44,21 +61,27 @@ def complement(V: Float[Array, "m r"], which: Int[Array, " k"]) -> Float[Array, 
     return unit - (W @ (Bt.T / (1 + s))) @ (Bt @ V[r + which].T)
 
 
-def above_rounding(X: PyTree) -> PyTree:
-    """X, coordinates in some bases, without entries that the rotation's rounding alone may have made.
+def above_rounding(x: Float[Array, "*stack m n"], *squares: Array, times: int = 8) -> Float[Array, "*stack m n"]:
+    """Coordinates in some bases, without entries that the rotation's rounding alone may have made.
 
     In a null space they are nothing else, and divided by their own root they would send the weights along whatever vectors
-    eigh happened to return. An entry is known to about eps times the norms of its row and of its column, in both of which an
-    error of the bases shows, and times what a spread-out error of the whole would leave in it.
+    the bases happen to have there. An entry is known to some `times` eps times the norms of what it is a product of: `squares`
+    are those norms squared, each broadcast against x.
     """
+    known_to = times * jnp.finfo(x.dtype).eps * jnp.sqrt(reduce(jnp.maximum, squares))
+    return jnp.where(jnp.abs(x) <= known_to, 0, x)
+
+
+def above_their_rounding(X: PyTree) -> PyTree:
+    """The same of coordinates that are all there is: by the norms of row and column, in both of which an error of the bases
+    shows, and by what a spread-out error of the whole would leave in an entry; 32 eps of them, as bases found from a
+    covariance are known to some eps times its condition."""
     leaves = jax.tree.leaves(X)
-    eps = 32 * jnp.finfo(leaves[0].dtype).eps  # 32: a basis is known to some eps times the condition of what it was found from
     spread = sum(jnp.sum(x**2) for x in leaves) / max(leaves[0].shape)
 
     def above(x: Float[Array, "*stack m n"]) -> Float[Array, "*stack m n"]:
         rows, columns = (jnp.sum(x**2, axis, keepdims=True) for axis in (-1, -2))
-        known_to = eps * jnp.sqrt(jnp.maximum(jnp.maximum(rows, columns), spread))
-        return jnp.where(jnp.abs(x) <= known_to, 0, x)
+        return above_rounding(x, rows, columns, spread, times=32)
 
     return jax.tree.map(above, X)
 
@@ -79,6 +102,12 @@ def spectral(covariance: Float[Array, "m m"]) -> tuple[Float[Array, "m m"], Floa
     unit = unit_of(covariance)
     values, U = eigh(covariance / unit)
     return gauged(U[:, ::-1]), values[::-1] * unit
+
+
+def square_root(covariance: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """C with C C^T the covariance, less eigenvalues that may be rounding."""
+    U, values = spectral(covariance)
+    return U * jnp.sqrt(jnp.where(values > rounding(covariance) * values[0], values, 0))
 
 
 def gauged(U: Float[Array, "m r"]) -> Float[Array, "m r"]:

@@ -15,9 +15,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._require import require_real
+from fimlens.basis import above_rounding
 from fimlens.chain import growth_limit
-from fimlens.stacked_subspaces import Stack, Subspaces, remaining, require_tracker
-from fimlens.state import StructureState, refreshed_if_due
+from fimlens.stacked_subspaces import Stack, Subspaces, require_options
+from fimlens.state import StructureState, refreshed_if_due, require_state
 from fimlens.structure import Tree, inverse_root
 from fimlens.structures.corner import Corner, Parts
 from fimlens.subspaces import SubspaceTracker
@@ -60,7 +61,8 @@ def scale_by_corner(
 ) -> optax.GradientTransformation:
     """Scale each matrix by the inverse root of a `Corner`: momentum in the corner alone, compensation outside it.
 
-    The tracker follows both sides, G for the left and G^T for the right. Arguments are those of `scale_by_low_rank`;
+    The tracker follows both sides, G for the left and G^T for the right. Arguments are those of `scale_by_low_rank`; "reset"
+    spares the tail's average, which is of no basis;
     `b_tied` is the decay of the tied numbers, b1 by default, alpha_c and gamma are of all three tied parts together.
 
     Raises:
@@ -75,7 +77,8 @@ def scale_by_corner(
     """
     if not isinstance(structure, Corner):
         raise TypeError(f"scale_by_corner: expected a fl.Corner first; got {structure!r}.")
-    require_tracker("scale_by_corner", tracker, moments, update_interval)
+    b_tied = b1 if b_tied is None else b_tied
+    require_options("scale_by_corner", tracker, moments, update_interval, b_tied, alpha_c, gamma, eps)
     inner = scale_by_structure(
         structure.inner,
         b1=b1,
@@ -87,7 +90,6 @@ def scale_by_corner(
         second_moment_dtype=second_moment_dtype,
         seed=seed,
     )
-    b_tied = b1 if b_tied is None else b_tied
     subspaces_of = Subspaces(tracker, moments, factor_dtype)
 
     def ranks(G: Stack) -> tuple[int, int]:
@@ -127,26 +129,25 @@ def scale_by_corner(
                 rows = None if rows is None else (L**2 @ rows.astype(G.dtype)).astype(rows.dtype)
                 columns = None if columns is None else (columns.astype(G.dtype) @ (R**2).mT).astype(columns.dtype)
                 tied[name] = tied[name]._replace(rows=rows, columns=columns)
-            if moments == "reset":
-                tied[name] = jax.tree.map(jnp.zeros_like, tied[name])
+            if moments == "reset":  # but for the tail's, whose one number is of no basis
+                tied[name] = jax.tree.map(jnp.zeros_like, tied[name])._replace(tail=tied[name].tail)
         corners = {name: jnp.zeros((len(G), *ranks(G)), G.dtype) for name, G in stacks.items()}
         return subspaces, subspaces_of.moved(structure.inner, inner, state.inner, corners, *turns), tied
 
     def squares(G: Stack, A: Array, B: Array, X: Array) -> tuple[Array, Array, Array]:
         """Of what is left of each row of A, of each column of B, and of G; 0 where that is rounding."""
-        total = bounded(jnp.sum(G**2, (1, 2), keepdims=True))
-        rows, columns, corner = jnp.sum(A**2, 2, keepdims=True), jnp.sum(B**2, 1, keepdims=True), X**2
+        rows, columns, total = _squares(A, 2), _squares(B, 1), _squares(G, (1, 2))
         left = (
-            (rows - corner.sum(2, keepdims=True), rows),
-            (columns - corner.sum(1, keepdims=True), columns),
-            (total - rows.sum(1, keepdims=True) - columns.sum(2, keepdims=True) + corner.sum((1, 2), keepdims=True), total),
+            (rows - _squares(X, 2), rows),
+            (columns - _squares(X, 1), columns),
+            (total - _squares(A, (1, 2)) - _squares(B, (1, 2)) + _squares(X, (1, 2)), total),
         )
-        return tuple(remaining(rest, whole) for rest, whole in left)
+        return tuple(subspaces_of.remaining(rest, whole) for rest, whole in left)
 
-    def scales(G: Stack, left: tuple, tied: Parts, phi: Array | None, weight: Array) -> tuple[list, Parts, Array | None]:
+    def scales(G: Stack, left: tuple, tied: Parts, phi: Array | None, weights: tuple) -> tuple[list, Parts, Array | None]:
         """a, b and c, zero where nothing is left, with the limiter's and alpha_c's factors; and what is kept."""
         kept, found, norm = [], [], 0.0
-        for square, count, old in zip(left, counts(G), tied[1:], strict=True):
+        for square, count, old, weight in zip(left, counts(G), tied[1:], weights, strict=True):
             now = None if old is None else b_tied * old.astype(G.dtype) + (1 - b_tied) * square / count
             kept.append(None if old is None else now.astype(old.dtype))
             scale = jnp.zeros_like(square) if old is None else inverse_root(0.0)(now / weight.astype(G.dtype))
@@ -161,6 +162,7 @@ def scale_by_corner(
 
     def update(updates: PyTree, state: CornerState, params: PyTree = None) -> tuple[PyTree, CornerState]:
         del params
+        require_state("scale_by_corner", init, updates, state)
         with jax.default_matmul_precision("highest"):
             stacks = views(updates, stacked=True)
             as_it_is = dict(state.subspaces), state.inner, dict(state.tied)
@@ -169,15 +171,17 @@ def scale_by_corner(
             seen = {}
             for name, G in stacks.items():
                 U, V = map(subspaces_of.bases, subspaces[name], sides(G), ranks(G))
-                A, B = clipped(U.mT @ G), clipped(G @ V)
-                seen[name] = U, V, A, B, _above_rounding(A @ V, G)
+                A = above_rounding(clipped(U.mT @ G), _squares(G, 1))
+                B = above_rounding(clipped(G @ V), _squares(G, 2))
+                seen[name] = U, V, A, B, above_rounding(A @ V, _squares(A, 2), _squares(B, 1), times=32)
             D, kept = inner.update({name: X for name, (*_, X) in seen.items()}, kept)
             count = optax.safe_increment(state.count)
-            weight = jnp.asarray(1 - b_tied**count if bias_correction else 1.0)
+            rows_and_columns, tail = (jnp.asarray(1 - b_tied**t if bias_correction else 1.0) for t in (kept.count, count))
+            weights = rows_and_columns, rows_and_columns, tail  # the inner transform counts from the last reset
             scaled, norms = {}, {}
             for name, G in stacks.items():
                 U, V, A, B, X = seen[name]
-                (a, b, c), tied[name], norms[name] = scales(G, squares(G, A, B, X), tied[name], state.norms[name], weight)
+                (a, b, c), tied[name], norms[name] = scales(G, squares(G, A, B, X), tied[name], state.norms[name], weights)
                 rows = (a - c) * A + (D[name] - (a + b - c) * X) @ V.mT
                 scaled[name] = c * G + U @ rows + ((b - c) * B) @ V.mT
                 subspaces[name] = tuple(map(subspaces_of.followed, subspaces[name], sides(G), (A, B.mT)))
@@ -186,7 +190,6 @@ def scale_by_corner(
     return optax.GradientTransformation(init, update)
 
 
-def _above_rounding(X: Float[Array, "k r1 r2"], G: Stack) -> Float[Array, "k r1 r2"]:
-    """X without what rounding may have made of it: see `basis.above_rounding`."""
-    norm = jnp.sqrt(bounded(jnp.sum(G**2, (1, 2), keepdims=True)))
-    return jnp.where(jnp.abs(X) <= 8 * jnp.finfo(X.dtype).eps * norm / max(G.shape[1:]) ** 0.5, 0, X)
+def _squares(X: Stack, axis: int | tuple[int, int]) -> Array:
+    """||X||^2 of each matrix, or of each of its columns (1) or rows (2)."""
+    return bounded(jnp.sum(X**2, axis, keepdims=True))

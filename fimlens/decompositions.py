@@ -29,7 +29,6 @@ def _returning(decompose: Callable[[Array], Any]) -> Callable[[Array], Any]:
 _eigh = _returning(lambda A: tuple(jnp.linalg.eigh(A)))
 _orthonormal = _returning(lambda A: jnp.linalg.qr(A)[0])
 _svd = _returning(lambda A: tuple(jnp.linalg.svd(A, full_matrices=False)))
-_full_svd = _returning(lambda A: tuple(jnp.linalg.svd(A)))
 
 
 def eigh(A: Float[Array, "m m"]) -> tuple[Float[Array, " m"], Float[Array, "m m"]]:
@@ -42,6 +41,6 @@ def orthonormal(A: Float[Array, "m r"]) -> Float[Array, "m r"]:
     return _orthonormal(A)
 
 
-def svd(A: Float[Array, "m n"], full: bool = False) -> tuple[Float[Array, "m r"], Float[Array, " k"], Float[Array, "s n"]]:
-    """U, the singular values, falling, and V^T; square ones where `full`."""
-    return _full_svd(A) if full else _svd(A)
+def svd(A: Float[Array, "m n"]) -> tuple[Float[Array, "m k"], Float[Array, " k"], Float[Array, "k n"]]:
+    """U, the singular values, falling, and V^T; k = min(m, n)."""
+    return _svd(A)

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from fimlens.basis import completed, eigenbasis, rounding, unit_of
-from fimlens.decompositions import svd
+from fimlens.basis import eigenbasis, singular_bases
 
 DENSE_BYTES = 2**30  # the largest mn x mn matrix that anything here will build
 CHUNK_BYTES = 2**26  # samples pushed through a linear map at a time
@@ -154,15 +153,14 @@ class Fisher(abc.ABC):
         """E[G^T B G], with B = I by default."""
 
     @abc.abstractmethod
-    def left_singular(self, both: bool = False) -> Float[Array, "m m"]:
+    def left_singular(self) -> Float[Array, "m m"]:
         """The left singular vectors of the samples side by side, leading first: the eigenvectors of `left()`.
 
-        With `both`, the right ones are wanted too, and those of a single sample come from one decomposition: only then is
-        U_L^T G U_R diagonal to rounding.
+        They and the right ones of a single sample are of the same decomposition: only so is U_L^T G U_R diagonal to rounding.
         """
 
     @abc.abstractmethod
-    def right_singular(self, both: bool = False) -> Float[Array, "n n"]:
+    def right_singular(self) -> Float[Array, "n n"]:
         """The right singular vectors of the samples, one above the other: the eigenvectors of `right()`."""
 
     @abc.abstractmethod
@@ -259,13 +257,11 @@ class SampleFisher(Fisher):
     def right(self, B: Float[Array, "m m"] | None = None) -> Float[Array, "n n"]:
         return self._mean(lambda G: jnp.einsum("kji,kjl->il", G if B is None else B.T @ G, G))
 
-    def left_singular(self, both: bool = False) -> Float[Array, "m m"]:
-        m, n = self.shape
-        return _singular(self.samples.swapaxes(0, 1).reshape(m, -1), both or m > n * len(self.samples))[0]
+    def left_singular(self) -> Float[Array, "m m"]:
+        return singular_bases(self.samples.swapaxes(0, 1).reshape(self.shape[0], -1))[0]
 
-    def right_singular(self, both: bool = False) -> Float[Array, "n n"]:
-        m, n = self.shape
-        return _singular(self.samples.reshape(-1, n), both or n > m * len(self.samples))[1]
+    def right_singular(self) -> Float[Array, "n n"]:
+        return singular_bases(self.samples.reshape(-1, self.shape[1]))[1]
 
     def inner(self, operator: Linear) -> Float[Array, ""]:
         return self._mean(lambda G: jnp.sum(G * jax.vmap(operator)(G)))
@@ -325,10 +321,10 @@ class DenseFisher(Fisher):
     def right(self, B: Float[Array, "m m"] | None = None) -> Float[Array, "n n"]:
         return jnp.einsum("jili->jl", self._tensor) if B is None else jnp.einsum("jilk,ik->jl", self._tensor, B)
 
-    def left_singular(self, both: bool = False) -> Float[Array, "m m"]:
+    def left_singular(self) -> Float[Array, "m m"]:
         return eigenbasis(self.left())
 
-    def right_singular(self, both: bool = False) -> Float[Array, "n n"]:
+    def right_singular(self) -> Float[Array, "n n"]:
         return eigenbasis(self.right())
 
     def inner(self, operator: Linear) -> Float[Array, ""]:
@@ -356,13 +352,6 @@ def _gram_norm_squared(samples: Float[Array, "N m n"], unit: Float[Array, ""]) -
         g = samples.reshape(len(samples), -1)
         gram = g @ g.T if g.shape[0] <= g.shape[1] else g.T @ g  # the smaller has the same norm
         return jnp.sum(jnp.square(gram / (len(samples) * unit)))
-
-
-def _singular(A: Float[Array, "m n"], full: bool) -> tuple[Float[Array, "m r"], Float[Array, "n s"]]:
-    """Singular vectors, left and right, completed in the null spaces; square ones where `full`."""
-    U, values, Vt = svd(A / unit_of(A), full)
-    sure = values > 4 * rounding(A) * values[0]  # of 1024 x 1024 matrices the noise is some 5 eps
-    return tuple(completed(W, jnp.pad(sure, (0, W.shape[1] - len(sure)))) for W in (U, Vt.T))
 
 
 def _require_real(call: str, array: Array) -> None:

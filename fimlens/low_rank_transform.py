@@ -14,10 +14,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._require import require_real
+from fimlens.basis import above_rounding
 from fimlens.chain import growth_limit
 from fimlens.compensation import Compensation, Seen, nearest
-from fimlens.stacked_subspaces import Stack, Subspaces, remaining, require_tracker
-from fimlens.state import StructureState, refreshed_if_due
+from fimlens.stacked_subspaces import Stack, Subspaces, require_options
+from fimlens.state import StructureState, refreshed_if_due, require_state
 from fimlens.structure import Tree
 from fimlens.structures.low_rank import LowRank
 from fimlens.subspaces import SubspaceTracker
@@ -69,13 +70,14 @@ def scale_by_low_rank(
     Args:
         structure: the family: its inner structure, rank and complement.
         tracker: how the subspace is found and followed.
-        compensation: the rule for d; `nearest` is the complement's own, and Theorem 5.1's for Columns().
+        compensation: the rule for d; `nearest` is the complement's own, and Theorem 5.1's for Columns(). One that needs no
+            average of the tail spares it with Drop().
         lift: whether the update has the lead's. If not it is G Diag d, and the subspace only measures (Apollo).
         b1, b2: decays of the lead's momentum and statistics.
         b_tail: decay of the tail's statistics; b1 by default, as in [G].
         alpha_c, gamma: scale of the compensation, and how much its norm may grow in a step (None: any).
         eps: added to the roots of the lead's eigenvalues.
-        update_interval: steps between refreshes, the first at the first step; None to never turn.
+        update_interval: steps between refreshes, the first at the first step; None for that one alone.
         moments: what becomes of the lead's averages at a refresh: "keep" (as if the basis had not moved), "rotate"
             (into the new basis, by T = U_new^T U_old), or "reset".
         bias_correction: divide all averages by the weight they have gathered.
@@ -95,7 +97,8 @@ def scale_by_low_rank(
     """
     if not isinstance(structure, LowRank):
         raise TypeError(f"scale_by_low_rank: expected a fl.LowRank first; got {structure!r}.")
-    require_tracker("scale_by_low_rank", tracker, moments, update_interval)
+    b_tail = b1 if b_tail is None else b_tail
+    require_options("scale_by_low_rank", tracker, moments, update_interval, b_tail, alpha_c, gamma, eps)
     inner = scale_by_structure(
         structure.inner,
         b1=b1,
@@ -107,7 +110,6 @@ def scale_by_low_rank(
         second_moment_dtype=second_moment_dtype,
         seed=seed,
     )
-    b_tail = b1 if b_tail is None else b_tail
     subspaces_of = Subspaces(tracker, moments, factor_dtype)
 
     def rank(G: Stack) -> int:
@@ -116,9 +118,7 @@ def scale_by_low_rank(
     def tail_moments(G: Stack, left: Float[Array, "k 1 n"]) -> Tree:
         """Means over the complement's dimensions; None where there is none."""
         dimensions = G.shape[1] - rank(G)
-        if compensation is not nearest or dimensions == 0:
-            return None
-        return jax.vmap(structure.complement.moments)(left / dimensions)
+        return jax.vmap(structure.complement.moments)(left / dimensions) if dimensions else None
 
     def init(params: PyTree) -> LowRankState:
         require_real("scale_by_low_rank", params)
@@ -147,7 +147,7 @@ def scale_by_low_rank(
         G: Stack, whole: Array, sigma: Array, D: Array, tail: Tree, phi: Array | None, weight: Array
     ) -> tuple[Array | None, Tree, Array | None]:
         """The scale d of each column, and what is kept for the next."""
-        left = remaining(whole - jnp.sum(sigma**2, 1, keepdims=True), whole)
+        left = subspaces_of.remaining(whole - jnp.sum(sigma**2, 1, keepdims=True), whole)
         new = tail_moments(G, left)
         tail = jax.tree.map(lambda old, x: b_tail * old.astype(x.dtype) + (1 - b_tail) * x, tail, new)
         eigenvalue = None
@@ -167,6 +167,7 @@ def scale_by_low_rank(
 
     def update(updates: PyTree, state: LowRankState, params: PyTree = None) -> tuple[PyTree, LowRankState]:
         del params
+        require_state("scale_by_low_rank", init, updates, state)
         with jax.default_matmul_precision("highest"):
             seen = views(updates, stacked=True)
             stacks = _lying(seen)
@@ -174,7 +175,7 @@ def scale_by_low_rank(
             subspaces, kept = refreshed_if_due(state.count, update_interval, (dict(state.subspaces), state.inner), *hows)
             U = {name: subspaces_of.bases(subspaces[name], G, rank(G)) for name, G in stacks.items()}
             whole = {name: bounded(jnp.sum(G**2, 1, keepdims=True)) for name, G in stacks.items()}
-            sigma = {name: _above_rounding(clipped(U[name].mT @ G), whole[name]) for name, G in stacks.items()}
+            sigma = {name: above_rounding(clipped(U[name].mT @ G), whole[name]) for name, G in stacks.items()}
             D, kept = inner.update(sigma, kept)
             count = optax.safe_increment(state.count)
             weight = 1 - b_tail**count if bias_correction else jnp.ones([])
@@ -201,8 +202,3 @@ def _tall(G: Stack) -> bool:
 def _lying(stacks: dict[str, Array]) -> dict[str, Array]:
     """Each stack with the shorter side first."""
     return {name: G.mT if _tall(G) else G for name, G in stacks.items()}
-
-
-def _above_rounding(sigma: Float[Array, "k r n"], whole: Float[Array, "k 1 n"]) -> Float[Array, "k r n"]:
-    """sigma without what rounding may have made of it, given ||g_j||^2: see `basis.above_rounding`."""
-    return jnp.where(jnp.abs(sigma) <= 8 * jnp.finfo(sigma.dtype).eps * jnp.sqrt(whole), 0, sigma)

@@ -8,42 +8,44 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 import fimlens
-from fimlens.matrices import role
+from fimlens.matrices import as_matrix, role
 from fimlens.views import path_name, sides
 
 GIB = 2**30
 GROUPS = ("matrices", "head", "embedding", "vectors")
 # Numbers of state for an m x n matrix, m <= n, beside counters, keys and the limiter's scalars; Adam's and [G]'s own formulas.
-FORMULAS: dict[str, Callable[[int, int, int], int]] = {
-    "sgd": lambda m, n, r: 0,
-    "adam": lambda m, n, r: 2 * m * n,
-    "adamw": lambda m, n, r: 2 * m * n,
-    "adafactor": lambda m, n, r: m + n,
-    "lars": lambda m, n, r: m * n,
-    "lamb": lambda m, n, r: 2 * m * n,
-    "muon": lambda m, n, r: m * n,
-    "swan": lambda m, n, r: 0,
-    "shampoo": lambda m, n, r: m**2 + n**2,
-    "osoap": lambda m, n, r: 2 * m * n + 2 * m**2,
-    "soap": lambda m, n, r: 2 * m * n + 2 * m**2 + 2 * n**2,
-    "racs": lambda m, n, r: m + n,
-    "adadiag": lambda m, n, r: 2 * m * n + m**2,
-    "adadiag_pp": lambda m, n, r: 2 * m * n + m**2 + n**2,
-    "adafacdiag": lambda m, n, r: m * n + m + n + m**2,
-    "alice": lambda m, n, r: 2 * n * r + m * r + n + r**2,
-    "alice0": lambda m, n, r: 2 * n * r + m * r + n,
-    "galore": lambda m, n, r: 2 * n * r + m * r,
-    "fira": lambda m, n, r: 2 * n * r + m * r,
-    "apollo": lambda m, n, r: 2 * n * r + m * r,
-    "apollo-mini": lambda m, n, r: 2 * n,
-    "low_rank_soap": lambda m, n, r: (m + n) * r + 4 * r**2 + 2 * r + 1,
+# Ranks r and s are of the short and the long side, neither over it.
+FORMULAS: dict[str, Callable[[int, int, int, int], int]] = {
+    "sgd": lambda m, n, r, s: 0,
+    "adam": lambda m, n, r, s: 2 * m * n,
+    "adamw": lambda m, n, r, s: 2 * m * n,
+    "adafactor": lambda m, n, r, s: m + n,
+    "lars": lambda m, n, r, s: m * n,
+    "lamb": lambda m, n, r, s: 2 * m * n,
+    "muon": lambda m, n, r, s: m * n,
+    "swan": lambda m, n, r, s: 0,
+    "shampoo": lambda m, n, r, s: m**2 + n**2,
+    "osoap": lambda m, n, r, s: 2 * m * n + 2 * m**2,
+    "soap": lambda m, n, r, s: 2 * m * n + 2 * m**2 + 2 * n**2,
+    "racs": lambda m, n, r, s: m + n,
+    "adadiag": lambda m, n, r, s: 2 * m * n + m**2,
+    "adadiag_pp": lambda m, n, r, s: 2 * m * n + m**2 + n**2,
+    "adafacdiag": lambda m, n, r, s: m * n + m + n + m**2,
+    "alice": lambda m, n, r, s: 2 * n * r + m * r + n * (r < m) + r**2,
+    "alice0": lambda m, n, r, s: 2 * n * r + m * r + n * (r < m),
+    "galore": lambda m, n, r, s: 2 * n * r + m * r,
+    "fira": lambda m, n, r, s: 2 * n * r + m * r,
+    "apollo": lambda m, n, r, s: 2 * n * r + m * r,
+    "apollo-mini": lambda m, n, r, s: 2 * n,
+    "low_rank_soap": lambda m, n, r, s: m * r + n * s + (r + s) ** 2 + r * (s < n) + s * (r < m) + (r < m) * (s < n),
 }
 VARIANTS = {"apollo": {"variant": "svd"}, "apollo-mini": {"variant": "mini"}}  # [G] reports Apollo-svd
-IN_FULL = {"alice": lambda n, r: n + r**2}  # p and Q~: [G]'s figure needs them at four bytes an element
+IN_FULL = {"alice": lambda m, n, r: n * (r < m) + r**2}  # p and Q~: [G]'s figure needs them at four bytes an element
 RANKS = {"llama-60m": 128, "llama-130m": 256, "llama-350m": 256, "llama-1b": 512, "llama-7b": 1024}  # 7B: GaLore's
 # [G]'s figures for its 1.3B run, GiB of weights and state in bfloat16: (head on Adam, head on the method).
 PAPER = {
@@ -121,15 +123,16 @@ def _maker(name: str, rank: int) -> Callable[..., Any]:
 
 
 def _by_formula(name: str, groups: dict[str, PyTree], rank: int, head: bool, routed: bool, dtype: DTypeLike) -> int:
-    """Bytes of state: the formula's numbers for the method's leaves, Adam's two for the others."""
+    """Bytes of state: the formula's numbers for the method's leaves, as it sees them, and Adam's two for the others."""
+    seen = as_matrix(optax.GradientTransformation(lambda tree: tree, optax.identity().update)).init
     width, numbers, wide = jnp.dtype(dtype).itemsize, 0, 0
     for group, tree in groups.items():
         own = not routed or group == "matrices" or (head and group == "head")
-        for leaf in jax.tree.leaves(tree):
+        for leaf in jax.tree.leaves(jax.eval_shape(seen, tree) if routed and own else tree):
             m, n = sorted(sides(leaf.shape))
-            count, r = math.prod(leaf.shape[:-2]), min(rank, m)
-            numbers += count * FORMULAS[name if own else "adam"](m, n, r)
-            wide += count * IN_FULL[name](n, r) if own and name in IN_FULL else 0
+            count, r, s = math.prod(leaf.shape[:-2]), min(rank, m), min(rank, n)
+            numbers += count * FORMULAS[name if own else "adam"](m, n, r, s)
+            wide += count * IN_FULL[name](m, n, r) if own and name in IN_FULL else 0
     return numbers * width + wide * (4 - width)
 
 

@@ -21,7 +21,7 @@ def state_partition_specs(tx: Any, params: PyTree, param_specs: PyTree, *, mesh:
     A state leaf that lies in the tree where a parameter does, and has its axes, merged or reduced to one as may be, keeps
     their sharding. Matrices that are stacked for their decompositions lie along the stack: as many mesh axes as divide its
     length, so that each device decomposes matrices of its own; mesh axes left over stay where all parameters of
-    the stack have them. All else, and whatever is not floating (counters, keys), is replicated.
+    the stack have them and the side is whole in the state. All else, and what is not floating (counters, keys), is replicated.
 
     Args:
         tx: the optimizer.
@@ -49,7 +49,8 @@ def state_partition_specs(tx: Any, params: PyTree, param_specs: PyTree, *, mesh:
     known = {_words(path): (leaf.shape, spec) for (path, leaf), spec in zip(leaves, specs, strict=True)}
     stacked: dict[str, list[Axes]] = {}
     for shape, spec in known.values():
-        stacked.setdefault(stack_name(jax.ShapeDtypeStruct(shape, "float32")), []).append(spec)
+        ends = (*spec, *(None,) * (max(len(shape), 2) - len(spec)))[-2:]
+        stacked.setdefault(stack_name(jax.ShapeDtypeStruct(shape, "float32")), []).append(ends)
 
     def spec_of(path: Any, leaf: Any) -> PartitionSpec:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -59,7 +60,8 @@ def state_partition_specs(tx: Any, params: PyTree, param_specs: PyTree, *, mesh:
         if name is not None:
             if mesh is None:
                 raise ValueError("state_partition_specs: matrices are stacked; name the mesh, as in mesh=mesh.")
-            return PartitionSpec(*_along_stack(leaf.shape, mesh, stacked.get(name.rsplit(" float", 1)[0], [])))
+            stack = name.rsplit(" float", 1)[0]
+            return PartitionSpec(*_along_stack(leaf.shape, mesh, stack, stacked.get(stack, [])))
         found = max((_ends(part, words), len(part), part) for part in known) if known else (0,)
         if not found[0]:
             return PartitionSpec()
@@ -107,12 +109,19 @@ def _grouped(shape: tuple[int, ...], of: tuple[int, ...]) -> tuple[int, ...] | N
     return None
 
 
-def _along_stack(shape: tuple[int, ...], mesh: Mesh | AbstractMesh, specs: list[Axes]) -> Axes:
+def _along_stack(shape: tuple[int, ...], mesh: Mesh | AbstractMesh, stack: str, ends: list[Axes]) -> Axes:
+    """Of what is kept of matrices "m x n": the stack first, then sides as all `ends` have them, in either order."""
     taken = dividing(shape[0], mesh)
-    ends = {spec[-2:] for spec in specs}
-    common = ends.pop() if len(ends) == 1 else ()
-    left = tuple(None if axis is None or set(taken) & set(_tuple(axis)) else axis for axis in common)
-    return (taken or None, *(left if len(left) == len(shape) - 1 else (None,) * (len(shape) - 1)))
+    common = ends[0] if len(set(ends)) == 1 else (None, None)
+    sides = list(zip(map(int, stack.split(" x ")), common, strict=True))
+    straight = any(size == side for size, (side, _) in zip(shape[1:], sides, strict=False))
+
+    def kept(size: int, side: int, axis: Any) -> Any:
+        names = set(() if axis is None else _tuple(axis))
+        return axis if size == side and not names & set(taken) and size % math.prod(mesh.shape[a] for a in names) == 0 else None
+
+    left = [kept(size, *end) for size, end in zip(shape[1:], sides if straight else sides[::-1], strict=False)]
+    return (taken or None, *left, *(None,) * (len(shape) - 1 - len(left)))
 
 
 def _tuple(axis: Any) -> tuple[str, ...]:

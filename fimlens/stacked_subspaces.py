@@ -10,6 +10,8 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
+from fimlens._require import require_number
+from fimlens.basis import above_rounding
 from fimlens.state import StructureState, carried_by
 from fimlens.structure import Structure, Tree
 from fimlens.subspaces import SubspaceTracker
@@ -17,6 +19,9 @@ from fimlens.subspaces import SubspaceTracker
 Stack = Float[Array, "k m n"]
 MOMENTS = ("keep", "rotate", "reset")
 ROUNDING = 84  # eps of a square, 1e-5 in float32: of a difference of squares, what cancellation may leave
+KEPT = (
+    2  # eps of the dtype that a basis is kept in: how far the squares of coordinates in it may be from those of what it spans
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Subspaces:
         """What is kept after the tracker's `start` or `turn`, and T = U_new^T U_old where moments are rotated."""
         new, T = jax.vmap(how)(_in_dtype(old, G.dtype), G, jax.random.split(key, len(G))), None
         if self.moments == "rotate":
-            T = self.bases(new, G, r).mT @ self.bases(old, G, r)
+            T = above_rounding(self.bases(new, G, r).mT @ self.bases(old, G, r), jnp.ones([], G.dtype))
             new = jax.vmap(self.tracker.carried_by)(T, new)
         if self.moments == "reset":
             new = jax.vmap(self.tracker.forgotten)(new)
@@ -50,6 +55,11 @@ class Subspaces:
     def followed(self, kept: Tree, G: Stack, sigma: Float[Array, "k r n"]) -> Tree:
         """What is kept after a step."""
         return _like(kept, jax.vmap(self.tracker.follow)(_in_dtype(kept, G.dtype), G, sigma))
+
+    def remaining(self, square: Array, whole: Array) -> Array:
+        """A difference of squares, 0 where of `whole` it may be but rounding: of the arithmetic, or of the bases as kept."""
+        eps = max(ROUNDING * jnp.finfo(whole.dtype).eps, KEPT * jnp.finfo(self.dtype or whole.dtype).eps)
+        return jnp.where(square > eps * whole, square, square * 0)  # NaN stays NaN
 
     def moved(
         self, structure: Structure, inner: optax.GradientTransformation, state: StructureState, leads: PyTree, *turns: PyTree
@@ -60,21 +70,26 @@ class Subspaces:
         return inner.init(leads) if self.moments == "reset" else carried_by(structure, state, leads, *turns)
 
 
-def remaining(square: Array, whole: Array) -> Array:
-    """A difference of squares, 0 where of `whole` it is but rounding."""
-    return jnp.where(square > ROUNDING * jnp.finfo(whole.dtype).eps * whole, square, square * 0)  # NaN stays NaN
+def require_options(
+    call: str, tracker: Any, moments: str, update_interval: Any, b_tail: Any, alpha_c: Any, gamma: Any, eps: Any
+) -> None:
+    """Refuse what is no tracker, and options that are out of their range.
 
-
-def require_tracker(call: str, tracker: Any, moments: str, update_interval: Any) -> None:
-    """Refuse what is no tracker, and options of a refresh that are out of their range."""
+    Raises:
+        TypeError: it is no tracker.
+        ValueError: an option is.
+    """
     if not isinstance(tracker, SubspaceTracker):
         raise TypeError(f"{call}: expected a tracker such as fl.SubspaceIteration(leading=40); got {tracker!r}.")
     if moments not in MOMENTS:
         raise ValueError(f"{call}: moments is one of {', '.join(map(repr, MOMENTS))}; got {moments!r}")
     if moments == "rotate" and not tracker.orthonormal:
         raise ValueError(f'{call}: one basis of {tracker} says nothing of the next; take moments="keep" or "reset".')
-    if isinstance(update_interval, float | int) and (update_interval < 1 or update_interval != int(update_interval)):
-        raise ValueError(f"{call}: update_interval is a whole number, at least 1, or None; got {update_interval}")
+    require_number(call, "update_interval", update_interval, 1, whole=True)
+    require_number(call, "the decay of what is outside", b_tail, 0, 1)
+    require_number(call, "alpha_c", alpha_c, 0)
+    require_number(call, "gamma", gamma, 1)
+    require_number(call, "eps", eps, 0)
 
 
 def _in_dtype(kept: Tree, dtype: DTypeLike) -> Tree:

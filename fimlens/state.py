@@ -105,11 +105,26 @@ def slots_of(structure: Structure, treedef: Any, leaves: list[Array], state: Str
     except (ValueError, TypeError):
         fits = False
     if not fits:
-        raise ValueError(
-            f"scale_by_structure: the updates are matrices {jax.tree.map(jnp.shape, treedef.unflatten(leaves))}, and the "
-            "state was made for others. Pass the state that init made from parameters of these shapes and dtypes."
-        )
+        raise _of_others("scale_by_structure", treedef.unflatten(leaves))
     return slots
+
+
+def require_state(call: str, init: Callable[[PyTree], Tree], updates: PyTree, state: Tree) -> None:
+    """Refuse a state that is not as `init` makes it for parameters like the updates.
+
+    Raises:
+        ValueError: it is not.
+    """
+    made = jax.eval_shape(init, updates)
+    if jax.tree.structure(made) != jax.tree.structure(state) or jax.tree.map(jnp.shape, made) != jax.tree.map(jnp.shape, state):
+        raise _of_others(call, views(updates, stacked=True))
+
+
+def _of_others(call: str, seen: PyTree) -> ValueError:
+    return ValueError(
+        f"{call}: the updates are matrices {jax.tree.map(jnp.shape, seen)}, and the state was made for others. Pass the state "
+        "that init made from parameters of these shapes and dtypes."
+    )
 
 
 def _is_of(structure: Structure, slot: Slot, G: Matrices) -> bool:
@@ -170,8 +185,8 @@ def carried_by(
 
 
 def refreshed_if_due(count: Array, interval: Any, kept: Tree, turn: Callable[[], Tree], start: Callable[[], Tree]) -> Tree:
-    """What is kept: `start`ed at the first step, `turn`ed every `interval` steps, else as it is; None never turns."""
+    """What is kept: `start`ed at the first step, `turn`ed every `interval` steps, else as it is; None never turns it."""
     if interval is None:
-        return kept
+        return jax.lax.cond(count == 0, start, lambda: kept)
     which = jnp.where(count == 0, 2, count % interval == 0)
     return jax.lax.switch(which, [lambda: kept, turn, start])

@@ -6,15 +6,16 @@ pytree of its own, which holds U unless U can be drawn again from less.
 
 import abc
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from fimlens.basis import complement, eigenbasis, gauged, power_step, unit_of
+from fimlens._require import require_number
+from fimlens.basis import complement, eigenbasis, gauged, power_step, singular_bases, square_root, unit_of
 from fimlens.decompositions import orthonormal
-from fimlens.fisher import Fisher
 
 Matrix = Float[Array, "m n"]
 Basis = Float[Array, "m r"]
@@ -69,6 +70,9 @@ class AveragedCovariance(SubspaceTracker):
 
     b3: Float[ArrayLike, ""] = 0.999
 
+    def __post_init__(self) -> None:
+        require_number("AveragedCovariance", "b3", self.b3, 0, 1)
+
     def blank(self, m: int, r: int) -> Subspace:
         return Subspace(jnp.eye(m, r), jnp.zeros((m, m)))
 
@@ -84,8 +88,9 @@ class AveragedCovariance(SubspaceTracker):
 class SubspaceIteration(SubspaceTracker):
     """[G]'s tracking and switching: one subspace iteration on Q = b3 U Q~ U^T + (1 - b3) G G^T at a refresh.
 
-    Q~, the average of sigma sigma^T, is r x r; Q is never formed, only applied to r vectors. The `leading` eigenvectors stay,
-    and the r - leading others make way for directions drawn by `switch`:
+    Q~, the average of sigma sigma^T, is r x r; Q is never formed, only a factor of it, (m, n + r), whose singular vectors are
+    those of Q without the rounding of squares. The `leading` ones stay, and the r - leading others make way for directions
+    drawn by `switch`:
 
     - "complement" ([G]'s): uniformly, without replacement, from an orthonormal basis of the complement of all r;
     - "full": likewise, from the r - leading others and that basis;
@@ -105,10 +110,11 @@ class SubspaceIteration(SubspaceTracker):
     def __post_init__(self) -> None:
         if self.switch not in SWITCHES:
             raise ValueError(f"SubspaceIteration: switch is one of {', '.join(map(repr, SWITCHES))}; got {self.switch!r}")
-        if isinstance(self.leading, bool) or not isinstance(self.leading, int):
+        if isinstance(self.leading, bool) or not isinstance(self.leading, Integral):
             raise TypeError(f"SubspaceIteration: leading is a whole number; got {self.leading!r}.")
         if self.leading < 0:
             raise ValueError(f"SubspaceIteration: leading is a number of directions, at least 0; got {self.leading}")
+        require_number("SubspaceIteration", "b3", self.b3, 0, 1)
 
     @property
     def _tracks(self) -> bool:
@@ -118,17 +124,15 @@ class SubspaceIteration(SubspaceTracker):
         return Subspace(jnp.eye(m, r), jnp.zeros((r, r)) if self._tracks else None)
 
     def start(self, kept: Subspace, G: Matrix, key: Array) -> Subspace:
-        return self.turn(kept._replace(basis=_singular(G, kept.basis.shape[1])), G, key)
+        return kept._replace(basis=self._switched(_singular(G, kept.basis.shape[1]), key))
 
     def turn(self, kept: Subspace, G: Matrix, key: Array) -> Subspace:
-        U, unit = kept.basis, unit_of(G)
-
-        def Q(X: Basis) -> Basis:
-            now = (1 - self.b3) * (G / unit) @ ((G / unit).T @ X)
-            return now if kept.covariance is None else now + self.b3 * U @ ((kept.covariance / unit / unit) @ (U.T @ X))
-
-        V = power_step(Q(U), U)
-        V = gauged(V @ eigenbasis(V.T @ Q(V)))
+        U, H = kept.basis, (1 - self.b3) ** 0.5 * G
+        if kept.covariance is not None:
+            H = jnp.concatenate([H, self.b3**0.5 * U @ square_root(kept.covariance)], 1)
+        H = H / unit_of(H)  # Q = H H^T
+        V = power_step(H @ (H.T @ U), U)
+        V = gauged(V @ _singular(V.T @ H, V.shape[1]))
         return kept._replace(basis=self._switched(V, key))
 
     def _switched(self, V: Basis, key: Array) -> Basis:
@@ -190,4 +194,4 @@ class RandomProjection(SubspaceTracker):
 
 
 def _singular(G: Matrix, r: int) -> Basis:
-    return Fisher.of_one(G).left_singular()[:, :r]
+    return singular_bases(G, r, r)[0]

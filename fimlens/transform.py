@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._fit import blank, fit
 from fimlens._require import require_real
-from fimlens.basis import above_rounding
+from fimlens.basis import above_their_rounding
 from fimlens.fisher import Fisher
 from fimlens.state import Slot, StructureState, assembled, has_bases, members_of, refreshed_if_due, slots_of
 from fimlens.structure import Frame, Structure, Tree, require_structure
@@ -127,7 +127,7 @@ def scale_by_structure(
         return Slot(frame, averaged, carried)
 
     def turned_if_due(slot: Slot, seen: Callable[[], Tree], G: Matrices, state: StructureState) -> Slot:
-        if not jax.tree.leaves(slot.frame):
+        if update_interval is None or not jax.tree.leaves(slot.frame):
             return slot
         key = jax.random.fold_in(state.key, state.count)
         hows = [lambda how=how: turned(slot, seen(), G, key, how) for how in (structure.turn, structure.start)]
@@ -159,7 +159,7 @@ def scale_by_structure(
             slot = slot._replace(averaged=mixed(slot.averaged, measured, now))
             members = members_of(structure, slot, now.weight_2, average, G)
         if jax.tree.leaves(slot.frame):
-            X = over(G, above_rounding)(X)
+            X = over(G, above_their_rounding)(X)
         U = out(slot.frame, over(G, lambda member, x: structure.over_root(member, x, eps))(members, X))
         if current_only:
             slot = slot._replace(frame=None)

@@ -174,7 +174,7 @@ def low_rank_soap(
             sides = zip(before, Qt, (G, G.T), given, strict=True)
             U = [switched(iterated(u, Q, X, b3), leading, g, switch) for u, Q, X, g in sides]
             if moments == "reset":
-                turn, Qt, tied = "reset", [0 * Q for Q in Qt], None
+                turn, Qt, tied = "reset", [0 * Q for Q in Qt], tied and [0.0, 0.0, tied[2]]
             if moments == "rotate" and t > 0:
                 L, R = turn = tuple(u.T @ o for u, o in zip(U, old, strict=True))
                 Qt = [T @ Q @ T.T for T, Q in zip(turn, Qt, strict=True)]

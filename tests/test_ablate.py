@@ -25,10 +25,11 @@ def invented(path):
 def test_runs_are_kept_and_taken_up_again(tmp_path):
     path = tmp_path / "runs.jsonl"
     kept = invented(path)
-    with path.open("a") as file:
-        file.write('{"options": {"rank"')  # cut short
+    with path.open("ab") as file:
+        file.write(path.read_bytes().splitlines()[0].replace(b'"loss": 2', b'"loss": NaN, "was": 2') + b"\n")
+        file.write(b'\xff\xfe\n{"options": {"rank"')  # not text; cut short
     again = Results(path)
-    assert again.broken == 1
+    assert again.broken == 3
     assert again.losses == kept.losses
     new = Run(options_of({"rank": 3}), 0.1, 0, 1)
     again.add(new, 2.5)
@@ -43,6 +44,11 @@ def test_arms_are_tuned_and_pictured(tmp_path):
     assert in_order(found, PAPER)
     assert not in_order(found, dict(zip(PAPER, reversed(PAPER.values()), strict=True)))
     assert sum(len(arm.losses) for arm in found) == SEEDS * sum(map(len, GROUPS.values()))
+    for run in runs_of(["rank"], RATES, SEEDS, STEPS):  # at a rate that is not full Alice's they are not looked at
+        if run.options != options_of(MAIN[FULL]):
+            results.add(run, 1.0 if run.rate == 0.01 else 2.0)
+    again = arms(results, RATES, SEEDS, STEPS, ["rank"])
+    assert {(arm.rate, arm.mean) for arm in again if arm.name != "16"} == {(0.1, 2.0)}
     picture(found, tmp_path / "ablate.png")
     assert (tmp_path / "ablate.png").stat().st_size > 10_000
 
@@ -55,6 +61,30 @@ def test_bad_options_are_refused(option, says, tmp_path):
     result = CliRunner().invoke(app, ["ablate", *option, "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert says in result.stderr
+
+
+def test_the_command_reports_what_is_there(tmp_path, monkeypatch):
+    """Nothing is trained but what the tables chosen need; each comes once; what diverged is null."""
+    results = Results(tmp_path / "runs.jsonl")
+    full = options_of(MAIN[FULL])
+    wanted = [Run(full, 0.1, 0, STEPS), *runs_of(["rank"], [0.1], 1, STEPS)]
+    for run in wanted:
+        results.add(run, math.inf if dict(run.options)["rank"] == 8 else 2.0)
+    monkeypatch.chdir(tmp_path)
+    command = ["ablate", "--groups", "rank,rank", "--rates", "0.1", "--seeds", "1", "--steps", str(STEPS), "--out", "."]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "ablate.json").read_text(), parse_constant=pytest.fail)
+    assert [arm["losses"] for arm in found] == [[None], [2.0], [2.0]]
+    assert len(Results(tmp_path / "runs.jsonl").losses) == len(set(wanted))
+    refused = CliRunner().invoke(app, [*command, "--json", "nowhere/x.json"])
+    assert refused.exit_code == 2
+    assert "--json: cannot write" in refused.stderr
+
+
+def test_a_run_is_known_by_all_its_options():
+    assert {"b1", "moments", "adam_learning_rate"} <= dict(options_of({})).keys()
+    assert options_of({"switch": "complement"}) == options_of({})
 
 
 @pytest.mark.slow

@@ -66,6 +66,14 @@ REFUSED = [
     (lambda: fl.racs(0.1, sweeps=0), "racs: sweeps is a whole number"),
     (lambda: fl.racs(0.1, eps=-1.0), "racs: eps is a number, at least 0"),
     (lambda: require_number("racs", "sweeps", 2.5, 1, whole=True), "whole number, at least 1; got 2.5"),
+    (lambda: fl.galore(0.1, rank=0), "^galore: rank is a positive number"),
+    (lambda: fl.fira(0.1, rank=0), "^fira: rank is a positive number"),
+    (lambda: fl.apollo(0.1, rank=0), "^apollo: rank is a positive number"),
+    (lambda: fl.alice(0.1, rank=0, leading=0), "^alice: rank is a positive number"),
+    (lambda: fl.alice(0.1, rank=2, leading=1, b3=1.5), "b3 is a number, at least 0 and below 1"),
+    (lambda: fl.AveragedCovariance(-0.5), "AveragedCovariance: b3 is a number"),
+    (lambda: fl.alice(0.1, rank=2, leading=1, gamma=0.0), "scale_by_low_rank: gamma is a number, at least 1"),
+    (lambda: fl.low_rank_soap(0.1, rank=2, leading=1, alpha_c=-1.0), "scale_by_corner: alpha_c is a number"),
     (lambda: fl.osoap(0.1, refresh="x"), "osoap: refresh is one of"),
     (lambda: fl.empirical_fisher(loss, {}, [BATCH]), "empty pytree.*model's parameters"),
     (lambda: fl.empirical_fisher(loss, {"b": jnp.ones(3)}, [BATCH]), "no parameter is a matrix"),
@@ -115,6 +123,12 @@ def test_what_is_no_structure_or_no_rank_is_refused(combinator, fields, message)
     """By the check after construction, since the types of its arguments are checked while testing."""
     with pytest.raises(TypeError, match=message):
         combinator.__post_init__(SimpleNamespace(**fields))
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    """By the checks after construction, since types are checked while testing."""
+    fl.SubspaceIteration.__post_init__(SimpleNamespace(leading=np.int64(2), b3=0.9, switch="none"))
+    fl.LowRank.__post_init__(SimpleNamespace(inner=fl.Diagonal(), rank=np.int64(2), complement=fl.Drop()))
 
 
 def test_a_single_batch_and_complex_numbers_are_refused():
@@ -189,6 +203,18 @@ def test_updates_of_other_shapes_are_refused():
     other = fl.scale_by_structure(fl.Rows()).init({"v": jnp.ones((2, 2))})
     with pytest.raises(ValueError, match="state that init made"):
         tx.update({"w": jnp.ones((3, 4))}, other)
+
+
+@pytest.mark.parametrize("name", ["low_rank", "corner"])
+def test_updates_of_other_shapes_are_refused_by_the_low_rank_ones(name):
+    structure = fl.Corner(2) if name == "corner" else fl.LowRank(fl.Diagonal(), 2)
+    tx = getattr(fl, f"scale_by_{name}")(structure, fl.SubspaceIteration(1))
+    state = tx.init({"w": jnp.ones((3, 4))})
+    for shape in ((4, 3), (2, 3, 4), (3, 5)):
+        with pytest.raises(ValueError, match=f"scale_by_{name}: .*state that init made"):
+            tx.update({"w": jnp.ones(shape)}, state)
+    with jax.enable_x64(True), pytest.raises(ValueError, match="state that init made"):
+        tx.update({"w": jnp.ones((3, 4), jnp.float64)}, state)
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (1, 4), (1, 1)])

@@ -38,7 +38,16 @@ def test_the_state_is_its_formula(name):
             kept += x.size
     cached = CACHED.get(name, lambda m, n: 0)
     sides = [sorted(x.shape) for x in jax.tree.leaves(matrices)]
-    assert kept == sum(FORMULAS[name](m, n, SIZES["rank"]) + cached(m, n) for m, n in sides)
+    r = SIZES["rank"]
+    assert kept == sum(FORMULAS[name](m, n, r, r) + cached(m, n) for m, n in sides)
+
+
+@pytest.mark.parametrize("name", ["alice", "alice0", "galore", "apollo", "low_rank_soap", "soap", "racs"])
+@pytest.mark.parametrize("shape", [(64, 1000), (128, 128), (4, 64, 256), (3, 3, 64, 128)], ids=str)
+def test_the_formula_fits_ranks_over_a_side_and_leaves_of_more_axes(name, shape):
+    row = account({"w": jax.ShapeDtypeStruct(shape, jnp.float32)}, [name], state_dtype=jnp.float32, rank=128)[-1]
+    extra = sum(row.state.values()) - (row.formula - sum(row.weights.values()))
+    assert 0 <= extra < 64 + 16 * 9  # counters and keys, and a key for each matrix
 
 
 ON_ADAM = {"adam": 7.48, "muon": 5.23, "racs": 2.98, "apollo": 4.43}

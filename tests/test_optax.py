@@ -16,10 +16,10 @@ QUICK = ["adam", "adafactor", "muon", "racs", "alice"]
 # The same transforms, set otherwise.
 LIKE_THEM = [
     "soap", "sgd", "adamw", "lars", "lamb", "swan", "shampoo", "osoap", "adadiag", "adadiag_pp", "adafacdiag", "alice0",
-    "galore", "fira", "apollo",
+    "galore", "fira", "apollo", "low_rank_soap",
 ]  # fmt: skip
 NAMES = QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
-SIZES = {"alice": {"rank": 2, "leading": 1}, "alice0": {"rank": 2, "leading": 1}}
+SIZES = {name: {"rank": 2, "leading": 1} for name in ("alice", "alice0", "low_rank_soap")}
 SIZES |= {name: {"rank": 2} for name in ("galore", "fira", "apollo")}
 TREE = {"kernel": (3, 4), "layers": (2, 3, 4), "bias": (4,)}
 

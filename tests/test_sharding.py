@@ -28,7 +28,8 @@ SHAPES = {
     "norm": (16,),
 }
 NAMES = ["racs", "muon", "soap", "alice"]
-LIKE_THEM = ("adafactor", "adam", "sgd", "lars", "lamb", "osoap", "adadiag", "adadiag_pp", "adafacdiag", "galore", "apollo")
+LIKE_THEM = ["adafactor", "adam", "sgd", "lars", "lamb", "osoap", "adadiag", "adadiag_pp", "adafacdiag"]
+LIKE_THEM += ["galore", "apollo", "fira", "alice0", "low_rank_soap"]
 NAMES += [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
 
 
@@ -134,6 +135,25 @@ def test_the_state_lies_where_the_weights_do():
     assert soap.momentum["16 x 16"] == P(("data", "fsdp", "tensor"), None, None)
     with pytest.raises(ValueError, match="name the mesh"):
         fl.state_partition_specs(fl.scale_by_soap(), params, SPECS)
+
+
+@pytest.mark.parametrize("name", ["alice", "low_rank_soap", "soap"])
+def test_stacks_of_any_length_and_lying_or_standing_can_be_laid_out(name):
+    """One, three and two matrices on eight devices: mesh axes that the stack leaves over stay on whole sides alone."""
+    sizes = {"rank": 5, "leading": 2} if name != "soap" else {}
+    tx = getattr(fl, name)(1e-2, **sizes)
+    for count, shape in ((1, (16, 24)), (3, (16, 24)), (2, (24, 16))):
+        params = {f"w{i}": jnp.zeros(shape) for i in range(count)}
+        specs = fl.state_partition_specs(tx, params, dict.fromkeys(params, P("fsdp", "tensor")), mesh=mesh())
+        where = jax.tree.map(lambda spec: NamedSharding(mesh(), spec), specs, is_leaf=lambda x: isinstance(x, P))
+        jax.tree.map(
+            lambda x, s: s.shard_shape(x.shape), jax.eval_shape(tx.init, params), where
+        )  # raises where it does not divide
+    alice = fl.state_partition_specs(
+        fl.scale_by_alice(rank=5, leading=2), jnp.zeros((24, 16)), P("fsdp", "tensor"), mesh=mesh()
+    )
+    assert alice[0].subspaces["24 x 16"].basis == P(None, "tensor", None)
+    assert alice[0].inner.momentum["24 x 16"] == P(None, None, "fsdp")
 
 
 def test_merged_axes_keep_what_they_can():

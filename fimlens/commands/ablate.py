@@ -1,21 +1,38 @@
 """fimlens ablate: what tracking, switching and compensation are worth to Alice, on a small language model."""
 
 import json
+import math
 import os
 from collections.abc import Iterable
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fimlens.ablation import FULL, GROUPS, MAIN, PAPER, Arm, Results, Run, arms, carry_out, in_order, picture, runs_of, tuned
-from fimlens.commands import console, errors, place, table
+from fimlens.ablation import (
+    FULL,
+    GROUPS,
+    MAIN,
+    PAPER,
+    Arm,
+    Results,
+    Run,
+    arms,
+    carry_out,
+    in_order,
+    options_of,
+    picture,
+    runs_of,
+    tuned,
+)
+from fimlens.commands import console, errors, place, require_writable, table
 
 
 def ablate(
     groups: Annotated[str, typer.Option(help="Which tables, separated by commas.")] = ",".join(GROUPS),
-    rates: Annotated[str, typer.Option(help="Learning rates that each main arm is tuned over.")] = "0.01,0.02,0.05,0.1",
+    rates: Annotated[str, typer.Option(help="Learning rates that each main arm is tuned over.")] = "0.01,0.02,0.05,0.1,0.2",
     steps: Annotated[int, typer.Option(min=1, help="Training steps of each run.")] = 240,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each arm.")] = 3,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; one a core by default.")] = None,
@@ -30,21 +47,28 @@ def ablate(
     """
     try:
         chosen, grid = _groups(groups), _rates(rates)
+        require_writable("--json", json_file)
         out.mkdir(parents=True, exist_ok=True)
         results = Results(out / "runs.jsonl")
         if results.broken:
             console.print(f"{out / 'runs.jsonl'}: {results.broken} lines are no runs, and are left out.", markup=False)
         workers = workers or os.cpu_count() or 1
-        _train("main arms", runs_of(["main"], grid, seeds, steps), results, workers)
+        main, full = runs_of(["main"], grid, seeds, steps), options_of(MAIN[FULL])
+        _train("main arms", [run for run in main if "main" in chosen or run.options == full], results, workers)
         best, _ = tuned(results, MAIN[FULL], grid, seeds, steps)
         _train("the others", runs_of([g for g in chosen if g != "main"], [best], seeds, steps), results, workers)
+    except BrokenExecutor as error:
+        remedy = "It may have run out of memory: start again, with fewer --workers. Runs that ended are kept."
+        errors.print(f"fimlens ablate: a run was killed. {remedy}", style="red", markup=False)
+        raise typer.Exit(1) from error
     except (ValueError, OSError) as error:
         errors.print(f"fimlens ablate: {error}{place(error)}", style="red", markup=False)
         raise typer.Exit(2) from error
     found = arms(results, grid, seeds, steps, chosen)
     _print(found)
     picture(found, out / "ablate.png")
-    numbers = json.dumps([arm._asdict() for arm in found], indent=2) + "\n"
+    finite = [arm._replace(losses=[x if math.isfinite(x) else None for x in arm.losses]) for arm in found]
+    numbers = json.dumps([arm._asdict() for arm in finite], indent=2, allow_nan=False) + "\n"  # null: it diverged
     for path in (out / "ablate.json", json_file):
         if path is not None:
             path.write_text(numbers)
@@ -72,7 +96,7 @@ def _print(found: Iterable[Arm]) -> None:
 
 
 def _groups(given: str) -> list[str]:
-    names = [name.strip() for name in given.split(",")]
+    names = list(dict.fromkeys(name.strip() for name in given.split(",")))
     unknown = [name for name in names if name not in GROUPS]
     if unknown:
         raise ValueError(f"--groups: there is no table {unknown[0]!r}. There are {', '.join(GROUPS)}.")

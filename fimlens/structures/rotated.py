@@ -128,9 +128,8 @@ class Rotated(Structure):
     ) -> Frame:
         """The bases as the tracker's method has them; then the inner structure's, by its own, in their coordinates."""
         left, right, within = frame.bases
-        both = left is not None and right is not None
-        left = None if left is None else own(stats.left, left, partial(fisher.left_singular, both))
-        right = None if right is None else own(stats.right, right, partial(fisher.right_singular, both))
+        left = None if left is None else own(stats.left, left, fisher.left_singular)
+        right = None if right is None else own(stats.right, right, fisher.right_singular)
         moved = Frame(Bases(left, right, within), frame.shape)
         return _with_inner(moved, inner(stats.inner, within, fisher.map(partial(rotate, moved)), key))
 
