@@ -64,9 +64,7 @@ def stacked(params: PyTree) -> PyTree:
     return params | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["layers"])}
 
 
-def logits(
-    config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: bool = False
-) -> Float[Array, "B T vocabulary"]:
+def logits(config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: bool = False) -> Float[Array, "B T vocabulary"]:
     """Scores of the token after each. With `remat` each layer is computed again for its gradient, and only its input kept."""
 
     def block(x: Float[Array, "B T d"], layer: PyTree) -> Float[Array, "B T d"]:

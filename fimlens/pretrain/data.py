@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Int
 
 from fimlens import text
 
 HELD_OUT = 10  # one file in so many; of a single file, its last part
 BYTES = 256  # the vocabulary of bytes
-Tokens = Shaped[np.ndarray, " tokens"]  # whole numbers, in memory or mapped from disk
+Tokens = np.ndarray  # one-dimensional, of whole numbers, in memory or mapped from disk; no two need be of one length
 
 
 class Corpus(NamedTuple):
@@ -73,12 +73,12 @@ class Batches:
         sources = [grain.MapDataset.source(windows) for windows in windows_of(rows, length)]
         self.batch, self.windows = batch, grain.MapDataset.concatenate(sources).seed(seed).shuffle().repeat()
 
-    def __call__(self, k: int, rows: slice = slice(None)) -> Int[np.ndarray, "rows window"]:
+    def __call__(self, k: int, rows: slice = slice(None)) -> Int[np.ndarray, "_ window"]:
         """Rows of batch k: all, or those of one host."""
         return np.stack([self.windows[k * self.batch + row] for row in range(*rows.indices(self.batch))])
 
 
-def fixed_windows(rows: Sequence[Tokens], *, count: int, length: int) -> Int[np.ndarray, "windows window"]:
+def fixed_windows(rows: Sequence[Tokens], *, count: int, length: int) -> Int[np.ndarray, "_ window"]:
     """Up to `count` windows, evenly spaced over all: the same for every run, to measure a loss on."""
     sources = windows_of(rows, length)
     places = [(source, k) for source in sources for k in range(len(source))]
@@ -160,7 +160,9 @@ def _shards(directory: Path, kind: str) -> list[Tokens]:
     try:
         shards = [np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(directory.glob(f"{kind}-*.npy"))]
     except (OSError, ValueError) as error:
-        raise ValueError(f"pretrain: a {kind} shard of {directory} is no array of numbers ({error}). Write it again.") from error
+        raise ValueError(
+            f"pretrain: a {kind} shard of {directory} is no array of numbers ({error}). Write it again."
+        ) from error
     if not shards or any(tokens.ndim != 1 or tokens.dtype.kind not in "iu" for tokens in shards):
         raise ValueError(f"pretrain: {directory} needs {kind}-*.npy, one-dimensional arrays of whole numbers.")
     return shards

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from fimlens import llama
 from fimlens.pretrain.data import Batches, Corpus, fixed_windows
-from fimlens.pretrain.mesh import batch_sharding, global_batch, mesh_of, my_rows, state_shardings, weight_shardings
+from fimlens.pretrain.mesh import global_batch, mesh_of, my_rows, state_shardings, weight_shardings
 from fimlens.pretrain.model import first_weights
 from fimlens.pretrain.plan import Plan
 
@@ -39,7 +40,7 @@ class Training(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What is told of a step: losses in nats per token, `held_out` where it was measured, tokens and seconds since the start."""
+    """What is told of a step: losses in nats per token (held out where measured), tokens and seconds since the start."""
 
     step: int
     loss: float
@@ -59,7 +60,7 @@ def train(
     keep: int = 2,
     told: Callable[[Line], None] = lambda line: None,
 ) -> list[Line]:
-    """Train by a plan, from its last checkpoint in `directory` where there is one; the lines of metrics, and the last held-out loss.
+    """Train by a plan, from its last checkpoint in `directory` where there is one, and return the lines of metrics.
 
     In `directory` go plan.json, metrics.jsonl and the last `keep` checkpoints, one every `checkpoint_every` steps and one at
     the end. Without one nothing is kept. `mesh` is over all devices of all hosts, along data by default.
@@ -74,15 +75,23 @@ def train(
             "Take a model with a larger vocabulary, or another tokenizer."
         )
     mesh = mesh_of() if mesh is None else mesh
+    lanes = math.prod(mesh.shape[name] for name in ("data", "fsdp"))
+    if plan.batch // plan.accumulate % lanes:
+        raise ValueError(
+            f"pretrain: a batch of {plan.batch} rows in {plan.accumulate} parts does not lie evenly on {lanes} devices along data "
+            "and fsdp. Take a multiple, fewer parts, or another mesh."
+        )
     batches = Batches(corpus.train, batch=plan.batch, length=plan.length, seed=plan.seed)
-    measured = global_batch(mesh, _shared(fixed_windows(corpus.held_out, count=HELD_OUT_WINDOWS, length=plan.length), mesh))
+    windows = fixed_windows(corpus.held_out, count=HELD_OUT_WINDOWS, length=plan.length)
+    measured = global_batch(mesh, _shared(windows, mesh))
     tx, rows = plan.transform(), my_rows(plan.batch)
     shapes = jax.eval_shape(lambda: _first(plan, tx))
     shardings = _shardings(shapes, tx, mesh)
     with _Keeper(plan, directory, checkpoint_every, keep) as keeper, jax.set_mesh(mesh):
-        training = keeper.restored(shardings, shapes) or jax.jit(lambda: _first(plan, tx), out_shardings=shardings)()
+        begun = jax.jit(partial(_first, plan, tx), out_shardings=shardings)
+        training = keeper.restored(shardings, shapes) or begun()
         step = jax.jit(_step(plan, tx), donate_argnums=0, out_shardings=(shardings, None))
-        held_out = jax.jit(lambda weights, tokens: llama.loss(plan.config, weights, tokens, remat=plan.remat))
+        held_out = jax.jit(partial(_held_out, plan, len(windows)))
         first, start = int(training.step), time.perf_counter()
         waiting: list[tuple[int, Any]] = []
         for k in range(first, plan.steps):
@@ -121,7 +130,9 @@ def _step(plan: Plan, tx: optax.GradientTransformation) -> Callable[..., tuple[T
     def loss(weights: PyTree, tokens: Int[Array, "rows window"]) -> Float[Array, ""]:
         return llama.loss(plan.config, weights, tokens, remat=plan.remat)
 
-    def part(sums: tuple[Array, PyTree], tokens: Int[Array, "rows window"], weights: PyTree) -> tuple[tuple[Array, PyTree], None]:
+    def part(
+        sums: tuple[Array, PyTree], tokens: Int[Array, "rows window"], weights: PyTree
+    ) -> tuple[tuple[Array, PyTree], None]:
         value, gradients = jax.value_and_grad(loss)(weights, tokens)
         return jax.tree.map(lambda s, x: s + x.astype(jnp.float32), sums, (value, gradients)), None
 
@@ -134,13 +145,18 @@ def _step(plan: Plan, tx: optax.GradientTransformation) -> Callable[..., tuple[T
             sums, _ = jax.lax.scan(lambda sums, tokens: part(sums, tokens, weights), zero, tokens)
             value, gradients = jax.tree.map(lambda s: s / plan.accumulate, sums)
             gradients = jax.tree.map(lambda g, W: g.astype(W.dtype), gradients, weights)
-        finite = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(gradients))
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradients))
         updates, new_state = tx.update(gradients, state, weights)
         moved = (optax.apply_updates(weights, updates), new_state)
         weights, state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, (weights, state))
         return Training(count + 1, weights, state), (value, finite)
 
     return step
+
+
+def _held_out(plan: Plan, count: int, weights: PyTree, tokens: Int[Array, "rows window"]) -> Float[Array, ""]:
+    """The mean loss per token over the first `count` windows; those after them only fill the mesh."""
+    return jnp.mean(jax.vmap(lambda row: llama.loss(plan.config, weights, row[None]))(tokens)[:count])
 
 
 def _finite(plan: Plan, waiting: list[tuple[int, Any]]) -> float:
@@ -157,17 +173,15 @@ def _finite(plan: Plan, waiting: list[tuple[int, Any]]) -> float:
     return sum(losses) / len(losses) if losses else math.nan
 
 
-def _parts(rows: Int[np.ndarray, "rows window"], count: int) -> Int[np.ndarray, "parts rows window"]:
+def _parts(rows: Int[np.ndarray, "rows window"], count: int) -> Int[np.ndarray, "parts each window"]:
     return rows.reshape(count, -1, rows.shape[1])
 
 
-def _shared(rows: Int[np.ndarray, "windows window"], mesh: Mesh) -> Int[np.ndarray, "windows window"]:
-    """This host's part of windows that all hosts have, as many as lie evenly on the mesh."""
+def _shared(rows: Int[np.ndarray, "windows window"], mesh: Mesh) -> Int[np.ndarray, "own window"]:
+    """This host's part of windows that all hosts have, repeated until they lie evenly on the mesh."""
     hosts, lanes = jax.process_count(), math.prod(mesh.shape[name] for name in ("data", "fsdp"))
-    even = max(len(rows) // math.lcm(hosts, lanes), 1) * math.lcm(hosts, lanes)
-    rows = np.resize(rows, (even, rows.shape[1]))
-    each = even // hosts
-    return rows[jax.process_index() * each :][:each]
+    even = -(-len(rows) // math.lcm(hosts, lanes)) * math.lcm(hosts, lanes)
+    return np.resize(rows, (even, rows.shape[1]))[my_rows(even)]
 
 
 class _Keeper:

@@ -21,9 +21,10 @@ DTYPES = ("float32", "bfloat16")
 class Plan:
     """A training: model, optimizer and data order. Sizes are counts; `rate` is the peak of the learning rate.
 
-    It warms up over a tenth of the steps and falls by a cosine to a tenth of its peak, as in [G]. `options` go to the optimizer,
-    `accumulate` is the number of parts that each batch is taken in, `clip` bounds the gradient's norm, `on_nonfinite` says what
-    becomes of a step whose loss or gradient is not finite: its update is never made, and the run stops, or skips it.
+    It warms up over a tenth of the steps and falls by a cosine to a tenth of its peak, as in [G]. `options` go to the
+    optimizer, `accumulate` is the number of parts that each batch is taken in, `clip` bounds the gradient's norm, and
+    `on_nonfinite` says what becomes of a step whose loss or gradient is not finite: its update is never made, and the run
+    stops, or skips it.
 
     Raises:
         ValueError: a name is unknown or a number out of its range.
@@ -46,7 +47,12 @@ class Plan:
     on_nonfinite: str = "stop"
 
     def __post_init__(self) -> None:
-        for name, known in (("model", CONFIGS), ("optimizer", OPTIMIZERS), ("dtype", DTYPES), ("on_nonfinite", ("stop", "skip"))):
+        for name, known in (
+            ("model", CONFIGS),
+            ("optimizer", OPTIMIZERS),
+            ("dtype", DTYPES),
+            ("on_nonfinite", ("stop", "skip")),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"pretrain: {name} is one of {', '.join(known)}; got {getattr(self, name)!r}.")
         for name in ("steps", "batch", "length", "accumulate"):

@@ -1,0 +1,125 @@
+"""fimlens pretrain: train a language model with any optimizer, on one device or many hosts."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fimlens.commands import console, errors, place
+
+
+def pretrain(
+    model: Annotated[
+        str, typer.Option(help="cpu-1m, cpu-5m, llama-60m, llama-130m, llama-350m, llama-1b or llama-7b.")
+    ] = "cpu-1m",
+    optimizer: Annotated[str, typer.Option(help="Any optimizer of fimlens, by its name.")] = "adam",
+    rate: Annotated[float, typer.Option(help="The peak learning rate.")] = 1e-2,
+    option: Annotated[list[str] | None, typer.Option(help="Of the optimizer, such as rank=32; as often as needed.")] = None,
+    steps: int = 400,
+    batch: Annotated[int, typer.Option(help="Sequences a step, over all devices.")] = 16,
+    length: Annotated[int, typer.Option(help="Tokens a sequence.")] = 128,
+    accumulate: Annotated[int, typer.Option(help="Parts that each batch is taken in.")] = 1,
+    clip: Annotated[float | None, typer.Option(help="The largest norm of the gradient.")] = None,
+    text_path: Annotated[
+        list[Path] | None, typer.Option("--text", help="Files or directories; Python's standard library by default.")
+    ] = None,
+    shards: Annotated[Path | None, typer.Option(help="A directory of token shards, in place of text.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of weights and optimizer state: float32 or bfloat16.")] = "float32",
+    tied: Annotated[bool, typer.Option("--tied", help="The embedding is the head.")] = False,
+    scan: Annotated[bool, typer.Option("--scan", help="Scan over layers.")] = False,
+    remat: Annotated[bool, typer.Option("--remat", help="Compute layers again for their gradients.")] = False,
+    on_nonfinite: Annotated[str, typer.Option(help="Of a loss that is not finite: stop or skip.")] = "stop",
+    mesh: Annotated[str | None, typer.Option(help="Sizes of its axes, such as data=2,fsdp=4,tensor=1.")] = None,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="One of several hosts: jax.distributed.initialize().")
+    ] = False,
+    evaluate_every: Annotated[int | None, typer.Option(min=1, help="Steps; at the end alone by default.")] = None,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 100,
+    keep: Annotated[int, typer.Option(min=1, help="Checkpoints.")] = 2,
+    seed: int = 0,
+    out: Annotated[Path, typer.Option(help="Directory of plan, metrics and checkpoints; a run that is there goes on.")] = Path(
+        "pretrain-out"
+    ),
+) -> None:
+    """Train a language model; interrupted, the same command goes on from the last checkpoint."""
+    try:
+        from fimlens.pretrain import data, loop
+        from fimlens.pretrain.mesh import mesh_of
+        from fimlens.pretrain.plan import Plan
+    except ModuleNotFoundError as error:
+        errors.print(f"fimlens pretrain: {error}. It needs pip install 'fimlens[train]'.", style="red", markup=False)
+        raise typer.Exit(2) from error
+    try:
+        if distributed:
+            jax.distributed.initialize()
+        plan = Plan(
+            model, optimizer, rate, steps, batch, length, _options(option), accumulate, clip, seed, dtype, tied, scan, remat,
+            on_nonfinite,
+        )  # fmt: skip
+        corpus = data.of_files(text_path) if shards is None else data.of_shards(shards)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=errors, disable=jax.process_index() > 0) as bar:
+            task = bar.add_task(f"{model}, {optimizer}", total=steps)
+
+            def told(line: loop.Line) -> None:
+                speed = line.tokens / line.seconds if line.seconds else 0
+                bar.update(
+                    task, completed=line.step, description=f"{model}, {optimizer}: loss {line.loss:.3f}, {speed:,.0f} tokens/s"
+                )
+
+            lines = loop.train(
+                plan, corpus, out, mesh=mesh_of(_sizes(mesh)), evaluate_every=evaluate_every, checkpoint_every=checkpoint_every,
+                keep=keep, told=told,
+            )  # fmt: skip
+    except loop.NonFinite as error:
+        errors.print(f"fimlens pretrain: {error}", style="red", markup=False)
+        raise typer.Exit(1) from error
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        errors.print(f"fimlens pretrain: {error}{place(error)}", style="red", markup=False)
+        raise typer.Exit(2) from error
+    last = lines[-1]
+    if jax.process_index() == 0:
+        console.print(
+            f"Held-out loss after {last.step} steps: {last.held_out:.4f} nats a token, perplexity "
+            f"{math.exp(last.held_out):.2f}. Metrics and checkpoints: {out}",
+            markup=False,
+        )
+
+
+def _options(given: list[str] | None) -> dict[str, Any]:
+    """name=value as numbers, booleans, None or words."""
+    options = {}
+    for each in given or []:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise ValueError(f"--option: expected name=value, such as rank=32; got {each!r}.")
+        options[name.strip().replace("-", "_")] = _value(value.strip())
+    return options
+
+
+def _value(word: str) -> Any:
+    known = {"true": True, "false": False, "none": None}
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return known.get(word.lower(), word)
+
+
+def _sizes(mesh: str | None) -> dict[str, int] | None:
+    if mesh is None:
+        return None
+    pairs = [part.partition("=") for part in mesh.split(",")]
+    if not all(size.strip().isdigit() for _, _, size in pairs):
+        raise ValueError(f"--mesh: expected sizes such as data=2,fsdp=4; got {mesh!r}.")
+    return {name.strip(): int(size) for name, _, size in pairs}

@@ -1,0 +1,237 @@
+"""Pre-training: data are functions of the step, runs go on where they were killed, meshes and hosts change nothing."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from typer.testing import CliRunner
+
+from fimlens import llama
+from fimlens.cli import app
+from fimlens.pretrain import data, loop, model
+from fimlens.pretrain.mesh import mesh_of
+from fimlens.pretrain.plan import Plan
+
+pytestmark = pytest.mark.training
+TINY = llama.Config(vocabulary=256, hidden=16, mlp=24, heads=2, layers=2)
+TEXT = (b"a line of text, and another one; " * 400)[: 12 * 1024]
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(model.CONFIGS, "tiny", TINY)
+
+
+@pytest.fixture
+def plan():
+    return Plan(model="tiny", rate=1e-2, steps=8, batch=8, length=16)
+
+
+@pytest.fixture
+def corpus():
+    tokens = np.random.default_rng(0).integers(0, 256, 6000).astype(np.uint8)
+    return data.Corpus([tokens[:5000]], [tokens[5000:]], 256)
+
+
+def losses(lines):
+    return [(line.step, line.loss, line.held_out) for line in lines]
+
+
+# --- data ------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_a_function_of_its_number():
+    rows = [np.arange(1000), np.arange(5000, 5600)]
+    one, other = (data.Batches(rows, batch=6, length=10, seed=3) for _ in range(2))
+    assert (one(9) == other(9)).all()
+    assert not (one(9) == data.Batches(rows, batch=6, length=10, seed=4)(9)).all()
+    assert (np.concatenate([one(9, slice(0, 3)), one(9, slice(3, 6))]) == one(9)).all()
+
+
+def test_an_epoch_has_every_window_once_and_the_next_another_order():
+    batches = data.Batches([np.arange(121)], batch=4, length=10, seed=0)
+    first, second = (np.concatenate([batches(k + 3 * epoch) for k in range(3)])[:, 0] for epoch in range(2))
+    assert sorted(first) == sorted(second) == list(range(0, 120, 10))
+    assert list(first) != list(second)
+
+
+def test_windows_overlap_by_the_one_token_that_is_context():
+    windows = data.Windows(np.arange(100), 9)
+    assert windows[0][-1] == windows[1][0] == 9
+    assert len(windows) == 11
+
+
+def test_files_that_are_held_out_are_not_trained_on(tmp_path):
+    for k in range(20):
+        (tmp_path / f"{k:02}.txt").write_bytes(bytes([k]) * 100)
+    corpus = data.of_files([tmp_path])
+    newline = {10}
+    train, held_out = (set(np.concatenate(rows).tolist()) - newline for rows in (corpus.train, corpus.held_out))
+    assert held_out == {0}  # and file 10, whose byte is the newline between files
+    assert not train & held_out
+
+
+def test_shards_are_mapped_and_read_back(tmp_path):
+    documents = [[k] * 30 for k in range(1, 40)]
+    data.write_shards(tmp_path, documents, vocabulary=1000, end=0, shard=200, held_out=100)
+    corpus = data.of_shards(tmp_path)
+    assert corpus.vocabulary == 1000
+    assert isinstance(corpus.train[0], np.memmap)
+    assert len(corpus.train) > 2
+    together = np.concatenate([*corpus.held_out, *corpus.train])
+    assert (together == np.concatenate([[*d, 0] for d in documents])).all()
+    assert sum(map(len, corpus.held_out)) == 124  # to the end of a document
+    np.save(tmp_path / "train-99999.npy", np.ones((2, 2)))
+    with pytest.raises(ValueError, match="one-dimensional arrays of whole numbers"):
+        data.of_shards(tmp_path)
+    with pytest.raises(ValueError, match=r"no readable tokens\.json"):
+        data.of_shards(tmp_path / "nowhere")
+
+
+def test_too_little_text_is_refused():
+    with pytest.raises(ValueError, match="shorter windows"):
+        data.Batches([np.arange(5)], batch=2, length=10, seed=0)
+
+
+# --- model -----------------------------------------------------------------------------------------------------
+
+
+def test_scan_and_remat_change_nothing():
+    tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, 256)
+    plain = model.Llama(TINY, rngs=nnx.Rngs(0))
+    other = model.Llama(TINY, rngs=nnx.Rngs(0), scan=True, remat=True)
+    grads = [nnx.grad(lambda m: m.loss(tokens))(m) for m in (plain, other)]
+    np.testing.assert_allclose(plain.loss(tokens), other.loss(tokens), rtol=1e-6)
+    np.testing.assert_allclose(grads[0]["embedding"][...], grads[1]["embedding"][...], atol=1e-6)
+
+
+def test_a_tied_head_is_the_embedding():
+    tied = model.Llama(replace(TINY, tied=True), rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+    assert "head" not in tied.weights
+    assert tied.embedding[...].dtype == jnp.bfloat16
+    assert jnp.isfinite(tied.loss(jnp.zeros((1, 4), int)))
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("llama-60m", 58.07), ("llama-130m", 134.11), ("llama-350m", 367.97), ("llama-1b", 1339.08), ("llama-7b", 6738.42)],
+)
+def test_the_sizes_are_the_papers(name, millions):
+    shapes = jax.eval_shape(lambda: model.first_weights(model.CONFIGS[name], jax.random.key(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+# --- the loop --------------------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_to_the_same_losses(tmp_path, plan, corpus):
+    whole = loop.train(plan, corpus, evaluate_every=4)
+
+    def killed(line):
+        if line.step >= 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        loop.train(plan, corpus, tmp_path, evaluate_every=2, checkpoint_every=4, told=killed)
+    resumed = loop.train(plan, corpus, tmp_path, evaluate_every=2, checkpoint_every=4)
+    assert losses(resumed)[-1][::2] == losses(whole)[-1][::2]
+    assert [line.step for line in resumed] == [2, 4, 6, 8]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+    again = loop.train(plan, corpus, tmp_path)
+    assert losses(again) == losses(resumed)
+
+
+def test_another_plan_is_refused_by_what_differs(tmp_path, plan, corpus):
+    loop.train(replace(plan, steps=1), corpus, tmp_path)
+    with pytest.raises(ValueError, match=r"another plan: steps 1 there and 8 here"):
+        loop.train(plan, corpus, tmp_path)
+
+
+def test_a_damaged_checkpoint_is_refused_with_a_remedy(tmp_path, plan, corpus):
+    loop.train(replace(plan, steps=2), corpus, tmp_path, checkpoint_every=2)
+    for file in (tmp_path / "checkpoints" / "2").rglob("*"):
+        if file.is_file() and file.stat().st_size > 50 and "METADATA" not in file.name:
+            file.write_bytes(b"\0" * file.stat().st_size)
+    with pytest.raises(ValueError, match=r"checkpoint 2 of .* cannot be read"):
+        loop.train(replace(plan, steps=2), corpus, tmp_path)
+
+
+def test_accumulated_parts_make_the_whole_batch(plan, corpus):
+    whole, parts = (loop.train(replace(plan, accumulate=k), corpus, mesh=one_device())[-1] for k in (1, 4))
+    assert parts.held_out == pytest.approx(whole.held_out, rel=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_a_mesh_changes_nothing(plan, corpus, sizes):
+    alone = loop.train(plan, corpus, mesh=one_device())[-1]
+    spread = loop.train(plan, corpus, mesh=mesh_of(sizes))[-1]
+    assert spread.held_out == pytest.approx(alone.held_out, rel=1e-5)
+
+
+def one_device():
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
+
+
+def test_what_is_not_finite_stops_by_the_batchs_name_or_is_skipped(plan, corpus, monkeypatch):
+    whole = data.Batches.__call__
+
+    def poisoned(self, k, rows=slice(None)):
+        return whole(self, k, rows) if k != 3 else np.full_like(whole(self, k, rows), 9999)
+
+    broken = replace(plan, rate=1e-3)
+    monkeypatch.setattr(data.Batches, "__call__", poisoned)
+    monkeypatch.setattr(
+        llama,
+        "loss",
+        lambda config, weights, tokens, remat=False, loss=llama.loss: jnp.where(
+            (tokens == 9999).any(), jnp.nan, loss(config, weights, jnp.minimum(tokens, 255), remat=remat)
+        ),
+    )
+    with pytest.raises(loop.NonFinite, match=r"batch 3 made a loss of nan"):
+        loop.train(broken, corpus)
+    skipped = loop.train(replace(broken, on_nonfinite="skip"), corpus)
+    assert np.isfinite(skipped[-1].held_out)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"model": "gpt"}, "model is one of"),
+        ({"optimizer": "adan"}, "optimizer is one of"),
+        ({"rate": 0.0}, "rate is a positive number"),
+        ({"steps": 0}, "steps is a positive number"),
+        ({"accumulate": 3}, "no 3 equal parts"),
+    ],
+    ids=str,
+)
+def test_a_wrong_plan_is_refused(plan, changed, says):
+    with pytest.raises(ValueError, match=says):
+        replace(plan, **changed)
+
+
+def test_a_wrong_option_is_refused(plan):
+    with pytest.raises(ValueError, match="adam has no option 'rank'"):
+        replace(plan, options={"rank": 3}).transform()
+
+
+def test_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_bytes(TEXT)
+    command = (
+        "pretrain --model tiny --optimizer alice --option rank=4 --option leading=2 --rate 0.02 --steps 3 --batch 8 --length 16"
+    )
+    run = CliRunner().invoke(app, [*command.split(), "--text", "text.txt", "--out", "run"])
+    assert run.exit_code == 0, run.output
+    assert "Held-out loss after 3 steps" in run.output
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["options"] == {"rank": 4, "leading": 2}
+    run = CliRunner().invoke(app, [*command.split(), "--mesh", "data=3", "--out", "other"])
+    assert run.exit_code == 2
+    assert "multiply to the 8 devices" in run.output
