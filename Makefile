@@ -6,10 +6,13 @@ VENV := .venv
 RUN := $(VENV)/bin
 OLDEST := "jax==0.8.0" "jaxlib==0.8.0" "optax==0.2.6"
 
-.PHONY: lens test slow oldest lint benchmark clean
+.PHONY: lens prove test slow oldest lint benchmark clean
 
 lens: $(VENV)/installed
 	$(RUN)/fimlens lens
+
+prove: $(VENV)/installed  # every closed form, on the functions that run
+	$(RUN)/fimlens prove
 
 test: $(VENV)/installed
 	$(RUN)/python -m pytest

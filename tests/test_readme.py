@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fimlens import lens
+from fimlens.proof import derivations
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -25,6 +26,7 @@ def test_commands_exist():
         assert re.search(rf"^{target}:", makefile, re.M), target
     for name in re.search(r"--structures (\S+)", shell)[1].split(","):
         assert name in lens.STRUCTURES
+    assert set(re.search(r"fimlens prove ([\w ]+?) --", shell)[1].split()) <= set(derivations())
 
 
 def test_links_lead_somewhere():
