@@ -6,13 +6,20 @@ VENV := .venv
 RUN := $(VENV)/bin
 OLDEST := "jax==0.8.0" "jaxlib==0.8.0" "optax==0.2.6"
 
-.PHONY: lens test slow oldest lint benchmark clean
+.PHONY: lens prove test training slow oldest lint benchmark clean
 
 lens: $(VENV)/installed
 	$(RUN)/fimlens lens
 
+prove: $(VENV)/installed  # every closed form, on the functions that run; and each under a slip in them
+	$(RUN)/fimlens prove
+	$(RUN)/python -m pytest -m proof
+
 test: $(VENV)/installed
 	$(RUN)/python -m pytest
+
+training: $(VENV)/installed  # whole trainings: killed, resumed, spread over devices
+	$(RUN)/python -m pytest -m training
 
 slow: $(VENV)/installed  # what takes too long for every commit
 	$(RUN)/python -m pytest -m slow

@@ -11,6 +11,7 @@ from fimlens.commands.derive import derive
 from fimlens.commands.lens import lens
 from fimlens.commands.memory import memory
 from fimlens.commands.pretrain import pretrain
+from fimlens.commands.prove import prove
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command("lens")(lens)
@@ -18,6 +19,7 @@ app.command("derive")(derive)
 app.command("memory")(memory)
 app.command("ablate")(ablate)
 app.command("pretrain")(pretrain)
+app.command("prove")(prove)
 
 
 @app.callback(invoke_without_command=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fimlens import lens
+from fimlens import closed_forms, lens
+from fimlens.proof import derivations
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -25,8 +26,15 @@ def test_commands_exist():
         assert re.search(rf"^{target}:", makefile, re.M), target
     for name in re.search(r"--structures (\S+)", shell)[1].split(","):
         assert name in lens.STRUCTURES
+    assert set(re.search(r"fimlens prove ([\w ]+?) --", shell)[1].split()) <= set(derivations())
 
 
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.proof
+def test_the_table_of_closed_forms_is_current():
+    between = re.search(r"<!-- closed forms.*? -->\n(.*?)\n<!-- end -->", README, re.S)[1]
+    assert between == closed_forms.table()

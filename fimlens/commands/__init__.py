@@ -17,7 +17,8 @@ from fimlens.lens import STRUCTURES
 from fimlens.structure import Structure
 
 console, errors = Console(), Console(stderr=True)
-WORDS = ("structure", "optimizer", "claim", "head", "table", "arm")  # columns to the left; numbers go to the right
+# columns to the left; numbers go to the right
+WORDS = ("structure", "optimizer", "claim", "head", "table", "arm", "statement", "all entries at", "verdict")
 
 
 def table(*headings: str) -> Table:

@@ -1,10 +1,12 @@
 r"""The nearest Kronecker product is the leading singular pair of the rearranged Fisher (Van Loan and Pitsianis, 1993).
 
-Let $\mathcal R$ take A to $E[G A G^T]$; it is linear, and its adjoint takes B to $E[G^T B G]$:
-$$\langle F, A \otimes B \rangle = \langle \mathcal R(A), B \rangle = \langle A, \mathcal R^*(B) \rangle .$$
-Hence $\Vert A \otimes B - F \Vert^2 = \Vert A \Vert^2 \Vert B \Vert^2 - 2 \langle \mathcal R(A), B \rangle + \Vert F \Vert^2$ is the error of a rank one matrix for $\mathcal R$. For a given A it is a convex quadratic of B, least at
-$\mathcal R(A)/\Vert A \Vert^2$; the global minimum is the leading singular pair (Eckart, Young, Mirsky). Both maps keep the cone of PSD matrices, so that a leading
-pair lies in it (Krein and Rutman), where power iteration from the identity ends.
+Let $\mathcal{R}$ take A to $E[G A G^T]$; it is linear, and its adjoint takes B to $E[G^T B G]$:
+$$\langle F, A \otimes B \rangle = \langle \mathcal{R}(A), B \rangle = \langle A, \mathcal{R}^*(B) \rangle .$$
+Hence
+$$\Vert A \otimes B - F \Vert^2 = \Vert A \Vert^2 \Vert B \Vert^2 - 2 \langle \mathcal{R}(A), B \rangle + \Vert F \Vert^2$$
+is the error of a rank one matrix for $\mathcal{R}$. For a given A it is a convex quadratic of B, least at
+$\mathcal{R}(A)/\Vert A \Vert^2$; the global minimum is the leading singular pair (Eckart, Young, Mirsky). Both maps keep the
+cone of PSD matrices, so that a leading pair lies in it (Krein and Rutman), where power iteration from the identity ends.
 """
 
 import jax

@@ -78,8 +78,8 @@ def train(
     lanes = math.prod(mesh.shape[name] for name in ("data", "fsdp"))
     if plan.batch // plan.accumulate % lanes:
         raise ValueError(
-            f"pretrain: a batch of {plan.batch} rows in {plan.accumulate} parts does not lie evenly on {lanes} devices along data "
-            "and fsdp. Take a multiple, fewer parts, or another mesh."
+            f"pretrain: a batch of {plan.batch} rows in {plan.accumulate} parts does not lie evenly on {lanes} devices along "
+            "data and fsdp. Take a multiple, fewer parts, or another mesh."
         )
     batches = Batches(corpus.train, batch=plan.batch, length=plan.length, seed=plan.seed)
     windows = fixed_windows(corpus.held_out, count=HELD_OUT_WINDOWS, length=plan.length)
@@ -125,14 +125,12 @@ def _shardings(shapes: Training, tx: optax.GradientTransformation, mesh: Mesh) -
 
 
 def _step(plan: Plan, tx: optax.GradientTransformation) -> Callable[..., tuple[Training, tuple[Array, Array]]]:
-    """One step over the parts of a batch: the loss, and whether it was finite. Where it was not, nothing moves but the count."""
+    """One step over a batch's parts: the loss, and whether it was finite. Where it was not, nothing moves but the count."""
 
     def loss(weights: PyTree, tokens: Int[Array, "rows window"]) -> Float[Array, ""]:
         return llama.loss(plan.config, weights, tokens, remat=plan.remat)
 
-    def part(
-        sums: tuple[Array, PyTree], tokens: Int[Array, "rows window"], weights: PyTree
-    ) -> tuple[tuple[Array, PyTree], None]:
+    def part(sums: PyTree, tokens: Int[Array, "rows window"], weights: PyTree) -> tuple[PyTree, None]:
         value, gradients = jax.value_and_grad(loss)(weights, tokens)
         return jax.tree.map(lambda s, x: s + x.astype(jnp.float32), sums, (value, gradients)), None
 

@@ -1,0 +1,201 @@
+"""The command prove: what it runs, tells and writes; and its page, which loads nothing and escapes everything."""
+
+import json
+import re
+import xml.etree.ElementTree as xml
+from types import ModuleType
+
+import pytest
+import sympy as sp
+from typer.testing import CliRunner
+
+from fimlens.cli import app
+from fimlens.proof import derivations, vanishes
+from fimlens.structures import EXAMPLES
+from fimlens.typeset import MARKED, formula, prose
+
+DOCUMENTED = """A <b>false</b> statement.
+
+Let $a < b$; `x <y>` is A (x) B of f(x).
+$$a^2 \\geq 0$$
+"""
+BOLD = "<b>bold</b> & (x)"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["prove", *map(str, arguments)], terminal_width=200)
+
+
+def told(result):
+    return " ".join(result.output.split())
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """The derivations that the command knows, to be changed."""
+    copy = dict(derivations())
+    monkeypatch.setattr("fimlens.commands.prove.derivations", lambda: copy)
+    return copy
+
+
+@pytest.fixture
+def add(known):
+    """A derivation of one's own, with these steps."""
+
+    def added(name, steps, sizes=((2, 2), (2, 3))):
+        known[name] = ModuleType(f"somewhere.{name}", DOCUMENTED)
+        known[name].SIZES, known[name].steps = sizes, steps
+
+    return added
+
+
+def true(m, n):
+    yield vanishes("this holds", [sp.Integer(0)])
+
+
+def false(m, n):
+    yield vanishes("this holds", [sp.Integer(0)])
+    yield vanishes(BOLD, [sp.Symbol("<x>") * n])
+    yield vanishes("never reached", [sp.Integer(0)])
+
+
+def raises(m, n):
+    yield vanishes("this holds", [sp.Integer(0)])
+    yield vanishes("this does not end", [1 / 0])
+
+
+def test_the_derivations_named_are_proved_each_once():
+    result = run("adam", "kronecker_vec", "adam")
+    assert result.exit_code == 0, result.output
+    assert re.findall(r"(\w+): .*? (\d x \d(?:, \d x \d)*) +(\d+) +\d+\.\d +(\w+)", result.output) == [
+        ("adam", "1 x 3, 2 x 2, 2 x 3", "12", "proved"),
+        ("kronecker_vec", "2 x 2, 2 x 3, 3 x 2", "6", "proved"),
+    ]
+
+
+def test_without_names_it_is_all(known, add):
+    known.clear()
+    add("one", true)
+    add("other", true)
+    assert re.findall(r"(\w+): A", run().output) == ["one", "other"]
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_and_all():
+    result = run("adam", "whitenning")
+    assert result.exit_code == 2
+    assert "no derivation 'whitenning'. Did you mean whitening? There are adafactor, adam," in told(result)
+    assert "Did you mean" not in run("zzzzzz").output
+
+
+@pytest.mark.parametrize("option", ["--html", "--json"])
+def test_what_cannot_be_written_is_refused_before_the_proofs(option, add):
+    add("endless", lambda m, n: pytest.fail("it began"))
+    result = run("endless", option, "nowhere/file")
+    assert result.exit_code == 2
+    assert f"{option}: cannot write nowhere/file" in told(result)
+
+
+def test_a_step_that_fails_is_told_and_the_others_go_on(add, tmp_path):
+    add("false", false)
+    result = run("false", "kronecker_vec", "--json", tmp_path / "proofs.json")
+    assert result.exit_code == 1
+    assert "NOT PROVED" in result.output
+    assert f"false at 2 x 3, step 2: {BOLD}; there remains 3*<x>" in told(result)
+    report = json.loads((tmp_path / "proofs.json").read_text())
+    assert not report["ok"]
+    assert [(item["name"], item["proved"]) for item in report["derivations"]] == [("false", False), ("kronecker_vec", True)]
+    sizes = report["derivations"][0]["sizes"]
+    assert [(size["m"], size["n"]) for size in sizes] == [(2, 2), (2, 3)]
+    assert sizes[1]["steps"] == [
+        {"says": "this holds", "holds": True, "residue": "0"},
+        {"says": BOLD, "holds": False, "residue": "3*<x>"},
+    ]
+
+
+def test_a_long_remainder_is_shortened(add):
+    add("long", lambda m, n: iter([vanishes("much remains", [sp.Symbol("x" * 500)])]), [(2, 2)])
+    assert 200 <= run("long").output.count("x") < 220
+
+
+@pytest.mark.parametrize(
+    ("steps", "sizes", "reason"),
+    [
+        (raises, [(2, 2)], "at 2 x 2, step 2: ZeroDivisionError: division by zero"),
+        (lambda m, n: iter(()), [(2, 2)], "there is no step"),
+        (true, [], "NOT PROVED"),
+    ],
+)
+def test_what_raises_or_decides_nothing_is_not_proved(add, steps, sizes, reason):
+    add("void", steps, sizes)
+    result = run("void", "kronecker_vec")
+    assert result.exit_code == 1
+    assert reason in told(result)
+    assert re.search(r"kronecker_vec: .* proved", result.output)
+
+
+@pytest.fixture
+def written(add, tmp_path):
+    add("false", false)
+    run("kronecker_vec", "false", "--html", tmp_path / "proofs.html")
+    return (tmp_path / "proofs.html").read_text(encoding="utf-8")
+
+
+def test_the_page_is_well_formed_and_its_links_lead_somewhere(written):
+    tree = xml.fromstring(written)
+    ids = [node.get("id") for node in tree.iter() if node.get("id")]
+    assert len(ids) == len(set(ids))
+    assert {node.get("href") for node in tree.iter("a")} == {"#kronecker_vec", "#false"} <= {f"#{name}" for name in ids}
+
+
+def test_the_page_loads_nothing(written):
+    tags = {node.tag for node in xml.fromstring(written).iter()}
+    assert not tags & {"script", "link", "img", "iframe", "object", "use", "image"}
+    assert not re.search(r"https?:|url\(|@import|src=", written)
+
+
+def test_the_page_escapes_what_others_wrote(written):
+    text = " ".join("".join(xml.fromstring(written).itertext()).split())
+    for said in ("A <b>false</b> statement.", BOLD, "3*<x>", "x <y> is A ⊗ B of f(x)."):
+        assert said in text
+    assert not list(xml.fromstring(written).iter("b"))
+
+
+def test_the_page_tells_every_verdict_and_structure(written):
+    tree = xml.fromstring(written)
+    text = " ".join("".join(tree.itertext()).split())
+    assert "1 of 2 statements are proved" in text
+    rows = [["".join(cell.itertext()).replace("\xa0", " ") for cell in row] for row in tree.iter("tr")]
+    assert [BOLD, "fails", "fails"] in rows
+    assert ["this holds", "holds", "holds"] in rows
+    assert any(row[-1] == "not proved" and row[1] == "2 \u00d7 2, 2 \u00d7 3" for row in rows)
+    for H in EXAMPLES:
+        assert any(row[0] == str(H) and row[-1] == H.claim.name for row in rows)
+        assert H.claim.value in text
+    assert ["Diagonal()", "adam", "EXACT"] in rows
+
+
+@pytest.mark.parametrize("name", derivations())
+def test_every_formula_of_a_docstring_is_drawn(name):
+    text = derivations()[name].__doc__
+    drawn = xml.fromstring(f"<p>{prose(text)}</p>")
+    assert len(list(drawn.iter("path"))) == sum(part.startswith("$") for part in MARKED.split(text)) > 0
+    assert "$" not in "".join(drawn.itertext())
+
+
+def test_a_formula_stands_on_the_baseline_of_the_text():
+    """In em: a descender goes below, an x stands on it, a minus above it; and the box holds the outline, upright."""
+
+    def baseline(latex):
+        return float(re.search(r"vertical-align:(-?[\d.]+)em", formula(latex))[1])
+
+    assert baseline("y") < -0.15
+    assert abs(baseline("x")) < 0.02 < baseline("-")
+    drawn = formula("y")
+    _, top, _, height = map(float, re.search(r'viewBox="(.+?)"', drawn)[1].split())
+    ordinates = [float(y) for y in re.findall(r"[\d.] (-?[\d.]+)", re.search(r' d="(.+?)"', drawn)[1])]
+    assert top <= min(ordinates) < max(ordinates) <= top + height + 0.1
+
+
+def test_what_mathtext_does_not_know_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"\\nosuchsymbol"):
+        prose(r"Let $\nosuchsymbol$.")
