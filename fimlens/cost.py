@@ -186,7 +186,7 @@ def model_flops(config: llama.Config, groups: Mapping[str, PyTree], batch: Batch
     """
     weights = sum(leaf.size for group in ("matrices", "head") for leaf in jax.tree.leaves(groups[group]))
     once = 6 * weights + 12 * config.layers * config.hidden * batch.length
-    return once * (4 / 3 if batch.rematerialise else 1)
+    return once * (4 / 3 if batch.rematerialise else 1.0)
 
 
 def require_known(what: str, name: str, known: Collection[str]) -> None:

@@ -12,16 +12,16 @@ from fimlens.cost import Row, Terms
 
 FORMULAS = (cost.devices_needed, cost.memory, cost.hours, cost.money, cost.saving)
 COEFFICIENTS = ("optimizer", "held", "working", "flops_per_token", "adams_flops_per_token")
-TERMS = ("tokens", "devices", "usable", "peak", "utilisation", "price")
+TERMS = ("tokens", "usable", "peak", "utilisation", "price")
 
 
-def page(title: str, rows: Sequence[Row], terms: Terms, most_devices: int, assumptions: Mapping[str, str]) -> str:
-    """HTML. Its sliders start at the terms and the rows' speed-ups; that of devices ends at `most_devices`."""
+def page(title: str, rows: Sequence[Row], terms: Terms, sequences: int, assumptions: Mapping[str, str]) -> str:
+    """HTML. Its sliders start at the terms and the rows' speed-ups; no device is without one of a step's `sequences`."""
     data = {
         "title": title,
         "optimizers": [{name: getattr(row, name) for name in COEFFICIENTS} | {"speed_up": row.speed_up.ratio} for row in rows],
-        "terms": {name: getattr(terms, name) for name in TERMS},
-        "most_devices": most_devices,
+        "terms": {name: getattr(terms, name) for name in TERMS} | {"devices": terms.devices or 0},
+        "most_devices": min(sequences, max(64, *(4 * row.devices for row in rows))),
         "assumptions": assumptions,
     }
     formulas = ",\n".join(f"  {formula.__name__}: {in_javascript(formula)}" for formula in FORMULAS)

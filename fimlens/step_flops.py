@@ -18,7 +18,7 @@ Count = Callable[[int, int, int], float]
 
 
 def _eigh(m: int) -> float:
-    return 9 * m**3
+    return 9.0 * m**3
 
 
 def _qr(m: int, r: int) -> float:
@@ -26,7 +26,7 @@ def _qr(m: int, r: int) -> float:
 
 
 def _left_singular(m: int, n: int) -> float:
-    return 6 * m**2 * n + 20 * m**3
+    return 6.0 * m**2 * n + 20.0 * m**3
 
 
 # At every step: gradients into a basis, covariances, updates out of it; Newton-Schulz. Those not named take no products.

@@ -14,6 +14,7 @@ from fimlens.devices import DEVICES
 from fimlens.memory import GIB, RANKS
 
 COMPARED = ["adam", "racs", "alice"]
+TOKENS = 13.1e9
 UTILISATION = 0.4
 GIVEN = "given"
 
@@ -23,7 +24,7 @@ def cost(
         list[str] | None, typer.Argument(help="More optimizers, and speed-ups as name=ratio, after their options.")
     ] = None,
     model: Annotated[str, typer.Option(help=", ".join(llama.CONFIGS))] = "llama-1b",
-    tokens: Annotated[float, typer.Option(help="That Adam is trained on.")] = 13.1e9,
+    tokens: Annotated[float, typer.Option(help="That Adam is trained on.")] = TOKENS,
     optimizer: Annotated[list[str] | None, typer.Option(help=f"An optimizer; {', '.join(COMPARED)} by default.")] = None,
     speed_up: Annotated[
         list[str] | None, typer.Option(help="name=ratio, Adam's steps over the optimizer's to one loss; by default [G]'s.")
@@ -92,7 +93,8 @@ def cost(
 
 def _cells(row: Row) -> list[str]:
     counts = f"{row.speed_up.ratio:.2f}", f"{row.memory / GIB:.1f}", str(row.devices_needed), str(row.devices)
-    return [row.optimizer, *counts, f"{row.hours:,.1f}", f"{row.money:,.2f}", f"{100 * row.saving:.1f} %"]
+    amounts = (f"{amount:,.0f}" if amount >= 1000 else f"{amount:.2f}" for amount in (row.hours, row.money))
+    return [row.optimizer, *counts, *amounts, f"{100 * row.saving:.1f} %"]
 
 
 def _speed_ups(words: list[str], names: list[str]) -> dict[str, SpeedUp]:
@@ -116,13 +118,15 @@ def _assumptions(rows: list[Row], terms: Terms, batch: Batch, dtype: str, rank: 
     own = ", ".join(f"{row.optimizer} {1 - row.adams_flops_per_token / row.flops_per_token:.1%}" for row in rows)
     once_more = "with a second forward, as activations are rematerialised" if batch.rematerialise else "no rematerialisation"
     return {
+        "[G]": "Gong, Scetbon, Ma and Meeds, 2025, arXiv 2502.07752: LLaMA of 60M to 1.3B parameters on C4",
+        "Tokens for Adam": f"{terms.tokens:.4g} ({'[G], 1.3B: 100K steps' if terms.tokens == TOKENS else GIVEN})",
         "Batch": f"{batch.sequences} sequences of {batch.length} tokens, so {steps:,.0f} steps of Adam's ([G]: 512 of 256)",
         **{f"Speed-up of {row.optimizer}": f"{row.speed_up.ratio:g} ({row.speed_up.source})" for row in rows},
         "Memory of a device": f"{terms.memory / GIB:.1f} GiB ({sources['memory']}), of which {USABLE:.0%} usable (assumed)",
         "Peak of a device": f"{terms.peak:.3g} FLOP/s, dense, bfloat16 ({sources['peak']})",
         "Price of a device and hour": f"{terms.price:g} ({sources['price']})",
         "Utilisation": f"{terms.utilisation:g} of the peak, on any number of devices ({sources['utilisation']})",
-        "Held": f"weights, gradients and state in {dtype}, shared evenly by the devices (assumed; state as `fimlens memory`)",
+        "Weights, gradients and state": f"{dtype}, shared evenly by the devices (assumed), counted as by `fimlens memory`",
         "Activations": f"{rows[0].working / GIB:.2f} GiB, {batch.at_once} sequences on a device at once, {dtype}: 8 d + 4 mlp "
         f"numbers of a token and layer, and logits in float32 (assumed: fused attention; {once_more})",
         "Output head, embedding and norms": "left to Adam, where an optimizer has the choice (assumed)",
