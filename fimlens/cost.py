@@ -176,7 +176,7 @@ def activations(config: llama.Config, batch: Batch, width: int) -> int:
     """
     layer = 8 * config.hidden + 4 * config.mlp
     kept = config.layers * config.hidden + layer if batch.rematerialise else config.layers * layer
-    return batch.at_once * batch.length * (width * kept + 2 * 4 * config.vocabulary)
+    return min(batch.at_once, batch.sequences) * batch.length * (width * kept + 2 * 4 * config.vocabulary)
 
 
 def model_flops(config: llama.Config, groups: Mapping[str, PyTree], batch: Batch) -> float:

@@ -49,7 +49,7 @@ def cost(
         require_writable("--html", html)
         require_writable("--json", json_file)
         words = [word for given in [*(optimizer or []), *(more or [])] for word in given.split(",")]
-        names = [word for word in words if "=" not in word] or COMPARED
+        names = list(dict.fromkeys(word for word in words if "=" not in word)) or COMPARED
         measured = _speed_ups([*(speed_up or []), *(word for word in words if "=" in word)], names)
         require_known("hardware", hardware, DEVICES)
         device, shape = DEVICES[hardware], Batch(batch, sequence, micro_batch, rematerialise)
@@ -83,7 +83,7 @@ def cost(
         errors.print(f"fimlens cost: {error}{place(error)}", style="red", markup=False)
         raise typer.Exit(2) from error
     console.print(f"{title}, {tokens:.4g} tokens for Adam.", style="bold", markup=False, highlight=False)
-    shown = table("optimizer", "speed-up", "GiB/device", "needs", "devices", "hours", "money", "saving")
+    shown = table("optimizer", "speed-up", "GiB each", "needs", "devices", "hours", "money", "saving")
     for row in rows:
         shown.add_row(*_cells(row))
     console.print(shown)
@@ -94,7 +94,7 @@ def cost(
 def _cells(row: Row) -> list[str]:
     counts = f"{row.speed_up.ratio:.2f}", f"{row.memory / GIB:.1f}", str(row.devices_needed), str(row.devices)
     amounts = (f"{amount:,.0f}" if amount >= 1000 else f"{amount:.2f}" for amount in (row.hours, row.money))
-    return [row.optimizer, *counts, *amounts, f"{100 * row.saving:.1f} %"]
+    return [row.optimizer, *counts, *amounts, f"{row.saving:.1%}"]
 
 
 def _speed_ups(words: list[str], names: list[str]) -> dict[str, SpeedUp]:
@@ -120,20 +120,21 @@ def _assumptions(rows: list[Row], terms: Terms, batch: Batch, dtype: str, rank: 
     return {
         "[G]": "Gong, Scetbon, Ma and Meeds, 2025, arXiv 2502.07752: LLaMA of 60M to 1.3B parameters on C4",
         "Tokens for Adam": f"{terms.tokens:.4g} ({'[G], 1.3B: 100K steps' if terms.tokens == TOKENS else GIVEN})",
+        "Tokens for the others": "as many over the speed-up (assumed to hold at this size, and with a schedule that short)",
         "Batch": f"{batch.sequences} sequences of {batch.length} tokens, so {steps:,.0f} steps of Adam's ([G]: 512 of 256)",
         **{f"Speed-up of {row.optimizer}": f"{row.speed_up.ratio:g} ({row.speed_up.source})" for row in rows},
         "Memory of a device": f"{terms.memory / GIB:.1f} GiB ({sources['memory']}), of which {USABLE:.0%} usable (assumed)",
-        "Peak of a device": f"{terms.peak:.3g} FLOP/s, dense, bfloat16 ({sources['peak']})",
+        "Peak of a device": f"{terms.peak:.3g} FLOP/s, dense, of products in bfloat16 whatever --dtype ({sources['peak']})",
         "Price of a device and hour": f"{terms.price:g} ({sources['price']})",
         "Utilisation": f"{terms.utilisation:g} of the peak, on any number of devices ({sources['utilisation']})",
         "Weights, gradients and state": f"{dtype}, shared evenly by the devices (assumed), counted as by `fimlens memory`",
-        "Activations": f"{rows[0].working / GIB:.2f} GiB, {batch.at_once} sequences on a device at once, {dtype}: 8 d + 4 mlp "
-        f"numbers of a token and layer, and logits in float32 (assumed: fused attention; {once_more})",
+        "Activations": f"{rows[0].working / GIB:.2f} GiB, {batch.at_once} sequences on a device at once, {dtype}: 8 hidden + 4 "
+        f"mlp numbers of a token and layer, and logits in float32 (assumed: fused attention; {once_more})",
         "Output head, embedding and norms": "left to Adam, where an optimizer has the choice (assumed)",
         "Rank": f"{rank} of the low-rank methods ({sources['rank']})",
         "The model's FLOPs": f"{rows[0].adams_flops_per_token:.4g} a token: 6 a weight that multiplies (Kaplan et al., 2020), "
-        f"12 T d a layer for attention (Chowdhery et al., 2022); {once_more}",
+        f"12 x sequence x hidden a layer for attention (Chowdhery et al., 2022); {once_more}",
         "The optimizer's FLOPs": f"products, and decompositions at the default intervals; of all FLOPs: {own}",
-        "Left out": "the optimizer's passes over single elements, communication, evaluation, restarts, tuning (assumed: "
-        "within the utilisation, or alike for all)",
+        "Left out": "the optimizer's passes over single elements (benchmarks/README.md has measured steps), communication, "
+        "evaluation, restarts, tuning (assumed: within the utilisation, or alike for all)",
     }
