@@ -7,6 +7,7 @@ import typer
 
 from fimlens.commands import console
 from fimlens.commands.ablate import ablate
+from fimlens.commands.cost import cost
 from fimlens.commands.derive import derive
 from fimlens.commands.lens import lens
 from fimlens.commands.memory import memory
@@ -20,6 +21,7 @@ app.command("memory")(memory)
 app.command("ablate")(ablate)
 app.command("pretrain")(pretrain)
 app.command("prove")(prove)
+app.command("cost")(cost)
 
 
 @app.callback(invoke_without_command=True)
