@@ -30,3 +30,7 @@ def main(show_version: Annotated[bool, typer.Option("--version", help="Print the
     if show_version:
         console.print(version("fimlens"))
         raise typer.Exit
+
+
+if __name__ == "__main__":
+    app()

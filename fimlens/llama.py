@@ -84,7 +84,7 @@ def logits(config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: 
 
 def loss(config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: bool = False) -> Float[Array, ""]:
     """The mean cross-entropy of each token given those before it, in nats."""
-    log_p = jax.nn.log_softmax(logits(config, params, tokens[:, :-1], remat=remat).astype(jnp.float32))
+    log_p = jax.nn.log_softmax(_wide(logits(config, params, tokens[:, :-1], remat=remat)))
     return -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1).mean()
 
 
@@ -112,5 +112,10 @@ def swiglu(weights: PyTree, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
 
 def rms_norm(x: Float[Array, "B T d"], weight: Float[Array, " d"], eps: float = 1e-6) -> Float[Array, "B T d"]:
     """x over its root mean square (Zhang and Sennrich, 2019), taken in float32."""
-    mean_square = jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
+    mean_square = jnp.mean(jnp.square(_wide(x)), axis=-1, keepdims=True)
     return (x * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype) * weight
+
+
+def _wide(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x in float32 at least."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -136,7 +136,10 @@ WITH_OPTAX = {
 }
 
 
-@pytest.mark.parametrize("name", WITH_OPTAX)
+SIMPLE = ("sgd", "lars")  # by make slow
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SIMPLE else n for n in WITH_OPTAX])
 def test_it_follows_optax_for_a_hundred_steps(name):
     # Optax computes Adafactor's decay in float32 always.
     for x64, tolerance in ((False, 1e-5), (True, 1e-6 if "adafactor" in name else 1e-12)):

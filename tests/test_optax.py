@@ -256,7 +256,7 @@ DTYPES = {
 }
 
 
-@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in DTYPES])
 def test_the_dtypes_of_the_state_are_chosen_and_stay(name):
     """Each choice changes some leaf, none from step to step, and the steps stay near those of float32."""
     plain = jax.tree.map(jnp.result_type, named(name)(0.1).init(tree(0)))

@@ -78,7 +78,10 @@ SUBSPACES = {
 }
 
 
-@pytest.mark.parametrize("name", SUBSPACES)
+LARGE = ("dense", "block diagonal", "R (x) I")  # by make slow
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in SUBSPACES])
 def test_linear_families_are_projections_on_their_subspace(name):
     """NumPy witness: least squares of F on an explicit basis of the subspace."""
     make, basis = SUBSPACES[name]
@@ -290,6 +293,7 @@ def test_low_rank_is_the_printed_update_of_alice(shape, rank):
 NARROW = [fl.Kronecker(), fl.LowRank(fl.Diagonal(), 2, fl.Drop())]
 
 
+@pytest.mark.slow
 def test_the_lens_judges_a_dead_matrix_well():
     comparison = fl.compare(NARROW, fl.Fisher.from_gradients(np.zeros((2, 3, 4))), solve_up_to=0)
     assert comparison.ok

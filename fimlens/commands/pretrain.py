@@ -33,9 +33,10 @@ def pretrain(
     remat: Annotated[bool, typer.Option("--remat", help="Compute layers again for their gradients.")] = False,
     on_nonfinite: Annotated[str, typer.Option(help="Of a loss that is not finite: stop or skip.")] = "stop",
     mesh: Annotated[str | None, typer.Option(help="Sizes of its axes, such as data=2,fsdp=4,tensor=1.")] = None,
-    distributed: Annotated[
-        bool, typer.Option("--distributed", help="One of several hosts: jax.distributed.initialize().")
-    ] = False,
+    distributed: Annotated[bool, typer.Option("--distributed", help="One of several hosts, as the cluster tells JAX.")] = False,
+    coordinator: Annotated[str | None, typer.Option(help="Where no cluster tells: address:port of host 0.")] = None,
+    hosts: Annotated[int | None, typer.Option(min=1, help="With --coordinator: how many hosts there are,")] = None,
+    host: Annotated[int | None, typer.Option(min=0, help="and which of them this is.")] = None,
     evaluate_every: Annotated[int | None, typer.Option(min=1, help="Steps; at the end alone by default.")] = None,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 100,
     keep: Annotated[int, typer.Option(min=1, help="Checkpoints.")] = 2,
@@ -53,8 +54,8 @@ def pretrain(
         errors.print(f"fimlens pretrain: {error}. It needs pip install 'fimlens[train]'.", style="red", markup=False)
         raise typer.Exit(2) from error
     try:
-        if distributed:
-            jax.distributed.initialize()
+        if distributed or coordinator is not None:
+            jax.distributed.initialize(coordinator, hosts, host)
         plan = Plan(
             model, optimizer, rate, steps, batch, length, _options(option), accumulate, clip, seed, dtype, tied, scan, remat,
             on_nonfinite,

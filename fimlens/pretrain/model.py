@@ -30,7 +30,7 @@ class Llama(nnx.Module):
     Example:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
-        >>> model = Llama(CONFIGS["cpu-1m"], rngs=nnx.Rngs(0))
+        >>> model = Llama(llama.Config(), rngs=nnx.Rngs(0))
         >>> model(jnp.zeros((2, 5), int)).shape
         (2, 5, 256)
     """
