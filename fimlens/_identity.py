@@ -16,6 +16,8 @@ from sympy.polys.rings import PolyElement, PolyRing
 def is_zero(expression: Any) -> bool:
     """Whether it vanishes for all values of its symbols: refuted at one rational point where it can be, else decided."""
     expression = sp.sympify(expression)
+    if not expression.is_commutative:
+        return sp.expand(expression) == 0
     if expression == 0 or refuted(expression):
         return expression == 0
     expression = sp.expand_log(expression).replace(_is_root_of_sum, _without_content)

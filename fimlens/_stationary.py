@@ -29,7 +29,7 @@ def stationary(gap: sp.Expr, blocks: list[list[sp.Symbol]]) -> Stationary:
         return Stationary(equations, {}, False, "not known: the gap is no polynomial of the coordinates or of their roots")
     solution = _linear(gap, coordinates)
     if solution is not None:
-        kind = _of_quadratic(sp.hessian(gap, coordinates))
+        kind = _of_quadratic(sp.hessian(gap, coordinates), "the coordinates' roots" if of_roots else "the coordinates")
         if not all(value.is_nonnegative for value in solution.values()):
             kind += "; where a value is negative the least allowed gap is at a bound instead"
         return Stationary(equations, _in_squares(solution, of_roots), True, kind)
@@ -70,9 +70,9 @@ def _in_squares(solution: dict[sp.Symbol, sp.Expr], of_roots: bool) -> dict[sp.S
     return {c: (value**2).subs({x: sp.sqrt(x) for x in value.free_symbols & set(solution)}) for c, value in solution.items()}
 
 
-def _of_quadratic(hessian: sp.Matrix) -> str:
+def _of_quadratic(hessian: sp.Matrix, of: str) -> str:
     if hessian.is_positive_definite:
-        return "the only minimum: the gap is a convex quadratic of the coordinates, its Hessian constant and positive definite"
+        return f"the only minimum, the bases given: a convex quadratic of {of}, its Hessian positive definite"
     if hessian.is_positive_semidefinite:
         return (
             "a global minimum, not the only one: the Hessian is constant and positive semi-definite, the coordinates redundant"

@@ -152,14 +152,21 @@ def _move(equation: JaxprEqn, *values: Values) -> Any:
     places = [
         np.arange(at, at + v.size).reshape(v.shape) if v.dtype == object else v for v, at in zip(values, starts, strict=False)
     ]
-    moved = _by_jax(equation, *places)
     if not starts[-1]:
-        return moved
-    entries = np.concatenate([v.ravel() for v in values if v.dtype == object])
+        return _by_jax(equation, *places)
+    fill = equation.params.get("fill_value")  # of what is read out of bounds: at place -1
+    params = equation.params | ({"fill_value": -1} if "fill_value" in equation.params else {})
+    moved = jax.tree.map(np.asarray, equation.primitive.bind(*places, **params))
+    if fill is None and any((place < 0).any() for place in jax.tree.leaves(moved)):
+        raise NoRule("symbolic: an index is out of bounds, where JAX reads NaN. Keep it within, or give fill_value.")
+    filling = [] if fill is None else list(_exact(np.asarray(fill, float)).ravel())
+    entries = np.array([*(entry for v in values if v.dtype == object for entry in v.ravel()), *filling], object)
     return jax.tree.map(lambda place: entries[place], moved)
 
 
 def _dot_general(equation: JaxprEqn, a: Values, b: Values) -> Any:
+    if object not in (a.dtype, b.dtype):
+        return _by_jax(equation, a, b)
     (over_a, over_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
     free_a, free_b = (
         [k for k in range(x.ndim) if k not in (*over, *batch)]
@@ -176,6 +183,8 @@ def _dot_general(equation: JaxprEqn, a: Values, b: Values) -> Any:
 
 def _cumsum(equation: JaxprEqn, x: Values) -> Any:
     axis = equation.params["axis"]
+    if x.dtype != object:
+        return _by_jax(equation, x)
     return np.flip(np.cumsum(np.flip(x, axis), axis), axis) if equation.params["reverse"] else np.cumsum(x, axis)
 
 
@@ -228,6 +237,8 @@ def _scan(equation: JaxprEqn, *values: Values) -> list[Values]:
     for k in steps:
         results = _run(body.jaxpr, body.consts, [*consts, *carry, *(np.asarray(x[k]) for x in xs)])
         carry, rows[k] = results[:b], results[b:]
+    if not length:
+        return [*carry, *(np.empty(v.aval.shape, object) for v in equation.outvars[b:])]
     return [*carry, *(np.stack(column) for column in zip(*rows, strict=True))]
 
 
@@ -271,6 +282,17 @@ def _power(equation: JaxprEqn, x: Values) -> Any:
     return x ** equation.params["y"]
 
 
+def _of_positive(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, but not of what is negative: JAX has NaN there, and SymPy a complex number."""
+
+    def real(x: Any) -> Any:
+        if x.is_negative:
+            raise NoRule(f"symbolic: {str(x)[:80]} is negative, and its root or logarithm NaN. Declare the symbols' signs.")
+        return fn(x)
+
+    return real
+
+
 ARITHMETIC = {
     "add": operator.add,
     "add_any": operator.add,
@@ -280,11 +302,11 @@ ARITHMETIC = {
     "neg": operator.neg,
     "pow": operator.pow,
     "square": lambda x: x**2,
-    "sqrt": sp.sqrt,
-    "rsqrt": lambda x: 1 / sp.sqrt(x),
+    "sqrt": _of_positive(sp.sqrt),
+    "rsqrt": _of_positive(lambda x: 1 / sp.sqrt(x)),
     "exp": sp.exp,
     "expm1": lambda x: sp.exp(x) - 1,
-    "log": sp.log,
+    "log": _of_positive(sp.log),
     "log1p": lambda x: sp.log(1 + x),
     "sin": sp.sin,
     "cos": sp.cos,

@@ -92,12 +92,16 @@ def rotation(size: int, name: str) -> Symbols:
 
 def frame(structure: Structure, m: int, n: int, turned: bool = True) -> Frame:
     """The frame of a structure with every basis a rotation of its own (the first columns of one, where it is thin)."""
-    first = symbolic(lambda: structure.frame(m, n))()
-    leaves, layout = jax.tree.flatten(first)
-    names = iter("tuwxyz")
-    return jax.tree.unflatten(
-        layout, [rotation(len(U), next(names))[:, : U.shape[1]] if turned and U.ndim == 2 else U for U in leaves]
-    )
+    names = iter("tuwxyzabcdefgh")
+
+    def leaf(U: Symbols) -> Symbols:
+        if not turned or U.ndim < 2:
+            return U
+        if U.ndim > 2:
+            return np.stack([leaf(each) for each in U])
+        return rotation(len(U), next(names))[:, : U.shape[1]]
+
+    return jax.tree.map(leaf, symbolic(lambda: structure.frame(m, n))())
 
 
 def coordinates(structure: Structure, m: int, n: int, name: str) -> Tree:
@@ -160,6 +164,12 @@ def update(structure: Structure, params: Params, G: Symbols, eps: Any = 0.0) -> 
     return symbolic(lambda params, G, eps: structure.apply(params, G, inverse_root(eps)))(params, G, eps)
 
 
+def multiplicities(variables: Tree) -> list[int]:
+    """How often each distinct entry occurs, in the order of `hessian`: 2 off the diagonal of a symmetric matrix."""
+    entries = _entries(variables)
+    return [entries.count(entry) for entry in dict.fromkeys(entries)]
+
+
 def hessian(expression: sp.Expr, variables: Tree) -> sp.Matrix:
     return sp.hessian(expression, list(dict.fromkeys(_entries(variables))))
 
@@ -177,20 +187,28 @@ class Step(NamedTuple):
 
 def vanishes(says: str, *trees: Tree) -> Step:
     """Every entry is identically zero."""
-    residue = next((e for e in _entries(trees) if not is_zero(e)), sp.Integer(0))
+    entries = _entries(trees)
+    if not entries:
+        raise ValueError(f"{says}: there is nothing to decide")
+    residue = next((e for e in entries if not is_zero(e)), sp.Integer(0))
     return Step(says, residue == 0, residue)
 
 
 def equal(says: str, a: Tree, b: Tree) -> Step:
     """Two trees agree, entry by entry, identically."""
     left, right = _entries(a), _entries(b)
-    if len(left) != len(right):
-        raise ValueError(f"{says}: {len(left)} entries against {len(right)}")
+    shapes = [[np.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (a, b)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{says}: shapes {shapes[0]} against {shapes[1]}")
     return vanishes(says, [x - y for x, y in zip(left, right, strict=True)])
 
 
 def differs(says: str, a: Tree, b: Tree = None) -> Step:
-    """Two trees (a tree and zero) are not identical: at one rational point an entry is apart, which is a proof."""
+    """Two trees (a tree and zero) are not identical: at one rational point an entry is apart, which is a proof.
+
+    Of polynomials of a symmetric F the point need not be a Fisher: those that vanish on all positive definite matrices, an
+    open set, vanish identically.
+    """
     left = _entries(a)
     right = [sp.Integer(0)] * len(left) if b is None else _entries(b)
     return Step(says, any(refuted(x - y) for x, y in zip(left, right, strict=True)), sp.Integer(0))
@@ -201,11 +219,6 @@ def convex(says: str, expression: sp.Expr, variables: Tree) -> Step:
     H = hessian(expression, variables).applyfunc(lambda e: sp.cancel(sp.together(e)))
     constant = not H.free_symbols
     return Step(says, bool(constant and H.is_positive_semidefinite), sp.Integer(0) if constant else H[0])
-
-
-def holds(says: str, truth: Any) -> Step:
-    """What SymPy decides from the symbols' assumptions alone, such as the sign of an expression; undecided is not proved."""
-    return Step(says, truth in (True, sp.true), sp.Integer(0))
 
 
 def _entries(tree: Tree) -> list[sp.Expr]:

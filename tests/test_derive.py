@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -138,7 +139,7 @@ def test_a_structure_with_nothing_but_dense_is_derived():
     ("structure", "says"),
     [
         (fl.RowColumn(), "measured, not proved"),
-        (fl.RowColumn(sweeps=1), "proved: its last block"),
+        (fl.RowColumn(sweeps=1), "proved: block a solves its equations given the others; the limit is not reached"),
         (fl.Marginals(), "another divergence"),
         (fl.GeometricMarginals(), "upper bound"),
         (fl.Rotated(fl.Rows(), "L"), "in every basis"),
@@ -178,3 +179,103 @@ def test_the_command(tmp_path, monkeypatch):
     run = CliRunner().invoke(app, ["derive", "nothing"])
     assert run.exit_code == 2
     assert "there is no structure 'nothing'" in run.output
+
+
+class Squared(fl.Spectrum):
+    """Eigenvalues c^2, whose gap is stationary at c = 0 as well, where it is largest."""
+
+    claim = fl.Claim.EXACT
+    power = 0.5
+
+    def moments(self, V):
+        return V
+
+    def project(self, moments):
+        return moments**self.power
+
+    def expand(self, coords, shape):
+        return coords**2
+
+
+class AtTheMaximum(Squared):
+    def project(self, moments):
+        return 0 * moments
+
+
+class NeverIterated(fl.RowColumn):
+    """Solves one block, given ones for the other, and calls it the limit."""
+
+    def project(self, moments):
+        return moments.mean(1, keepdims=True), jnp.ones((1, moments.shape[1]))
+
+
+class TwoDefinitions(fl.Diagonal):
+    def expand(self, coords, shape):
+        return 3 * coords
+
+    def dense(self, params):
+        return fl.Diagonal().dense(params)
+
+
+class NoObjective(fl.Marginals):
+    """An objective that says nothing, and a fit that is nothing."""
+
+    def project(self, moments):
+        return jax.tree.map(lambda x: 9 * x, moments)
+
+    def objective(self, params, fisher):
+        return jnp.zeros([])
+
+
+class Nested(Squared):
+    """Coordinates whose last keys are alike."""
+
+    def project(self, moments):
+        return {"up": {"V": moments[:1]}, "down": {"V": moments[1:]}}
+
+    def expand(self, coords, shape):
+        return jnp.concatenate([coords["up"]["V"], coords["down"]["V"]])
+
+
+def test_stationary_is_not_enough():
+    assert fl.derive(Squared(), 1, 2).ok
+    derived = fl.derive(AtTheMaximum(), 1, 2)
+    assert not derived.ok
+    assert derived.fit.startswith("refused")
+
+
+def test_one_block_solved_is_no_limit():
+    derived = fl.derive(NeverIterated(), 2, 2)
+    assert not derived.ok
+    assert "the limit is not reached" in derived.fit
+
+
+def test_two_definitions_are_refused():
+    with pytest.raises(ValueError, match="two definitions"):
+        fl.derive(TwoDefinitions(), 1, 2)
+
+
+def test_an_objective_must_say_something():
+    assert not fl.derive(NoObjective(), 2, 2).ok
+
+
+def test_coordinates_are_told_by_their_whole_path():
+    derived = fl.derive(Nested(), 2, 2)
+    assert derived.ok
+    assert len({str(c) for c in derived.found.solution}) == 4
+
+
+@dataclass(frozen=True)
+class TurnedWrongly(fl.Rotated):
+    def into(self, frame, G):
+        return super().into(frame, G)
+
+    def stats(self, fisher, frame):
+        back = frame.bases._replace(left=frame.bases.left.T)
+        return super().stats(fisher, Frame(back, frame.shape))
+
+
+def test_a_basis_that_is_wrong_inside_blocks_is_found():
+    wrong = TurnedWrongly(fl.Diagonal(), "L")
+    assert not fl.derive(wrong, 2, 1).ok
+    assert not fl.derive(fl.Blocks(wrong, columns=2), 2, 2).ok

@@ -9,6 +9,7 @@ import pytest
 import sympy as sp
 
 import fimlens as fl
+from fimlens._identity import is_zero, refuted
 from fimlens._symbolic import RULES
 
 
@@ -181,3 +182,54 @@ def test_float32_is_not_asked_of_the_caller():
     assert not jax.config.jax_enable_x64
     fl.symbolic(lambda x: x * 2)(sp.Symbol("x"))
     assert not jax.config.jax_enable_x64
+
+
+def test_what_is_read_out_of_bounds_is_the_fill():
+    x = np.array(sp.symbols("x1:4"), object)
+    where = jnp.array([5, 1])
+    read = fl.symbolic(lambda x: x.at[where].get(mode="fill", fill_value=2.5))(x)
+    assert read.tolist() == [sp.Rational(5, 2), x[1]]
+    with pytest.raises(fl.NoRule, match="out of bounds"):
+        fl.symbolic(lambda x: x.at[where].get(mode="fill"))(x)
+
+
+def test_what_is_nan_in_jax_is_refused():
+    with pytest.raises(fl.NoRule, match="is negative"):
+        fl.symbolic(lambda x: jnp.sqrt(-x))(sp.Symbol("x", positive=True))
+
+
+X, Y = sp.symbols("X Y", commutative=False)
+a, b, c = sp.symbols("a b c", positive=True)
+r = sp.Symbol("r", real=True)
+ZERO = [
+    sp.sqrt(2 * a + 2 * b) - sp.sqrt(2) * sp.sqrt(a + b),
+    (1 - r**2) ** 2 / (1 + r**2) ** 2 + 4 * r**2 / (1 + r**2) ** 2 - 1,
+    sp.sqrt(a + b) ** 3 - (a + b) * sp.sqrt(a + b),
+    sp.log(a * b / sp.sqrt(c)) - sp.log(a) - sp.log(b) + sp.log(c) / 2,
+    (X + Y) ** 2 - X**2 - X * Y - Y * X - Y**2,
+    sp.sqrt(sp.sqrt(a) + b) ** 2 - sp.sqrt(a) - b,
+]
+NOT_ZERO = [
+    X * Y - Y * X,
+    sp.sqrt(r**2) - r,
+    sp.sqrt(a) - a,
+    a - sp.Symbol("a", real=True),
+    1 / (a + b) - 1 / (a + c),
+    sp.sqrt(a + b) - sp.sqrt(a) - sp.sqrt(b),
+]
+
+
+@pytest.mark.parametrize("expression", ZERO, ids=str)
+def test_what_vanishes_is_zero(expression):
+    assert is_zero(expression)
+
+
+@pytest.mark.parametrize("expression", NOT_ZERO, ids=str)
+def test_what_does_not_is_not(expression):
+    assert not is_zero(expression)
+
+
+def test_a_pole_refutes_nothing():
+    assert not refuted(1 / (r - sp.Rational(7, 5)))
+    assert not refuted(10**150 * (sp.sqrt(2 + sp.sqrt(3)) - (sp.sqrt(6) + sp.sqrt(2)) / 2))
+    assert refuted(sp.sqrt(2) * r)

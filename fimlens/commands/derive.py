@@ -17,7 +17,7 @@ def derive(
     """Derive a structure's closed form from its definition, and hold its own fit against it; exit with 1 where that fails."""
     try:
         found = {name: derived(H, rows, columns) for name, H in named_structures("derive", structure).items()}
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except (ValueError, TypeError, NotImplementedError, ArithmeticError) as error:
         errors.print(f"fimlens derive: {error}{place(error)}", style="red", markup=False)
         raise typer.Exit(2) from error
     for each in found.values():

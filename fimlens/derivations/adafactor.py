@@ -3,7 +3,8 @@ r"""Adafactor is the nearest S (x) Q in generalised Kullback-Leibler divergence,
 With eigenvalues $L = r c^T$, $D(V, L) = \sum_{ij} V_{ij} \log (V_{ij} / L_{ij}) - V_{ij} + L_{ij}$. In $\alpha = \log r$ and
 $\beta = \log c$ it is $\sum_{ij} e^{\alpha_i + \beta_j} - V_{ij} (\alpha_i + \beta_j)$ and a constant, convex: its Hessian is
 $\sum_{ij} L_{ij} (e_i + e_j)(e_i + e_j)^T$. So where the gradient vanishes is the global minimum: the product of the marginals,
-row means times column means over the mean. There the gradient of the squared error does not vanish, unless V is of rank one.
+row means times column means over the mean. There the gradient of the squared error does not vanish for every V (it does where
+the marginals are a singular pair of V, as where V is of rank one).
 """
 
 import numpy as np
@@ -44,7 +45,7 @@ def steps(m, n):
     yield vanishes("the objective is the divergence, up to what V alone makes", sp.expand_log(shipped - divergence))
     yield vanishes("its gradient vanishes at the fit", slope(H, nearest, F, objective))
     a, b = symbols("a", m), symbols("b", n)
-    L = np.exp(np.add.outer(a, b)) if False else np.vectorize(sp.exp)(np.add.outer(a, b))
+    L = np.vectorize(sp.exp)(np.add.outer(a, b))
     convex_form = (L - V * np.add.outer(a, b)).sum()
     both = np.eye(m + n, dtype=int)
     rank_ones = sum(L[i, j] * np.outer(both[i] + both[m + j], both[i] + both[m + j]) for i in range(m) for j in range(n))

@@ -42,7 +42,11 @@ def steps(m, n):
     B = np.kron(np.eye(n, dtype=int), Q)
     yield equal("the member is one matrix, diagonal in (U, U_c), for every U_c", dense(H, Params(at, c)), B * L.T.ravel() @ B.T)
     yield vanishes("for every U the gradient by all eigenvalues vanishes at the fit", slope(H, fitted(H, F, at), F))
-    yield convex("the error is a convex quadratic of them", error(H, Params(still, c), F), c)
+    yield convex(
+        "the error is a convex quadratic of them (in the first frame; norms do not know bases)",
+        error(H, Params(still, c), F),
+        c,
+    )
     squares = c._replace(lead=c.lead**2, tail=c.tail**2)
     sigma = Q[:, :1].T @ G
     D = sigma / c.lead

@@ -32,20 +32,29 @@ SIZES = ((2, 2), (2, 3), (3, 3))
 
 
 def steps(m, n):
-    H, F, G = LowRank(Diagonal(), 1, Columns()), any_fisher(m, n), symbols("G", m, n)
+    for rank in range(1, m):
+        yield from of_rank(rank, m, n)
+
+
+def of_rank(r, m, n):
+    H, F, G = LowRank(Diagonal(), r, Columns()), any_fisher(m, n), symbols("G", m, n)
     at = frame(H, m, n)
     U = at.bases.lead
     nearest_member = fitted(H, F, at)
     whole, lead = symbolic(lambda F, U: (F.right(), F.map(lambda G: U.T @ G).right()))(F, U)
     p = np.diag(whole) - np.diag(lead)
-    yield equal("the tail's eigenvalues are p_j / (m - r)", nearest_member.coords.tail[0], p / (m - 1))
-    yield vanishes("the gradient by them vanishes", slope(H, nearest_member, F).tail)
+    yield equal(f"{H}: the tail's eigenvalues are p_j / (m - r)", nearest_member.coords.tail[0], p / (m - r))
+    yield vanishes(f"{H}: the gradient by them vanishes", slope(H, nearest_member, F).tail)
     c = coordinates(H, m, n, "c")
     still = frame(H, m, n, turned=False)
-    yield convex("the error is a convex quadratic of them", error(H, Params(still, c), F), c.tail)
+    yield convex(
+        f"{H}: the error is a convex quadratic of them (in the first frame; norms do not know bases)",
+        error(H, Params(still, c), F),
+        c.tail,
+    )
     x, sigma = positive("x", 1, n), U.T @ G
-    member = Params(at, c._replace(tail=x**2 / (m - 1)))
+    member = Params(at, c._replace(tail=x**2 / (m - r)))
     tail = update(H, member, G - U @ sigma)
-    yield equal("what has no lead is divided by sqrt(p), times sqrt(m - r)", tail, sp.sqrt(m - 1) * (G - U @ sigma) / x)
-    d = symbolic(lambda value: nearest(Seen(value, value, value, value)))((x**2 / (m - 1))[None])
-    yield equal("so does the shipped compensation", d[0], sp.sqrt(m - 1) / x)
+    yield equal(f"{H}: what has no lead is divided by sqrt(p), times sqrt(m - r)", tail, sp.sqrt(m - r) * (G - U @ sigma) / x)
+    d = symbolic(lambda value: nearest(Seen(value, value, value, value)))((x**2 / (m - r))[None])
+    yield equal(f"{H}: so does the shipped compensation", d[0], sp.sqrt(m - r) / x)

@@ -41,10 +41,12 @@ def steps(m, n):
     nearest = fitted(H, F, at).coords
     means = c._replace(
         corner=V[:1, :1],
-        rows=V[:1, 1:].sum(1) / (n - 1),
-        columns=V[1:, :1].sum(0) / (m - 1),
-        tail=V[1:, 1:].sum() / (m - 1) / (n - 1),
+        rows=V[:1, 1:].sum(1, keepdims=True) / (n - 1),
+        columns=V[1:, :1].sum(0, keepdims=True) / (m - 1),
+        tail=V[1:, 1:].sum(keepdims=True) / ((m - 1) * (n - 1)),
     )
     yield equal("the fit is the mean of the second moments over each block", nearest, means)
-    yield vanishes("there the gradient vanishes", slope(H, fitted(H, F), F))
-    yield convex("of a convex quadratic", error(H, Params(still, c), F), c)
+    turned = (m, n) == (2, 2)
+    where = "for all U and V" if turned else "in the first frame"
+    yield vanishes(f"{where} the gradient vanishes there", slope(H, fitted(H, F, at if turned else still), F))
+    yield convex("of a convex quadratic (in the first frame; norms do not know bases)", error(H, Params(still, c), F), c)

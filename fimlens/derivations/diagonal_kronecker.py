@@ -11,7 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
-from fimlens.proof import any_fisher, convex, dense, equal, frame, positive, slope, symbolic, symmetric, vanishes
+from fimlens.proof import (
+    any_fisher,
+    dense,
+    equal,
+    frame,
+    hessian,
+    multiplicities,
+    positive,
+    slope,
+    symbolic,
+    symmetric,
+    vanishes,
+)
 from fimlens.structure import Frame, Params
 from fimlens.structures import DiagonalKronecker
 
@@ -35,10 +47,9 @@ def steps(m, n):
     best = rows / (s**2).sum()
     yield vanishes("given S, the gradient by M vanishes at theirs over ||S||^2", symbolic(jax.grad(error, 1))(s, best, F))
     half = symbolic(error)(s, M, F)
-    yield convex(
-        "the error is a convex quadratic of s", half.subs({x: k + 1 for k, x in enumerate(dict.fromkeys(M.ravel()))}), s
-    )
-    yield convex("and of M", half.subs({x: k + 1 for k, x in enumerate(s)}), M)
+    by_s, by_M = (np.array(hessian(half, x)) for x in (s, M))
+    yield equal("the Hessian by s is 2 ||M||^2 I", by_s, 2 * (M**2).sum() * np.eye(n, dtype=int))
+    yield equal("the Hessian by M is 2 ||S||^2, once an entry", by_M, 2 * (s**2).sum() * np.diag(multiplicities(M)))
     still = frame(H, m, n, turned=False)
     first = symbolic(H.stats)(F, Frame(still.bases._replace(a=s), (m, n))).left.diagonal()
     norm = sp.sqrt((first**2).sum())

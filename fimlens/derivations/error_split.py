@@ -7,6 +7,7 @@ So, the basis given, the best eigenvalues are the projection of V on those that 
 directions inside itself: there the eigenvalue and its V are one number with a multiplicity, and what they hide counts as basis.
 """
 
+import numpy as np
 import sympy as sp
 
 from fimlens._fit import _gap
@@ -37,4 +38,11 @@ def steps(m, n):
         member = Params(frame(H, m, n), coordinates(H, m, n, "c"))
         parts = symbolic(lambda p, F, unit, size, H=H: _gap.__wrapped__(H, p, F, unit, size))(member, F, unit, size / unit**2)
         yield equal(f"{H}: the shipped total is ||F~ - F||^2", parts.total, error(H, member, F))
+        if isinstance(member.coords, np.ndarray) and H in (Diagonal(), Rotated(Diagonal(), "L"), Rotated(Diagonal())):
+            left, right, *_ = (*(member.frame.bases or (None, None)), None)
+            B = np.kron(*(np.eye(k, dtype=int) if U is None else U for U, k in ((right, n), (left, m))))
+            seen = B.T @ F.matrix @ B
+            yield equal(
+                f"{H}: basis is the off-diagonal part seen in it", parts.basis, ((seen - np.diag(np.diag(seen))) ** 2).sum()
+            )
         yield equal(f"{H}: basis + spectrum is the total", parts.basis + parts.spectrum, parts.total)

@@ -37,6 +37,10 @@ def steps(m, n):
     seen = symbolic(lambda U, F: F.second_moment(lambda G: U.T @ G))(U, F)
     yield equal("the fit is Adam's in the subspace", fitted(H, F, at).coords.lead, seen)
     yield vanishes("there the gradient vanishes", slope(H, fitted(H, F, at), F))
-    yield convex("of a convex quadratic", error(H, Params(frame(H, m, n, turned=False), c), F), c)
+    yield convex(
+        "of a convex quadratic (in the first frame; norms do not know bases)",
+        error(H, Params(frame(H, m, n, turned=False), c), F),
+        c,
+    )
     squares = c._replace(lead=c.lead**2)
     yield equal("the update is U (U^T G / sqrt L)", update(H, Params(at, squares), G), U @ (U.T @ G / c.lead))

@@ -43,4 +43,4 @@ def steps(m, n):
         yield equal(f"{H}: the member is the Kronecker product", dense(H, Params(nearest.frame, c)), product)
         x = positive("x", *c.shape)
         divided = sp.sqrt(other) * G / x
-        yield equal(f"{H}: the factor is sqrt({other})", update(H, Params(nearest.frame, x**2 / other), G), divided)
+        yield equal(f"{H}: the factor is sqrt({'mn'[axis]})", update(H, Params(nearest.frame, x**2 / other), G), divided)

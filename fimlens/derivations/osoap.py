@@ -35,7 +35,9 @@ def steps(m, n):
     yield equal("in any basis the fit is E[(U^T G)^2]", fitted(H, F, at).coords, seen)
     yield vanishes("there the gradient by D vanishes", slope(H, fitted(H, F, at), F))
     still, c = frame(H, m, n, turned=False), coordinates(H, m, n, "c")
-    yield convex("the error is a convex quadratic of D", error(H, Params(still, c), F), c)
+    yield convex(
+        "the error is a convex quadratic of D (in the first frame; norms do not know bases)", error(H, Params(still, c), F), c
+    )
     F = fisher_in_eigenbases(m, n, left=True)
     yield vanishes(
         "in the eigenbasis the gradient by U vanishes where all D are equal", slope_of_bases(tied, fitted(tied, F), F)

@@ -5,16 +5,15 @@ any q the error is a convex quadratic of s, least at $s = V^T q / \Vert q \Vert^
 is a singular pair of V. With $V = \sum_k \sigma_k u_k w_k^T$, at the pair k, scaled to $q = \sqrt{\sigma_k} u_k$ and
 $s = \sqrt{\sigma_k} w_k$, the Hessian is, in the singular bases, $2 \sigma_k$ times a block of ones along the pair itself (0
 along the scale, which is free), and a block of $2 \sigma_k$ and $-2 \sigma_l$ for every other l: their eigenvalues
-$2(\sigma_k \pm \sigma_l)$ are non-negative for the leading pair alone. So every other fixed point is a saddle. That the leading
-pair is the global minimum is the theorem of Eckart, Young and Mirsky, and that it can be taken positive, so that power
-iteration from ones reaches it, that of Perron and Frobenius.
+$2(\sigma_k \pm \sigma_l)$ are non-negative for the leading pair alone. So a fixed point whose singular value is less is a
+saddle. That the leading pair is the global minimum is the theorem of Eckart, Young and Mirsky, and that it can be taken
+non-negative, so that power iteration from ones reaches it, that of Perron and Frobenius.
 """
 
 import numpy as np
 import sympy as sp
 
 from fimlens.proof import (
-    convex,
     coordinates,
     diagonal_fisher,
     equal,
@@ -41,7 +40,10 @@ def steps(m, n):
     q, s = coordinates(H, m, n, "c")
     half = symbolic(nearest_factor)(V, q[:, 0])[None]
     yield vanishes("for any q the gradient by s vanishes after half a sweep", slope(H, Params(at, (q, half)), F)[1])
-    yield convex("the error is a convex quadratic of s", error(H, Params(at, (q, s)), F).subs(dict.fromkeys(q.ravel(), 2)), s)
+    whole, positive_definite = error(H, Params(at, (q, s)), F), 2 * (q**2).sum() * np.eye(n, dtype=int)
+    yield equal(
+        "for any q the Hessian by s is 2 ||q||^2 I: there is its only minimum", np.array(hessian(whole, s)), positive_definite
+    )
     half = symbolic(nearest_factor)(V.T, s[0])[:, None]
     yield vanishes("for any s the gradient by q vanishes after the other half", slope(H, Params(at, (half, s)), F)[0])
     swept = fitted(RowColumn(sweeps=1), F)

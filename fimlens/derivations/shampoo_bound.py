@@ -42,14 +42,14 @@ def steps(m, n):
     H, F = Rotated(GeometricMarginals()), any_fisher(m, n)
     at, (r, c) = frame(H, m, n, turned=(m, n) == (2, 2)), coordinates(H, m, n, "c")
     member, (U, W, _) = Params(at, (r, c)), at.bases
-    root = dense(H, member)
-    yield equal("the member is the root of R (x) L", root @ root, np.kron(W * c @ W.T, U * r[:, 0] @ U.T))
+    root, where = dense(H, member), "in any bases" if (m, n) == (2, 2) else "in the first frame"
+    yield equal(f"{where} the member is the root of R (x) L", root @ root, np.kron(W * c @ W.T, U * r[:, 0] @ U.T))
     sizes = 2 * sum(F.matrix.ravel() ** 2)
     left = Rotated(Rows(), "L")
     right = Rotated(Columns(), "R")
     gaps = error(left, Params(frame_of(left, at), r), F) + error(right, Params(frame_of(right, at), c), F)
-    yield equal("the objective is ||I (x) L - F||^2 + ||R (x) I - F||^2", error(H, member, F, objective), gaps - sizes)
-    yield vanishes("its gradient vanishes at the fit", slope(H, fitted(H, F, at), F, objective))
+    yield equal(f"{where} the objective is ||I (x) L - F||^2 + ||R (x) I - F||^2", error(H, member, F, objective), gaps - sizes)
+    yield vanishes(f"{where} its gradient vanishes at the fit", slope(H, fitted(H, F, at), F, objective))
     yield convex("it is a convex quadratic", error(H, member, F, objective), (r, c))
     V = np.array([[sp.Integer((i + 1) * (j + 1)) for j in range(n)] for i in range(m)])
     product = diagonal_fisher(V)

@@ -40,7 +40,8 @@ def steps(m, n):
     left, right = symbolic(lambda F: (F.left(), F.right()))(F)
     a, b = symbols("a", m, 1), symbols("b", 1, n)  # logarithms of the factors' eigenvalues
     logs = (left * (U * a[:, 0] @ U.T)).sum() + (right * (W * b[0] @ W.T)).sum()
-    yield equal("tr(F log(A (x) B)) is of the covariances alone", [(V * (a + b)).sum()], [logs])
+    where = "in any bases" if (m, n) == (2, 2) else "in the first frame"
+    yield equal(f"{where} tr(F log(A (x) B)) is of the covariances alone", [(V * (a + b)).sum()], [logs])
     F = fisher_in_eigenbases(m, n, left=True, right=True)
     nearest = fitted(H, F)
     r, c = (np.diag(C) for C in symbolic(lambda F: (F.left(), F.right()))(F))

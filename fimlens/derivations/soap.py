@@ -31,10 +31,13 @@ def steps(m, n):
     H, F = Rotated(Diagonal()), any_fisher(m, n)
     at = frame(H, m, n, turned=(m, n) == (2, 2))
     seen = symbolic(lambda U, W, F: F.second_moment(lambda G: U.T @ G @ W))(at.bases.left, at.bases.right, F)
-    yield equal("in these bases the fit is E[(U_L^T G U_R)^2]", fitted(H, F, at).coords, seen)
-    yield vanishes("there the gradient by D vanishes", slope(H, fitted(H, F, at), F))
+    where = "in any bases" if (m, n) == (2, 2) else "in the first frame"
+    yield equal(f"{where} the fit is E[(U_L^T G U_R)^2]", fitted(H, F, at).coords, seen)
+    yield vanishes(f"{where} the gradient by D vanishes there", slope(H, fitted(H, F, at), F))
     still, c = frame(H, m, n, turned=False), coordinates(H, m, n, "c")
-    yield convex("the error is a convex quadratic of D", error(H, Params(still, c), F), c)
+    yield convex(
+        "the error is a convex quadratic of D (in the first frame; norms do not know bases)", error(H, Params(still, c), F), c
+    )
     F = fisher_in_eigenbases(m, n, left=True, right=True)
     for tied in (Rotated(Rows(), "L"), Rotated(Columns(), "R")):
         yield vanishes(f"the eigenbasis is stationary for {tied}", slope_of_bases(tied, fitted(tied, F), F))

@@ -1,15 +1,16 @@
 r"""Every structure's update is square-root natural gradient descent.
 
 `into` and `out` are an isometry and its adjoint, and the update is $R_f = \mathrm{out} \cdot f(\lambda) \cdot \mathrm{into}$.
-Three facts, for every G, every basis and all eigenvalues, make it $f(\tilde F)$:
+Four facts, for every G, every basis and all eigenvalues, make it $f(\tilde F)$:
 (1) $R_x g = \tilde F g$, where `dense` writes $\tilde F$ apart;
 (2) `into` undoes `out` on all that $f(\lambda)$ makes of coordinates, so that $R_f R_h = R_{fh}$;
-(3) $f(\lambda) = 1/\sqrt{\lambda}$, so that $R_f R_f R_x$ is the identity on the range of the family. With $\varepsilon$,
+(3) $f(\lambda) = 1/\sqrt{\lambda}$, so that $R_f R_f R_x$ is the identity on the range of the family;
+(4) what an optimizer runs, `over_root` between `into` and `out`, is that $R_f$. With $\varepsilon$,
 $f(\lambda) = 1/(\sqrt{\lambda} + \varepsilon)$.
 """
 
 from fimlens.fisher import unvec, vec
-from fimlens.proof import coordinates, equal, frame, positive, symbolic, symbols
+from fimlens.proof import coordinates, equal, frame, positive, symbolic, symbols, update
 from fimlens.structure import Params, inverse_root, scale
 from fimlens.structures import (
     Blocks,
@@ -46,6 +47,11 @@ def steps(m, n):
         applied = symbolic(lambda p, G, H=H: H.apply(p, G))(member, G)
         written = symbolic(lambda p, G, H=H: unvec(H.dense(p) @ vec(G), G.shape))(member, G)
         yield equal(f"{H}: the update's path with f(x) = x is F~ g", applied, written)
-        X = symbolic(lambda p, G, H=H: scale(lambda x: x, H.eigenvalues(p), H.into(p.frame, G)))(member, G)
-        again = symbolic(lambda at, X, H=H: H.into(at, H.out(at, X)))(member.frame, X)
-        yield equal(f"{H}: into undoes out on what the eigenvalues scale", again, X)
+        scaled = symbolic(lambda p, G, H=H: scale(lambda x: x, H.eigenvalues(p), H.into(p.frame, G)))(member, G)
+        again = symbolic(lambda at, X, H=H: H.into(at, H.out(at, X)))(member.frame, scaled)
+        X = symbolic(lambda p, G, H=H: H.into(p.frame, G))(member, G)
+        without = symbolic(lambda p, X, H=H: H.out(p.frame, H.over_root(p, X, 0.0)))(member, X)
+        with_eps = symbolic(lambda p, X, eps, H=H: H.out(p.frame, H.over_root(p, X, eps)))(member, X, eps)
+        yield equal(f"{H}: what an optimizer runs is f(F~) g", without, update(H, member, G))
+        yield equal(f"{H}: with eps too", with_eps, update(H, member, G, eps))
+        yield equal(f"{H}: into undoes out on what the eigenvalues scale", again, scaled)

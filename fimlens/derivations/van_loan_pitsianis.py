@@ -15,9 +15,10 @@ import numpy as np
 
 from fimlens.proof import (
     any_fisher,
-    convex,
     equal,
     frame,
+    hessian,
+    multiplicities,
     one_gradient,
     positive,
     symbolic,
@@ -44,11 +45,14 @@ def steps(m, n):
     yield vanishes(
         "given A, the gradient by B vanishes at R(A)/||A||^2", symbolic(jax.grad(error))(forward / (A**2).sum(), A, F)
     )
-    fixed = {a: k + 1 for k, a in enumerate(dict.fromkeys(A.ravel()))}
-    yield convex("it is a convex quadratic of B", symbolic(error)(B, A, F).subs(fixed), B)
+    curvature = 2 * (A**2).sum() * np.diag(multiplicities(B))
+    yield equal("its Hessian is 2 ||A||^2 and positive definite", np.array(hessian(symbolic(error)(B, A, F), B)), curvature)
     G, v = symbols("G", m, n), symbols("v", n)
     one = symbolic(lambda F, A: F.left(A))(one_gradient(G), np.outer(v, v))
     yield equal("of one gradient R(v v^T) is (G v)(G v)^T, so R keeps the cone", one, np.outer(G @ v, G @ v))
+    w = symbols("w", m)
+    other = symbolic(lambda F, B: F.right(B))(one_gradient(G), np.outer(w, w))
+    yield equal("and R*(w w^T) is (G^T w)(G^T w)^T", other, np.outer(G.T @ w, G.T @ w))
     H = Kronecker()
     at = frame(H, m, n)
     (U, _, W, _), (b, a) = at.bases, (positive("b", m), positive("a", n))

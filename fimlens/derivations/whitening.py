@@ -59,4 +59,4 @@ def steps(m, n):
         yield equal(f"{H}: the member is that matrix", dense(H, member), lift(U * x**2 @ U.T / other))
         root = U / x @ U.T
         divided = sp.sqrt(other) * (root @ G if H.sides == "L" else G @ root)
-        yield equal(f"{H}: the update has the factor sqrt({other})", update(H, member, G), divided)
+        yield equal(f"{H}: the update has the factor sqrt({'n' if H.sides == 'L' else 'm'})", update(H, member, G), divided)
