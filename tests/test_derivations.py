@@ -36,7 +36,6 @@ SLIPS = [  # derivation, where the function ships, its name, what a line says, a
     ("square_root_ngd", blocks.Blocks, "_join", "grid.reshape", "grid[::-1].reshape"),
     ("square_root_ngd", low_rank.LowRank, "into", "G - U @ sigma", "G"),
     ("square_root_ngd", corner.Corner, "into", "G - U @ A - columns @ V.T", "G - U @ A - B @ V.T"),
-    ("square_root_ngd", spectra._RankOne, "over_root", "* inverse_root(0.0)(columns)", ""),
     ("square_root_ngd", structure.Structure, "over_root", "inverse_root(eps)", "inverse_root(2 * eps)"),
     ("fisher_forms", fisher.SampleFisher, "_mean", "x / N", "x"),
     ("fisher_forms", fisher.SampleFisher, "right", "B.T @ G", "B @ G"),

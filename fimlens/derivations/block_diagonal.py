@@ -44,7 +44,11 @@ def steps(m, n):
     still = frame(H, m, n, turned=False)
     at = jax.tree.map(lambda old: U if old.shape == U.shape else old, still)
     seen = [np.diag(U[j].T @ best[j] @ U[j]) for j in range(n)]
-    yield equal("in any bases the shipped eigenvalues are the diagonals of U_j^T M_j U_j", fitted(H, F, at).coords, seen)
+    yield equal(
+        "in any bases the shipped eigenvalues are the diagonals of U_j^T M_j U_j",
+        fitted(H, F, at).coords[:, :, 0],
+        np.stack(seen),
+    )
     x = positive("x", n, m)
     member = Params(at, x[:, :, None] ** 2)
     blocks = [U[j] * x[j] ** 2 @ U[j].T for j in range(n)]

@@ -33,7 +33,7 @@ SIZES = ((2, 2), (2, 3))
 def steps(m, n):
     H, F, G, W = Scalar(), any_fisher(m, n), positive("G", m, n), positive("W", m, n)
     nearest = fitted(H, F)
-    yield equal("the fit is tr F / (m n)", nearest.coords.ravel(), [np.trace(F.matrix) / (m * n)])
+    yield equal("the fit is tr F / (m n)", nearest.coords.ravel(), np.array([np.trace(F.matrix) / (m * n)]))
     yield vanishes("there the gradient vanishes", slope(H, nearest, F))
     c = coordinates(H, m, n, "c")
     yield convex("of a convex quadratic", error(H, Params(nearest.frame, c), F), c)
