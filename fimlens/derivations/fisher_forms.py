@@ -1,6 +1,6 @@
 r"""The two forms of a Fisher answer alike, and what is asked of them is linear in F.
 
-With N gradients $F = \\frac{1}{N} \\sum_k g_k g_k^T$; every question is an expectation of something quadratic in G, so it can
+With N gradients $F = \frac{1}{N} \sum_k g_k g_k^T$; every question is an expectation of something quadratic in G, so it can
 be asked of samples or of the matrix. Proved for two gradients: a sum over more is a sum of these.
 """
 
