@@ -10,6 +10,7 @@ import math
 from typing import Any, NamedTuple
 
 import sympy as sp
+from sympy.core.evalf import PrecisionExhausted
 from sympy.polys.rings import PolyElement, PolyRing
 
 
@@ -29,11 +30,12 @@ def refuted(expression: Any) -> bool:
     expression = sp.sympify(expression)
     free = sorted(expression.free_symbols, key=lambda s: s.name)
     value = expression.subs({s: sp.Rational(7 + 3 * k, 5 + 2 * k) for k, s in enumerate(free)})
-    if value.is_Rational:
-        return value != 0
-    return bool(
-        value.is_number and abs(value.evalf(30)) > 1e-20
-    )  # evalf knows its own error, and adds digits until it is small
+    if value.is_Rational or not (value.is_number and value.is_finite):
+        return bool(value.is_Rational and value != 0)
+    try:
+        return bool(abs(value.evalf(30, strict=True)) > 0)  # 30 digits that hold, or none
+    except PrecisionExhausted:
+        return False
 
 
 class Fraction(NamedTuple):

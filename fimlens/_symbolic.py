@@ -155,6 +155,7 @@ def _move(equation: JaxprEqn, *values: Values) -> Any:
     if not starts[-1]:
         return _by_jax(equation, *places)
     fill = equation.params.get("fill_value")  # of what is read out of bounds: at place -1
+    fill = None if fill is None or np.isnan(fill) else fill
     params = equation.params | ({"fill_value": -1} if "fill_value" in equation.params else {})
     moved = jax.tree.map(np.asarray, equation.primitive.bind(*places, **params))
     if fill is None and any((place < 0).any() for place in jax.tree.leaves(moved)):

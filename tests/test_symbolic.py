@@ -219,12 +219,12 @@ NOT_ZERO = [
 ]
 
 
-@pytest.mark.parametrize("expression", ZERO, ids=str)
+@pytest.mark.parametrize("expression", ZERO, ids=range(len(ZERO)))
 def test_what_vanishes_is_zero(expression):
     assert is_zero(expression)
 
 
-@pytest.mark.parametrize("expression", NOT_ZERO, ids=str)
+@pytest.mark.parametrize("expression", NOT_ZERO, ids=range(len(NOT_ZERO)))
 def test_what_does_not_is_not(expression):
     assert not is_zero(expression)
 
