@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from fimlens._fit import blank
 from fimlens._identity import is_zero, refuted
 from fimlens._symbolic import symbolic
-from fimlens.fisher import DenseFisher, Fisher, SampleFisher
+from fimlens.fisher import DenseFisher, Fisher, SampleFisher, unvec, vec
 from fimlens.structure import Frame, Params, Structure, Tree, inverse_root
 
 Symbols = np.ndarray  # of SymPy expressions
@@ -125,6 +125,16 @@ def dense(structure: Structure, params: Params) -> Symbols:
     return symbolic(structure.dense)(params)
 
 
+def written(structure: Structure, params: Params, G: Symbols) -> Symbols:
+    """F~ times a gradient, by the member written out."""
+    return symbolic(lambda params, G: unvec(structure.dense(params) @ vec(G), G.shape))(params, G)
+
+
+def applied(structure: Structure, params: Params, G: Symbols) -> Symbols:
+    """F~ times a gradient, by the path that an update takes."""
+    return symbolic(lambda params, G: structure.apply(params, G))(params, G)
+
+
 def squared_error(structure: Structure, params: Params, fisher: Fisher) -> Float[Array, ""]:
     """||F~ - F||_F^2, as it is defined."""
     return jnp.sum((structure.dense(params) - fisher.dense()) ** 2)
@@ -166,12 +176,12 @@ def update(structure: Structure, params: Params, G: Symbols, eps: Any = 0.0) -> 
 
 def multiplicities(variables: Tree) -> list[int]:
     """How often each distinct entry occurs, in the order of `hessian`: 2 off the diagonal of a symmetric matrix."""
-    entries = _entries(variables)
+    entries = entries_of(variables)
     return [entries.count(entry) for entry in dict.fromkeys(entries)]
 
 
 def hessian(expression: sp.Expr, variables: Tree) -> sp.Matrix:
-    return sp.hessian(expression, list(dict.fromkeys(_entries(variables))))
+    return sp.hessian(expression, list(dict.fromkeys(entries_of(variables))))
 
 
 # --- steps ------------------------------------------------------------------------------------------------------
@@ -187,7 +197,7 @@ class Step(NamedTuple):
 
 def vanishes(says: str, *trees: Tree) -> Step:
     """Every entry is identically zero."""
-    entries = _entries(trees)
+    entries = entries_of(trees)
     if not entries:
         raise ValueError(f"{says}: there is nothing to decide")
     residue = next((e for e in entries if not is_zero(e)), sp.Integer(0))
@@ -196,7 +206,7 @@ def vanishes(says: str, *trees: Tree) -> Step:
 
 def equal(says: str, a: Tree, b: Tree) -> Step:
     """Two trees agree, entry by entry, identically."""
-    left, right = _entries(a), _entries(b)
+    left, right = entries_of(a), entries_of(b)
     shapes = [[np.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (a, b)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"{says}: shapes {shapes[0]} against {shapes[1]}")
@@ -209,8 +219,8 @@ def differs(says: str, a: Tree, b: Tree = None) -> Step:
     Of polynomials of a symmetric F the point need not be a Fisher: those that vanish on all positive definite matrices, an
     open set, vanish identically.
     """
-    left = _entries(a)
-    right = [sp.Integer(0)] * len(left) if b is None else _entries(b)
+    left = entries_of(a)
+    right = [sp.Integer(0)] * len(left) if b is None else entries_of(b)
     return Step(says, any(refuted(x - y) for x, y in zip(left, right, strict=True)), sp.Integer(0))
 
 
@@ -221,7 +231,8 @@ def convex(says: str, expression: sp.Expr, variables: Tree) -> Step:
     return Step(says, bool(constant and H.is_positive_semidefinite), sp.Integer(0) if constant else H[0])
 
 
-def _entries(tree: Tree) -> list[sp.Expr]:
+def entries_of(tree: Tree) -> list[sp.Expr]:
+    """All entries of all leaves, in order."""
     return [sp.sympify(entry) for leaf in jax.tree.leaves(tree) for entry in np.ravel(np.asarray(leaf, object))]
 
 

@@ -19,9 +19,7 @@ from fimlens.subspaces import SubspaceTracker
 Stack = Float[Array, "k m n"]
 MOMENTS = ("keep", "rotate", "reset")
 ROUNDING = 84  # eps of a square, 1e-5 in float32: of a difference of squares, what cancellation may leave
-KEPT = (
-    2  # eps of the dtype that a basis is kept in: how far the squares of coordinates in it may be from those of what it spans
-)
+KEPT = 2  # eps of the dtype that a basis is kept in: how far off squares of coordinates in it may be
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ Four facts, for every G, every basis and all eigenvalues, make it $f(\tilde F)$:
 $f(\lambda) = 1/(\sqrt{\lambda} + \varepsilon)$.
 """
 
-from fimlens.fisher import unvec, vec
-from fimlens.proof import coordinates, equal, frame, positive, symbolic, symbols, update
+from fimlens.proof import applied, coordinates, equal, frame, positive, symbolic, symbols, update, written
 from fimlens.structure import Params, inverse_root, scale
 from fimlens.structures import (
     Blocks,
@@ -44,9 +43,7 @@ def steps(m, n):
     )
     for H in (*SPECTRA, *ROTATED, *PRODUCTS, *THIN):
         member = Params(frame(H, m, n), coordinates(H, m, n, "c"))
-        applied = symbolic(lambda p, G, H=H: H.apply(p, G))(member, G)
-        written = symbolic(lambda p, G, H=H: unvec(H.dense(p) @ vec(G), G.shape))(member, G)
-        yield equal(f"{H}: the update's path with f(x) = x is F~ g", applied, written)
+        yield equal(f"{H}: the update's path with f(x) = x is F~ g", applied(H, member, G), written(H, member, G))
         scaled = symbolic(lambda p, G, H=H: scale(lambda x: x, H.eigenvalues(p), H.into(p.frame, G)))(member, G)
         again = symbolic(lambda at, X, H=H: H.into(at, H.out(at, X)))(member.frame, scaled)
         X = symbolic(lambda p, G, H=H: H.into(p.frame, G))(member, G)
