@@ -13,6 +13,16 @@ def standard_library() -> list[Path]:
     return sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
 
 
+def files_of(path: Path) -> list[Path]:
+    """The file itself, or the files under a directory, in order of their names."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def split(files: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Files to train on, and every tenth, held out."""
+    return [file for k, file in enumerate(files) if k % 10], files[::10]
+
+
 def read(paths: list[Path]) -> UInt8[np.ndarray, " bytes"]:
     """The bytes of files, and of the files under directories, one after the other.
 
@@ -22,8 +32,7 @@ def read(paths: list[Path]) -> UInt8[np.ndarray, " bytes"]:
     parts = []
     for path in paths:
         try:
-            files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-            parts += [file.read_bytes() for file in files]
+            parts += [file.read_bytes() for file in files_of(path)]
         except OSError as error:
             raise ValueError(f"text: cannot read {path}: {error.strerror}. Give a readable file or directory.") from error
     text = np.frombuffer(b"\n".join(parts), np.uint8)

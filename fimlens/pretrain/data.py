@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from fimlens import text
 
-HELD_OUT = 10  # one file in so many; of a single file, its last part
+HELD_OUT = 10  # of a single file, the last of so many parts
 BYTES = 256  # the vocabulary of bytes
 Tokens = np.ndarray  # one-dimensional, of whole numbers, in memory or mapped from disk; no two need be of one length
 
@@ -94,13 +94,13 @@ def of_files(paths: Sequence[Path] | None = None) -> Corpus:
     Raises:
         ValueError: a path cannot be read, or there is no text.
     """
-    files = text.standard_library() if paths is None else [file for path in paths for file in _files(path)]
+    files = text.standard_library() if paths is None else [file for path in paths for file in text.files_of(path)]
     if len(files) == 1:
         tokens = text.read(files)
         cut = len(tokens) - len(tokens) // HELD_OUT
         return Corpus([tokens[:cut]], [tokens[cut:]], BYTES)
-    train = [file for k, file in enumerate(files) if k % HELD_OUT]
-    return Corpus([text.read(train)], [text.read(files[::HELD_OUT])], BYTES)
+    train, held_out = text.split(files)
+    return Corpus([text.read(train)], [text.read(held_out)], BYTES)
 
 
 def of_shards(directory: Path) -> Corpus:
@@ -166,7 +166,3 @@ def _shards(directory: Path, kind: str) -> list[Tokens]:
     if not shards or any(tokens.ndim != 1 or tokens.dtype.kind not in "iu" for tokens in shards):
         raise ValueError(f"pretrain: {directory} needs {kind}-*.npy, one-dimensional arrays of whole numbers.")
     return shards
-
-
-def _files(path: Path) -> Iterable[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]

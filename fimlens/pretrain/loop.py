@@ -1,25 +1,23 @@
 """The loop: batch k makes step k, on however many devices; whatever is killed goes on from its last checkpoint."""
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from fimlens import llama
 from fimlens.pretrain.data import Batches, Corpus, fixed_windows
-from fimlens.pretrain.mesh import global_batch, mesh_of, my_rows, state_shardings, weight_shardings
+from fimlens.pretrain.keeper import Keeper, Line, Training
+from fimlens.pretrain.mesh import global_batch, lanes, mesh_of, my_rows, state_shardings, weight_shardings
 from fimlens.pretrain.model import first_weights
 from fimlens.pretrain.plan import Plan
 
@@ -29,24 +27,6 @@ EVERY = 10  # steps between lines of metrics
 
 class NonFinite(FloatingPointError):
     """A step's loss or gradient was not finite."""
-
-
-class Training(NamedTuple):
-    """All that a step changes: how many were made, weights, the optimizer's state."""
-
-    step: Int[Array, ""]
-    weights: PyTree
-    optimizer: PyTree
-
-
-class Line(NamedTuple):
-    """What is told of a step: losses in nats per token (held out where measured), tokens and seconds since the start."""
-
-    step: int
-    loss: float
-    held_out: float | None
-    tokens: int
-    seconds: float
 
 
 def train(
@@ -75,11 +55,10 @@ def train(
             "Take a model with a larger vocabulary, or another tokenizer."
         )
     mesh = mesh_of() if mesh is None else mesh
-    lanes = math.prod(mesh.shape[name] for name in ("data", "fsdp"))
-    if plan.batch // plan.accumulate % lanes:
+    if plan.batch // plan.accumulate % lanes(mesh):
         raise ValueError(
-            f"pretrain: a batch of {plan.batch} rows in {plan.accumulate} parts does not lie evenly on {lanes} devices along "
-            "data and fsdp. Take a multiple, fewer parts, or another mesh."
+            f"pretrain: a batch of {plan.batch} rows in {plan.accumulate} parts does not lie evenly on {lanes(mesh)} devices "
+            "along data and fsdp. Take a multiple, fewer parts, or another mesh."
         )
     batches = Batches(corpus.train, batch=plan.batch, length=plan.length, seed=plan.seed)
     windows = fixed_windows(corpus.held_out, count=HELD_OUT_WINDOWS, length=plan.length)
@@ -87,7 +66,7 @@ def train(
     tx, rows = plan.transform(), my_rows(plan.batch)
     shapes = jax.eval_shape(lambda: _first(plan, tx))
     shardings = _shardings(shapes, tx, mesh)
-    with _Keeper(plan, directory, checkpoint_every, keep) as keeper, jax.set_mesh(mesh):
+    with Keeper(plan, directory, checkpoint_every, keep) as keeper, jax.set_mesh(mesh):
         begun = jax.jit(partial(_first, plan, tx), out_shardings=shardings)
         training = keeper.restored(shardings, shapes) or begun()
         step = jax.jit(_step(plan, tx), donate_argnums=0, out_shardings=(shardings, None))
@@ -177,92 +156,6 @@ def _parts(rows: Int[np.ndarray, "rows window"], count: int) -> Int[np.ndarray, 
 
 def _shared(rows: Int[np.ndarray, "windows window"], mesh: Mesh) -> Int[np.ndarray, "own window"]:
     """This host's part of windows that all hosts have, repeated until they lie evenly on the mesh."""
-    hosts, lanes = jax.process_count(), math.prod(mesh.shape[name] for name in ("data", "fsdp"))
-    even = -(-len(rows) // math.lcm(hosts, lanes)) * math.lcm(hosts, lanes)
+    unit = math.lcm(jax.process_count(), lanes(mesh))
+    even = -(-len(rows) // unit) * unit
     return np.resize(rows, (even, rows.shape[1]))[my_rows(even)]
-
-
-class _Keeper:
-    """The directory of a run: its plan, its lines, its checkpoints. Nothing where there is none."""
-
-    def __init__(self, plan: Plan, directory: Path | None, every: int, keep: int) -> None:
-        self.lines: list[Line] = []
-        self.manager = None
-        if directory is None:
-            return
-        directory = directory.absolute()
-        directory.mkdir(parents=True, exist_ok=True)
-        _require_same(directory / "plan.json", plan)
-        self.metrics = directory / "metrics.jsonl"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self.manager = ocp.CheckpointManager(directory / "checkpoints", options=options)
-        self.every = every
-
-    def __enter__(self) -> "_Keeper":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.manager is not None:
-            self.manager.close()
-
-    def due(self, done: int) -> bool:
-        """Whether a checkpoint is to be made."""
-        return self.manager is not None and done % self.every == 0
-
-    def restored(self, shardings: Training, shapes: Training) -> Training | None:
-        """The last checkpoint that is whole, with the lines up to it."""
-        last = None if self.manager is None else self.manager.latest_step()
-        if last is None:
-            return None
-        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-        try:
-            training = self.manager.restore(last, args=ocp.args.StandardRestore(abstract))
-        except (ValueError, KeyError, OSError) as error:
-            raise ValueError(
-                f"pretrain: checkpoint {last} of {self.manager.directory} cannot be read ({str(error).splitlines()[0]}). "
-                "Remove it to go on from the one before, or the directory to begin anew."
-            ) from error
-        self.lines = [line for line in _read(self.metrics) if line.step <= last]
-        if jax.process_index() == 0:
-            _write(self.metrics, self.lines)
-        return training
-
-    def note(self, line: Line) -> None:
-        self.lines.append(line)
-        if self.manager is not None and jax.process_index() == 0:
-            with self.metrics.open("a") as file:
-                file.write(json.dumps(line._asdict()) + "\n")
-
-    def save(self, done: int, training: Training) -> None:
-        if self.manager is not None and self.manager.latest_step() != done:
-            self.manager.save(done, args=ocp.args.StandardSave(training))
-
-
-def _require_same(path: Path, plan: Plan) -> None:
-    """Write the plan, or refuse another one than is there."""
-    mine = json.loads(json.dumps(asdict(plan)))
-    try:
-        theirs = json.loads(path.read_text()) if path.exists() else mine
-    except ValueError as error:
-        raise ValueError(f"pretrain: {path} is no plan ({error}). Take another directory.") from error
-    differing = [name for name in mine if theirs.get(name) != mine[name]]
-    if differing:
-        what = ", ".join(f"{name} {theirs.get(name)!r} there and {mine[name]!r} here" for name in differing)
-        raise ValueError(f"pretrain: {path.parent} is a run of another plan: {what}. Take another directory.")
-    if jax.process_index() == 0:
-        path.write_text(json.dumps(mine, indent=2) + "\n")
-
-
-def _read(path: Path) -> Iterator[Line]:
-    """The lines that are whole: a kill may have left half a one."""
-    for text in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        try:
-            yield Line(**json.loads(text))
-        except (ValueError, TypeError):
-            continue
-
-
-def _write(path: Path, lines: list[Line]) -> None:
-    beside = path.with_suffix(".part")
-    beside.write_text("".join(json.dumps(line._asdict()) + "\n" for line in lines))
-    beside.replace(path)

@@ -53,6 +53,11 @@ def batch_sharding(mesh: Mesh, axes: int = 2) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * (axes - 2), AXES[:2], None))
 
 
+def lanes(mesh: Mesh) -> int:
+    """How many parts a batch's rows lie in."""
+    return math.prod(mesh.shape[name] for name in AXES[:2])
+
+
 def my_rows(batch: int) -> slice:
     """The rows of a batch that this host reads.
 

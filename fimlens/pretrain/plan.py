@@ -12,6 +12,7 @@ import fimlens
 from fimlens import llama
 from fimlens.memory import FORMULAS
 from fimlens.pretrain.model import CONFIGS
+from fimlens.trial import papers_schedule
 
 OPTIMIZERS = tuple(FORMULAS)
 DTYPES = ("float32", "bfloat16")
@@ -77,7 +78,7 @@ class Plan:
     @property
     def schedule(self) -> optax.Schedule:
         """The learning rate by the step."""
-        return optax.warmup_cosine_decay_schedule(0.0, self.rate, max(self.steps // 10, 1), max(self.steps, 2), self.rate / 10)
+        return papers_schedule(self.rate, self.steps)
 
     def transform(self) -> optax.GradientTransformation:
         """The optimizer, a whole chain.
