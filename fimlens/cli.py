@@ -7,6 +7,7 @@ import typer
 
 from fimlens.commands import console
 from fimlens.commands.ablate import ablate
+from fimlens.commands.compare import compare
 from fimlens.commands.cost import cost
 from fimlens.commands.derive import derive
 from fimlens.commands.lens import lens
@@ -21,6 +22,7 @@ app.command("memory")(memory)
 app.command("ablate")(ablate)
 app.command("pretrain")(pretrain)
 app.command("prove")(prove)
+app.command("compare")(compare)
 app.command("cost")(cost)
 
 

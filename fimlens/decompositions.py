@@ -2,8 +2,8 @@
 
 On the CPU a batch is taken one matrix at a time: kernels of jaxlib 0.10 share a batch out among the threads of the pool that
 they run on, and two side by side can wait for each other for ever. LAPACK's own threads make up for it (four 512 x 512
-matrices: eigh 63 ms against 89 in a batch, svd 140 against 218, qr 35 against 31). On accelerators, and on a mesh, where
-each device has matrices of its own, a batch stays one.
+matrices: eigh 63 ms against 89 in a batch, svd 140 against 218, qr 35 against 31). On a mesh each device takes those of its
+own. On accelerators a batch stays one.
 """
 
 from collections.abc import Callable
@@ -11,19 +11,32 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import sequential_vmap
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
+
+from fimlens.mesh import dividing
 
 
 def _returning(decompose: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    one_at_a_time = sequential_vmap(decompose)
+    """The decomposition, mapped over a batch as said above."""
 
-    def decomposed(A: Array) -> Any:
-        if not jax.sharding.get_abstract_mesh().empty:
-            return decompose(A)
-        return jax.lax.platform_dependent(A, cpu=one_at_a_time, default=decompose)
+    @jax.custom_batching.custom_vmap
+    def one(A: Array) -> Any:
+        return decompose(A)
 
-    return decomposed
+    @one.def_vmap
+    def _(size: int, batched: list[bool], A: Array) -> tuple[Any, Any]:
+        def in_turn(A: Array) -> Any:
+            return jax.lax.map(one, A)
+
+        mesh, on_cpu = jax.sharding.get_abstract_mesh(), in_turn
+        if not mesh.empty:
+            along = PartitionSpec(dividing(size, mesh) or None)
+            on_cpu = jax.shard_map(in_turn, in_specs=along, out_specs=along)
+        out = jax.lax.platform_dependent(A, cpu=on_cpu, default=jax.vmap(decompose))
+        return out, jax.tree.map(lambda _: True, out)
+
+    return one
 
 
 _eigh = _returning(lambda A: tuple(jnp.linalg.eigh(A)))

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from fimlens.views import dividing, path_name, stack_name
+from fimlens.mesh import dividing
+from fimlens.views import path_name, stack_name
 
 STACK = re.compile(r"\d+ x \d+( \w+)?")
 Axes = tuple[Any, ...]  # one entry an axis: None, a mesh axis, or several

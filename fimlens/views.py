@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
+from fimlens.mesh import dividing
 from fimlens.structure import Tree
 
 Matrices = Float[Array, "*stack m n"]
@@ -81,15 +82,6 @@ def _spread(G: Float[Array, "k m n"]) -> Float[Array, "k m n"]:
     if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
         return G
     return jax.lax.with_sharding_constraint(G, PartitionSpec(dividing(len(G), mesh) or None))
-
-
-def dividing(length: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """As many axes of a mesh, the longest first, as divide a length."""
-    taken: list[str] = []
-    for axis, size in sorted(mesh.shape.items(), key=lambda item: -item[1]):
-        if size > 1 and length % (size * math.prod(mesh.shape[a] for a in taken)) == 0:
-            taken.append(axis)
-    return tuple(taken)
 
 
 def stack_name(leaf: Array | jax.ShapeDtypeStruct) -> str:

@@ -57,7 +57,7 @@ def pretrain(
         if distributed or coordinator is not None:
             jax.distributed.initialize(coordinator, hosts, host)
         plan = Plan(
-            model, optimizer, rate, steps, batch, length, _options(option), accumulate, clip, seed, dtype, tied, scan, remat,
+            model, optimizer, rate, steps, batch, length, options_of(option), accumulate, clip, seed, dtype, tied, scan, remat,
             on_nonfinite,
         )  # fmt: skip
         corpus = data.of_files(text_path) if shards is None else data.of_shards(shards)
@@ -96,7 +96,7 @@ def pretrain(
         )
 
 
-def _options(given: list[str] | None) -> dict[str, Any]:
+def options_of(given: list[str] | None) -> dict[str, Any]:
     """name=value as numbers, booleans, None or words."""
     options = {}
     for each in given or []:

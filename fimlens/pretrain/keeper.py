@@ -1,6 +1,7 @@
 """What a run leaves in its directory, and goes on from: its plan, lines of metrics, its last checkpoints."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -8,41 +9,46 @@ from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from jaxtyping import Array, Int, PyTree
 
+from fimlens.pretrain.data import Corpus
 from fimlens.pretrain.plan import Plan
+from fimlens.pretrain.step import Training
 
-
-class Training(NamedTuple):
-    """All that a step changes: how many were made, weights, the optimizer's state."""
-
-    step: Int[Array, ""]
-    weights: PyTree
-    optimizer: PyTree
+METRICS = "metrics.jsonl"
 
 
 class Line(NamedTuple):
-    """What is told of a step: losses in nats per token (held out where measured), tokens and seconds since the start."""
+    """What is told of a step.
+
+    Losses are in nats per token, of training over the steps since the last line, and held out where measured; `perplexity` is
+    the exponential of the loss held out, or else of training. Tokens and seconds are of all steps, without what goes to
+    evaluation, checkpoints and compilation; tokens a second, and the part of a step's time that is not the gradient's, are
+    of the steps since the last line.
+    """
 
     step: int
     loss: float
     held_out: float | None
+    perplexity: float
     tokens: int
     seconds: float
+    tokens_per_second: float
+    optimizer_share: float | None
 
 
 class Keeper:
     """The directory of a run: its plan, its lines, its checkpoints. Nothing where there is none."""
 
-    def __init__(self, plan: Plan, directory: Path | None, every: int, keep: int) -> None:
+    def __init__(self, plan: Plan, corpus: Corpus, directory: Path | None, every: int, keep: int) -> None:
+        self.plan = plan
         self.lines: list[Line] = []
         self.manager = None
         if directory is None:
             return
         directory = directory.absolute()
         directory.mkdir(parents=True, exist_ok=True)
-        _require_same(directory / "plan.json", plan)
-        self.metrics = directory / "metrics.jsonl"
+        _require_same(directory / "plan.json", plan, corpus)
+        self.metrics = directory / METRICS
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self.manager = ocp.CheckpointManager(directory / "checkpoints", options=options)
         self.every = every
@@ -76,20 +82,39 @@ class Keeper:
             _write(self.metrics, self.lines)
         return training
 
-    def note(self, line: Line) -> None:
+    def note(self, done: int, loss: float, held_out: float | None, steps: int, seconds: float, alone: float | None) -> Line:
+        """The line of the last `steps` steps, which took some seconds; a gradient alone takes `alone` a step."""
+        before = self.lines[-1].seconds if self.lines else 0.0
+        size, seen = self.plan.batch * self.plan.length, loss if held_out is None else held_out
+        share = None if alone is None else 1 - alone * steps / seconds
+        line = Line(done, loss, held_out, _exp(seen), size * done, before + seconds, size * steps / seconds, share)
         self.lines.append(line)
         if self.manager is not None and jax.process_index() == 0:
             with self.metrics.open("a") as file:
                 file.write(json.dumps(line._asdict()) + "\n")
+        return line
 
     def save(self, done: int, training: Training) -> None:
         if self.manager is not None and self.manager.latest_step() != done:
             self.manager.save(done, args=ocp.args.StandardSave(training))
 
 
-def _require_same(path: Path, plan: Plan) -> None:
-    """Write the plan, or refuse another one than is there."""
-    mine = json.loads(json.dumps(asdict(plan)))
+def finished(plan: Plan, corpus: Corpus, directory: Path) -> list[Line] | None:
+    """The lines of a run that was made to its end; None of one that was not.
+
+    Raises:
+        ValueError: the directory is of another plan.
+    """
+    if not directory.exists():
+        return None
+    _require_same(directory / "plan.json", plan, corpus)
+    lines = list(_read(directory / METRICS))
+    return lines if lines and lines[-1].step == plan.steps else None
+
+
+def _require_same(path: Path, plan: Plan, corpus: Corpus) -> None:
+    """Write the plan and the text's fingerprint, or refuse others than are there."""
+    mine = json.loads(json.dumps(asdict(plan) | {"text": corpus.fingerprint}))
     try:
         theirs = json.loads(path.read_text()) if path.exists() else mine
     except ValueError as error:
@@ -100,6 +125,10 @@ def _require_same(path: Path, plan: Plan) -> None:
         raise ValueError(f"pretrain: {path.parent} is a run of another plan: {what}. Take another directory.")
     if jax.process_index() == 0:
         path.write_text(json.dumps(mine, indent=2) + "\n")
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def _read(path: Path) -> Iterator[Line]:

@@ -16,12 +16,12 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from fimlens import llama
 from fimlens.pretrain.data import Batches, Corpus, fixed_windows
-from fimlens.pretrain.keeper import Keeper, Line, Training
+from fimlens.pretrain.keeper import Keeper, Line
 from fimlens.pretrain.mesh import global_batch, lanes, mesh_of, my_rows, state_shardings, weight_shardings
-from fimlens.pretrain.model import first_weights
 from fimlens.pretrain.plan import Plan
+from fimlens.pretrain.step import Training, first, gradient_of, seconds_of, step_of
 
-HELD_OUT_WINDOWS = 256
+HELD_OUT_WINDOWS = 128
 EVERY = 10  # steps between lines of metrics
 
 
@@ -38,12 +38,14 @@ def train(
     evaluate_every: int | None = None,
     checkpoint_every: int = 100,
     keep: int = 2,
+    share: bool = False,
     told: Callable[[Line], None] = lambda line: None,
 ) -> list[Line]:
     """Train by a plan, from its last checkpoint in `directory` where there is one, and return the lines of metrics.
 
     In `directory` go plan.json, metrics.jsonl and the last `keep` checkpoints, one every `checkpoint_every` steps and one at
-    the end. Without one nothing is kept. `mesh` is over all devices of all hosts, along data by default.
+    the end. Without one nothing is kept. `mesh` is over all devices of all hosts, along data by default. With `share` the
+    gradient is compiled and timed by itself as well, to tell the optimizer's share of each step.
 
     Raises:
         ValueError: the directory is of another plan, the text is too short, or the batch does not divide among the hosts.
@@ -64,71 +66,46 @@ def train(
     windows = fixed_windows(corpus.held_out, count=HELD_OUT_WINDOWS, length=plan.length)
     measured = global_batch(mesh, _shared(windows, mesh))
     tx, rows = plan.transform(), my_rows(plan.batch)
-    shapes = jax.eval_shape(lambda: _first(plan, tx))
+    shapes = jax.eval_shape(lambda: first(plan, tx))
     shardings = _shardings(shapes, tx, mesh)
-    with Keeper(plan, directory, checkpoint_every, keep) as keeper, jax.set_mesh(mesh):
-        begun = jax.jit(partial(_first, plan, tx), out_shardings=shardings)
+    with Keeper(plan, corpus, directory, checkpoint_every, keep) as keeper, jax.set_mesh(mesh):
+        begun = jax.jit(partial(first, plan, tx), out_shardings=shardings)
         training = keeper.restored(shardings, shapes) or begun()
-        step = jax.jit(_step(plan, tx), donate_argnums=0, out_shardings=(shardings, None))
+        done = int(training.step)
+        if done == plan.steps:
+            return keeper.lines
+
+        def batch(k: int) -> Array:
+            return global_batch(mesh, _parts(batches(k, rows), plan.accumulate))
+
+        step = jax.jit(step_of(plan, tx), donate_argnums=0, out_shardings=(shardings, None))
+        step = step.lower(training, batch(done)).compile()
         held_out = jax.jit(partial(_held_out, plan, len(windows)))
-        first, start = int(training.step), time.perf_counter()
+        alone = seconds_of(jax.jit(gradient_of(plan)), training.weights, batch(done)) if share else None
         waiting: list[tuple[int, Any]] = []
-        for k in range(first, plan.steps):
-            training, seen = step(training, global_batch(mesh, _parts(batches(k, rows), plan.accumulate)))
+        start = time.perf_counter()
+        for k in range(done, plan.steps):
+            training, seen = step(training, batch(k))
             waiting.append((k, seen))
             done = k + 1
             evaluated = done == plan.steps or (evaluate_every is not None and done % evaluate_every == 0)
             due = keeper.due(done) or done == plan.steps
             if not (due or evaluated or done % EVERY == 0):
                 continue
-            losses = _finite(plan, waiting)
-            waiting = []
+            loss = _finite(plan, waiting)
+            seconds = time.perf_counter() - start
             value = float(held_out(training.weights, measured)) if evaluated else None
-            tokens, seconds = plan.batch * plan.length * (done - first), time.perf_counter() - start
-            line = Line(done, losses, value, tokens, seconds)
-            keeper.note(line)
+            line = keeper.note(done, loss, value, len(waiting), seconds, alone)
             told(line)
             if due:
                 keeper.save(done, training)
+            waiting, start = [], time.perf_counter()
         return keeper.lines
-
-
-def _first(plan: Plan, tx: optax.GradientTransformation) -> Training:
-    weights = first_weights(plan.config, jax.random.key(plan.seed), dtype=plan.weight_dtype, scan=plan.scan)
-    return Training(jnp.zeros([], jnp.int32), weights, tx.init(weights))
 
 
 def _shardings(shapes: Training, tx: optax.GradientTransformation, mesh: Mesh) -> Training:
     whole = NamedSharding(mesh, PartitionSpec())
     return Training(whole, weight_shardings(mesh, shapes.weights), state_shardings(mesh, tx, shapes.weights))
-
-
-def _step(plan: Plan, tx: optax.GradientTransformation) -> Callable[..., tuple[Training, tuple[Array, Array]]]:
-    """One step over a batch's parts: the loss, and whether it was finite. Where it was not, nothing moves but the count."""
-
-    def loss(weights: PyTree, tokens: Int[Array, "rows window"]) -> Float[Array, ""]:
-        return llama.loss(plan.config, weights, tokens, remat=plan.remat)
-
-    def part(sums: PyTree, tokens: Int[Array, "rows window"], weights: PyTree) -> tuple[PyTree, None]:
-        value, gradients = jax.value_and_grad(loss)(weights, tokens)
-        return jax.tree.map(lambda s, x: s + x.astype(jnp.float32), sums, (value, gradients)), None
-
-    def step(training: Training, tokens: Int[Array, "parts rows window"]) -> tuple[Training, tuple[Array, Array]]:
-        count, weights, state = training
-        if plan.accumulate == 1:
-            value, gradients = jax.value_and_grad(loss)(weights, tokens[0])
-        else:
-            zero = (jnp.zeros([]), jax.tree.map(lambda W: jnp.zeros(W.shape, jnp.float32), weights))
-            sums, _ = jax.lax.scan(lambda sums, tokens: part(sums, tokens, weights), zero, tokens)
-            value, gradients = jax.tree.map(lambda s: s / plan.accumulate, sums)
-            gradients = jax.tree.map(lambda g, W: g.astype(W.dtype), gradients, weights)
-        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradients))
-        updates, new_state = tx.update(gradients, state, weights)
-        moved = (optax.apply_updates(weights, updates), new_state)
-        weights, state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, (weights, state))
-        return Training(count + 1, weights, state), (value, finite)
-
-    return step
 
 
 def _held_out(plan: Plan, count: int, weights: PyTree, tokens: Int[Array, "rows window"]) -> Float[Array, ""]:

@@ -1,0 +1,205 @@
+"""The comparison of [G]: optimizers on one model and one text, each at its own best rate, over some seeds.
+
+All of a seed begin at the same weights and see the same batches. Rates are powers of two times each optimizer's usual one:
+three at first, and one more beyond whichever end is best, up to the same number of tries for all; the first seed chooses, and
+the others are trained at the best rate alone. What is still to be trained follows from what was: an interrupted comparison
+goes on where it was, and each run from its last checkpoint.
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from functools import partial
+from inspect import signature
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fimlens
+from fimlens.pretrain.data import Corpus
+from fimlens.pretrain.keeper import Line, finished
+from fimlens.pretrain.loop import NonFinite, train
+from fimlens.pretrain.plan import OPTIMIZERS, Plan
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "apollo-svd": ("apollo", {"variant": "svd"}),
+    "apollo-mini": ("apollo", {"variant": "mini"}),
+    "fira+": ("fira", {"plus": True}),
+}
+NAMES = (*OPTIMIZERS, *VARIANTS)
+USUAL = {  # the middle of the first three rates; of those not named 0.01
+    "sgd": 1.0, "adafactor": 0.1, "lars": 10.0, "racs": 0.08, "alice": 0.04, "alice0": 0.04, "galore": 0.04, "fira": 0.04,
+    "fira+": 0.04, "low_rank_soap": 0.04,
+}  # fmt: skip
+EVALUATIONS = 20  # of the loss held out, in a run
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An optimizer of the comparison, with its options and the rate that its tries begin around."""
+
+    name: str
+    optimizer: str
+    options: dict[str, Any]
+    usual: float
+
+    def rate(self, power: int) -> float:
+        """Of a try."""
+        return self.usual * 2.0**power
+
+
+class Result(NamedTuple):
+    """What came of one run; `lines` is empty where it diverged."""
+
+    lines: list[Line]
+
+    @property
+    def loss(self) -> float:
+        """Held out, at the end; infinite where the training diverged."""
+        last = self.lines[-1].held_out if self.lines else math.inf
+        return last if last is not None and math.isfinite(last) else math.inf
+
+
+Results = dict[tuple[int, int], Result]  # of one entry, by the power of two of the rate, and the seed
+
+
+def entry(name: str, base: Plan, given: dict[str, Any]) -> Entry:
+    """An entry by its name, with those of the given options that it has.
+
+    Ranks, and intervals of 200 steps, are [G]'s for its 60M model and 10K steps: scaled to the model's width and, as a
+    twentieth of all, to the steps of the plan.
+
+    Raises:
+        ValueError: there is no such optimizer.
+    """
+    if name not in NAMES:
+        raise ValueError(f"compare: there is no optimizer {name!r}. There are {', '.join(NAMES)}.")
+    optimizer, options = VARIANTS.get(name, (name, {}))
+    known = signature(getattr(fimlens, optimizer)).parameters
+    d = base.config.hidden
+    scaled = {"rank": max(d // 4, 1), "leading": max(5 * d // 64, 1)}
+    if "update_interval" in known and known["update_interval"].default == 200:
+        scaled["update_interval"] = max(base.steps // 20, 1)
+    options = {key: value for key, value in (scaled | given).items() if key in known} | options
+    if options.get("variant") == "mini":
+        del options["rank"]
+    return Entry(name, optimizer, options, USUAL.get(name, 0.01))
+
+
+def entries(names: list[str], base: Plan, given: dict[str, Any]) -> list[Entry]:
+    """The entries by their names, each once.
+
+    Raises:
+        ValueError: there is no such optimizer, or none of them has a given option.
+    """
+    made = [entry(name, base, given) for name in dict.fromkeys(names)]
+    for option in given:
+        if not any(option in each.options for each in made):
+            raise ValueError(f"compare: none of {', '.join(names)} has an option {option!r}.")
+    return made
+
+
+def wanted(results: Results, tries: int, seeds: int) -> list[tuple[int, int]]:
+    """Which (power, seed) an entry lacks next, from what is known of it; with one try, at its usual rate."""
+    tried = sorted(power for power, seed in results if seed == 0)
+    lacking = [(power, 0) for power in ((0, -1, 1) if tries > 1 else (0,))[:tries] if power not in tried]
+    if lacking:
+        return lacking
+    best = best_power(results)
+    if best in (tried[0], tried[-1]) and 1 < len(tried) < tries and results[best, 0].lines:
+        return [(best + (1 if best == tried[-1] else -1), 0)]
+    return [(best, seed) for seed in range(seeds) if (best, seed) not in results]
+
+
+def best_power(results: Results) -> int:
+    """Of the rate at which the first seed ended lowest; of equals, such as all that diverged, the smallest."""
+    return min(sorted(power for power, seed in results if seed == 0), key=lambda power: results[power, 0].loss)
+
+
+def directory_of(out: Path, entry: Entry, power: int, seed: int) -> Path:
+    """Of a run."""
+    return out / "runs" / entry.name / f"{entry.rate(power):g}-{seed}"
+
+
+def carried_out(
+    contestants: list[Entry],
+    base: Plan,
+    corpus: Callable[[], Corpus],
+    out: Path,
+    *,
+    tries: int,
+    seeds: int,
+    workers: int,
+    told: Callable[[Entry, int, int, Result, int], None],
+) -> dict[str, Results]:
+    """Train whatever is lacking, `workers` runs at a time, and return all results by the names of entries.
+
+    `corpus` is called in each process. `told` hears of every run that ends, and of how many are known to be left.
+    """
+    results: dict[str, Results] = {each.name: {} for each in contestants}
+    running: dict[Future, tuple[Entry, int, int]] = {}
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_share_cores, initargs=(workers,)) as pool:
+        try:
+            while True:
+                begun = [(each.name, power, seed) for each, power, seed in running.values()]
+                for each in contestants:
+                    for power, seed in wanted(results[each.name], tries, seeds):
+                        if (each.name, power, seed) not in begun:
+                            run = partial(_trained, each, base, corpus, directory_of(out, each, power, seed), power, seed)
+                            running[pool.submit(run)] = (each, power, seed)
+                if not running:
+                    return results
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    each, power, seed = running.pop(future)
+                    results[each.name][power, seed] = future.result()
+                    told(each, power, seed, future.result(), len(running))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _trained(entry: Entry, base: Plan, corpus: Callable[[], Corpus], directory: Path, power: int, seed: int) -> Result:
+    """One run, unless it was made before; its checkpoints go when it has ended."""
+    text = corpus()
+    plan = plan_of(entry, base, power, seed)
+    lines = finished(plan, text, directory)
+    diverged = directory / "diverged.txt"
+    if lines is None and not diverged.exists():
+        try:
+            lines = train(plan, text, directory, evaluate_every=max(plan.steps // EVALUATIONS, 1), keep=1)
+        except NonFinite as error:
+            diverged.write_text(f"{error}\n")
+        shutil.rmtree(directory / "checkpoints")
+    return Result(lines or [])
+
+
+def plan_of(entry: Entry, base: Plan, power: int, seed: int) -> Plan:
+    """Of one run."""
+    return replace(base, optimizer=entry.optimizer, options=entry.options, rate=entry.rate(power), seed=seed)
+
+
+def _share_cores(workers: int) -> None:
+    if workers > 1:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+def steps_to(loss: float, lines: list[Line]) -> float | None:
+    """The steps after which a run's held-out loss was first at or below a loss, on straight lines between measurements."""
+    before = None
+    for line in (line for line in lines if line.held_out is not None):
+        if line.held_out <= loss:
+            if before is None or before.held_out <= line.held_out:
+                return float(line.step)
+            return before.step + (line.step - before.step) * (before.held_out - loss) / (before.held_out - line.held_out)
+        before = line
+    return None
+
+
+def every_run(results: dict[str, Results]) -> Iterator[tuple[str, int, int, Result]]:
+    """All results, flat."""
+    for name, runs in results.items():
+        for (power, seed), result in sorted(runs.items()):
+            yield name, power, seed, result

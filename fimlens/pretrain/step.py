@@ -1,0 +1,81 @@
+"""A step of training: the gradient over a batch's parts, the optimizer, the weights moved, if all of it is finite."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from fimlens import llama
+from fimlens.pretrain.model import first_weights
+from fimlens.pretrain.plan import Plan
+
+Batch = Int[Array, "parts rows window"]
+
+
+class Training(NamedTuple):
+    """All that a step changes: how many were made, weights, the optimizer's state."""
+
+    step: Int[Array, ""]
+    weights: PyTree
+    optimizer: PyTree
+
+
+def first(plan: Plan, tx: optax.GradientTransformation) -> Training:
+    """Before any step."""
+    weights = first_weights(plan.config, jax.random.key(plan.seed), dtype=plan.weight_dtype, scan=plan.scan)
+    return Training(jnp.zeros([], jnp.int32), weights, tx.init(weights))
+
+
+def gradient_of(plan: Plan) -> Callable[[PyTree, Batch], tuple[Float[Array, ""], PyTree]]:
+    """The loss and its gradient, means over a batch's parts; their sums are in float32."""
+
+    def loss(weights: PyTree, tokens: Int[Array, "rows window"]) -> Float[Array, ""]:
+        return llama.loss(plan.config, weights, tokens, remat=plan.remat)
+
+    def gradient(weights: PyTree, tokens: Batch) -> tuple[Float[Array, ""], PyTree]:
+        if plan.accumulate == 1:
+            return jax.value_and_grad(loss)(weights, tokens[0])
+
+        def part(sums: PyTree, tokens: Int[Array, "rows window"]) -> tuple[PyTree, None]:
+            seen = jax.value_and_grad(loss)(weights, tokens)
+            return jax.tree.map(lambda s, x: s + x.astype(jnp.float32), sums, seen), None
+
+        zero = (jnp.zeros([]), jax.tree.map(lambda W: jnp.zeros(W.shape, jnp.float32), weights))
+        sums, _ = jax.lax.scan(part, zero, tokens)
+        value, gradients = jax.tree.map(lambda s: s / plan.accumulate, sums)
+        return value, jax.tree.map(lambda g, W: g.astype(W.dtype), gradients, weights)
+
+    return gradient
+
+
+def step_of(
+    plan: Plan, tx: optax.GradientTransformation
+) -> Callable[[Training, Batch], tuple[Training, tuple[Float[Array, ""], Bool[Array, ""]]]]:
+    """One step: the loss, and whether it and the gradient were finite. Where not, nothing moves but the count."""
+    gradient = gradient_of(plan)
+
+    def step(training: Training, tokens: Batch) -> tuple[Training, tuple[Float[Array, ""], Bool[Array, ""]]]:
+        count, weights, state = training
+        value, gradients = gradient(weights, tokens)
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradients))
+        updates, new_state = tx.update(gradients, state, weights)
+        moved = (optax.apply_updates(weights, updates), new_state)
+        weights, state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, (weights, state))
+        return Training(count + 1, weights, state), (value, finite)
+
+    return step
+
+
+def seconds_of(compiled: Callable[..., PyTree], *arguments: PyTree, calls: int = 3) -> float:
+    """The least of some calls, after one that compiles."""
+    jax.block_until_ready(compiled(*arguments))
+    taken = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        taken.append(time.perf_counter() - start)
+    return min(taken)
