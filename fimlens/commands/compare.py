@@ -1,26 +1,28 @@
 """fimlens compare: optimizers on one model and one text, each at its own best rate, over some seeds."""
 
-import os
-from functools import partial
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 
-from fimlens.commands import console, errors, place
+from fimlens.commands import console, errors, place, table
 from fimlens.commands.pretrain import options_of
 
 
 def compare(
-    more: Annotated[list[str] | None, typer.Argument(metavar="[NAMES]...", help="Of optimizers.")] = None,
-    optimizers: Annotated[list[str] | None, typer.Option(help="Names of optimizers: adam racs alice apollo-svd and so on.")] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[OPTIMIZERS]...", help="More names.", show_default=False)] = None,
+    optimizers: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAMES...", help="adam racs alice apollo-svd and so on; others are measured by the first."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds at each optimizer's best rate.")] = 3,
-    tune: Annotated[bool, typer.Option("--tune/--no-tune", help="Try several rates of each with the first seed.")] = True,
-    tries: Annotated[int, typer.Option(min=1, help="At most so many rates of each.")] = 5,
-    model: Annotated[str, typer.Option(help="cpu-1m, cpu-5m, llama-60m, llama-130m, llama-350m, llama-1b or llama-7b.")] = "cpu-1m",
-    option: Annotated[list[str] | None, typer.Option(help="Such as rank=32, for those optimizers that have it.")] = None,
-    steps: Annotated[int, typer.Option(min=1)] = 400,
+    tune: Annotated[bool, typer.Option("--tune/--no-tune", help="Try several rates of each, with the first seed.")] = True,
+    tries: Annotated[int, typer.Option(min=3, help="At most so many rates of each.")] = 5,
+    model: Annotated[str, typer.Option(help="As of fimlens pretrain.")] = "cpu-1m",
+    option: Annotated[list[str] | None, typer.Option(help="Such as rank=32, for all that have it; as often as needed.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of each run.")] = 300,
     batch: Annotated[int, typer.Option(min=1, help="Sequences a step.")] = 16,
     length: Annotated[int, typer.Option(min=1, help="Tokens a sequence.")] = 128,
     dtype: Annotated[str, typer.Option(help="Of weights and optimizer state: float32 or bfloat16.")] = "float32",
@@ -28,21 +30,69 @@ def compare(
         list[Path] | None, typer.Option("--text", help="Files or directories; Python's standard library by default.")
     ] = None,
     shards: Annotated[Path | None, typer.Option(help="A directory of token shards, in place of text.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a core, and one on a GPU.")] = None,
-    out: Annotated[Path, typer.Option(help="Directory of runs, table and figures; a comparison that is there goes on.")] = Path("compare-out"),
+    out: Annotated[Path, typer.Option(help="Directory of runs, table and figure; a comparison that is there goes on.")] = Path(
+        "compare-out"
+    ),
 ) -> None:
-    """Train with each optimizer at its own best rate; what each reaches, and how much sooner than the first named."""
-    from fimlens.pretrain import contest, data
-    from fimlens.pretrain.plan import Plan
+    """Train with each optimizer at its own best rate: what each reaches, and how much sooner than the first.
 
-    names = [*(optimizers or []), *(more or [])] or ["adam", "racs", "alice"]
-    base = Plan(model, steps=steps, batch=batch, length=length, dtype=dtype)
-    contestants = contest.entries(names, base, options_of(option))
-    corpus = partial(data.of_files, text_path) if shards is None else partial(data.of_shards, shards)
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=errors) as bar:
-        task = bar.add_task("training", total=None)
+    All begin at the same weights and see the same batches. Runs are kept as they end: started again with the same --out, it
+    goes on where it was. It writes table.md, compare.json and compare.png.
+    """
+    try:
+        from fimlens.pretrain import contest, data, standing
+        from fimlens.pretrain.plan import Plan
+        from fimlens.pretrain.speed import Speed, speed
+    except ModuleNotFoundError as error:
+        errors.print(f"fimlens compare: {error}. It needs pip install 'fimlens[train]'.", style="red", markup=False)
+        raise typer.Exit(2) from error
+    try:
+        base = Plan(model, steps=steps, batch=batch, length=length, dtype=dtype)
+        contestants = contest.entries(
+            [*(optimizers or []), *(more or [])] or list(contest.USUAL_NAMES), base, options_of(option)
+        )
+        corpus = data.of_files(text_path) if shards is None else data.of_shards(shards)
+        tries = tries if tune else 1
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        with Progress(*columns, console=errors, transient=True) as bar:
+            most = tries + seeds - 1
+            task, run, runs_of = bar.add_task("", total=most * len(contestants)), {}, {}
 
-        def told(entry, power, seed, result, left):
-            bar.print(f"{entry.name} {entry.rate(power):g} {seed}: {result.loss:.4f}")
+            def begun(entry: contest.Entry, power: int, seed: int) -> None:
+                runs_of[entry.name] = runs_of.get(entry.name, -1) + 1
+                done = most * (len(runs_of) - 1) + runs_of[entry.name]
+                run["is"] = f"{entry.name}, rate {entry.rate(power):g}, seed {seed}"
+                bar.update(task, completed=done, description=run["is"])
 
-        results = contest.carried_out(contestants, base, corpus, out, tries=tries if tune else 1, seeds=seeds, workers=workers or os.cpu_count(), told=told)
+            def told(line: Any) -> None:
+                bar.update(task, description=f"{run['is']}: step {line.step}, loss {line.loss:.3f}")
+
+            results = contest.carried_out(
+                contestants, base, corpus, out, tries=tries, seeds=seeds, begun=begun, told=told
+            )  # fmt: skip
+        kept = out / "speed.json"
+        speeds = {name: Speed(**x) for name, x in json.loads(kept.read_text()).items()} if kept.exists() else {}
+        for each in track([x for x in contestants if x.name not in speeds], "timing", console=errors, transient=True):
+            speeds[each.name] = speed(contest.plan_of(each, base, 0, 0), corpus)
+            kept.write_text(json.dumps({name: x._asdict() for name, x in speeds.items()}, indent=2) + "\n")
+        rows = standing.standings(contestants, results, speeds)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        errors.print(f"fimlens compare: {error}{place(error)}", style="red", markup=False)
+        raise typer.Exit(2) from error
+    tables = [(standing.REACHED, standing.reached(rows, base)), (standing.COSTS, standing.costs(rows, base))]
+    for headings, cells in tables:
+        shown = table(*headings)
+        for row in cells:
+            shown.add_row(*row)
+        console.print(shown)
+    console.print(
+        f"Losses are held out, in nats a token, the median of the seeds; 'it' is what {rows[0].name} ends at, x how much "
+        "sooner, effective its tokens over that time. The share is the optimizer's, of a step; MB are of weights and state. "
+        "*: at the edge of the rates tried.",
+        highlight=False,
+    )
+    written = [standing.markdown(*each) for each in tables] + [standing.tried(contestants, results)]
+    (out / "table.md").write_text("\n".join(written))
+    (out / "compare.json").write_text(json.dumps(standing.numbers(contestants, results, rows, base), indent=2) + "\n")
+    standing.picture(contestants, results, rows, out / "compare.png")
+    console.print(f"Wrote table.md, compare.json and compare.png to {out}.", markup=False, highlight=False)

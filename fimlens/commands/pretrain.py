@@ -40,6 +40,9 @@ def pretrain(
     evaluate_every: Annotated[int | None, typer.Option(min=1, help="Steps; at the end alone by default.")] = None,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 100,
     keep: Annotated[int, typer.Option(min=1, help="Checkpoints.")] = 2,
+    share: Annotated[
+        bool, typer.Option("--share", help="Time the gradient alone too, and tell the optimizer's share.")
+    ] = False,
     seed: int = 0,
     out: Annotated[Path, typer.Option(help="Directory of plan, metrics and checkpoints; a run that is there goes on.")] = Path(
         "pretrain-out"
@@ -72,14 +75,14 @@ def pretrain(
             task = bar.add_task(f"{model}, {optimizer}", total=steps)
 
             def told(line: loop.Line) -> None:
-                speed = line.tokens / line.seconds if line.seconds else 0
-                bar.update(
-                    task, completed=line.step, description=f"{model}, {optimizer}: loss {line.loss:.3f}, {speed:,.0f} tokens/s"
-                )
+                said = [f"loss {line.loss:.3f}", f"perplexity {line.perplexity:.2f}", f"{line.tokens_per_second:,.0f} tokens/s"]
+                if line.optimizer_share is not None:
+                    said.append(f"optimizer {line.optimizer_share:.0%}")
+                bar.update(task, completed=line.step, description=f"{model}, {optimizer}: {', '.join(said)}")
 
             lines = loop.train(
                 plan, corpus, out, mesh=mesh_of(_sizes(mesh)), evaluate_every=evaluate_every, checkpoint_every=checkpoint_every,
-                keep=keep, told=told,
+                keep=keep, share=share, told=told,
             )  # fmt: skip
     except loop.NonFinite as error:
         errors.print(f"fimlens pretrain: {error}", style="red", markup=False)

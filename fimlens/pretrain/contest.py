@@ -7,14 +7,10 @@ goes on where it was, and each run from its last checkpoint.
 """
 
 import math
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from inspect import signature
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,8 +105,10 @@ def wanted(results: Results, tries: int, seeds: int) -> list[tuple[int, int]]:
     if lacking:
         return lacking
     best = best_power(results)
-    if best in (tried[0], tried[-1]) and 1 < len(tried) < tries and results[best, 0].lines:
+    if best in (tried[0], tried[-1]) and 1 < len(tried) < tries:
         return [(best + (1 if best == tried[-1] else -1), 0)]
+    if math.isinf(results[best, 0].loss):
+        return []
     return [(best, seed) for seed in range(seeds) if (best, seed) not in results]
 
 
@@ -127,48 +125,40 @@ def directory_of(out: Path, entry: Entry, power: int, seed: int) -> Path:
 def carried_out(
     contestants: list[Entry],
     base: Plan,
-    corpus: Callable[[], Corpus],
+    corpus: Corpus,
     out: Path,
     *,
     tries: int,
     seeds: int,
-    workers: int,
-    told: Callable[[Entry, int, int, Result, int], None],
+    begun: Callable[[Entry, int, int], None] = lambda entry, power, seed: None,
+    told: Callable[[Line], None] = lambda line: None,
 ) -> dict[str, Results]:
-    """Train whatever is lacking, `workers` runs at a time, and return all results by the names of entries.
+    """Train whatever is lacking and return all results, by the names of entries.
 
-    `corpus` is called in each process. `told` hears of every run that ends, and of how many are known to be left.
+    `begun` hears of each run before it is made or read, `told` every line of those that are made.
     """
-    results: dict[str, Results] = {each.name: {} for each in contestants}
-    running: dict[Future, tuple[Entry, int, int]] = {}
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_share_cores, initargs=(workers,)) as pool:
-        try:
-            while True:
-                begun = [(each.name, power, seed) for each, power, seed in running.values()]
-                for each in contestants:
-                    for power, seed in wanted(results[each.name], tries, seeds):
-                        if (each.name, power, seed) not in begun:
-                            run = partial(_trained, each, base, corpus, directory_of(out, each, power, seed), power, seed)
-                            running[pool.submit(run)] = (each, power, seed)
-                if not running:
-                    return results
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    each, power, seed = running.pop(future)
-                    results[each.name][power, seed] = future.result()
-                    told(each, power, seed, future.result(), len(running))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    results: dict[str, Results] = {}
+    for each in contestants:
+        runs = results[each.name] = {}
+        while lacking := wanted(runs, tries, seeds):
+            for power, seed in lacking:
+                begun(each, power, seed)
+                directory = directory_of(out, each, power, seed)
+                runs[power, seed] = trained(plan_of(each, base, power, seed), corpus, directory, told)
+    return results
 
 
-def _trained(entry: Entry, base: Plan, corpus: Callable[[], Corpus], directory: Path, power: int, seed: int) -> Result:
-    """One run, unless it was made before; its checkpoints go when it has ended."""
-    text = corpus()
-    plan = plan_of(entry, base, power, seed)
-    lines = finished(plan, text, directory)
+def trained(plan: Plan, corpus: Corpus, directory: Path, told: Callable[[Line], None] = lambda line: None) -> Result:
+    """One run, unless it was made before; its checkpoints go when it has ended, well or in what is not finite.
+
+    Raises:
+        ValueError: the directory is of another plan or text.
+    """
+    lines = finished(plan, corpus, directory)
     diverged = directory / "diverged.txt"
     if lines is None and not diverged.exists():
         try:
-            lines = train(plan, text, directory, evaluate_every=max(plan.steps // EVALUATIONS, 1), keep=1)
+            lines = train(plan, corpus, directory, evaluate_every=max(plan.steps // EVALUATIONS, 1), keep=1, told=told)
         except NonFinite as error:
             diverged.write_text(f"{error}\n")
         shutil.rmtree(directory / "checkpoints")
@@ -178,12 +168,6 @@ def _trained(entry: Entry, base: Plan, corpus: Callable[[], Corpus], directory: 
 def plan_of(entry: Entry, base: Plan, power: int, seed: int) -> Plan:
     """Of one run."""
     return replace(base, optimizer=entry.optimizer, options=entry.options, rate=entry.rate(power), seed=seed)
-
-
-def _share_cores(workers: int) -> None:
-    if workers > 1:
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def steps_to(loss: float, lines: list[Line]) -> float | None:
@@ -196,10 +180,3 @@ def steps_to(loss: float, lines: list[Line]) -> float | None:
             return before.step + (line.step - before.step) * (before.held_out - loss) / (before.held_out - line.held_out)
         before = line
     return None
-
-
-def every_run(results: dict[str, Results]) -> Iterator[tuple[str, int, int, Result]]:
-    """All results, flat."""
-    for name, runs in results.items():
-        for (power, seed), result in sorted(runs.items()):
-            yield name, power, seed, result

@@ -80,6 +80,13 @@ class Plan:
         """The learning rate by the step."""
         return papers_schedule(self.rate, self.steps)
 
+    @property
+    def update_interval(self) -> int:
+        """Steps between the optimizer's refreshes; 1 where it has none."""
+        parameters = inspect.signature(getattr(fimlens, self.optimizer)).parameters
+        default = parameters["update_interval"].default if "update_interval" in parameters else 1
+        return self.options.get("update_interval", default) or 1
+
     def transform(self) -> optax.GradientTransformation:
         """The optimizer, a whole chain.
 

@@ -1,0 +1,61 @@
+"""What a step takes, as a ratio to its gradient alone, which is the same for every optimizer: timed in turns in one process."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from fimlens.pretrain.data import Batches, Corpus
+from fimlens.pretrain.plan import Plan
+from fimlens.pretrain.step import first, gradient_of, step_of
+
+LEAST = 20  # steps that are timed
+
+
+class Speed(NamedTuple):
+    """Seconds of a step and of its gradient alone; bytes of weights and of the optimizer's state."""
+
+    step: float
+    gradient: float
+    weights: int
+    state: int
+
+    @property
+    def ratio(self) -> float:
+        """Of the step to its gradient."""
+        return self.step / self.gradient
+
+    @property
+    def share(self) -> float:
+        """The optimizer's, of a step."""
+        return 1 - 1 / self.ratio
+
+
+def speed(plan: Plan, corpus: Corpus) -> Speed:
+    """Of a plan's steps on this machine, whole refresh intervals of them: means, so that refreshes are shared out."""
+    tx, batches = plan.transform(), Batches(corpus.train, batch=plan.batch, length=plan.length, seed=plan.seed)
+    period = plan.update_interval
+    steps = -(-LEAST // period) * period
+    tokens = [jnp.asarray(batches(k).reshape(plan.accumulate, -1, plan.length + 1)) for k in range(2)]
+    training = jax.jit(lambda: first(plan, tx))()
+    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (training.weights, training.optimizer)]
+    step, gradient = jax.jit(step_of(plan, tx), donate_argnums=0), jax.jit(gradient_of(plan))
+    jax.block_until_ready(gradient(training.weights, tokens[0]))
+    training, _ = step(training, tokens[0])  # compiled, and bases begun
+    own, alone = [], []
+    for k in range(steps):
+        taken, _ = _timed(gradient, training.weights, tokens[k % 2])
+        alone.append(taken)
+        taken, (training, _) = _timed(step, training, tokens[k % 2])
+        own.append(taken)
+    return Speed(statistics.mean(own), statistics.mean(alone), *sizes)
+
+
+def _timed(call: Callable[..., Any], *arguments: PyTree) -> tuple[float, Any]:
+    start = time.perf_counter()
+    out = jax.block_until_ready(call(*arguments))
+    return time.perf_counter() - start, out
