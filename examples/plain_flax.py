@@ -4,7 +4,8 @@
     python plain_flax.py --text book.txt     # on a text of yours
     python plain_flax.py --optimizer adam    # by optax.adamw, from the same weights and on the same batches
 
-EXPECT
+Expect a held-out loss near 2.17 nats a byte after 300 steps, from 6.09, where AdamW ends near 2.31. On two cores taken by other
+work the first took 269 s and the second 175 s; a part of both is compilation.
 """
 
 import argparse
