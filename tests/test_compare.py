@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 from fimlens import llama
 from fimlens.cli import app
 from fimlens.pretrain import contest, model, standing
-from fimlens.pretrain.contest import Result, best_power, entries, steps_to, wanted
+from fimlens.pretrain.contest import Result, entries, steps_to
 from fimlens.pretrain.keeper import Line
 from fimlens.pretrain.plan import Plan
 from fimlens.pretrain.speed import Speed
+from fimlens.tuning import best_power, wanted
 
 pytestmark = pytest.mark.training
 TINY = llama.Config(vocabulary=256, hidden=16, mlp=24, heads=2, layers=1)
@@ -31,37 +32,41 @@ def known(losses):
     return {(power, 0): run(loss) if loss is not None else Result([]) for power, loss in losses.items()}
 
 
+def first_seed(losses):
+    return {(power, 0): math.inf if loss is None else float(loss) for power, loss in losses.items()}
+
+
 # --- which runs are wanted ----------------------------------------------------------------------------------------
 
 
 def test_three_rates_come_first():
     assert wanted({}, tries=5, seeds=3) == [(0, 0), (-1, 0), (1, 0)]
-    assert wanted(known({0: 1.0}), tries=5, seeds=3) == [(-1, 0), (1, 0)]
+    assert wanted(first_seed({0: 1.0}), tries=5, seeds=3) == [(-1, 0), (1, 0)]
 
 
 def test_tries_go_on_beyond_the_best_end_up_to_the_budget():
-    assert wanted(known({-1: 3, 0: 2, 1: 1}), tries=5, seeds=3) == [(2, 0)]
-    assert wanted(known({-1: 1, 0: 2, 1: 3}), tries=5, seeds=3) == [(-2, 0)]
-    assert wanted(known({-1: 3, 0: 2, 1: 1, 2: 0.5, 3: 0.2}), tries=5, seeds=3) == [(3, 1), (3, 2)]
+    assert wanted(first_seed({-1: 3, 0: 2, 1: 1}), tries=5, seeds=3) == [(2, 0)]
+    assert wanted(first_seed({-1: 1, 0: 2, 1: 3}), tries=5, seeds=3) == [(-2, 0)]
+    assert wanted(first_seed({-1: 3, 0: 2, 1: 1, 2: 0.5, 3: 0.2}), tries=5, seeds=3) == [(3, 1), (3, 2)]
 
 
 def test_other_seeds_are_trained_at_the_best_rate_alone():
-    results = known({-1: 3, 0: 1, 1: 2})
+    results = first_seed({-1: 3, 0: 1, 1: 2})
     assert wanted(results, tries=5, seeds=3) == [(0, 1), (0, 2)]
-    results |= {(0, 1): run(1.1), (0, 2): run(0.9)}
+    results |= {(0, 1): 1.1, (0, 2): 0.9}
     assert wanted(results, tries=5, seeds=3) == []
     assert wanted(results, tries=5, seeds=4) == [(0, 3)]
 
 
 def test_without_tuning_there_is_one_rate():
     assert wanted({}, tries=1, seeds=2) == [(0, 0)]
-    assert wanted(known({0: 1.0}), tries=1, seeds=2) == [(0, 1)]
+    assert wanted(first_seed({0: 1.0}), tries=1, seeds=2) == [(0, 1)]
 
 
 def test_what_diverged_is_never_best_and_smaller_rates_are_tried_first():
-    assert best_power(known({-1: 2.0, 0: None, 1: None})) == -1
-    assert wanted(known({-1: None, 0: None, 1: None}), tries=5, seeds=3) == [(-2, 0)]
-    assert wanted(known({-3: None, -2: None, -1: None, 0: None, 1: None}), tries=5, seeds=3) == []
+    assert best_power(first_seed({-1: 2.0, 0: None, 1: None})) == -1
+    assert wanted(first_seed({-1: None, 0: None, 1: None}), tries=5, seeds=3) == [(-2, 0)]
+    assert wanted(first_seed({-3: None, -2: None, -1: None, 0: None, 1: None}), tries=5, seeds=3) == []
 
 
 def test_options_go_to_those_that_have_them_and_sizes_follow_the_model():

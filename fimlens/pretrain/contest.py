@@ -1,9 +1,7 @@
 """The comparison of [G]: optimizers on one model and one text, each at its own best rate, over some seeds.
 
-All of a seed begin at the same weights and see the same batches. Rates are powers of two times each optimizer's usual one:
-three at first, and one more beyond whichever end is best, up to the same number of tries for all; the first seed chooses, and
-the others are trained at the best rate alone. What is still to be trained follows from what was: an interrupted comparison
-goes on where it was, and each run from its last checkpoint.
+All of a seed begin at the same weights and see the same batches. What is still to be trained follows from what was: an
+interrupted comparison goes on where it was, and each run from its last checkpoint.
 """
 
 import math
@@ -19,6 +17,7 @@ from fimlens.pretrain.data import Corpus
 from fimlens.pretrain.keeper import Line, finished
 from fimlens.pretrain.loop import NonFinite, train
 from fimlens.pretrain.plan import OPTIMIZERS, Plan
+from fimlens.tuning import tuned
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "apollo-svd": ("apollo", {"variant": "svd"}),
@@ -98,25 +97,6 @@ def entries(names: list[str], base: Plan, given: dict[str, Any]) -> list[Entry]:
     return made
 
 
-def wanted(results: Results, tries: int, seeds: int) -> list[tuple[int, int]]:
-    """Which (power, seed) an entry lacks next, from what is known of it; with one try, at its usual rate."""
-    tried = sorted(power for power, seed in results if seed == 0)
-    lacking = [(power, 0) for power in ((0, -1, 1) if tries > 1 else (0,))[:tries] if power not in tried]
-    if lacking:
-        return lacking
-    best = best_power(results)
-    if best in (tried[0], tried[-1]) and 1 < len(tried) < tries:
-        return [(best + (1 if best == tried[-1] else -1), 0)]
-    if math.isinf(results[best, 0].loss):
-        return []
-    return [(best, seed) for seed in range(seeds) if (best, seed) not in results]
-
-
-def best_power(results: Results) -> int:
-    """Of the rate at which the first seed ended lowest; of equals, such as all that diverged, the smallest."""
-    return min(sorted(power for power, seed in results if seed == 0), key=lambda power: results[power, 0].loss)
-
-
 def directory_of(out: Path, entry: Entry, power: int, seed: int) -> Path:
     """Of a run."""
     return out / "runs" / entry.name / f"{entry.rate(power):g}-{seed}"
@@ -137,14 +117,17 @@ def carried_out(
 
     `begun` hears of each run before it is made or read, `told` every line of those that are made.
     """
-    results: dict[str, Results] = {}
+    results: dict[str, Results] = {each.name: {} for each in contestants}
     for each in contestants:
-        runs = results[each.name] = {}
-        while lacking := wanted(runs, tries, seeds):
-            for power, seed in lacking:
-                begun(each, power, seed)
-                directory = directory_of(out, each, power, seed)
-                runs[power, seed] = trained(plan_of(each, base, power, seed), corpus, directory, told)
+
+        def loss(power: int, seed: int, each: Entry = each) -> float:
+            begun(each, power, seed)
+            directory = directory_of(out, each, power, seed)
+            result = trained(plan_of(each, base, power, seed), corpus, directory, told)
+            results[each.name][power, seed] = result
+            return result.loss
+
+        tuned(loss, tries, seeds)
     return results
 
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fimlens.pretrain.contest import Entry, Results, best_power, steps_to
+from fimlens.pretrain.contest import Entry, Results, steps_to
 from fimlens.pretrain.plan import Plan
 from fimlens.pretrain.speed import Speed
+from fimlens.tuning import best_power
 
 REACHED = ("optimizer", "rate", "loss", "spread", "perplexity", "steps to it", "x steps", "x time")
 COSTS = ("optimizer", "tokens/s", "effective tokens/s", "share, %", "MB")
@@ -59,13 +60,13 @@ def standings(contestants: list[Entry], results: dict[str, Results], speeds: dic
     """
     gradient = statistics.median(speed.gradient for speed in speeds.values())
     reference = results[contestants[0].name]
-    if not math.isfinite(reference[best_power(reference), 0].loss):
+    if not math.isfinite(reference[_best(reference), 0].loss):
         raise ValueError(f"compare: {contestants[0].name} diverged at every rate; others are measured by it. Lower its rate.")
-    goals = {seed: reference[best_power(reference), seed].loss for seed in _seeds(reference)}
+    goals = {seed: reference[_best(reference), seed].loss for seed in _seeds(reference)}
     rows = []
     for each in contestants:
         runs, speed = results[each.name], speeds[each.name]
-        best, tried = best_power(runs), [power for power, seed in runs if seed == 0]
+        best, tried = _best(runs), [power for power, seed in runs if seed == 0]
         seeds = _seeds(runs)
         steps = [steps_to(goals[seed], runs[best, seed].lines) for seed in seeds]
         rows.append(
@@ -84,8 +85,12 @@ def standings(contestants: list[Entry], results: dict[str, Results], speeds: dic
     return rows
 
 
+def _best(runs: Results) -> int:
+    return best_power({key: result.loss for key, result in runs.items()})
+
+
 def _seeds(runs: Results) -> list[int]:
-    best = best_power(runs)
+    best = _best(runs)
     return sorted(seed for power, seed in runs if power == best)
 
 
@@ -146,7 +151,7 @@ def tried(contestants: list[Entry], results: dict[str, Results]) -> str:
     for each in contestants:
         runs = results[each.name]
         rates = [f"{each.rate(power):g}: {runs[power, seed].loss:.4f}" for power, seed in sorted(runs) if seed == 0]
-        others = [f"{runs[best_power(runs), seed].loss:.4f}" for seed in _seeds(runs)[1:]]
+        others = [f"{runs[_best(runs), seed].loss:.4f}" for seed in _seeds(runs)[1:]]
         options = ", ".join(f"{key} {value}" for key, value in each.options.items())
         lines.append((each.name, options, ", ".join(rates), ", ".join(others)))
     return markdown(("optimizer", "options", "rate: loss of seed 0", "the other seeds at the best"), lines)
@@ -180,7 +185,7 @@ def picture(contestants: list[Entry], results: dict[str, Results], rows: list[St
     top = 0.0
     for k, (each, row) in enumerate(zip(contestants, rows, strict=True)):
         runs = results[each.name]
-        curves = [[x for x in runs[best_power(runs), s].lines if x.held_out is not None] for s in _seeds(runs)]
+        curves = [[x for x in runs[_best(runs), s].lines if x.held_out is not None] for s in _seeds(runs)]
         if not all(curves):
             continue
         steps = [float(line.step) for line in curves[0]]

@@ -1,0 +1,81 @@
+"""Why RACS differs from Adafactor, whose family is the same: from one to the other, a change at a time, each tuned.
+
+    python benchmarks/racs_adafactor.py [--steps 240] [--seeds 3] [--tries 5] [--json FILE]
+
+Both divide G_ij by (s_j q_i)^(1/2). The figure is the mean loss in nats per byte over fixed windows of files that were not
+trained on (fimlens/trial.py), the median over seeds, at the best of rates that lie a factor of two apart.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+
+import optax
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import fimlens as fl
+from fimlens.chain import clip_by_rms, limit_norm_growth, scale_by_weight_rms
+from fimlens.full_chain import full_chain
+from fimlens.trial import held_out_loss
+from fimlens.tuning import best_power, tuned
+
+
+def decay(t):
+    """Adafactor's."""
+    return 1 - t**-0.8
+
+
+def scale_by_marginals(b2, *after, average="statistics"):
+    """Adafactor's family and divergence, with Adam for all leaves but matrices at half of the rate, as RACS has it."""
+    structure = fl.scale_by_structure(fl.Marginals(), b1=None, b2=b2, eps=0.0, average=average, bias_correction=False)
+
+    def scale_by_direction() -> optax.GradientTransformation:
+        return optax.chain(structure, *after)
+
+    return full_chain(scale_by_direction, adam_factor=0.5)
+
+
+limited = limit_norm_growth(1.01), optax.scale(0.05)
+ARMS = {  # each with the rate that its tries begin around
+    "adafactor": (fl.adafactor, 0.1),
+    "+ Adam for embeddings, norms and head": (scale_by_marginals(decay, clip_by_rms(1.0), scale_by_weight_rms()), 0.1),
+    "+ no scale by the weights": (scale_by_marginals(decay, clip_by_rms(1.0)), 0.005),
+    "+ a decay of 0.9": (scale_by_marginals(0.9, clip_by_rms(1.0)), 0.005),
+    "+ the limiter in place of clipping": (scale_by_marginals(0.9, *limited), 0.08),
+    "+ averages of fits": (scale_by_marginals(0.9, *limited, average="fits"), 0.08),
+    "+ nearest in Frobenius: racs": (fl.racs, 0.08),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tries", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    table, rows = Table("arm", "rate", "held-out loss", "each seed", "every rate tried, with the first seed"), []
+    for name, (make, usual) in track(ARMS.items(), "arms"):
+
+        def loss(power: int, seed: int, make=make, usual=usual) -> float:
+            found = held_out_loss(make, usual * 2.0**power, steps=options.steps, seed=seed)
+            return found if math.isfinite(found) else math.inf
+
+        losses = tuned(loss, options.tries, options.seeds)
+        best = best_power(losses)
+        each = [losses[key] for key in sorted(losses) if key[0] == best]
+        tried = {f"{usual * 2.0**power:g}": losses[power, 0] for power, seed in sorted(losses) if seed == 0}
+        rows.append({"arm": name, "rate": usual * 2.0**best, "losses": each, "tried": tried})
+        seeds, rates = " ".join(f"{x:.4f}" for x in each), ", ".join(f"{rate}: {x:.4f}" for rate, x in tried.items())
+        table.add_row(name, f"{usual * 2.0**best:g}", f"{statistics.median(each):.4f}", seeds, rates)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main()
