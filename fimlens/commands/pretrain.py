@@ -75,7 +75,11 @@ def pretrain(
             task = bar.add_task(f"{model}, {optimizer}", total=steps)
 
             def told(line: loop.Line) -> None:
-                said = [f"loss {line.loss:.3f}", f"perplexity {line.perplexity:.2f}", f"{line.tokens_per_second:,.0f} tokens/s"]
+                for k in line.skipped:
+                    bar.print(f"batch {k} made a loss or a gradient that is not finite, and was skipped")
+                said = [f"{line.tokens_per_second:,.0f} tokens/s"]
+                if line.loss is not None:
+                    said = [f"loss {line.loss:.3f}", f"perplexity {line.perplexity:.2f}", *said]
                 if line.optimizer_share is not None:
                     said.append(f"optimizer {line.optimizer_share:.0%}")
                 bar.update(task, completed=line.step, description=f"{model}, {optimizer}: {', '.join(said)}")
