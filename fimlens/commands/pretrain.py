@@ -34,10 +34,10 @@ def pretrain(
     split: str = "train",
     column: Annotated[str, typer.Option(help="Of the dataset: the one with text.")] = "text",
     tokenizer: Annotated[str | None, typer.Option(help="Of the dataset: a name, or the path of a tokenizer.json.")] = None,
-    end_token: Annotated[str | None, typer.Option(help="What follows a document, where the tokenizer has no usual one.")] = None,
+    end_token: Annotated[str | None, typer.Option(help="What ends a document, where the tokenizer has no usual one.")] = None,
     held_out: Annotated[int, typer.Option(min=1, help="Tokens at the dataset's start that are not trained on.")] = 2**20,
     tokens: Annotated[
-        Path | None, typer.Option(help="Where the dataset's tokens go, for several runs; in --out by default.")
+        Path | None, typer.Option(help="Where the dataset's tokens go, to be shared by runs; in --out by default.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of weights and optimizer state: float32 or bfloat16.")] = "float32",
     tied: Annotated[bool, typer.Option("--tied", help="The embedding is the head.")] = False,
@@ -65,6 +65,7 @@ def pretrain(
 
         if dataset is not None:
             from fimlens.pretrain import hub
+            from fimlens.pretrain.tokens import of_source
     except ModuleNotFoundError as error:
         extras = "train" if dataset is None else "train,hub"
         errors.print(f"fimlens pretrain: {error}. It needs pip install 'fimlens[{extras}]'.", style="red", markup=False)
@@ -95,7 +96,7 @@ def pretrain(
                 def streaming(seen: int, wanted: int) -> None:
                     bar.update(stream, completed=min(seen, wanted), total=wanted, visible=True)
 
-                corpus = hub.streamed(plan, source, tokens or out / "tokens", streaming)
+                corpus = of_source(plan, source, tokens or out / "tokens", streaming)
             else:
                 corpus = data.of_files(text_path) if shards is None else data.of_shards(shards)
             task = bar.add_task(f"{model}, {optimizer}", total=steps)
