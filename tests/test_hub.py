@@ -211,21 +211,44 @@ def test_missing_packages_are_named(invoke, monkeypatch):
     assert "pip install 'fimlens[train,hub]'" in " ".join(run.output.split())
 
 
-@pytest.mark.parametrize(("split", "code", "says"), [("train", 0, ""), ("nosuch", 2, "Bad split: nosuch")])
-def test_of_two_hosts_one_streams_and_the_other_hears_how_it_went(c4, tokenizer, tmp_path, split, code, says):
-    words = f"pretrain --model cpu-1m --steps 2 --batch 8 --length 16 --dataset {c4} --tokenizer {tokenizer} --held-out 500"
-    together = f"--split {split} --out {tmp_path / 'run'} --coordinator 127.0.0.1:{free_port()} --hosts 2 --host"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+ON_A_HOST = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import jax
+from fimlens.pretrain import hub, tokens
+from fimlens.pretrain.plan import Plan
+
+address, host, dataset, tokenizer, directory = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(host))
+source = hub.Source(dataset, tokenizer, held_out=500)
+for each in (replace(source, split="nosuch"), source):
+    try:
+        print(tokens.of_source(Plan(steps=6, batch=8, length=16), each, Path(directory)).fingerprint, flush=True)
+    except ValueError as error:
+        print(error, flush=True)
+"""
+
+
+def test_of_two_hosts_one_streams_and_the_other_hears_how_it_went(source, tmp_path):
+    words = f"127.0.0.1:{free_port()}", "{host}", source.dataset, source.tokenizer, str(tmp_path / "tokens")
     hosts = [
         subprocess.Popen(
-            [sys.executable, "-m", "fimlens.cli", *words.split(), *together.split(), str(host)],
-            env=environment,
+            [sys.executable, "-c", ON_A_HOST, *(word.format(host=host) for word in words)],
+            env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         for host in range(2)
     ]
-    for output, host in [(host.communicate(timeout=280)[0], host) for host in hosts]:
-        assert host.returncode == code, output
-        assert says in " ".join(output.split())
+    try:
+        outputs = [host.communicate(timeout=280)[0] for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    fingerprint = tokens.of_source(PLAN, source, tmp_path / "alone").fingerprint
+    for output in outputs:
+        assert "Bad split: nosuch" in output
+        assert output.split()[-1] == fingerprint
+    assert "host 0 failed" in outputs[1]

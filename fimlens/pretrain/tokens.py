@@ -62,11 +62,14 @@ def _written_once(directory: Path, write: Callable[[], None]) -> None:
                     write()
         except Exception as error:
             failed.write_text(str(error))
+            multihost_utils.sync_global_devices("all have seen the end")
             raise
-    while not whole.exists():
-        if failed.exists():
-            raise ValueError(f"pretrain: host 0 failed. {failed.read_text()}")
+    while not (whole.exists() or failed.exists()):
         time.sleep(1)
+    failure = None if whole.exists() else failed.read_text()
+    multihost_utils.sync_global_devices("all have seen the end")
+    if failure is not None:
+        raise ValueError(f"pretrain: host 0 failed. {failure}")
 
 
 def _write(plan: Plan, source: Source, directory: Path, wanted: int, told: Told) -> None:
