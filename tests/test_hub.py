@@ -251,4 +251,4 @@ def test_of_two_hosts_one_streams_and_the_other_hears_how_it_went(source, tmp_pa
     for output in outputs:
         assert "Bad split: nosuch" in output
         assert output.split()[-1] == fingerprint
-    assert "host 0 failed" in outputs[1]
+    assert "(on host 0)" in outputs[1]

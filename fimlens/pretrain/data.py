@@ -144,7 +144,7 @@ def write_shards(
 ) -> None:
     """Write documents, as token ids, end to end with the token `end` after each: held-out-*.npy first, then train-*.npy.
 
-    At most one shard is in memory, and no more documents are taken than are needed. Shards that are there go first.
+    Two shards at most are in memory, and no more documents are taken than are needed. Shards that are there go first.
 
     Args:
         directory: made if it is not there.

@@ -69,7 +69,7 @@ def _written_once(directory: Path, write: Callable[[], None]) -> None:
     failure = None if whole.exists() else failed.read_text()
     multihost_utils.sync_global_devices("all have seen the end")
     if failure is not None:
-        raise ValueError(f"pretrain: host 0 failed. {failure}")
+        raise ValueError(f"{failure} (on host 0)")
 
 
 def _write(plan: Plan, source: Source, directory: Path, wanted: int, told: Told) -> None:
