@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import FuncNorm, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from fimlens.lens import Comparison
@@ -26,8 +26,8 @@ Matrix = Float[Array | np.ndarray, "k k"]
 
 def sheet(rows: int = 1, columns: int = 1, *, width: float = 6.5, height: float = 4.5) -> Figure:
     """A blank figure with a grid of axes, each so wide and high, in inches; without the frame's upper and right sides."""
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    with rc_context({"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "font.size": 9}):
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=130)
+    with rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         figure.subplots(rows, columns)
     return figure
 
@@ -45,29 +45,31 @@ def error_against_memory(comparisons: Sequence[Comparison]) -> Figure:
     return figure
 
 
-def portraits(rows: Sequence[Mapping[str, Matrix]], *, block: int, clip: float = 0.995, label: str = "entry") -> Figure:
+def portraits(rows: Sequence[Mapping[str, Matrix]], *, block: int, side: float = 2.3) -> Figure:
     """Square matrices under their titles, row by row, on one scale: white is 0, blue positive, orange negative.
 
-    Faint lines part blocks of `block` entries. Entries beyond the quantile `clip` of the first row take its colour, so that a
-    few large ones do not bleach the rest.
+    Colours go by the root of an entry, so that small ones are seen too, and the largest half per cent of a matrix may share
+    the last colour. Faint lines part blocks of `block` entries; `side` is that of a picture, in inches.
     """
-    limit = max(float(np.quantile(np.abs(matrix), clip)) for matrix in rows[0].values())
-    figure = sheet(len(rows), max(map(len, rows)), width=2.3, height=2.5)
+    limit = max(float(np.quantile(np.abs(matrix), 0.995)) for row in rows for matrix in row.values())
+    scale = FuncNorm((lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda y: np.sign(y) * y**2), vmin=-limit, vmax=limit)
+    figure = sheet(len(rows), max(map(len, rows)), width=side, height=side + 0.2)
     grid = np.array(figure.axes).reshape(len(rows), -1)
     for line, row in zip(grid, rows, strict=True):
         for axes in line[len(row) :]:
             axes.remove()
         for axes, (title, matrix) in zip(line, row.items(), strict=False):
             size = len(matrix)
-            image = axes.imshow(matrix, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="nearest")
+            image = axes.imshow(matrix, cmap=SIGNED, norm=scale, interpolation="nearest")
             edges = np.arange(block, size, block) - 0.5
-            axes.hlines(edges, -0.5, size - 0.5, color="0.85", linewidth=0.3)
-            axes.vlines(edges, -0.5, size - 0.5, color="0.85", linewidth=0.3)
-            axes.set_title(title)
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes.hlines(edges, -0.5, size - 0.5, color="0.85", linewidth=0.2)
+            axes.vlines(edges, -0.5, size - 0.5, color="0.85", linewidth=0.2)
+            axes.set_title(title, fontsize=9)
+            axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=figure.axes, extend="both", shrink=0.8, aspect=30, label=label)
+    bar = figure.colorbar(image, ax=figure.axes, extend="both", shrink=0.8, aspect=30, label="entry")
+    ticks = limit * np.array([-1, -0.25, 0, 0.25, 1])
+    bar.set_ticks(ticks, labels=[f"{tick:.0e}" if tick else "0" for tick in ticks])
     return figure
 
 
@@ -88,7 +90,7 @@ def numbers(values: Float[np.ndarray, "rows columns"], rows: Sequence[str], colu
 
 
 def curves(lines: Mapping[str, Sequence[float]], *, x: str, y: str) -> Figure:
-    """Lines over 1, 2, 3, ..., each in a colour and a style of its own, named beside their ends."""
+    """Lines over 1, 2, 3, ..., each in a colour and a style of its own."""
     figure = sheet()
     axes = figure.axes[0]
     for k, (name, values) in enumerate(lines.items()):
@@ -110,6 +112,8 @@ def _panel(axes: Axes, comparison: Comparison) -> None:
     solved = [(place, row.optimum) for place, row in zip(places, ordered, strict=True) if row.optimum is not None]
     if solved:
         axes.plot(*zip(*solved, strict=True), "_", color=OPTIMUM, markersize=16, markeredgewidth=2, label="numeric optimum")
+    axes.use_sticky_edges = False  # or the highest column ends at the frame
+    axes.set_ylim(bottom=0)
     names = [f"{row.name}  {row.elements:,}" for row in ordered]
     axes.set_xticks(list(places), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
     axes.set_xlabel("structure and memory: the numbers its optimizer keeps, fewest first")

@@ -1,13 +1,5 @@
 # ---
 # jupyter:
-#   jupytext:
-#     cell_metadata_filter: -all
-#     notebook_metadata_filter: kernelspec
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -39,7 +31,7 @@ from fimlens import figure, lens, llama, text, trial
 
 # %% [markdown]
 # On two cores this takes some minutes. With `FIMLENS_QUICK=1` in the environment, as in the project's own tests,
-# trainings are shorter, at one learning rate, and fewer combinations are tried; nothing else differs.
+# trainings are shorter, at one learning rate, and fewer laws and combinations are tried; nothing else differs.
 
 # %%
 QUICK = os.environ.get("FIMLENS_QUICK") == "1"
@@ -171,7 +163,7 @@ print(fl.check(fl.Rotated(NearestSum()), **LAWS))
 # The exact Fishers of the attention matrices of a small language model, as in *One lens*.
 
 # %%
-config, steps = llama.Config(), 100 if QUICK else 400
+config, steps = llama.Config(), 60 if QUICK else 400
 params, _ = trial.train(optax.adam(optax.cosine_decay_schedule(1e-2, steps)), steps=steps, config=config)
 windows = text.batches(text.read(text.standard_library()), size=16, length=trial.WINDOW, seed=1)
 batches = [jnp.asarray(next(windows), jnp.int32) for _ in range(4)]
@@ -201,7 +193,7 @@ figure.numbers(np.array(list(errors.values())), list(errors), short_names, label
 
 # %%
 query = fishers["layers/0/attention/query"]
-certificate = fl.solve(contest["nearest sum"], query, starts=2).certificate
+certificate = fl.solve(contest["nearest sum"], query, starts=1).certificate
 print(
     f"beaten: {certificate.beaten}; {certificate.reached} of {len(certificate.values)} starts ended at the closed form's value"
 )
