@@ -206,7 +206,7 @@ print(
 
 # %%
 small = llama.Config(hidden=32, mlp=86, heads=4, layers=2)
-rates, length = ([0.03], 30) if QUICK else ([0.01, 0.03, 0.1], 120)
+rates, length = ([0.03], 30) if QUICK else ([0.01, 0.03, 0.1], 100)
 
 
 def optimizer(structure, rate):
