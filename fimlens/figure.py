@@ -18,7 +18,7 @@ from fimlens.lens import Comparison
 BASIS, SPECTRUM, OPTIMUM = "#30507a", "#e08a3c", "black"
 SIGNED = LinearSegmentedColormap.from_list("signed", [SPECTRUM, "white", BASIS])
 AMOUNT = LinearSegmentedColormap.from_list("amount", ["white", BASIS])
-STYLES = ("-", "--", "-.", ":")
+STYLES = ("-", "--", "-.", ":", (0, (8, 2)), (0, (1, 4)))
 COLOURS = (BASIS, SPECTRUM, "black", "#7fa8d1", "#a3531a", "#808080")
 
 Matrix = Float[Array | np.ndarray, "k k"]
@@ -73,13 +73,21 @@ def portraits(rows: Sequence[Mapping[str, Matrix]], *, block: int, side: float =
     return figure
 
 
-def numbers(values: Float[np.ndarray, "rows columns"], rows: Sequence[str], columns: Sequence[str], *, label: str) -> Figure:
-    """A table of numbers in [0, 1], each on a ground as dark as it is large."""
-    figure = sheet(width=1.2 * len(columns) + 2.2, height=0.34 * len(rows) + 1.2)
+def numbers(
+    values: Float[np.ndarray, "rows columns"],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    label: str,
+    notes: Sequence[Sequence[str]] | None = None,
+) -> Figure:
+    """A table of numbers in [0, 1], each on a ground as dark as it is large, with a note beneath it where there are notes."""
+    figure = sheet(width=1.2 * len(columns) + 2.2, height=(0.34 if notes is None else 0.46) * len(rows) + 1.2)
     axes = figure.axes[0]
     image = axes.imshow(values, cmap=AMOUNT, vmin=0, vmax=1, aspect="auto")
     for i, j in np.ndindex(values.shape):
-        axes.text(j, i, f"{values[i, j]:.3f}", ha="center", va="center", color="white" if values[i, j] > 0.55 else "black")
+        written = f"{values[i, j]:.3f}" if notes is None else f"{values[i, j]:.3f}\n{notes[i][j]}"
+        axes.text(j, i, written, ha="center", va="center", fontsize=8, color="white" if values[i, j] > 0.55 else "black")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)

@@ -127,7 +127,7 @@ figure.portraits([written, left_over], block=m)
 # that of the entries; in the eigenbasis of $\mathbb{E}[GG^\top]$; and in both eigenbases, SOAP's.
 
 # %%
-free = {"no basis": fl.Diagonal(), "the left": fl.Rotated(fl.Diagonal(), "L"), "both": fl.Rotated(fl.Diagonal(), "LR")}
+free = {"no basis": fl.Diagonal(), "the left one": fl.Rotated(fl.Diagonal(), "L"), "both": fl.Rotated(fl.Diagonal(), "LR")}
 frames = {name: fl.fit(structure, fisher).frame for name, structure in free.items()}
 seen = {name: fisher.map(partial(free[name].into, frames[name])).dense() for name in free}
 figure.portraits([{f"F, seen in {name}": matrix for name, matrix in seen.items()}], block=m, side=3.2)
@@ -140,7 +140,7 @@ for name, structure in free.items():
     off_diagonal = seen[name] - jnp.diag(jnp.diag(seen[name]))
     by_hand = jnp.sum(off_diagonal**2) / jnp.sum(F**2)
     gap = fl.gap(structure, fl.fit(structure, fisher), fisher)
-    print(f"{name:9}basis error {by_hand:.4f} by hand, {gap.basis / fisher.norm_squared:.4f} by fl.gap")
+    print(f"{name:14}basis error {by_hand:.4f} by hand, {gap.basis / fisher.norm_squared:.4f} by fl.gap")
 
 # %% [markdown]
 # The second part asks how well the allowed eigenvalues follow $V$: any array for Adam and SOAP, so that nothing is
@@ -176,7 +176,7 @@ for row in sorted(comparison.rows, key=lambda row: row.relative):
 # %%
 spectra = {"Shampoo": fl.GeometricMarginals(), "Shampoo squared": fl.Marginals(), "rank one": fl.RowColumn()}
 V = fl.fit(free["both"], fisher).coords
-ends = [V.max() / 1e7, V.max() * 3]
+ends = [V.min() / 10, V.max() * 3]
 drawn = figure.sheet(1, 3, width=2.6, height=2.8)
 for axes, (name, spectrum) in zip(drawn.axes, spectra.items(), strict=True):
     fitted = fl.fit(fl.Rotated(spectrum, "LR"), fisher)
@@ -189,9 +189,12 @@ drawn
 
 # %% [markdown]
 # On the line an eigenvalue is right. Shampoo's cloud is half as steep, and not by accident: if $V = q\,s^\top$
-# exactly, its eigenvalues are $\sqrt{V_{ij} \cdot \mathrm{mean}\,V}$, halfway, on the logarithmic scale, between
-# the right one and the mean. So not even a Fisher that *is* a Kronecker product is found again; the product of the
-# marginals, Shampoo squared, finds it.
+# exactly, its eigenvalues are $\sqrt{V_{ij} \cdot \mathrm{mean}\,V}$, halfway, on the logarithmic scale, between the
+# right one and the mean. The nearest rank one, on the right, is the nearest for the *large* eigenvalues; the small
+# ones hardly count.
+#
+# So with Shampoo not even a Fisher that *is* a Kronecker product is found again; the product of the marginals, Shampoo
+# squared, finds it.
 
 # %%
 kronecker_families = {f"{name}, rotated": fl.Rotated(spectrum, "LR") for name, spectrum in spectra.items()}
@@ -246,7 +249,7 @@ for axes, (name, certificates) in zip(drawn.axes, solved.items(), strict=True):
         axes.plot(np.full(len(ends), place), ends, "o", color=figure.SPECTRUM, markerfacecolor="none")
     axes.axhline(1, color=figure.BASIS)
     axes.set_xticks(range(len(certificates)), [short(path) for path in certificates])
-    axes.set(title=name, xlim=(-0.5, len(certificates) - 0.5))
+    axes.set(title=name, xlim=(-0.5, len(certificates) - 0.5), ylim=(0, None))
 drawn.axes[0].set_ylabel("error where a start ended,\nover that of the one step (the line)")
 drawn
 
