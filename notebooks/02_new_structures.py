@@ -194,9 +194,7 @@ figure.numbers(np.array(list(errors.values())), list(errors), short_names, label
 # %%
 query = fishers["layers/0/attention/query"]
 certificate = fl.solve(contest["nearest sum"], query, starts=1).certificate
-print(
-    f"beaten: {certificate.beaten}; {certificate.reached} of {len(certificate.values)} starts ended at the closed form's value"
-)
+print(f"beaten: {certificate.beaten}. Best starts: {certificate.reached} of {len(certificate.values)}; others stop above")
 
 # %% [markdown]
 # ## It is an optimizer
@@ -206,6 +204,7 @@ print(
 
 # %%
 small = llama.Config(hidden=32, mlp=86, heads=4, layers=2)
+contestants = ["Shampoo", "nearest sum"] if QUICK else list(contest)
 rates, length = ([0.03], 30) if QUICK else ([0.01, 0.03, 0.1], 100)
 
 
@@ -226,7 +225,7 @@ def trained(structure):
 
 
 # %%
-trainings = {name: trained(structure) for name, structure in ({"Adam": fl.Diagonal()} | contest).items()}
+trainings = {"Adam": trained(fl.Diagonal())} | {name: trained(contest[name]) for name in contestants}
 
 # %% [markdown]
 # Smoothed over ten steps:
@@ -290,8 +289,8 @@ print(fl.check(MeanSum(), **LAWS))
 
 # %%
 trainings["mean sum"] = trained(fl.Rotated(MeanSum()))
-shown = ["Adam", "Shampoo", "mean sum", "SOAP"]
-figure.curves({name: smooth(trainings[name]) for name in shown}, x="step", y="loss (nats per byte)")
+sound = {name: smooth(losses) for name, losses in trainings.items() if name != "nearest sum"}
+figure.curves(sound, x="step", y="loss (nats per byte)")
 
 # %% [markdown]
 # ## The cells that nobody named
