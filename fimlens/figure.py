@@ -86,7 +86,7 @@ def numbers(
     axes = figure.axes[0]
     image = axes.imshow(values, cmap=AMOUNT, vmin=0, vmax=1, aspect="auto")
     for i, j in np.ndindex(values.shape):
-        written = f"{values[i, j]:.3f}" if notes is None else f"{values[i, j]:.3f}\n{notes[i][j]}"
+        written = f"{values[i, j]:.3f}" + (f"\n{notes[i][j]}" if notes and notes[i][j] else "")
         axes.text(j, i, written, ha="center", va="center", fontsize=8, color="white" if values[i, j] > 0.55 else "black")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
@@ -103,7 +103,7 @@ def curves(lines: Mapping[str, Sequence[float]], *, x: str, y: str) -> Figure:
     axes = figure.axes[0]
     for k, (name, values) in enumerate(lines.items()):
         steps = range(1, len(values) + 1)
-        axes.plot(steps, values, STYLES[k % len(STYLES)], color=COLOURS[k % len(COLOURS)], label=name)
+        axes.plot(steps, values, linestyle=STYLES[k % len(STYLES)], color=COLOURS[k % len(COLOURS)], label=name)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.legend(frameon=False)

@@ -251,7 +251,9 @@ axes = drawn.axes[0]
 for (name, structure), style, colour in zip(contest.items(), figure.STYLES, figure.COLOURS, strict=False):
     member = fl.fit(structure, query)
     L = jnp.broadcast_to(structure.eigenvalues(member), query.shape)
-    axes.semilogy(np.sort(L.ravel())[::-1], style, color=colour, label=f"{name}: {int(jnp.sum(L == 0))} of {L.size} are zero")
+    axes.semilogy(
+        np.sort(L.ravel())[::-1], linestyle=style, color=colour, label=f"{name}: {int(jnp.sum(L == 0))} of {L.size} are zero"
+    )
 axes.set(xlabel="eigenvalue, largest first", ylabel="its size")
 axes.legend(frameon=False)
 drawn
