@@ -31,7 +31,10 @@ def test_commands_exist():
 
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+        path, _, heading = target.partition("#")
+        assert (ROOT / path).exists(), target
+        headings = re.findall(r"^#+ (.*)", (ROOT / path).read_text(), re.M) if heading else []
+        assert not heading or heading in [title.lower().replace(" ", "-") for title in headings], target
 
 
 @pytest.mark.proof

@@ -135,8 +135,8 @@ def test_a_shard_map_and_a_mesh_of_explicit_axes_change_nothing():
     with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))):
         explicit, _ = jax.jit(tx.update)(G, state, G)
     for name in G:
-        np.testing.assert_allclose(mapped[name], alone[name], atol=1e-6)
-        np.testing.assert_allclose(explicit[name], alone[name], atol=1e-6)
+        for there in (mapped, explicit):  # to 1e-4, as above
+            assert np.abs(there[name] - alone[name]).max() < 1e-4 * np.abs(alone[name]).max()
 
 
 def test_the_state_lies_where_the_weights_do():

@@ -201,7 +201,7 @@ def picture(contestants: list[Entry], results: dict[str, Results], rows: list[St
         ]
     goal = rows[0].loss
     for axes, what in ((by_steps, "steps"), (by_time, "seconds of training")):
-        axes.axhline(goal, color="grey", linewidth=0.8)
+        axes.plot([0, max(end[1] for end in ends if end[0] is axes)], [goal, goal], color="grey", linewidth=0.8)
         axes.set_xlabel(what)
         axes.spines[["top", "right"]].set_visible(False)
         _label([end[1:] for end in ends if end[0] is axes], axes, top - min(end[2] for end in ends))
