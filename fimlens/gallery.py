@@ -1,4 +1,4 @@
-"""The picture of the families: one exact Fisher, and the member of each that is its closed form. python -m fimlens.gallery FILE"""
+"""A picture of the families: one exact Fisher, and the closed form of each. Run as python -m fimlens.gallery FILE."""
 
 import sys
 from dataclasses import replace
@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from fimlens._fit import fit, gap
@@ -33,13 +32,10 @@ WORTH = {
 def example() -> Fisher:
     """Of 48 correlated gradients, so that no family but the free one holds it."""
     m, n = SHAPE
-    left, right, noise = (jax.random.normal(key, s) for key, s in zip(_keys(), ((m, m), (n, n), (48, m, n)), strict=True))
+    keys = jax.random.split(jax.random.key(3), 3)
+    left, right, noise = (jax.random.normal(key, shape) for key, shape in zip(keys, ((m, m), (n, n), (48, m, n)), strict=True))
     ramp = jnp.linspace(1.6, 0.4, n)  # columns of unequal size, for those that weigh them
     return Fisher.from_gradients((jnp.eye(m) + 0.5 * left) @ (noise * ramp) @ (jnp.eye(n) + 0.2 * right))
-
-
-def _keys() -> Float[Array, "3"]:
-    return jax.random.split(jax.random.key(3), 3)
 
 
 def picture(path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import fimlens as fl
+from fimlens.gallery import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -36,6 +37,11 @@ def test_every_public_name_is_on_one_api_page():
 def test_every_page_is_in_the_navigation_and_there():
     nav = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
     assert sorted(nav) == sorted({str(page.relative_to(DOCS)) for page in PAGES} | GENERATED)
+
+
+def test_the_gallery_names_every_family():
+    rows = re.findall(r"^\| ([^|`]+) \| `", (DOCS / "gallery.md").read_text(), re.M)
+    assert sorted(", ".join(rows).split(", ")) == sorted(FAMILIES)
 
 
 def test_quoted_messages_are_the_source_s():
