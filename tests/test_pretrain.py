@@ -149,6 +149,24 @@ def test_a_killed_run_goes_on_to_the_same_losses(tmp_path, plan, corpus):
     assert losses(again) == losses(resumed)
 
 
+def test_lines_tell_perplexity_speed_and_the_optimizers_share(tmp_path, plan, corpus):
+    lines = loop.train(plan, corpus, tmp_path, evaluate_every=4, share=True)
+    kept = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in kept] == [4, 8]
+    for line, told in zip(lines, kept, strict=True):
+        assert line.perplexity == told["perplexity"] == pytest.approx(np.exp(line.held_out))
+        assert line.tokens == line.step * plan.batch * plan.length
+        assert line.tokens_per_second > 0
+        assert line.optimizer_share < 1
+    assert 0 < lines[0].seconds < lines[1].seconds
+
+
+def test_another_text_is_refused(tmp_path, plan, corpus):
+    loop.train(replace(plan, steps=1), corpus, tmp_path)
+    with pytest.raises(ValueError, match=r"another plan: text '\w+' there and '\w+' here"):
+        loop.train(replace(plan, steps=1), corpus._replace(train=[corpus.train[0] + 1]), tmp_path)
+
+
 def test_another_plan_is_refused_by_what_differs(tmp_path, plan, corpus):
     loop.train(replace(plan, steps=1), corpus, tmp_path)
     with pytest.raises(ValueError, match=r"another plan: steps 1 there and 8 here"):
@@ -199,6 +217,7 @@ def test_what_is_not_finite_stops_by_the_batchs_name_or_is_skipped(plan, corpus,
         loop.train(broken, corpus)
     skipped = loop.train(replace(broken, on_nonfinite="skip"), corpus)
     assert np.isfinite(skipped[-1].held_out)
+    assert [k for line in skipped for k in line.skipped] == [3]
 
 
 @pytest.mark.parametrize(

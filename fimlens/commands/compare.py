@@ -65,7 +65,7 @@ def compare(
                 bar.update(task, completed=done, description=run["is"])
 
             def told(line: Any) -> None:
-                bar.update(task, description=f"{run['is']}: step {line.step}, loss {line.loss:.3f}")
+                bar.update(task, description=f"{run['is']}: step {line.step}, perplexity {line.perplexity:.2f}")
 
             results = contest.carried_out(
                 contestants, base, corpus, out, tries=tries, seeds=seeds, begun=begun, told=told

@@ -27,6 +27,18 @@ def pretrain(
         list[Path] | None, typer.Option("--text", help="Files or directories; Python's standard library by default.")
     ] = None,
     shards: Annotated[Path | None, typer.Option(help="A directory of token shards, in place of text.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="In place of text: of Hugging Face, by its name there, or a file or directory like it.")
+    ] = None,
+    dataset_config: Annotated[str | None, typer.Option(help="Where the dataset has several, such as en of allenai/c4.")] = None,
+    split: str = "train",
+    column: Annotated[str, typer.Option(help="Of the dataset: the one with text.")] = "text",
+    tokenizer: Annotated[str | None, typer.Option(help="Of the dataset: a name, or the path of a tokenizer.json.")] = None,
+    end_token: Annotated[str | None, typer.Option(help="What ends a document, where the tokenizer has no usual one.")] = None,
+    held_out: Annotated[int, typer.Option(min=1, help="Tokens at the dataset's start that are not trained on.")] = 2**20,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Where the dataset's tokens go, to be shared by runs; in --out by default.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Of weights and optimizer state: float32 or bfloat16.")] = "float32",
     tied: Annotated[bool, typer.Option("--tied", help="The embedding is the head.")] = False,
     scan: Annotated[bool, typer.Option("--scan", help="Scan over layers.")] = False,
@@ -53,8 +65,13 @@ def pretrain(
         from fimlens.pretrain import data, loop
         from fimlens.pretrain.mesh import mesh_of
         from fimlens.pretrain.plan import Plan
+
+        if dataset is not None:
+            from fimlens.pretrain import hub
+            from fimlens.pretrain.tokens import of_source
     except ModuleNotFoundError as error:
-        errors.print(f"fimlens pretrain: {error}. It needs pip install 'fimlens[train]'.", style="red", markup=False)
+        extras = "train" if dataset is None else "train,hub"
+        errors.print(f"fimlens pretrain: {error}. It needs pip install 'fimlens[{extras}]'.", style="red", markup=False)
         raise typer.Exit(2) from error
     try:
         if distributed or coordinator is not None:
@@ -63,7 +80,10 @@ def pretrain(
             model, optimizer, rate, steps, batch, length, options_of(option), accumulate, clip, seed, dtype, tied, scan, remat,
             on_nonfinite,
         )  # fmt: skip
-        corpus = data.of_files(text_path) if shards is None else data.of_shards(shards)
+        if sum(given is not None for given in (text_path, shards, dataset)) > 1:
+            raise ValueError("take one of --text, --shards and --dataset.")
+        if (dataset is None) != (tokenizer is None):
+            raise ValueError("--dataset and --tokenizer, such as t5-base, go together.")
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -72,10 +92,24 @@ def pretrain(
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=errors, disable=jax.process_index() > 0) as bar:
+            if dataset is not None:
+                source = hub.Source(dataset, tokenizer, dataset_config, split, column, end_token, held_out)
+                stream = bar.add_task("tokens streamed", total=None, visible=False)
+
+                def streaming(seen: int, wanted: int) -> None:
+                    bar.update(stream, completed=min(seen, wanted), total=wanted, visible=True)
+
+                corpus = of_source(plan, source, tokens or out / "tokens", streaming)
+            else:
+                corpus = data.of_files(text_path) if shards is None else data.of_shards(shards)
             task = bar.add_task(f"{model}, {optimizer}", total=steps)
 
             def told(line: loop.Line) -> None:
-                said = [f"loss {line.loss:.3f}", f"perplexity {line.perplexity:.2f}", f"{line.tokens_per_second:,.0f} tokens/s"]
+                for k in line.skipped:
+                    bar.print(f"batch {k} made a loss or a gradient that is not finite, and was skipped")
+                said = [f"{line.tokens_per_second:,.0f} tokens/s"]
+                if line.loss is not None:
+                    said = [f"loss {line.loss:.3f}", f"perplexity {line.perplexity:.2f}", *said]
                 if line.optimizer_share is not None:
                     said.append(f"optimizer {line.optimizer_share:.0%}")
                 bar.update(task, completed=line.step, description=f"{model}, {optimizer}: {', '.join(said)}")

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -19,6 +19,8 @@ from fimlens import text
 
 HELD_OUT = 10  # of a single file, the last of so many parts
 BYTES = 256  # the vocabulary of bytes
+SHARD = 2**27  # tokens
+ABOUT = "tokens.json"  # written last: with it, shards are whole
 Tokens = np.ndarray  # one-dimensional, of whole numbers, in memory or mapped from disk; no two need be of one length
 
 
@@ -120,19 +122,29 @@ def of_shards(directory: Path) -> Corpus:
         ValueError: the directory has none, or they are not what they should be.
     """
     try:
-        about = json.loads((directory / "tokens.json").read_text())
+        about = json.loads((directory / ABOUT).read_text())
         vocabulary = int(about["vocabulary"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"pretrain: {directory} has no readable tokens.json with a vocabulary ({error}). Write shards with write_shards."
+            f"pretrain: {directory} has no readable {ABOUT} with a vocabulary ({error}). Write shards with write_shards."
         ) from error
     return Corpus(_shards(directory, "train"), _shards(directory, "held-out"), vocabulary)
 
 
 def write_shards(
-    directory: Path, documents: Iterable[Sequence[int]], *, vocabulary: int, end: int, shard: int = 2**27, held_out: int = 2**20
+    directory: Path,
+    documents: Iterable[Sequence[int]],
+    *,
+    vocabulary: int,
+    end: int,
+    shard: int = SHARD,
+    held_out: int = 2**20,
+    train: int | None = None,
+    about: dict[str, Any] | None = None,
 ) -> None:
     """Write documents, as token ids, end to end with the token `end` after each: held-out-*.npy first, then train-*.npy.
+
+    Two shards at most are in memory, and no more documents are taken than are needed. Shards that are there go first.
 
     Args:
         directory: made if it is not there.
@@ -141,29 +153,41 @@ def write_shards(
         end: the token between documents.
         shard: tokens a shard.
         held_out: how many tokens at the start, to the end of a document, are held out.
+        train: how many tokens after those, to the end of a document, are trained on: all by default.
+        about: what else tokens.json says of them.
+
+    Raises:
+        ValueError: no document is left to train on.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    for old in (directory / ABOUT, *(path for kind in ("held-out", "train") for path in directory.glob(f"{kind}-*.npy"))):
+        old.unlink(missing_ok=True)
     dtype = np.uint16 if vocabulary <= 2**16 else np.uint32
-    documents = iter(documents)
-    for kind, limit in (("held-out", held_out), ("train", None)):
-        for number, tokens in enumerate(_packed(documents, end, shard, limit)):
-            np.save(directory / f"{kind}-{number:05}.npy", np.asarray(tokens, dtype))
-    (directory / "tokens.json").write_text(json.dumps({"vocabulary": vocabulary, "end": end}) + "\n")
+    documents = (np.asarray([*document, end], dtype) for document in documents)
+    for kind, limit in (("held-out", held_out), ("train", train)):
+        for number, tokens in enumerate(_packed(documents, shard, limit)):
+            np.save(directory / f"{kind}-{number:05}.npy", tokens)
+    if not any(directory.glob("train-*.npy")):
+        raise ValueError(f"pretrain: the first {held_out} tokens are held out, and there are no more. Hold out fewer.")
+    part = directory / f"{ABOUT}.part"
+    part.write_text(json.dumps({"vocabulary": vocabulary, "end": end} | (about or {}), indent=2) + "\n")
+    part.replace(directory / ABOUT)
 
 
-def _packed(documents: Iterator[Sequence[int]], end: int, shard: int, limit: int | None) -> Iterator[list[int]]:
+def _packed(documents: Iterator[Tokens], shard: int, limit: int | None) -> Iterator[Tokens]:
     """Shards of documents, each ending with one; at most `limit` tokens and the rest of a document."""
-    taken, tokens = 0, []
+    taken, held, pieces = 0, 0, []
     for document in documents:
-        tokens += [*document, end]
-        taken += len(document) + 1
-        if len(tokens) >= shard:
-            yield tokens
-            tokens = []
+        pieces.append(document)
+        held += len(document)
+        taken += len(document)
+        if held >= shard:
+            yield np.concatenate(pieces)
+            held, pieces = 0, []
         if limit is not None and taken >= limit:
             break
-    if tokens:
-        yield tokens
+    if pieces:
+        yield np.concatenate(pieces)
 
 
 def _shards(directory: Path, kind: str) -> list[Tokens]:

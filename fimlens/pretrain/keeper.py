@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -22,18 +22,19 @@ class Line(NamedTuple):
 
     Losses are in nats per token, of training over the steps since the last line, and held out where measured; `perplexity` is
     the exponential of the loss held out, or else of training. Tokens and seconds are of all steps, without what goes to
-    evaluation, checkpoints and compilation; tokens a second, and the part of a step's time that is not the gradient's, are
-    of the steps since the last line.
+    evaluation, checkpoints and compilation; tokens a second, the part of a step's time that is not the gradient's, and the
+    batches that were skipped as not finite, are of the steps since the last line. Where all were, there is no loss.
     """
 
     step: int
-    loss: float
+    loss: float | None
     held_out: float | None
-    perplexity: float
+    perplexity: float | None
     tokens: int
     seconds: float
     tokens_per_second: float
     optimizer_share: float | None
+    skipped: Sequence[int] = ()
 
 
 class Keeper:
@@ -82,12 +83,21 @@ class Keeper:
             _write(self.metrics, self.lines)
         return training
 
-    def note(self, done: int, loss: float, held_out: float | None, steps: int, seconds: float, alone: float | None) -> Line:
+    def note(
+        self,
+        done: int,
+        loss: float | None,
+        held_out: float | None,
+        skipped: list[int],
+        steps: int,
+        seconds: float,
+        alone: float | None,
+    ) -> Line:
         """The line of the last `steps` steps, which took some seconds; a gradient alone takes `alone` a step."""
         before = self.lines[-1].seconds if self.lines else 0.0
         size, seen = self.plan.batch * self.plan.length, loss if held_out is None else held_out
         share = None if alone is None else 1 - alone * steps / seconds
-        line = Line(done, loss, held_out, _exp(seen), size * done, before + seconds, size * steps / seconds, share)
+        line = Line(done, loss, held_out, _exp(seen), size * done, before + seconds, size * steps / seconds, share, skipped)
         self.lines.append(line)
         if self.manager is not None and jax.process_index() == 0:
             with self.metrics.open("a") as file:
@@ -127,8 +137,8 @@ def _require_same(path: Path, plan: Plan, corpus: Corpus) -> None:
         path.write_text(json.dumps(mine, indent=2) + "\n")
 
 
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
+def _exp(loss: float | None) -> float | None:
+    return None if loss is None else math.exp(min(loss, 700.0))
 
 
 def _read(path: Path) -> Iterator[Line]:

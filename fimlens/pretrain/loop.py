@@ -10,16 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from fimlens import llama
 from fimlens.pretrain.data import Batches, Corpus, fixed_windows
 from fimlens.pretrain.keeper import Keeper, Line
-from fimlens.pretrain.mesh import global_batch, lanes, mesh_of, my_rows, state_shardings, weight_shardings
+from fimlens.pretrain.mesh import global_batch, lanes, mesh_of, my_rows
 from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.step import Training, first, gradient_of, seconds_of, step_of
+from fimlens.pretrain.step import first, gradient_of, in_parts, seconds_of, shardings_of, step_of
 
 HELD_OUT_WINDOWS = 128
 EVERY = 10  # steps between lines of metrics
@@ -67,7 +66,7 @@ def train(
     measured = global_batch(mesh, _shared(windows, mesh))
     tx, rows = plan.transform(), my_rows(plan.batch)
     shapes = jax.eval_shape(lambda: first(plan, tx))
-    shardings = _shardings(shapes, tx, mesh)
+    shardings = shardings_of(shapes, tx, mesh)
     with Keeper(plan, corpus, directory, checkpoint_every, keep) as keeper, jax.set_mesh(mesh):
         begun = jax.jit(partial(first, plan, tx), out_shardings=shardings)
         training = keeper.restored(shardings, shapes) or begun()
@@ -76,7 +75,7 @@ def train(
             return keeper.lines
 
         def batch(k: int) -> Array:
-            return global_batch(mesh, _parts(batches(k, rows), plan.accumulate))
+            return global_batch(mesh, in_parts(batches(k, rows), plan.accumulate))
 
         step = jax.jit(step_of(plan, tx), donate_argnums=0, out_shardings=(shardings, None))
         step = step.lower(training, batch(done)).compile()
@@ -92,10 +91,10 @@ def train(
             due = keeper.due(done) or done == plan.steps
             if not (due or evaluated or done % EVERY == 0):
                 continue
-            loss = _finite(plan, waiting)
+            loss, skipped = _finite(plan, waiting)
             seconds = time.perf_counter() - start
             value = float(held_out(training.weights, measured)) if evaluated else None
-            line = keeper.note(done, loss, value, len(waiting), seconds, alone)
+            line = keeper.note(done, loss, value, skipped, len(waiting), seconds, alone)
             told(line)
             if due:
                 keeper.save(done, training)
@@ -103,19 +102,14 @@ def train(
         return keeper.lines
 
 
-def _shardings(shapes: Training, tx: optax.GradientTransformation, mesh: Mesh) -> Training:
-    whole = NamedSharding(mesh, PartitionSpec())
-    return Training(whole, weight_shardings(mesh, shapes.weights), state_shardings(mesh, tx, shapes.weights))
-
-
 def _held_out(plan: Plan, count: int, weights: PyTree, tokens: Int[Array, "rows window"]) -> Float[Array, ""]:
     """The mean loss per token over the first `count` windows; those after them only fill the mesh."""
     return jnp.mean(jax.vmap(lambda row: llama.loss(plan.config, weights, row[None]))(tokens)[:count])
 
 
-def _finite(plan: Plan, waiting: list[tuple[int, Any]]) -> float:
-    """The mean loss of some steps; those that were not finite are named, or left out."""
-    losses = []
+def _finite(plan: Plan, waiting: list[tuple[int, Any]]) -> tuple[float | None, list[int]]:
+    """The mean loss of some steps, None where there is none; and the batches that were not finite and are left out."""
+    losses, skipped = [], []
     for k, (loss, finite) in waiting:
         if bool(finite):
             losses.append(float(loss))
@@ -124,11 +118,9 @@ def _finite(plan: Plan, waiting: list[tuple[int, Any]]) -> float:
                 f"pretrain: batch {k} made a loss of {float(loss)} or a gradient that is not finite; its update was not made. "
                 'Lower the rate, clip the gradient, or go on without such batches by on_nonfinite="skip".'
             )
-    return sum(losses) / len(losses) if losses else math.nan
-
-
-def _parts(rows: Int[np.ndarray, "rows window"], count: int) -> Int[np.ndarray, "parts each window"]:
-    return rows.reshape(count, -1, rows.shape[1])
+        else:
+            skipped.append(k)
+    return (sum(losses) / len(losses) if losses else None), skipped
 
 
 def _shared(rows: Int[np.ndarray, "windows window"], mesh: Mesh) -> Int[np.ndarray, "own window"]:

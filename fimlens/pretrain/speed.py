@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from fimlens.pretrain.data import Batches, Corpus
+from fimlens.pretrain.mesh import global_batch, mesh_of, my_rows
 from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.step import first, gradient_of, step_of
+from fimlens.pretrain.step import first, gradient_of, in_parts, shardings_of, step_of
 
 LEAST = 20  # steps that are timed
 
@@ -36,22 +36,24 @@ class Speed(NamedTuple):
 
 
 def speed(plan: Plan, corpus: Corpus) -> Speed:
-    """Of a plan's steps on this machine, whole refresh intervals of them: means, so that refreshes are shared out."""
-    tx, batches = plan.transform(), Batches(corpus.train, batch=plan.batch, length=plan.length, seed=plan.seed)
+    """Of a plan's steps on the devices there are, whole refresh intervals of them: means, so that refreshes are shared out."""
+    tx, batches, mesh = plan.transform(), Batches(corpus.train, batch=plan.batch, length=plan.length, seed=plan.seed), mesh_of()
+    tokens = [global_batch(mesh, in_parts(batches(k, my_rows(plan.batch)), plan.accumulate)) for k in range(2)]
+    shardings = shardings_of(jax.eval_shape(lambda: first(plan, tx)), tx, mesh)
     period = plan.update_interval
-    steps = -(-LEAST // period) * period
-    tokens = [jnp.asarray(batches(k).reshape(plan.accumulate, -1, plan.length + 1)) for k in range(2)]
-    training = jax.jit(lambda: first(plan, tx))()
-    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (training.weights, training.optimizer)]
-    step, gradient = jax.jit(step_of(plan, tx), donate_argnums=0), jax.jit(gradient_of(plan))
-    jax.block_until_ready(gradient(training.weights, tokens[0]))
-    training, _ = step(training, tokens[0])  # compiled, and bases begun
     own, alone = [], []
-    for k in range(steps):
-        taken, _ = _timed(gradient, training.weights, tokens[k % 2])
-        alone.append(taken)
-        taken, (training, _) = _timed(step, training, tokens[k % 2])
-        own.append(taken)
+    with jax.set_mesh(mesh):
+        training = jax.jit(lambda: first(plan, tx), out_shardings=shardings)()
+        sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (training.weights, training.optimizer)]
+        step = jax.jit(step_of(plan, tx), donate_argnums=0, out_shardings=(shardings, None))
+        gradient = jax.jit(gradient_of(plan))
+        jax.block_until_ready(gradient(training.weights, tokens[0]))
+        training, _ = step(training, tokens[0])  # compiled, and bases begun
+        for k in range(-(-LEAST // period) * period):
+            taken, _ = _timed(gradient, training.weights, tokens[k % 2])
+            alone.append(taken)
+            taken, (training, _) = _timed(step, training, tokens[k % 2])
+            own.append(taken)
     return Speed(statistics.mean(own), statistics.mean(alone), *sizes)
 
 

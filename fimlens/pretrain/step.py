@@ -6,10 +6,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fimlens import llama
+from fimlens.pretrain.mesh import state_shardings, weight_shardings
 from fimlens.pretrain.model import first_weights
 from fimlens.pretrain.plan import Plan
 
@@ -28,6 +31,17 @@ def first(plan: Plan, tx: optax.GradientTransformation) -> Training:
     """Before any step."""
     weights = first_weights(plan.config, jax.random.key(plan.seed), dtype=plan.weight_dtype, scan=plan.scan)
     return Training(jnp.zeros([], jnp.int32), weights, tx.init(weights))
+
+
+def shardings_of(shapes: Training, tx: optax.GradientTransformation, mesh: Mesh) -> Training:
+    """Where all of it lies."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return Training(whole, weight_shardings(mesh, shapes.weights), state_shardings(mesh, tx, shapes.weights))
+
+
+def in_parts(rows: Int[np.ndarray, "rows window"], count: int) -> Int[np.ndarray, "parts each window"]:
+    """A batch in equal parts."""
+    return rows.reshape(count, -1, rows.shape[1])
 
 
 def gradient_of(plan: Plan) -> Callable[[PyTree, Batch], tuple[Float[Array, ""], PyTree]]:
