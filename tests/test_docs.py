@@ -44,6 +44,10 @@ def test_the_gallery_names_every_family():
     assert sorted(", ".join(rows).split(", ")) == sorted(FAMILIES)
 
 
+def test_sections_of_docstrings_have_names_that_the_site_knows():
+    assert not [path for path in (ROOT / "fimlens").rglob("*.py") if re.search(r"^ *Example:$", path.read_text(), re.M)]
+
+
 def test_quoted_messages_are_the_source_s():
     known = list(messages())
     for quoted in re.findall(r"^```text\n(.*?)\n```", (DOCS / "errors.md").read_text(), re.S | re.M):
