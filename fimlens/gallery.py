@@ -33,7 +33,8 @@ def members(fisher: Fisher) -> dict[str, Matrix]:
     found = {"F": np.asarray(fisher.dense())}
     for name, structure in FAMILIES.items():
         member = fit(structure, fisher)
-        found[f"{name}: {float(gap(structure, member, fisher).relative):.2f}"] = np.asarray(structure.dense(member))
+        error = abs(float(gap(structure, member, fisher).relative))  # rounding may leave a zero just below
+        found[f"{name}: {error:.2f}"] = np.asarray(structure.dense(member))
     return found
 
 
