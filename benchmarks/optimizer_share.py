@@ -3,7 +3,8 @@
     python benchmarks/optimizer_share.py [--model llama-60m] [--batch 512] [--length 256] [--json FILE]
 
 Nothing is run: gradient and update are compiled for this machine from shapes alone. Updates are those between refreshes; the
-last column has what products and decompositions take by formula (fimlens/step_flops.py), refreshes shared out.
+last column has what products and decompositions take by formula (fimlens/step_flops.py), refreshes shared out. XLA counts the
+body of a loop once: RACS is counted with one of its five sweeps, and the other four are in its formula.
 """
 
 import argparse

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
 from fimlens.mesh import dividing
@@ -30,9 +30,12 @@ def _returning(decompose: Callable[[Array], Any]) -> Callable[[Array], Any]:
             return jax.lax.map(one, A)
 
         mesh, on_cpu = jax.sharding.get_abstract_mesh(), in_turn
-        if not mesh.empty:
+        kinds = set(mesh.axis_types)
+        if kinds == {AxisType.Auto}:
             along = PartitionSpec(dividing(size, mesh) or None)
             on_cpu = jax.shard_map(in_turn, in_specs=along, out_specs=along)
+        elif AxisType.Explicit in kinds:  # a loop over an axis that is sharded by its type is refused
+            on_cpu = jax.vmap(decompose)
         out = jax.lax.platform_dependent(A, cpu=on_cpu, default=jax.vmap(decompose))
         return out, jax.tree.map(lambda _: True, out)
 

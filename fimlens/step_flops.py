@@ -29,8 +29,10 @@ def _left_singular(m: int, n: int) -> float:
     return 6.0 * m**2 * n + 20.0 * m**3
 
 
-# At every step: gradients into a basis, covariances, updates out of it; Newton-Schulz. Those not named take no products.
+# At every step: gradients into a basis, covariances, updates out of it; Newton-Schulz; sweeps. Others take no products.
 PRODUCTS: dict[str, Count] = {
+    "racs": lambda m, n, r: 5 * 4 * m * n,
+    "apollo-mini": lambda m, n, r: 2 * m * n,
     "muon": lambda m, n, r: 5 * (4 * m**2 * n + 2 * m**3),
     "swan": lambda m, n, r: 4 * m**2 * n + _left_singular(m, n),
     "shampoo": lambda m, n, r: 6 * m * n * (m + n),

@@ -167,6 +167,20 @@ def test_another_text_is_refused(tmp_path, plan, corpus):
         loop.train(replace(plan, steps=1), corpus._replace(train=[corpus.train[0] + 1]), tmp_path)
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_its_lines_anew(tmp_path, plan, corpus):
+    def killed(line):
+        if line.step == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        loop.train(plan, corpus, tmp_path, evaluate_every=2, told=killed)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')  # torn by the kill
+    loop.train(plan, corpus, tmp_path, evaluate_every=2)
+    steps = [json.loads(text)["step"] for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6, 8]
+
+
 def test_another_plan_is_refused_by_what_differs(tmp_path, plan, corpus):
     loop.train(replace(plan, steps=1), corpus, tmp_path)
     with pytest.raises(ValueError, match=r"another plan: steps 1 there and 8 here"):
@@ -226,6 +240,8 @@ def test_what_is_not_finite_stops_by_the_batchs_name_or_is_skipped(plan, corpus,
         ({"model": "gpt"}, "model is one of"),
         ({"optimizer": "adan"}, "optimizer is one of"),
         ({"rate": 0.0}, "rate is a positive number"),
+        ({"clip": -1.0}, "clip is a positive number"),
+        ({"optimizer": "apollo-mini"}, "optimizer is one of"),
         ({"steps": 0}, "steps is a positive number"),
         ({"accumulate": 3}, "no 3 equal parts"),
     ],

@@ -121,6 +121,24 @@ def test_each_device_decomposes_its_own_matrices(name):
     assert "8" not in turns, turns  # of eight in a stack each of eight devices has one, and not all of them in a loop
 
 
+def test_a_shard_map_and_a_mesh_of_explicit_axes_change_nothing():
+    """Data-parallel training as people write it: gradients averaged within a `shard_map` of their own."""
+    tx, G = fl.osoap(1e-2), {"a": jnp.asarray(tree(1)["up"]["w0"]), "b": jnp.asarray(tree(2)["up"]["w0"])}
+    state = tx.init(G)
+    alone, _ = tx.update(G, state, G)
+
+    def step(weight):
+        return tx.update(jax.tree.map(lambda g: jax.lax.pmean(g * weight.mean(), "data"), G), state, G)[0]
+
+    auto = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mapped = jax.jit(jax.shard_map(step, mesh=auto, in_specs=P("data"), out_specs=P()))(jnp.ones(8))
+    with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))):
+        explicit, _ = jax.jit(tx.update)(G, state, G)
+    for name in G:
+        np.testing.assert_allclose(mapped[name], alone[name], atol=1e-6)
+        np.testing.assert_allclose(explicit[name], alone[name], atol=1e-6)
+
+
 def test_the_state_lies_where_the_weights_do():
     params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), SHAPES, is_leaf=is_shape)
     adam = fl.state_partition_specs(fl.adam(1e-3), params, SPECS)

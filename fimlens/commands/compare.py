@@ -25,7 +25,7 @@ def compare(
     steps: Annotated[int, typer.Option(min=1, help="Of each run.")] = 300,
     batch: Annotated[int, typer.Option(min=1, help="Sequences a step.")] = 16,
     length: Annotated[int, typer.Option(min=1, help="Tokens a sequence.")] = 128,
-    dtype: Annotated[str, typer.Option(help="Of weights and optimizer state: float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Of weights and activations: float32 or bfloat16.")] = "float32",
     text_path: Annotated[
         list[Path] | None, typer.Option("--text", help="Files or directories; Python's standard library by default.")
     ] = None,
@@ -48,9 +48,8 @@ def compare(
         raise typer.Exit(2) from error
     try:
         base = Plan(model, steps=steps, batch=batch, length=length, dtype=dtype)
-        contestants = contest.entries(
-            [*(optimizers or []), *(more or [])] or list(contest.USUAL_NAMES), base, options_of(option)
-        )
+        names = [*(optimizers or []), *(more or [])] or ["adam", "racs", "alice"]
+        contestants = contest.entries(names, base, options_of(option))
         corpus = data.of_files(text_path) if shards is None else data.of_shards(shards)
         tries = tries if tune else 1
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -76,10 +75,14 @@ def compare(
             speeds[each.name] = speed(contest.plan_of(each, base, 0, 0), corpus)
             kept.write_text(json.dumps({name: x._asdict() for name, x in speeds.items()}, indent=2) + "\n")
         rows = standing.standings(contestants, results, speeds)
+        tables = [(standing.REACHED, standing.reached(rows, base)), (standing.COSTS, standing.costs(rows, base))]
+        written = [standing.markdown(*each) for each in tables] + [standing.tried(contestants, results)]
+        (out / "table.md").write_text("\n".join(written))
+        (out / "compare.json").write_text(json.dumps(standing.numbers(contestants, results, rows, base), indent=2) + "\n")
+        standing.picture(contestants, results, rows, out / "compare.png")
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         errors.print(f"fimlens compare: {error}{place(error)}", style="red", markup=False)
         raise typer.Exit(2) from error
-    tables = [(standing.REACHED, standing.reached(rows, base)), (standing.COSTS, standing.costs(rows, base))]
     for headings, cells in tables:
         shown = table(*headings)
         for row in cells:
@@ -88,11 +91,7 @@ def compare(
     console.print(
         f"Losses are held out, in nats a token, the median of the seeds; 'it' is what {rows[0].name} ends at, x how much "
         "sooner, effective its tokens over that time. The share is the optimizer's, of a step; MB are of weights and state. "
-        "*: at the edge of the rates tried.",
+        "The first seed chose the rates, by this loss. *: at the edge of those tried.",
         highlight=False,
     )
-    written = [standing.markdown(*each) for each in tables] + [standing.tried(contestants, results)]
-    (out / "table.md").write_text("\n".join(written))
-    (out / "compare.json").write_text(json.dumps(standing.numbers(contestants, results, rows, base), indent=2) + "\n")
-    standing.picture(contestants, results, rows, out / "compare.png")
     console.print(f"Wrote table.md, compare.json and compare.png to {out}.", markup=False, highlight=False)

@@ -39,7 +39,7 @@ def pretrain(
     tokens: Annotated[
         Path | None, typer.Option(help="Where the dataset's tokens go, to be shared by runs; in --out by default.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of weights and optimizer state: float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Of weights and activations: float32 or bfloat16.")] = "float32",
     tied: Annotated[bool, typer.Option("--tied", help="The embedding is the head.")] = False,
     scan: Annotated[bool, typer.Option("--scan", help="Scan over layers.")] = False,
     remat: Annotated[bool, typer.Option("--remat", help="Compute layers again for their gradients.")] = False,
@@ -74,6 +74,8 @@ def pretrain(
         errors.print(f"fimlens pretrain: {error}. It needs pip install 'fimlens[{extras}]'.", style="red", markup=False)
         raise typer.Exit(2) from error
     try:
+        if not distributed and (coordinator is None) != (hosts is None or host is None):
+            raise ValueError("--coordinator, --hosts and --host go together; or --distributed, where a cluster tells them.")
         if distributed or coordinator is not None:
             jax.distributed.initialize(coordinator, hosts, host)
         plan = Plan(

@@ -12,10 +12,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 import fimlens
 from fimlens.pretrain.data import Corpus
 from fimlens.pretrain.keeper import Line, finished
 from fimlens.pretrain.loop import NonFinite, train
+from fimlens.pretrain.model import first_weights
 from fimlens.pretrain.plan import OPTIMIZERS, Plan
 from fimlens.tuning import tuned
 
@@ -64,8 +67,8 @@ Results = dict[tuple[int, int], Result]  # of one entry, by the power of two of 
 def entry(name: str, base: Plan, given: dict[str, Any]) -> Entry:
     """An entry by its name, with those of the given options that it has.
 
-    Ranks, and intervals of 200 steps, are [G]'s for its 60M model and 10K steps: scaled to the model's width and, as a
-    twentieth of all, to the steps of the plan.
+    Ranks are [G]'s for its 60M model, scaled to the model's width. Intervals of 200 steps become a twentieth of all: [G]'s
+    fiftieth would be a handful of so few.
 
     Raises:
         ValueError: there is no such optimizer.
@@ -91,6 +94,9 @@ def entries(names: list[str], base: Plan, given: dict[str, Any]) -> list[Entry]:
         ValueError: there is no such optimizer, or none of them has a given option.
     """
     made = [entry(name, base, given) for name in dict.fromkeys(names)]
+    shapes = jax.eval_shape(lambda: first_weights(base.config, jax.random.key(0)))
+    for each in made:  # what an optimizer refuses is told before hours of others' training
+        jax.eval_shape(plan_of(each, base, 0, 0).transform().init, shapes)
     for option in given:
         if not any(option in each.options for each in made):
             raise ValueError(f"compare: none of {', '.join(names)} has an option {option!r}.")

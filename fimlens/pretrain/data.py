@@ -33,7 +33,7 @@ class Corpus(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Of how much text there is, and of pieces of it: another text has another."""
+        """Of how much text there is, and of pieces of it, which tell another text but not every change of one."""
         crc = zlib.crc32(repr([self.vocabulary, *([len(row) for row in rows] for rows in self[:2])]).encode())
         for row in (*self.train, *self.held_out):
             for start in np.linspace(0, len(row), 16, endpoint=False).astype(int):
@@ -107,6 +107,7 @@ def of_files(paths: Sequence[Path] | None = None) -> Corpus:
         ValueError: a path cannot be read, or there is no text.
     """
     files = text.standard_library() if paths is None else [file for path in paths for file in text.files_of(path)]
+    files = list({file.resolve(): file for file in files}.values())  # one named twice must not be held out once
     if len(files) == 1:
         tokens = text.read(files)
         cut = len(tokens) - len(tokens) // HELD_OUT

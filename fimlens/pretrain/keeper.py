@@ -67,7 +67,12 @@ class Keeper:
 
     def restored(self, shardings: Training, shapes: Training) -> Training | None:
         """The last checkpoint that is whole, with the lines up to it."""
-        last = None if self.manager is None else self.manager.latest_step()
+        if self.manager is None:
+            return None
+        last = self.manager.latest_step()
+        self.lines = [] if last is None else [line for line in _read(self.metrics) if line.step <= last]
+        if jax.process_index() == 0:
+            _write(self.metrics, "".join(json.dumps(line._asdict()) + "\n" for line in self.lines))
         if last is None:
             return None
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
@@ -78,10 +83,19 @@ class Keeper:
                 f"pretrain: checkpoint {last} of {self.manager.directory} cannot be read ({str(error).splitlines()[0]}). "
                 "Remove it to go on from the one before, or the directory to begin anew."
             ) from error
-        self.lines = [line for line in _read(self.metrics) if line.step <= last]
-        if jax.process_index() == 0:
-            _write(self.metrics, self.lines)
         return training
+
+    def lines_of_a_whole_run(self) -> list[Line]:
+        """The lines, of which there are some.
+
+        Raises:
+            ValueError: there are none: its metrics were removed.
+        """
+        if not self.lines:
+            raise ValueError(
+                f"pretrain: {self.metrics} has no lines of a run that was made to its end. Take another directory."
+            )
+        return self.lines
 
     def note(
         self,
@@ -133,8 +147,8 @@ def _require_same(path: Path, plan: Plan, corpus: Corpus) -> None:
     if differing:
         what = ", ".join(f"{name} {theirs.get(name)!r} there and {mine[name]!r} here" for name in differing)
         raise ValueError(f"pretrain: {path.parent} is a run of another plan: {what}. Take another directory.")
-    if jax.process_index() == 0:
-        path.write_text(json.dumps(mine, indent=2) + "\n")
+    if jax.process_index() == 0 and not path.exists():
+        _write(path, json.dumps(mine, indent=2) + "\n")
 
 
 def _exp(loss: float | None) -> float | None:
@@ -150,7 +164,8 @@ def _read(path: Path) -> Iterator[Line]:
             continue
 
 
-def _write(path: Path, lines: list[Line]) -> None:
-    beside = path.with_suffix(".part")
-    beside.write_text("".join(json.dumps(line._asdict()) + "\n" for line in lines))
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(text)
     beside.replace(path)

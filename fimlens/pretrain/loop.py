@@ -1,6 +1,5 @@
 """The loop: batch k makes step k, on however many devices; whatever is killed goes on from its last checkpoint."""
 
-import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,9 +15,9 @@ from jaxtyping import Array, Float, Int, PyTree
 from fimlens import llama
 from fimlens.pretrain.data import Batches, Corpus, fixed_windows
 from fimlens.pretrain.keeper import Keeper, Line
-from fimlens.pretrain.mesh import global_batch, lanes, mesh_of, my_rows
+from fimlens.pretrain.mesh import lanes, mesh_of, on_mesh
 from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.step import first, gradient_of, in_parts, seconds_of, shardings_of, step_of
+from fimlens.pretrain.step import batch_of, first, gradient_of, seconds_of, shardings_of, step_of
 
 HELD_OUT_WINDOWS = 128
 EVERY = 10  # steps between lines of metrics
@@ -47,7 +46,7 @@ def train(
     gradient is compiled and timed by itself as well, to tell the optimizer's share of each step.
 
     Raises:
-        ValueError: the directory is of another plan, the text is too short, or the batch does not divide among the hosts.
+        ValueError: the directory is of another plan, the text is too short, or the batch does not lie evenly on the mesh.
         NonFinite: a step's loss or gradient was not finite, and the plan says to stop there.
     """
     if corpus.vocabulary > plan.config.vocabulary:
@@ -63,8 +62,9 @@ def train(
         )
     batches = Batches(corpus.train, batch=plan.batch, length=plan.length, seed=plan.seed)
     windows = fixed_windows(corpus.held_out, count=HELD_OUT_WINDOWS, length=plan.length)
-    measured = global_batch(mesh, _shared(windows, mesh))
-    tx, rows = plan.transform(), my_rows(plan.batch)
+    filled = np.resize(windows, (-(-len(windows) // lanes(mesh)) * lanes(mesh), windows.shape[1]))  # to lie evenly
+    measured = on_mesh(mesh, filled.shape, filled.__getitem__)
+    tx = plan.transform()
     shapes = jax.eval_shape(lambda: first(plan, tx))
     shardings = shardings_of(shapes, tx, mesh)
     with Keeper(plan, corpus, directory, checkpoint_every, keep) as keeper, jax.set_mesh(mesh):
@@ -72,11 +72,9 @@ def train(
         training = keeper.restored(shardings, shapes) or begun()
         done = int(training.step)
         if done == plan.steps:
-            return keeper.lines
+            return keeper.lines_of_a_whole_run()
 
-        def batch(k: int) -> Array:
-            return global_batch(mesh, in_parts(batches(k, rows), plan.accumulate))
-
+        batch = partial(batch_of, plan, batches, mesh)
         step = jax.jit(step_of(plan, tx), donate_argnums=0, out_shardings=(shardings, None))
         step = step.lower(training, batch(done)).compile()
         held_out = jax.jit(partial(_held_out, plan, len(windows)))
@@ -115,16 +113,9 @@ def _finite(plan: Plan, waiting: list[tuple[int, Any]]) -> tuple[float | None, l
             losses.append(float(loss))
         elif plan.on_nonfinite == "stop":
             raise NonFinite(
-                f"pretrain: batch {k} made a loss of {float(loss)} or a gradient that is not finite; its update was not made. "
-                'Lower the rate, clip the gradient, or go on without such batches by on_nonfinite="skip".'
+                f"pretrain: batch {k} made a loss of {float(loss)}, or a gradient or an update that is not finite, and was "
+                'not stepped along. Lower the rate, clip the gradient, or go on without such batches by on_nonfinite="skip".'
             )
         else:
             skipped.append(k)
     return (sum(losses) / len(losses) if losses else None), skipped
-
-
-def _shared(rows: Int[np.ndarray, "windows window"], mesh: Mesh) -> Int[np.ndarray, "own window"]:
-    """This host's part of windows that all hosts have, repeated until they lie evenly on the mesh."""
-    unit = math.lcm(jax.process_count(), lanes(mesh))
-    even = -(-len(rows) // unit) * unit
-    return np.resize(rows, (even, rows.shape[1]))[my_rows(even)]

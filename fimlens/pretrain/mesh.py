@@ -1,12 +1,13 @@
 """One mesh of three axes under `jit`: data, fsdp and tensor; and where weights, optimizer state and batches lie on it."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int, PyTree
+from jaxtyping import PyTree
 
 from fimlens.sharding import state_partition_specs
 
@@ -58,19 +59,6 @@ def lanes(mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in AXES[:2])
 
 
-def my_rows(batch: int) -> slice:
-    """The rows of a batch that this host reads.
-
-    Raises:
-        ValueError: hosts do not divide them.
-    """
-    hosts = jax.process_count()
-    if batch % hosts:
-        raise ValueError(f"pretrain: a batch of {batch} rows does not divide among {hosts} hosts. Take a multiple of {hosts}.")
-    each = batch // hosts
-    return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
-
-
-def global_batch(mesh: Mesh, rows: Int[np.ndarray, "*micro rows window"]) -> jax.Array:
-    """One array over all hosts from the rows that each has read."""
-    return jax.make_array_from_process_local_data(batch_sharding(mesh, rows.ndim), rows)
+def on_mesh(mesh: Mesh, shape: tuple[int, ...], part: Callable[[tuple[slice, ...]], np.ndarray]) -> jax.Array:
+    """One array over all hosts, rows lying as `batch_sharding` says, of which each host makes the parts that it holds."""
+    return jax.make_array_from_callback(shape, batch_sharding(mesh, len(shape)), part)

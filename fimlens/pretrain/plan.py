@@ -1,6 +1,7 @@
 """What makes a training what it is: two runs of one plan make the same losses."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from fimlens.memory import FORMULAS
 from fimlens.pretrain.model import CONFIGS
 from fimlens.trial import papers_schedule
 
-OPTIMIZERS = tuple(FORMULAS)
+OPTIMIZERS = tuple(name for name in FORMULAS if hasattr(fimlens, name))
 DTYPES = ("float32", "bfloat16")
 
 
@@ -59,8 +60,9 @@ class Plan:
         for name in ("steps", "batch", "length", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"pretrain: {name} is a positive number; got {getattr(self, name)}.")
-        if not self.rate > 0:
-            raise ValueError(f"pretrain: the rate is a positive number; got {self.rate}.")
+        for name, value in (("rate", self.rate), ("clip", 1.0 if self.clip is None else self.clip)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"pretrain: {name} is a positive number; got {value}.")
         if self.batch % self.accumulate:
             raise ValueError(f"pretrain: a batch of {self.batch} has no {self.accumulate} equal parts. Take a divisor.")
 
@@ -72,7 +74,7 @@ class Plan:
 
     @property
     def weight_dtype(self) -> Any:
-        """Of weights and optimizer state."""
+        """Of weights and activations; state has the optimizer's own dtypes, which are options."""
         return jnp.dtype(self.dtype)
 
     @property
@@ -94,7 +96,7 @@ class Plan:
             ValueError: an option is none of the optimizer's.
         """
         make: Callable[..., optax.GradientTransformation] = getattr(fimlens, self.optimizer)
-        unknown = sorted(set(self.options) - set(inspect.signature(make).parameters))
+        unknown = sorted(set(self.options) - set(list(inspect.signature(make).parameters)[1:]))
         if unknown:
             known = ", ".join(list(inspect.signature(make).parameters)[1:])
             raise ValueError(f"pretrain: {self.optimizer} has no option {unknown[0]!r}. It has {known}.")

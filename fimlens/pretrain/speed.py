@@ -9,9 +9,9 @@ import jax
 from jaxtyping import PyTree
 
 from fimlens.pretrain.data import Batches, Corpus
-from fimlens.pretrain.mesh import global_batch, mesh_of, my_rows
+from fimlens.pretrain.mesh import mesh_of
 from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.step import first, gradient_of, in_parts, shardings_of, step_of
+from fimlens.pretrain.step import batch_of, first, gradient_of, shardings_of, step_of
 
 LEAST = 20  # steps that are timed
 
@@ -38,7 +38,7 @@ class Speed(NamedTuple):
 def speed(plan: Plan, corpus: Corpus) -> Speed:
     """Of a plan's steps on the devices there are, whole refresh intervals of them: means, so that refreshes are shared out."""
     tx, batches, mesh = plan.transform(), Batches(corpus.train, batch=plan.batch, length=plan.length, seed=plan.seed), mesh_of()
-    tokens = [global_batch(mesh, in_parts(batches(k, my_rows(plan.batch)), plan.accumulate)) for k in range(2)]
+    tokens = [batch_of(plan, batches, mesh, k) for k in range(2)]
     shardings = shardings_of(jax.eval_shape(lambda: first(plan, tx)), tx, mesh)
     period = plan.update_interval
     own, alone = [], []

@@ -56,12 +56,12 @@ def standings(contestants: list[Entry], results: dict[str, Results], speeds: dic
     The gradient is the same for all, so its time is taken as the median of all measurements, and each step's as its ratio.
 
     Raises:
-        ValueError: the first diverged at every rate.
+        ValueError: the first diverged with some seed.
     """
-    gradient = statistics.median(speed.gradient for speed in speeds.values())
+    gradient = statistics.median(speeds[each.name].gradient for each in contestants)
     reference = results[contestants[0].name]
-    if not math.isfinite(reference[_best(reference), 0].loss):
-        raise ValueError(f"compare: {contestants[0].name} diverged at every rate; others are measured by it. Lower its rate.")
+    if not all(math.isfinite(reference[_best(reference), seed].loss) for seed in _seeds(reference)):
+        raise ValueError(f"compare: {contestants[0].name} diverged, and others are measured by it. Name another one first.")
     goals = {seed: reference[_best(reference), seed].loss for seed in _seeds(reference)}
     rows = []
     for each in contestants:
@@ -104,7 +104,7 @@ def reached(rows: list[Standing], base: Plan) -> list[tuple[str, ...]]:
             row.name,
             f"{row.rate:g}" + ("" if row.bracketed else "*"),
             f"{row.loss:.4f}",
-            f"{max(row.losses) - min(row.losses):.4f}",
+            f"{max(row.losses) - min(row.losses):.4f}" if math.isfinite(max(row.losses)) else "",
             f"{row.perplexity:.3f}",
             *(
                 (

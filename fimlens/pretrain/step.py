@@ -12,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fimlens import llama
-from fimlens.pretrain.mesh import state_shardings, weight_shardings
+from fimlens.pretrain.data import Batches
+from fimlens.pretrain.mesh import on_mesh, state_shardings, weight_shardings
 from fimlens.pretrain.model import first_weights
 from fimlens.pretrain.plan import Plan
 
@@ -39,9 +40,15 @@ def shardings_of(shapes: Training, tx: optax.GradientTransformation, mesh: Mesh)
     return Training(whole, weight_shardings(mesh, shapes.weights), state_shardings(mesh, tx, shapes.weights))
 
 
-def in_parts(rows: Int[np.ndarray, "rows window"], count: int) -> Int[np.ndarray, "parts each window"]:
-    """A batch in equal parts."""
-    return rows.reshape(count, -1, rows.shape[1])
+def batch_of(plan: Plan, batches: Batches, mesh: Mesh, k: int) -> Batch:
+    """Batch k in equal parts, on the mesh; each host reads the rows that its devices train on."""
+    each = plan.batch // plan.accumulate
+
+    def read(index: tuple[slice, ...]) -> Int[np.ndarray, "parts rows window"]:
+        parts, rows = range(*index[0].indices(plan.accumulate)), index[1].indices(each)
+        return np.stack([batches(k, slice(part * each + rows[0], part * each + rows[1])) for part in parts])
+
+    return on_mesh(mesh, (plan.accumulate, each, plan.length + 1), read)
 
 
 def gradient_of(plan: Plan) -> Callable[[PyTree, Batch], tuple[Float[Array, ""], PyTree]]:
@@ -69,14 +76,14 @@ def gradient_of(plan: Plan) -> Callable[[PyTree, Batch], tuple[Float[Array, ""],
 def step_of(
     plan: Plan, tx: optax.GradientTransformation
 ) -> Callable[[Training, Batch], tuple[Training, tuple[Float[Array, ""], Bool[Array, ""]]]]:
-    """One step: the loss, and whether it and the gradient were finite. Where not, nothing moves but the count."""
+    """One step: the loss, and whether it, the gradient and the update were finite. Where not, nothing moves but the count."""
     gradient = gradient_of(plan)
 
     def step(training: Training, tokens: Batch) -> tuple[Training, tuple[Float[Array, ""], Bool[Array, ""]]]:
         count, weights, state = training
         value, gradients = gradient(weights, tokens)
-        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradients))
         updates, new_state = tx.update(gradients, state, weights)
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradients)) & jnp.isfinite(optax.tree.norm(updates))
         moved = (optax.apply_updates(weights, updates), new_state)
         weights, state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, (weights, state))
         return Training(count + 1, weights, state), (value, finite)
