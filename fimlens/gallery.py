@@ -14,7 +14,7 @@ from fimlens.lens import STRUCTURES
 from fimlens.structures import Blocks, Corner, Dense, LowRank
 
 SHAPE = (4, 6)
-COLUMNS = 5
+COLUMNS = 4
 SMALL = {name: replace(each, rank=2) if isinstance(each, LowRank) else each for name, each in STRUCTURES.items()}
 FAMILIES = SMALL | {"low-rank soap": Corner(2), "blocks": Blocks(Dense(), columns=SHAPE[1])}
 
