@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 OLDEST := "jax==0.8.0" "jaxlib==0.8.0" "optax==0.2.6"
 
-.PHONY: lens prove test training notebooks lab slow oldest lint benchmark clean
+.PHONY: lens prove test training notebooks lab slow oldest lint docs benchmark clean
 
 lens: $(VENV)/installed
 	$(RUN)/fimlens lens
@@ -37,6 +37,10 @@ lint: $(VENV)/installed
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 
+docs: $(VENV)-docs/installed  # the site, in build/site; a warning is an error
+	sed 's|](\.\./docs/|](|g' benchmarks/README.md > docs/benchmarks.md
+	$(VENV)-docs/bin/mkdocs build --strict
+
 benchmark: $(VENV)/installed
 	$(RUN)/python benchmarks/scaling.py
 	$(RUN)/python benchmarks/step_cost.py
@@ -57,5 +61,10 @@ $(VENV)-oldest/installed: pyproject.toml
 	$(VENV)-oldest/bin/python -m pip install --quiet --editable '.[dev]' $(OLDEST)
 	@touch $@
 
+$(VENV)-docs/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --editable '.[docs,train]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-oldest lens-out build *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-docs docs/benchmarks.md lens-out build *.egg-info

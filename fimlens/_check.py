@@ -302,7 +302,7 @@ def check(
         TypeError: `structure` is not a Structure instance.
         ValueError: there are no laws or no shapes, a law's name is unknown, or the structure accepts none of the shapes.
 
-    Example:
+    Examples:
         >>> import fimlens as fl
         >>> fl.check(fl.Rows()).ok
         True

@@ -101,7 +101,7 @@ def derive(structure: Structure, m: int, n: int, *, coordinates: Any = None) -> 
         ValueError: the matrix is too large, the structure does not suit it, or the layout of its coordinates is not known.
         NoRule: `expand` or `dense` does what SymPy is told nothing of.
 
-    Example:
+    Examples:
         >>> import fimlens as fl
         >>> print(fl.derive(fl.Rows(), 1, 2))
         Rows() at 1 x 2

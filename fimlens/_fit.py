@@ -35,7 +35,7 @@ def fit(structure: Structure, fisher: Fisher, *, key: Array | None = None) -> Pa
         TypeError: an argument is not a Structure instance, or not a Fisher.
         ValueError: the structure does not suit the shape.
 
-    Example:
+    Examples:
         >>> import jax, fimlens as fl
         >>> fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(0), (8, 3, 4)))
         >>> fl.fit(fl.Rows(), fisher).coords.shape
@@ -59,7 +59,7 @@ def gap(structure: Structure, params: Params, fisher: Fisher) -> Gap:
         TypeError: an argument is not a Structure instance, or not a Fisher.
         ValueError: member and Fisher are of different shapes, or the member is not one of this structure.
 
-    Example:
+    Examples:
         >>> import jax, fimlens as fl
         >>> fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(0), (8, 3, 4)))
         >>> adam = fl.gap(fl.Diagonal(), fl.fit(fl.Diagonal(), fisher), fisher)
@@ -107,7 +107,7 @@ def _layout(structure: Structure, shape: tuple[int, int]) -> Params:
 def dimension(structure: Structure, shape: tuple[int, int], *, seed: int = 0) -> int:
     """The dimension of the family: the rank of the Jacobian of z -> dense(chart(z)) at a random member.
 
-    Example:
+    Examples:
         >>> import fimlens as fl
         >>> fl.dimension(fl.RowColumn(), (3, 4))  # m + n - 1: one number only scales q against s
         6
@@ -128,7 +128,7 @@ def state_size(structure: Structure, shape: tuple[int, int], *, average: str = "
     Raises:
         ValueError: `average` is neither "statistics" nor "fits", or the structure does not suit the shape.
 
-    Example:
+    Examples:
         >>> import fimlens as fl
         >>> fl.state_size(fl.RowColumn(), (512, 1376)), fl.state_size(fl.RowColumn(), (512, 1376), average="fits")
         (704512, 1888)

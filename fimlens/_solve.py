@@ -70,7 +70,7 @@ def solve(
         TypeError: an argument is not a Structure instance, or not a Fisher.
         ValueError: the structure does not suit the shape, the matrix is too large, or `starts` is negative.
 
-    Example:
+    Examples:
         >>> import jax, fimlens as fl
         >>> fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(0), (8, 3, 4)))
         >>> fl.solve(fl.Rotated(fl.Rows(), "L"), fisher).certificate.beaten  # whitening is exact

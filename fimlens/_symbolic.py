@@ -24,7 +24,7 @@ def symbolic(fn: Callable[..., Any]) -> Callable[..., Any]:
     Raises:
         NoRule: `fn` uses a primitive without a rule, or compares what the assumptions leave open.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, sympy, fimlens as fl
         >>> x = sympy.Array(sympy.symbols("a b"))
         >>> fl.symbolic(lambda x: jnp.sum(x**2) / 4)(x)

@@ -69,7 +69,7 @@ def scale_by_corner(
         TypeError: the first arguments are not a Corner and a tracker, or (at init) a parameter is not of real floating point.
         ValueError: an option is out of its range.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> tx = fl.scale_by_corner(fl.Corner(2), fl.SubspaceIteration(leading=1))
         >>> [side.basis.shape for side in tx.init({"w": jnp.ones((3, 4))}).subspaces["3 x 4"]]

@@ -132,7 +132,7 @@ def costs(
     Raises:
         ValueError: a name is unknown, a number out of its range, or the run does not fit.
 
-    Example:
+    Examples:
         >>> from fimlens.cost import Terms, costs
         >>> from fimlens.devices import DEVICES
         >>> h100 = DEVICES["h100"]

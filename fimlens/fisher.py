@@ -57,7 +57,7 @@ class Fisher(abc.ABC):
     `model_fisher` and `minibatch_fisher`. Two Fishers compare only if kind and normalisation agree: most wrong
     comparisons in this field come from there, so `print(fisher)` states both.
 
-    Example:
+    Examples:
         >>> import jax, fimlens as fl
         >>> G = jax.random.normal(jax.random.key(0), (8, 3, 4))
         >>> fl.Fisher.from_gradients(G)

@@ -103,6 +103,7 @@ def full_chain(
     own = list(inspect.signature(direction).parameters.values())
     signature = Signature([Parameter("learning_rate", Parameter.POSITIONAL_OR_KEYWORD), *own, *around])
     optimizer.__signature__ = signature
+    optimizer.__module__ = direction.__module__
     optimizer.__name__ = optimizer.__qualname__ = name
     optimizer.__doc__ = f"{direction.__doc__.rstrip()}\n{_AROUND_DOC.format(adam_factor=adam_factor)}"
     return optimizer

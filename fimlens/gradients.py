@@ -50,7 +50,7 @@ def empirical_fisher(
             axis, a loss that is not scalar, gradients that are not finite, or one example or all kept gradients over
             `max_bytes`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> loss = lambda params, batch: jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
         >>> batch = {"x": jnp.ones((6, 3)), "y": jnp.zeros((6, 2))}
@@ -88,7 +88,7 @@ def minibatch_fisher(
 
     Arguments and errors are those of `empirical_fisher`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> loss = lambda params, x: jnp.mean((x @ params["w"]) ** 2)
         >>> fl.minibatch_fisher(loss, {"w": jnp.ones((3, 2))}, [jnp.ones((6, 3)), jnp.zeros((6, 3))])["w"]
@@ -130,7 +130,7 @@ def model_fisher(
 
     Other arguments and errors are those of `empirical_fisher`, with `batches` of inputs alone.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> logits = lambda params, x: x @ params["w"]
         >>> fl.model_fisher(logits, {"w": jnp.ones((3, 2))}, [jnp.ones((6, 3))])["w"]

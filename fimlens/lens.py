@@ -144,7 +144,7 @@ def compare(
         TypeError: `fisher` is not a Fisher, or something is not a Structure instance.
         ValueError: there are no structures, or two of the same name.
 
-    Example:
+    Examples:
         >>> import jax, fimlens as fl
         >>> fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(0), (8, 3, 4)))
         >>> fl.compare([fl.Diagonal(), fl.Rows()], fisher).ok

@@ -88,7 +88,7 @@ def scale_by_low_rank(
         TypeError: the first arguments are not a LowRank and a tracker, or (at init) a parameter is not of real floating point.
         ValueError: an option is out of its range.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> alice = fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2), fl.SubspaceIteration(leading=1))
         >>> state = alice.init({"w": jnp.ones((3, 4))})

@@ -60,7 +60,7 @@ def matrices(
     Raises:
         ValueError: the route is no regular expression, or says something else of a leaf, or nothing.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, optax, fimlens as fl
         >>> tx = optax.chain(fl.matrices(fl.scale_by_racs()), optax.scale_by_learning_rate(0.02))
         >>> params = {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}
@@ -93,7 +93,7 @@ def as_matrix(
     Raises:
         ValueError: the axes of a leaf are not all named once, or are not given as `Axes`.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, optax, fimlens as fl
         >>> tx = fl.as_matrix(fl.scale_by_structure(fl.Rows(), b1=None), fl.Axes(reduction=0, output=(1, 2)))
         >>> state = tx.init(jnp.ones((8, 2, 4)))  # an attention projection (d, heads, d_head)

@@ -93,7 +93,7 @@ def account(
     Raises:
         ValueError: a name is unknown.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from fimlens.memory import account
         >>> account({"w": jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}, ["adam"])[0].state["matrices"] // 2**20

@@ -33,7 +33,7 @@ def state_partition_specs(tx: Any, params: PyTree, param_specs: PyTree, *, mesh:
     Raises:
         ValueError: there are stacks, and no mesh is named.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, optax, fimlens as fl
         >>> from jax.sharding import PartitionSpec as P
         >>> params = {"w": jax.ShapeDtypeStruct((8, 4), jnp.float32)}

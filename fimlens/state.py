@@ -41,7 +41,7 @@ def members(structure: Structure, state: StructureState, params: PyTree, *, aver
     """The member F~ that each parameter is scaled by at this state: a tree of `Params`, mapped over a leaf's leading axes
     (flattened into one where the structure has bases).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> tx = fl.scale_by_structure(fl.Rows())
         >>> _, state = tx.update({"w": jnp.ones((3, 4))}, tx.init({"w": jnp.ones((3, 4))}))

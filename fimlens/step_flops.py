@@ -68,7 +68,7 @@ REFRESH: dict[str, Count] = {
 def step_flops(name: str, matrices: PyTree, rank: int) -> float:
     """FLOPs of a step over a tree of matrices, refreshes shared out among the steps between them.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from fimlens.step_flops import step_flops
         >>> step_flops("galore", jax.ShapeDtypeStruct((8, 16), jnp.float32), 2) > step_flops("adam", {}, 2)

@@ -70,7 +70,7 @@ def scale_by_structure(
         TypeError: the first argument is no structure, or (at init) a parameter is not of real floating point.
         ValueError: an option is out of its range, or (at init) the structure does not suit a parameter.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, optax, fimlens as fl
         >>> soap = optax.chain(fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "LR"), update_interval=10), optax.scale(-3e-3))
         >>> state = soap.init({"w": jnp.ones((3, 4)), "b": jnp.zeros(4)})

@@ -13,7 +13,7 @@ Losses = dict[tuple[int, int], float]  # by the power of two of the rate, and th
 def tuned(loss: Callable[[int, int], float], tries: int, seeds: int) -> Losses:
     """All losses that the rule asks for; `loss` trains at a power and a seed.
 
-    Example:
+    Examples:
         >>> from fimlens.tuning import best_power, tuned
         >>> losses = tuned(lambda power, seed: float((power - 2) ** 2 + seed), tries=5, seeds=2)
         >>> sorted(losses), best_power(losses)

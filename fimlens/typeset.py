@@ -2,6 +2,7 @@
 
 import re
 from html import escape
+from typing import Any
 
 from matplotlib.font_manager import FontProperties
 from matplotlib.path import Path
@@ -47,3 +48,8 @@ def formula(latex: str) -> str:
         f'<svg role="img" aria-label="{escape(latex)}" style="width:{width / EM:.3f}em;height:{height / EM:.3f}em" '
         f'viewBox="{left:.1f} {-bottom - height:.1f} {width:.1f} {height:.1f}"><path d="{d}"/></svg></span>'
     )
+
+
+def fence(source: str, language: str, css_class: str, options: dict[str, Any], md: Any, **attributes: Any) -> str:
+    """A ```math fence of the documentation as a formula on a line of its own: a formatter of pymdownx.superfences."""
+    return f'<p class="{css_class}">{formula(source)}</p>'

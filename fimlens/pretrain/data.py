@@ -74,7 +74,7 @@ def windows_of(rows: Sequence[Tokens], length: int) -> list[Windows]:
 class Batches:
     """Batch k of shuffled windows, for every k >= 0: epoch after epoch, each in an order of its own.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> batches = Batches([np.arange(100)], batch=4, length=8, seed=0)
         >>> batches(7).shape, bool((batches(7)[2:] == batches(7, slice(2, 4))).all())

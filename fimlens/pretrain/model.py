@@ -27,7 +27,7 @@ class Llama(nnx.Module):
         scan: layers stacked and scanned over, so that one is compiled.
         remat: layers computed again for their gradients.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> model = Llama(llama.Config(), rngs=nnx.Rngs(0))

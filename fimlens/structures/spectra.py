@@ -24,7 +24,7 @@ Matrix = Float[Array, "m n"]
 class Spectrum(Structure):
     """A structure that is diagonal where it stands: three sentences, and the rest follows.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> class Halves(fl.Spectrum):  # one number for the upper half of the rows, one for the lower
         ...     claim = fl.Claim.EXACT

@@ -1,0 +1,62 @@
+"""The documentation is true: every public name on one page, every page there, every message in the source, every block runs."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import fimlens as fl
+from fimlens.gallery import FAMILIES
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+GENERATED = {"benchmarks.md"}  # by `make docs`, of benchmarks/README.md
+PAGES = sorted(set(DOCS.rglob("*.md")) - {DOCS / name for name in GENERATED})
+API = "\n".join(page.read_text() for page in sorted((DOCS / "api").glob("*.md")))
+PUBLIC = re.findall(r"import \w+ as (\w+)", (ROOT / "fimlens" / "__init__.py").read_text())
+BLOCKS = {page.name: re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M) for page in PAGES}
+
+
+def messages():
+    """Every string of the package, `…` for what is filled in."""
+    for path in (ROOT / "fimlens").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_every_public_name_is_on_one_api_page():
+    named = re.findall(r"^::: fimlens\.(\w+)$", API, re.M)
+    assert sorted(named) == sorted(PUBLIC)
+    assert all(hasattr(fl, name) for name in PUBLIC)
+
+
+def test_every_page_is_in_the_navigation_and_there():
+    nav = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert sorted(nav) == sorted({str(page.relative_to(DOCS)) for page in PAGES} | GENERATED)
+
+
+def test_the_gallery_names_every_family():
+    rows = re.findall(r"^\| ([^|`]+) \| `", (DOCS / "gallery.md").read_text(), re.M)
+    assert sorted(", ".join(rows).split(", ")) == sorted(FAMILIES)
+
+
+def test_sections_of_docstrings_have_names_that_the_site_knows():
+    assert not [path for path in (ROOT / "fimlens").rglob("*.py") if re.search(r"^ *Example:$", path.read_text(), re.M)]
+
+
+def test_quoted_messages_are_the_source_s():
+    known = list(messages())
+    for quoted in re.findall(r"^```text\n(.*?)\n```", (DOCS / "errors.md").read_text(), re.S | re.M):
+        pattern = re.compile(".*".join(map(re.escape, quoted.split("…"))), re.S)
+        assert any(pattern.search(message) for message in known), quoted
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if blocks])
+def test_python_runs(page, capsys):
+    exec(compile("\n".join(BLOCKS[page]), page, "exec"), {})
+    assert "False" not in capsys.readouterr().out
