@@ -19,7 +19,7 @@ test: $(VENV)/installed
 	$(RUN)/python -m pytest
 
 training: $(VENV)/installed  # whole trainings: killed, resumed, spread over devices
-	$(RUN)/python -m pytest -m training
+	$(RUN)/python -m pytest -m "training and not slow"
 
 notebooks: $(VENV)/with-notebooks  # every notebook from start to end, at a reduced size
 	FIMLENS_QUICK=1 $(RUN)/python -m pytest --nbmake --nbmake-timeout=1200 notebooks

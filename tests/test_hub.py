@@ -230,6 +230,7 @@ for each in (replace(source, split="nosuch"), source):
 """
 
 
+@pytest.mark.slow
 def test_of_two_hosts_one_streams_and_the_other_hears_how_it_went(source, tmp_path):
     words = f"127.0.0.1:{free_port()}", "{host}", source.dataset, source.tokenizer, str(tmp_path / "tokens")
     hosts = [
