@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 OLDEST := "jax==0.8.0" "jaxlib==0.8.0" "optax==0.2.6"
 
-.PHONY: lens prove test training slow oldest lint benchmark clean
+.PHONY: lens prove test training notebooks lab slow oldest lint benchmark clean
 
 lens: $(VENV)/installed
 	$(RUN)/fimlens lens
@@ -20,6 +20,12 @@ test: $(VENV)/installed
 
 training: $(VENV)/installed  # whole trainings: killed, resumed, spread over devices
 	$(RUN)/python -m pytest -m training
+
+notebooks: $(VENV)/with-notebooks  # every notebook from start to end, at a reduced size
+	FIMLENS_QUICK=1 $(RUN)/python -m pytest --nbmake --nbmake-timeout=1200 notebooks
+
+lab: $(VENV)/with-notebooks  # the notebooks, opened in Jupyter
+	$(RUN)/jupyter lab notebooks
 
 slow: $(VENV)/installed  # what takes too long for every commit
 	$(RUN)/python -m pytest -m slow
@@ -40,6 +46,10 @@ $(VENV)/installed: pyproject.toml
 	  { echo "fimlens needs Python 3.11 or later; name one, as in: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)/with-notebooks: $(VENV)/installed
+	$(RUN)/python -m pip install --quiet --editable '.[dev,notebooks]'
 	@touch $@
 
 $(VENV)-oldest/installed: pyproject.toml

@@ -77,7 +77,7 @@ def lens(
             comparisons = _compare(bar, chosen, found, seed, solve_up_to, state_dtype)
         for comparison in comparisons:
             _print(comparison, dtype)
-        error_against_memory(comparisons, out / "lens.png")
+        error_against_memory(comparisons).savefig(out / "lens.png", dpi=150)
         report = {
             "fimlens": version("fimlens"),
             "seed": seed,

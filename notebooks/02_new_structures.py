@@ -1,0 +1,350 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # New structures
+#
+# Shampoo *multiplies* the two covariances of a gradient, $\mathbb{E}[G^\top G]^{1/2} \otimes
+# \mathbb{E}[GG^\top]^{1/2}$, up to a factor. What if they were *added*? Here a family that ships nowhere goes the
+# whole way: an idea, its closed form, the laws that refuse the first attempt, the numeric optimum, the optimizer,
+# and a training curve. Then we look for others, among the combinations that nobody named.
+
+# %%
+import os
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import fimlens as fl
+from fimlens import figure, lens, llama, text, trial
+
+# %matplotlib inline
+
+# %% [markdown]
+# On two cores this takes some minutes. With `FIMLENS_QUICK=1` in the environment, as in the project's own tests,
+# trainings are shorter, at one learning rate, and fewer laws and combinations are tried; nothing else differs.
+
+# %%
+QUICK = os.environ.get("FIMLENS_QUICK") == "1"
+LAWS = {"shapes": [(3, 4)]} | ({"laws": ["chart", "application", "claim"]} if QUICK else {})
+
+# %% [markdown]
+# ## The idea
+#
+# A *Kronecker sum* of two PSD matrices,
+#
+# $$\tilde F = I_n \otimes M + R \otimes I_m ,$$
+#
+# adds what the rows share to what the columns share. In the eigenbases of $M$ and $R$ it is diagonal, with
+# eigenvalues
+#
+# $$L_{ij} = q_i + s_j .$$
+#
+# So it is enough to say which eigenvalues are allowed, a `Spectrum`; `Rotated` adds the bases. Of the second
+# moments $V$ we keep row means and column means, $m + n$ numbers, just as Shampoo does.
+
+
+# %%
+class Terms(NamedTuple):
+    """Of the eigenvalues q_i + s_j."""
+
+    q: jax.Array
+    s: jax.Array
+
+
+class KroneckerSum(fl.Spectrum):
+    claim = fl.Claim.EXACT
+
+    def moments(self, V):
+        return Terms(*fl.Marginals().moments(V))
+
+    def project(self, moments):
+        raise NotImplementedError
+
+    def expand(self, coords, shape):
+        return coords.q + coords.s
+
+
+# %% [markdown]
+# ## Its closed form
+#
+# There is no `project` yet. `fl.derive` forms the distance from the definition, and solves where it is stationary:
+
+# %%
+derived = fl.derive(KroneckerSum(), 2, 2, coordinates=Terms((2, 1), (1, 2)))
+print(derived)
+
+# %% [markdown]
+# Two things to take from it. A number can move from all $q_i$ to all $s_j$ without a change: the coordinates are
+# redundant. And the solution is, whichever way it is shared out, $q_i + s_j = r_i + c_j - \bar v$, with $r$ and $c$
+# the means of rows and columns and $\bar v$ the mean of all. Share it evenly:
+
+
+# %%
+class FreeSum(KroneckerSum):
+    def project(self, moments):
+        rows, columns = moments
+        return Terms(rows - rows.mean() / 2, columns - columns.mean() / 2)
+
+
+print(fl.derive(FreeSum(), 2, 2).fit)
+
+# %% [markdown]
+# ## The laws refuse it
+#
+# `fl.check` holds a structure against thirteen laws on random Fishers, here of a 3 x 4 matrix.
+
+# %%
+try:
+    fl.check(FreeSum(), **LAWS)
+except fl.LawBroken as broken:
+    print(broken)
+
+# %% [markdown]
+# As `derive` warned: "where a value is negative the least allowed gap is at a bound instead". Where a row and a
+# column are both weak, $r_i + c_j < \bar v$, the stationary point has a *negative* eigenvalue, and no Fisher has
+# one; its root is not a number.
+#
+# So take the nearest with $q, s \ge 0$. Nothing is lost by asking it of each apart: if every $q_i + s_j \ge 0$, a
+# number can be moved across so that both are. The problem is convex, and with one term given the other is plain:
+#
+# $$q_i = \max(0,\; r_i - \bar s), \qquad s_j = \max(0,\; c_j - \bar q).$$
+#
+# Each needs only the *mean* of the other, so the whole search is for two numbers.
+
+
+# %%
+class NearestSum(KroneckerSum):
+    claim = rotated_claim = fl.Claim.LIMIT
+
+    def project(self, moments):
+        rows, columns = moments
+
+        def alternate(state):
+            terms, _ = state
+            q = jnp.maximum(0, rows - terms.s.mean())
+            s = jnp.maximum(0, columns - q.mean())
+            return Terms(q, s), jnp.abs(s.mean() - terms.s.mean())
+
+        def moves(state):
+            _, change = state
+            return change > 4 * jnp.finfo(rows.dtype).eps * rows.mean()
+
+        start = Terms(rows, jnp.zeros_like(columns))
+        return jax.lax.while_loop(moves, alternate, (start, jnp.full([], jnp.inf, rows.dtype)))[0]
+
+
+print(fl.check(NearestSum(), **LAWS))
+
+# %% [markdown]
+# `rotated_claim` says more than that: that the eigenvectors of $\mathbb{E}[GG^\top]$ and $\mathbb{E}[G^\top G]$ are
+# the *best* bases for it, which is not so of SOAP. The reason: given $R$, the nearest $M \succeq 0$ is
+# $\tfrac1n\mathbb{E}[GG^\top] - \tfrac1n\mathrm{tr}(R)\,I$ with its negative eigenvalues cut off, and that has the
+# eigenvectors of $\mathbb{E}[GG^\top]$, whatever $R$ may be. The law of claims tries to refute it, by gradients
+# over bases and eigenvalues and with the solver:
+
+# %%
+print(fl.check(fl.Rotated(NearestSum()), **LAWS))
+
+# %% [markdown]
+# The nearest Kronecker sum is thus known exactly, in Shampoo's bases and with Shampoo's memory.
+#
+# ## On real gradients
+#
+# The exact Fishers of the attention matrices of a small language model, as in *One lens*.
+
+# %%
+config, steps = llama.Config(), 60 if QUICK else 400
+params, _ = trial.train(optax.adam(optax.cosine_decay_schedule(1e-2, steps)), steps=steps, config=config)
+windows = text.batches(text.read(text.standard_library()), size=16, length=trial.WINDOW, seed=1)
+batches = [jnp.asarray(next(windows), jnp.int32) for _ in range(4)]
+fishers = fl.empirical_fisher(partial(llama.loss, config), params, batches, matrices=["layers/*/attention/*"])
+short_names = [path.removeprefix("layers/").replace("/attention/", "\n") for path in fishers]
+
+
+def error(structure, fisher):
+    """||F~ - F||^2 / ||F||^2 at the structure's own fit."""
+    return float(fl.gap(structure, fl.fit(structure, fisher), fisher).relative)
+
+
+# %%
+contest = {
+    "Shampoo": fl.Rotated(fl.GeometricMarginals()),
+    "nearest sum": fl.Rotated(NearestSum()),
+    "Shampoo squared": fl.Rotated(fl.Marginals()),
+    "SOAP": fl.Rotated(fl.Diagonal()),
+}
+errors = {name: [error(structure, fisher) for fisher in fishers.values()] for name, structure in contest.items()}
+nearer = sum(a < b for a, b in zip(errors["nearest sum"], errors["Shampoo"], strict=True))
+print(f"the sum is nearer than Shampoo on {nearer} of {len(fishers)} matrices")
+figure.numbers(np.array(list(errors.values())), list(errors), short_names, label=r"$\|\tilde F - F\|^2 / \|F\|^2$")
+
+# %% [markdown]
+# The solver agrees that nothing nearer is in the family:
+
+# %%
+query = fishers["layers/0/attention/query"]
+certificate = fl.solve(contest["nearest sum"], query, starts=1).certificate
+print(
+    f"beaten: {certificate.beaten}; {certificate.reached} of {len(certificate.values)} starts ended at the closed form's value"
+)
+
+# %% [markdown]
+# ## It is an optimizer
+#
+# `fl.scale_by_structure` makes an Optax transform of any structure. A training of a small model with each, at a few
+# learning rates, the best kept: on the loss over files that were left out.
+
+# %%
+small = llama.Config(hidden=32, mlp=86, heads=4, layers=2)
+rates, length = ([0.03], 30) if QUICK else ([0.01, 0.03, 0.1], 100)
+
+
+def optimizer(structure, rate):
+    direction = fl.scale_by_structure(structure, b2=0.99, update_interval=10)
+    return optax.chain(fl.matrices(direction), optax.scale_by_learning_rate(trial.papers_schedule(rate, length)))
+
+
+def trained(structure):
+    """The losses of a training at its best rate, and what it ends at on text held out."""
+    runs = {}
+    for rate in rates:
+        params, losses = trial.train(optimizer(structure, rate), steps=length, config=small)
+        runs[rate] = trial.loss_held_out(params, small), losses
+    best = min(runs, key=lambda rate: runs[rate][0])
+    print(f"{structure!s:34}" + "  ".join(f"{rate}: {held_out:.3f}" for rate, (held_out, _) in runs.items()))
+    return runs[best][1]
+
+
+# %%
+trainings = {name: trained(structure) for name, structure in ({"Adam": fl.Diagonal()} | contest).items()}
+
+# %% [markdown]
+# Smoothed over ten steps:
+
+
+# %%
+def smooth(losses):
+    return np.convolve(losses, np.ones(10) / 10, mode="valid")
+
+
+figure.curves({name: smooth(losses) for name, losses in trainings.items()}, x="step", y="loss (nats per byte)")
+
+# %% [markdown]
+# ## Nearest is not best
+#
+# The nearest sum is nearer to $F$ than Shampoo is, and look how it trains. The eigenvalues tell why. An optimizer
+# *divides* by their roots, and $\|\tilde F - F\|_F^2$ hardly sees the small ones: to be nearest, the sum sets all
+# of them to zero where $q_i = s_j = 0$.
+
+# %%
+drawn = figure.sheet()
+axes = drawn.axes[0]
+for (name, structure), style, colour in zip(contest.items(), figure.STYLES, figure.COLOURS, strict=False):
+    member = fl.fit(structure, query)
+    L = jnp.broadcast_to(structure.eigenvalues(member), query.shape)
+    axes.semilogy(np.sort(L.ravel())[::-1], style, color=colour, label=f"{name}: {int(jnp.sum(L == 0))} of {L.size} are zero")
+axes.set(xlabel="eigenvalue, largest first", ylabel="its size")
+axes.legend(frameon=False)
+drawn
+
+# %% [markdown]
+# A direction that the family calls impossible gets a step of $1/\epsilon$ as soon as a gradient points there. The
+# measure by which [G] derives optimizers is no measure of how they train, where it may have zeros.
+#
+# ## The repair
+#
+# Give up nearness for a bound, just as Shampoo does. The mean of the two whitening families, $L_{ij} = (r_i +
+# c_j)/2$, is never zero where a row or a column has been seen, and by convexity
+#
+# $$\big\|\tfrac12(\mathcal R + \mathcal C) - V\big\|^2 \;\le\; \tfrac12\|\mathcal R - V\|^2 + \tfrac12\|\mathcal C - V\|^2 ,$$
+#
+# where $\mathcal R$ is constant along rows and $\mathcal C$ along columns; each term is least at the means. So its
+# claim is a `BOUND`, and `objective` says of what. It is the arithmetic mean of the numbers of which Shampoo takes
+# the geometric mean.
+
+
+# %%
+class MeanSum(KroneckerSum):
+    claim = fl.Claim.BOUND
+
+    def project(self, moments):
+        rows, columns = moments
+        return Terms(rows / 2, columns / 2)
+
+    def objective(self, params, fisher):
+        rows, columns = (fl.Params(params.frame, 2 * term) for term in params.coords)
+        return fl.Rows().objective(rows, fisher) + fl.Columns().objective(columns, fisher)
+
+
+print(fl.check(MeanSum(), **LAWS))
+
+# %%
+trainings["mean sum"] = trained(fl.Rotated(MeanSum()))
+shown = ["Adam", "Shampoo", "mean sum", "SOAP"]
+figure.curves({name: smooth(trainings[name]) for name in shown}, x="step", y="loss (nats per byte)")
+
+# %% [markdown]
+# ## The cells that nobody named
+#
+# An inner spectrum times a basis is an optimizer, and many of them have names: `Diagonal` with no basis is Adam,
+# with both SOAP; `Rows` in the left basis is Muon. Here is the whole table: the median error over all the attention
+# matrices, and the name where there is one. `Blocks(Scalar(), 3, 3)` has one number for each of 3 x 3 tiles.
+
+# %%
+inner = [fl.Diagonal(), fl.RowColumn(), fl.GeometricMarginals(), NearestSum()]
+if not QUICK:
+    inner += [fl.Marginals(), MeanSum(), fl.Rows(), fl.Columns(), fl.Scalar(), fl.Blocks(fl.Scalar(), 3, 3)]
+bases = {"none": lambda s: s} | {sides: partial(fl.Rotated, sides=sides) for sides in ("L", "R", "LR")}
+cells = {(spectrum, sides): rotated(spectrum) for spectrum in inner for sides, rotated in bases.items()}
+named = {structure: name for name, structure in lens.STRUCTURES.items()}
+named |= {fl.Rotated(fl.Marginals(), "L"): "adafacdiag", fl.Rotated(fl.RowColumn(), "L"): "s x m, one step"}
+
+# %%
+median = {cell: np.median([error(structure, fisher) for fisher in fishers.values()]) for cell, structure in cells.items()}
+table = np.array([[median[spectrum, sides] for sides in bases] for spectrum in inner])
+drawn = figure.numbers(table, [str(spectrum) for spectrum in inner], list(bases), label="median relative error")
+for i, spectrum in enumerate(inner):
+    for j, sides in enumerate(bases):
+        name = named.get(cells[spectrum, sides], "")
+        drawn.axes[0].annotate(name, (j, i), (0, -9), textcoords="offset points", ha="center", fontsize=6)
+drawn
+
+# %% [markdown]
+# Which of the unnamed are worth a name? Those that are nearer than every named one of no more memory. An
+# optimizer's memory is what `fl.state_size` counts: bases, covariances and averaged statistics.
+
+# %%
+memory = {cell: fl.state_size(structure, query.shape) for cell, structure in cells.items()}
+known = [cell for cell, structure in cells.items() if structure in named]
+unnamed = sorted(set(cells) - set(known), key=memory.get)
+for cell in unnamed:
+    rival = min((median[other] for other in known if memory[other] <= memory[cell]), default=1.0)
+    if median[cell] < rival:
+        print(f"{cells[cell]!s:36}{memory[cell]:5} numbers, error {median[cell]:.3f}; the nearest named: {rival:.3f}")
+
+# %% [markdown]
+# And the same as a picture: each cell by its memory and its error; names where there are some.
+
+# %%
+drawn = figure.sheet(width=8)
+axes = drawn.axes[0]
+axes.plot([memory[c] for c in known], [median[c] for c in known], "o", color=figure.BASIS, label="has a name")
+axes.plot([memory[c] for c in unnamed], [median[c] for c in unnamed], "x", color=figure.SPECTRUM, label="has none")
+for cell in known:
+    axes.annotate(named[cells[cell]], (memory[cell], median[cell]), (4, 3), textcoords="offset points", fontsize=7)
+axes.set(xscale="log", xlabel="memory (numbers kept for a 12 x 12 matrix)", ylabel="median relative error")
+axes.legend(frameon=False)
+drawn
+
+# %% [markdown]
+# Before one of them is used, it should be trained, as above: nearness alone has misled us once.
