@@ -20,7 +20,7 @@
 
 # %%
 import os
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -111,33 +111,35 @@ def everything(z):
     return z
 
 
+@cache
 def rivals(structure, moving=everything, measure=proof.squared_error):
     """How far random members are from the closed form, and how much worse they are by a measure, the squared error."""
     member = fl.fit(structure, fisher)
-    flat, unravel = ravel_pytree(member)
 
-    def compared(key):
+    def compared(key, member, fisher):
+        flat, unravel = ravel_pytree(member)
         direction, size = jax.random.split(key)
         z = jax.random.normal(direction, flat.shape) * 10 ** jax.random.uniform(size, minval=-3, maxval=0)
         rival = structure.chart(moving(unravel(z)), member)
         distance = jnp.linalg.norm(structure.dense(rival) - structure.dense(member))
         return distance, measure(structure, rival, fisher) - measure(structure, member, fisher)
 
-    return jax.jit(jax.vmap(compared))(jax.random.split(jax.random.key(0), RIVALS))
+    keys = jax.random.split(jax.random.key(0), RIVALS)
+    return jax.jit(jax.vmap(compared, (0, None, None)))(keys, member, fisher)
 
 
-def walks(panels, y=r"farther from $F$ by", better="nearer"):
+def walks(panels, farther=r"farther from $F$ by", nearer="nearer"):
     """A panel for each title with the arguments of `rivals`; a line at the square of the distance."""
-    drawn = figure.sheet(1, len(panels), width=2.9, height=2.9)
+    drawn = figure.sheet(1, len(panels), width=3, height=2.9)
     for axes, (title, arguments) in zip(drawn.axes, panels.items(), strict=True):
         distance, excess = rivals(*arguments)
         wins = excess < 0
-        axes.loglog(distance[~wins], excess[~wins], ".", color=figure.BASIS, markersize=3, label="worse")
-        axes.loglog(distance[wins], -excess[wins], "x", color=figure.SPECTRUM, markersize=4, label=better)
+        axes.loglog(distance[~wins], excess[~wins], ".", color=figure.BASIS, markersize=3)
+        axes.loglog(distance[wins], -excess[wins], "x", color=figure.SPECTRUM, markersize=4)
         ends = np.array([distance.min(), distance.max()])
         axes.loglog(ends, ends**2, color="0.6", linewidth=1, zorder=0)
-        axes.set(title=f"{title}:\n{int(wins.sum())} of {len(wins)} are {better}", xlabel=r"$\|H - \tilde F\|$")
-    drawn.axes[0].set_ylabel(y)
+        axes.set(title=f"{title}:\n{int(wins.sum())} of {len(wins)} are {nearer}", xlabel=r"$\|H - \tilde F\|$")
+    drawn.axes[0].set_ylabel(farther)
     return drawn
 
 
@@ -162,20 +164,13 @@ verify("whitening", "normalisation", "muon", "lars_lamb")
 # for each of them, whitening's bases turned as they may be. That is the grey line.
 
 # %%
-walks(
-    {
-        "Adam": (fl.Diagonal(),),
-        "columns": (fl.Columns(),),
-        "one number": (fl.Scalar(),),
-        "whitening": (fl.Rotated(fl.Rows(), "L"),),
-        "right whitening": (fl.Rotated(fl.Columns(), "R"),),
-    }
-)
+linear = {"Adam": fl.Diagonal(), "columns": fl.Columns(), "whitening": fl.Rotated(fl.Rows(), "L")}
+walks({name: (structure,) for name, structure in linear.items()})
 
 # %%
-for structure in (fl.Diagonal(), fl.Columns(), fl.Scalar(), fl.Rotated(fl.Rows(), "L"), fl.Rotated(fl.Columns(), "R")):
+for name, structure in linear.items():
     distance, excess = rivals(structure)
-    print(f"{structure!s:22}largest deviation from the line: {jnp.abs(excess / distance**2 - 1).max():.0e}")
+    print(f"{name:10}the largest deviation from the line is {jnp.abs(excess / distance**2 - 1).max():.0e} of it")
 
 # %% [markdown]
 # Muon whitens its momentum by that formula, with one gradient as the whole Fisher; but it takes the root by five steps
@@ -233,11 +228,7 @@ shampoo = families["Shampoo"]
 walks({"Shampoo": (shampoo,), "the nearest": (families["the nearest"],), "Shampoo squared": (families["Shampoo squared"],)})
 
 # %%
-walks(
-    {"Shampoo, by the bound": (shampoo, everything, proof.objective)},
-    y=r"worse by, in $a^2 + b^2$ of the bound",
-    better="better",
-)
+walks({"Shampoo, by the bound": (shampoo, everything, proof.objective)}, r"worse by, of $a^2 + b^2$", "better")
 
 # %% [markdown]
 # That is one $F$. Over random ones, correlated gradients of a 4 x 5 matrix from a Kronecker product to anything but:
@@ -355,11 +346,7 @@ print(f"after [G]'s five sweeps the angle is {angles[4]:.0e}, the rate being {ra
 walks({"RACS": (fl.RowColumn(),), "S ⊗ M": (fl.DiagonalKronecker(),), "Adafactor": (fl.Marginals(),)})
 
 # %%
-walks(
-    {"Adafactor, by its divergence": (fl.Marginals(), everything, proof.objective)},
-    y="worse by, in divergence",
-    better="better",
-)
+walks({"Adafactor, by its divergence": (fl.Marginals(), everything, proof.objective)}, "worse by, of it", "better")
 
 # %% [markdown]
 # ## Theorem 5.1: Alice's compensation
@@ -421,6 +408,18 @@ def captured(U):
 
 
 # %% [markdown]
+# ### $U_0 = 0$ makes the first iteration void
+#
+# $Q \cdot 0 = 0$, and the QR of a zero matrix knows nothing of $Q$. fimlens starts from the leading singular vectors of
+# the first gradient.
+
+# %%
+void, _ = jnp.linalg.qr(jnp.zeros((rows, rank)))
+tracker = fl.SubspaceIteration(leading=rank, switch="none")
+started = tracker.start(tracker.blank(rows, rank), gradients[0], jax.random.key(0))
+print(f"captured: {captured(void):.2f} from zero, {captured(started.basis):.2f} from the first gradient")
+
+# %% [markdown]
 # ### The switch returns $V$ instead of $UV$
 #
 # Algorithm 10 takes one subspace iteration, $U \leftarrow \mathrm{QR}(Q\,U)$, solves the small eigenproblem $U^\top
@@ -429,22 +428,10 @@ def captured(U):
 
 # %%
 Q = jnp.mean(gradients @ gradients.mT, 0)
-U = jnp.linalg.qr(Q @ jax.random.normal(next(keys), (rows, rank)))[0]
-V = jnp.linalg.eigh(U.T @ Q @ U)[1]
+U, _ = jnp.linalg.qr(Q @ started.basis)
+_, V = jnp.linalg.eigh(U.T @ Q @ U)
 print(f"V is {sized(V.shape)}, a basis for these gradients is {rows} x {rank}")
 print(f"captured: {captured(jnp.pad(V, ((0, rows - rank), (0, 0)))):.2f} by V and zeros, {captured(U @ V):.2f} by U V")
-
-# %% [markdown]
-# ### $U_0 = 0$ makes the first iteration void
-#
-# $Q \cdot 0 = 0$, and the QR of a zero matrix knows nothing of $Q$. fimlens starts from the leading singular vectors of
-# the first gradient.
-
-# %%
-void, _ = jnp.linalg.qr(Q @ jnp.zeros((rows, rank)))
-tracker = fl.SubspaceIteration(leading=rank, switch="none")
-started = tracker.start(tracker.blank(rows, rank), gradients[0], jax.random.key(0))
-print(f"captured: {captured(void):.2f} from zero, {captured(started.basis):.2f} from the first gradient")
 
 # %% [markdown]
 # ### Moments are kept while the basis moves
