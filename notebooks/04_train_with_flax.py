@@ -79,7 +79,7 @@ def train(tx):
 OPTIMIZERS = {
     "Adam": optax.adam,
     "RACS": fl.racs,
-    "Alice": partial(fl.alice, rank=16, leading=5, update_interval=max(STEPS // 20, 1)),
+    "Alice": partial(fl.alice, rank=16, leading=5, update_interval=max(STEPS // 20, 2)),
 }
 
 # %% [markdown]
@@ -90,11 +90,11 @@ OPTIMIZERS = {
 # keeps what it gets and one that makes zeros, and ones come back where the method is.
 
 # %%
-params = nnx.state(Llama(CONFIG, rngs=nnx.Rngs(0)), nnx.Param)
+params = nnx.to_pure_dict(nnx.state(Llama(CONFIG, rngs=nnx.Rngs(0)), nnx.Param))
 
 
 def name_of(path):
-    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def routed(**how):
@@ -114,10 +114,15 @@ for place, paths in zip(("method", "Adam"), routed(), strict=True):
 # `axes`, for leaves of more than two axes.
 
 # %%
-everything = len(jax.tree.leaves(params))
-for how in ({}, {"head": True}, {"route": "attention/"}, {"route": lambda path, leaf: leaf.ndim == 2}):
-    method, _ = routed(**how)
-    print(f"{len(method):3} of {everything} to the method with {how}")
+ways = {
+    "the rule": {},
+    "head=True": {"head": True},
+    'route="attention/"': {"route": "attention/"},
+    "all of two axes": {"route": lambda path, leaf: leaf.ndim == 2},
+}
+for name, how in ways.items():
+    method, adam = routed(**how)
+    print(f"{name:20}{len(method):3} leaves to the method, {len(adam)} to Adam")
 
 # %% [markdown]
 # ## Curves
