@@ -533,7 +533,7 @@ print(f"{int((repaired[11:] == 0).sum())} with fimlens, where phi = 0 limits not
 # both terms are the same up to rounding, and their difference has either sign.
 
 # %%
-tall, wide, inside = 128, 512, 32
+tall, wide, inside = 64, 256, 16
 frame = jnp.linalg.qr(jax.random.normal(next(keys), (tall, inside)))[0]
 G = (frame @ jax.random.normal(next(keys), (inside, wide))).astype(jnp.float32)
 U = jnp.linalg.svd(G, full_matrices=False)[0][:, :inside]
@@ -542,7 +542,7 @@ compensation = (tall - inside) ** 0.5 * (G - U @ (U.T @ G)) / jnp.sqrt(p)
 negative, lost = int((p < 0).sum()), int(jnp.isnan(compensation).sum())
 print(f"as printed: {negative} of {wide} columns have p < 0, {lost} entries are not numbers")
 tx = fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), inside), fl.CurrentGradient(), gamma=None)
-single, double = (tx.update(G, tx.init(G))[0] for G in (G, G.astype(jnp.float64)))
+single, double = (jax.jit(tx.update)(G, tx.init(G))[0] for G in (G, G.astype(jnp.float64)))
 off = jnp.linalg.norm(single - double) / jnp.linalg.norm(double)
 print(f"fimlens: {int(jnp.isnan(single).sum())} are not numbers, and the update is that of float64 to {off:.0e}")
 
@@ -586,9 +586,9 @@ cases = {
 }
 for name, (r, leading, G) in cases.items():
     tx = fl.scale_by_alice(rank=r, leading=leading, update_interval=1)
-    state = tx.init(G)
+    step, state = jax.jit(tx.update), tx.init(G)
     for _ in range(3):
-        update, state = tx.update(G, state)
+        update, state = step(G, state)
     print(f"{name:26}{'finite' if bool(jnp.isfinite(update).all()) else 'NOT FINITE'}, of norm {jnp.linalg.norm(update):.2f}")
 
 # %% [markdown]
