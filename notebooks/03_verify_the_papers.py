@@ -503,7 +503,7 @@ figure.curves(norms, x="step", y="root mean square of an update")
 # ### One zero update freezes a matrix
 #
 # The limiter scales by $\eta = \gamma / \max(\|U\|/\phi, \gamma)$ and keeps $\phi = \eta \|U\|$. After one update that
-# is zero $\phi = 0$, so $\eta = 0$, so the next is zero, for ever. A parameter that a batch does not touch is enough.
+# is zero $\phi = 0$, so $\eta = 0$, so the next is zero, for ever. A matrix that one batch does not touch is enough.
 
 # %%
 untouched = gradients.at[10].set(0)
