@@ -1,0 +1,335 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Train with Flax
+#
+# RACS and Alice in a training loop of Flax NNX, beside Adam: what has to change (a line), where each parameter goes,
+# what they reach, what they remember, what they cost; and how to mix them.
+
+# %%
+import math
+import os
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+import fimlens as fl
+from fimlens import figure, llama, memory, text, trial
+from fimlens.pretrain.model import Llama
+from fimlens.pretrain.step import seconds_of
+from fimlens.tuning import best_power, tuned
+
+# %matplotlib inline
+
+# %% [markdown]
+# On two cores this takes some minutes. With `FIMLENS_QUICK=1` in the environment, as in the project's own tests,
+# trainings are much shorter and at one learning rate each; nothing else differs.
+
+# %%
+QUICK = os.environ.get("FIMLENS_QUICK") == "1"
+STEPS, TRIES = (20, 1) if QUICK else (200, 4)
+CONFIG = llama.Config(vocabulary=256, hidden=64, mlp=172, heads=4, layers=2)
+
+# %% [markdown]
+# ## The loop
+#
+# A LLaMA-like language model of bytes, as a Flax module, and the sources of Python's standard library to train it on.
+# The step is Flax's own; the optimizer comes from outside.
+
+
+# %%
+@partial(nnx.jit, donate_argnums=(0, 1))  # the new parameters and state take the memory of the old
+def step(model, optimizer, tokens):
+    loss, gradient = nnx.value_and_grad(lambda model: model.loss(tokens))(model)
+    optimizer.update(model, gradient)
+    return loss
+
+
+trained_on, _ = text.split(text.standard_library())  # one file in ten is held out
+corpus = text.read(trained_on)
+
+
+def train(tx):
+    """The model and the optimizer after a training, and the loss of every step."""
+    model = Llama(CONFIG, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    windows = text.batches(corpus, size=16, length=trial.WINDOW, seed=0)
+    losses = [step(model, optimizer, jnp.asarray(next(windows), jnp.int32)) for _ in range(STEPS)]
+    return model, optimizer, np.array(losses)
+
+
+# %% [markdown]
+# Every optimizer of fimlens is a full Optax chain, so the one line that changes is its name. Alice has three sizes: the
+# rank of its subspace, how many leading directions stay at a refresh, and how often it is refreshed; [G] (Gong et al.,
+# 2025, arXiv 2502.07752) has 128, 40 and 200 for layers 512 wide and 10,000 steps, scaled here to our width and steps.
+
+# %%
+OPTIMIZERS = {
+    "Adam": optax.adam,
+    "RACS": fl.racs,
+    "Alice": partial(fl.alice, rank=16, leading=5, update_interval=max(STEPS // 20, 2)),
+}
+
+# %% [markdown]
+# ## What goes where
+#
+# RACS and Alice are for the matrices of layers. Vectors, embeddings and, unless `head=True`, the output head go to
+# Adam, as in [G]. Names decide, so it is worth a look. `fl.matrices` is the router by itself: give it a transform that
+# keeps what it gets and one that makes zeros, and ones come back where the method is.
+
+# %%
+params = nnx.to_pure_dict(nnx.state(Llama(CONFIG, rngs=nnx.Rngs(0)), nnx.Param))
+
+
+def name_of(path):
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def routed(**how):
+    """The paths that go to the method, and those that go to Adam."""
+    router = fl.matrices(optax.identity(), optax.set_to_zero(), **how)
+    ones = jax.tree.map(jnp.ones_like, params)
+    marked, _ = router.update(ones, router.init(ones))
+    places = {name_of(path): bool(leaf.any()) for path, leaf in jax.tree_util.tree_leaves_with_path(marked)}
+    return [[path for path, is_method in places.items() if is_method == wanted] for wanted in (True, False)]
+
+
+for place, paths in zip(("method", "Adam"), routed(), strict=True):
+    print(f"{place}:\n  " + "\n  ".join(paths))
+
+# %% [markdown]
+# Three ways to have it otherwise: `head=True`; `route`, a regular expression, a function or a tree of answers; and
+# `axes`, for leaves of more than two axes.
+
+# %%
+ways = {
+    "the rule": {},
+    "head=True": {"head": True},
+    'route="attention/"': {"route": "attention/"},
+    "all of two axes": {"route": lambda path, leaf: leaf.ndim == 2},
+}
+for name, how in ways.items():
+    method, adam = routed(**how)
+    print(f"{name:20}{len(method):3} leaves to the method, {len(adam)} to Adam")
+
+# %% [markdown]
+# ## Curves
+#
+# Each at its own best learning rate, found by one rule for all: three rates a factor of two apart, then further beyond
+# whichever end is best. The schedule is [G]'s: up over a tenth of the steps, down by a cosine. Losses are held out, in
+# nats a byte.
+
+# %%
+USUAL = {"Adam": 1e-2, "RACS": 0.08, "Alice": 0.04}
+
+
+def best_run(name, make):
+    """The run at the best rate, the rate, and the loss held out at every rate tried."""
+    runs = {}
+
+    def loss(power, seed):
+        runs[power] = train(make(trial.papers_schedule(USUAL[name] * 2.0**power, STEPS)))
+        return trial.loss_held_out(runs[power][0].weights, CONFIG)
+
+    losses = tuned(loss, tries=TRIES, seeds=1)
+    best = best_power(losses)
+    tried = ", ".join(f"{USUAL[name] * 2.0**power:g}: {losses[power, seed]:.3f}" for power, seed in sorted(losses))
+    print(f"{name:7}{losses[best, 0]:.3f} held out, at a rate of {USUAL[name] * 2.0**best:g}   (tried {tried})")
+    return *runs[best], USUAL[name] * 2.0**best
+
+
+runs = {name: best_run(name, make) for name, make in OPTIMIZERS.items()}
+
+# %%
+width = max(STEPS // 20, 1)
+
+
+def smooth(losses):
+    return np.convolve(losses, np.ones(width) / width, mode="valid")
+
+
+curves = {name: smooth(losses) for name, (_, _, losses, _) in runs.items()}
+figure.curves(curves, x=f"step (means over {width})", y="training loss (nats per byte)")
+
+# %% [markdown]
+# [G] reports that Alice comes to Adam's last loss in a half to a third of the steps. Here, at this size and over so few
+# steps:
+
+# %%
+target = curves["Adam"][-1]
+for name, curve in curves.items():
+    there = np.flatnonzero(curve <= target)
+    print(
+        f"{name:7}"
+        + (f"is at Adam's last loss after {there[0] + width} of {STEPS} steps" if len(there) else "never gets there")
+    )
+
+# %% [markdown]
+# One seed, one small model: enough to see that all three train, not to rank them. `fimlens compare`, below, is for
+# that.
+#
+# ## Memory
+#
+# The state is an ordinary tree of arrays. For one 64 x 172 matrix, whose Adam keeps two more like it:
+
+# %%
+matrix = {"gate": jax.ShapeDtypeStruct((64, 172), jnp.float32)}
+for name, direction in {"RACS": fl.scale_by_racs(), "Alice": fl.scale_by_alice(rank=16, leading=5)}.items():
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(direction.init, matrix))
+    kept = [(name_of(path[1:]), leaf) for path, leaf in leaves if leaf.size > 2]
+    print(f"{name}: {sum(leaf.size for _, leaf in kept)} numbers, and counters, for {math.prod(matrix['gate'].shape)} weights")
+    for path, leaf in kept:
+        print(f"    {path:44}{leaf.shape}")
+
+# %% [markdown]
+# Of Alice's these are the subspace $U$ and the average $\tilde Q$ it is followed by, momentum and second moments of the
+# lead $U^\top G$, and the compensation's $p$. For the whole model, by group, in float32:
+
+# %%
+rows = memory.account(params, ["adam", "racs", "alice"], weight_dtype=jnp.float32, state_dtype=jnp.float32, rank=16)
+rows = {f"{row.optimizer}, head on {row.head}" if row.optimizer != "adam" else "adam": row.state for row in rows}
+drawn = figure.sheet(width=6.5, height=2.8)
+axes, left = drawn.axes[0], np.zeros(len(rows))
+for k, group in enumerate(memory.GROUPS):
+    sizes = np.array([state[group] for state in rows.values()]) / 1e6
+    axes.barh(
+        list(rows), sizes, left=left, color=figure.COLOURS[k], edgecolor="white", hatch=("", "//", "", "..")[k], label=group
+    )
+    left += sizes
+axes.invert_yaxis()
+axes.set(xlabel="optimizer state (MB)", title=f"{sum(x.size for x in jax.tree.leaves(params)) * 4 / 1e6:.2f} MB of weights")
+axes.legend(frameon=False, fontsize=8)
+drawn
+
+# %% [markdown]
+# RACS' own share can hardly be seen; what it keeps is Adam's, for embedding and head. The larger the model, the more of
+# it is matrices; here [G]'s 1.3B, in bfloat16 at rank 512.
+
+# %%
+billion = jax.eval_shape(partial(llama.init, llama.CONFIGS["llama-1b"]), jax.random.key(0))
+for row in memory.account(billion, ["adam", "racs", "alice"], model="llama-1b"):
+    states, head = sum(row.state.values()) / memory.GIB, "Adam" if row.optimizer == "adam" else row.head
+    print(f"{row.optimizer:6}head on {head:7}{states:6.2f} GiB of state, {row.total:.2f} with the weights")
+
+# %% [markdown]
+# ## Time
+#
+# What an update costs beside the gradient, between refreshes, on this machine:
+
+# %%
+model, tokens = runs["Alice"][0], jnp.asarray(next(text.batches(corpus, size=16, length=trial.WINDOW, seed=1)), jnp.int32)
+weights = model.weights
+gradient_of = jax.jit(jax.grad(partial(llama.loss, CONFIG)))
+gradient = gradient_of(weights, tokens)
+print(f"{'gradient':9}{1e3 * seconds_of(gradient_of, weights, tokens):7.1f} ms")
+for name, make in OPTIMIZERS.items():
+    tx = make(1e-3)
+    update = jax.jit(tx.update)
+    _, state = update(gradient, jax.jit(tx.init)(weights), weights)
+    print(f"{name:9}{1e3 * seconds_of(update, gradient, state, weights):7.1f} ms")
+
+# %% [markdown]
+# A refresh of Alice adds to that once in `update_interval` steps. At a size where matrices are large,
+# `benchmarks/README.md` has these times, and what of them is the refresh.
+#
+# ## A mixture
+#
+# Nothing says that all layers need the same. By `optax.partition`, each part of the tree has a chain and a rate of its
+# own, as found above: Alice on the attention, RACS, with almost no state, on the larger MLPs, Adam on the rest.
+
+# %%
+rates = {name: rate for name, (_, _, _, rate) in runs.items()}
+
+
+def part(path, leaf):
+    name = name_of(path)
+    return next((kind for kind in ("attention", "mlp") if f"/{kind}/" in name), "rest")
+
+
+def mixture():
+    schedules = {name: trial.papers_schedule(rate, STEPS) for name, rate in rates.items()}
+    parts = {
+        "attention": OPTIMIZERS["Alice"](schedules["Alice"]),
+        "mlp": fl.racs(schedules["RACS"]),
+        "rest": optax.adam(schedules["Adam"]),
+    }
+    return optax.partition(parts, lambda params: jax.tree_util.tree_map_with_path(part, params))
+
+
+runs["mixture"] = (*train(mixture()), None)
+print(f"{trial.loss_held_out(runs['mixture'][0].weights, CONFIG):.3f} held out")
+
+# %%
+curves = {name: smooth(losses) for name, (_, _, losses, _) in runs.items()}
+figure.curves(curves, x=f"step (means over {width})", y="training loss (nats per byte)")
+
+# %% [markdown]
+# What each keeps, counted in the optimizers as they stand after training:
+
+# %%
+for name, (_, optimizer, _, _) in runs.items():
+    state = jax.tree.leaves(nnx.state(optimizer, nnx.OptState))
+    print(f"{name:8}{sum(leaf.nbytes for leaf in state) / 1e6:6.2f} MB in {len(state)} arrays")
+
+# %% [markdown]
+# With one rate for all, routers nest: `others` of one may be another. So this direction has the same three parts.
+
+# %%
+inner = fl.matrices(fl.scale_by_racs(), route="mlp/")
+nested = fl.matrices(fl.scale_by_alice(rank=16, leading=5), inner, route="attention/")
+size = sum(leaf.nbytes for leaf in jax.tree.leaves(nested.init(params)))
+print(f"{size / 1e6:.2f} MB")
+
+# %% [markdown]
+# ## On many devices
+#
+# State follows the parameters. `fl.state_partition_specs` says where each part of it lies before any array exists, for
+# `jit` and for checkpoints. RACS' factors lie where their side of the matrix does. Alice decomposes, so its matrices of
+# one shape are one stack that is spread over the devices: under `jax.set_mesh` each decomposes its own.
+
+# %%
+mesh = AbstractMesh((2, 2), ("data", "fsdp"))
+layers = {f"layer {k}": {"up": jax.ShapeDtypeStruct((64, 172), jnp.float32)} for k in range(4)}
+for name, direction in {"RACS": fl.scale_by_racs(), "Alice": fl.scale_by_alice(rank=16, leading=5)}.items():
+    specs = fl.state_partition_specs(direction, layers, jax.tree.map(lambda _: P("fsdp", None), layers), mesh=mesh)
+    states = jax.tree.leaves(jax.eval_shape(direction.init, layers))
+    is_spec = {"is_leaf": lambda x: isinstance(x, P)}
+    print(f"{name}, weights lying {P('fsdp', None)}")
+    seen = set()
+    for (path, spec), leaf in zip(jax.tree_util.tree_leaves_with_path(specs, **is_spec), states, strict=True):
+        kind = name_of(path[1:]).split("/layer")[0]
+        if leaf.size > 2 and kind not in seen:
+            seen.add(kind)
+            print(f"    {kind:36}{leaf.shape!s:16}{spec}")
+
+# %% [markdown]
+# ## In earnest
+#
+# The loop above has no checkpoints, no sharding and no several hosts. The package's own has:
+#
+# ```sh
+# fimlens pretrain --model cpu-1m --optimizer racs --rate 0.08 --steps 400
+# fimlens pretrain --model llama-60m --optimizer alice --rate 0.02 --option rank=128 --option leading=40 --mesh data=2,fsdp=4
+# ```
+#
+# Killed at any moment, the same command goes on from its last checkpoint to the same losses. And to rank optimizers
+# there is
+#
+# ```sh
+# fimlens compare --optimizers adam racs alice --seeds 3 --tune
+# ```
+#
+# with the same start and the same batches for all, rates by the rule used here, several seeds, time measured apart from
+# training, and a table of what each reaches, how much sooner than the first, and at what cost.
