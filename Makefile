@@ -22,7 +22,7 @@ training: $(VENV)/installed  # whole trainings: killed, resumed, spread over dev
 	$(RUN)/python -m pytest -m "training and not slow"
 
 notebooks: $(VENV)/with-notebooks  # every notebook from start to end, at a reduced size
-	FIMLENS_QUICK=1 $(RUN)/python -m pytest --nbmake --nbmake-timeout=1200 notebooks
+	FIMLENS_QUICK=1 $(RUN)/python -m pytest -o addopts= -n 2 --nbmake --nbmake-timeout=1200 notebooks
 
 lab: $(VENV)/with-notebooks  # the notebooks, opened in Jupyter
 	$(RUN)/jupyter lab notebooks

@@ -17,7 +17,7 @@ from fimlens.pretrain.data import Batches, Corpus, fixed_windows
 from fimlens.pretrain.keeper import Keeper, Line
 from fimlens.pretrain.mesh import lanes, mesh_of, on_mesh
 from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.step import batch_of, first, gradient_of, seconds_of, shardings_of, step_of
+from fimlens.pretrain.step import batch_of, descent_of, first, seconds_of, shardings_of, step_of
 
 HELD_OUT_WINDOWS = 128
 EVERY = 10  # steps between lines of metrics
@@ -78,7 +78,7 @@ def train(
         step = jax.jit(step_of(plan, tx), donate_argnums=0, out_shardings=(shardings, None))
         step = step.lower(training, batch(done)).compile()
         held_out = jax.jit(partial(_held_out, plan, len(windows)))
-        alone = seconds_of(jax.jit(gradient_of(plan)), training.weights, batch(done)) if share else None
+        alone = seconds_of(jax.jit(descent_of(plan)), training.weights, batch(done)) if share else None
         waiting: list[tuple[int, Any]] = []
         start = time.perf_counter()
         for k in range(done, plan.steps):

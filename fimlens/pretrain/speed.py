@@ -1,4 +1,4 @@
-"""What a step takes, as a ratio to its gradient alone, which is the same for every optimizer: timed in turns in one process."""
+"""What a step takes, as a ratio to one of plain gradient descent, which is alike for all: timed in turns in one process."""
 
 import statistics
 import time
@@ -6,18 +6,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from fimlens.pretrain.data import Batches, Corpus
 from fimlens.pretrain.mesh import mesh_of
 from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.step import batch_of, first, gradient_of, shardings_of, step_of
+from fimlens.pretrain.step import batch_of, descent_of, first, shardings_of, step_of
 
 LEAST = 20  # steps that are timed
 
 
 class Speed(NamedTuple):
-    """Seconds of a step and of its gradient alone; bytes of weights and of the optimizer's state."""
+    """Seconds of a step, and of one of plain gradient descent; bytes of weights and of the optimizer's state."""
 
     step: float
     gradient: float
@@ -26,7 +27,7 @@ class Speed(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Of the step to its gradient."""
+        """Of the step to plain descent."""
         return self.step / self.gradient
 
     @property
@@ -46,11 +47,11 @@ def speed(plan: Plan, corpus: Corpus) -> Speed:
         training = jax.jit(lambda: first(plan, tx), out_shardings=shardings)()
         sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (training.weights, training.optimizer)]
         step = jax.jit(step_of(plan, tx), donate_argnums=0, out_shardings=(shardings, None))
-        gradient = jax.jit(gradient_of(plan))
-        jax.block_until_ready(gradient(training.weights, tokens[0]))
+        gradient = jax.jit(descent_of(plan), donate_argnums=0)
+        weights = gradient(jax.tree.map(jnp.copy, training.weights), tokens[0])
         training, _ = step(training, tokens[0])  # compiled, and bases begun
         for k in range(-(-LEAST // period) * period):
-            taken, _ = _timed(gradient, training.weights, tokens[k % 2])
+            taken, weights = _timed(gradient, weights, tokens[k % 2])
             alone.append(taken)
             taken, (training, _) = _timed(step, training, tokens[k % 2])
             own.append(taken)

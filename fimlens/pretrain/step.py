@@ -91,6 +91,18 @@ def step_of(
     return step
 
 
+def descent_of(plan: Plan) -> Callable[[PyTree, Batch], PyTree]:
+    """The weights after a step of plain gradient descent: all of a step but its optimizer."""
+    tx = optax.sgd(plan.rate)
+    step = step_of(plan, tx)
+
+    def descent(weights: PyTree, tokens: Batch) -> PyTree:
+        moved, _ = step(Training(jnp.zeros([], jnp.int32), weights, tx.init(weights)), tokens)
+        return moved.weights
+
+    return descent
+
+
 def seconds_of(compiled: Callable[..., PyTree], *arguments: PyTree, calls: int = 3) -> float:
     """The least of some calls, after one that compiles."""
     jax.block_until_ready(compiled(*arguments))
