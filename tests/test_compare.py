@@ -107,7 +107,7 @@ def test_speed_ups_are_over_the_first_and_by_its_own_seeds():
     assert racs.bracketed
     assert racs.losses == [0.5, 1.5]
     assert racs.steps == pytest.approx((15 + 10) / 2)
-    assert racs.step == pytest.approx(1.5 * 4.0 / 2.0)  # the gradient's median is 1.5 s, the step twice its gradient
+    assert racs.step == pytest.approx(1.5 * 4.0 / 2.0)  # descent's median is 1.5 s, the step twice its descent
     cells = dict(zip(standing.REACHED, standing.reached(rows, plan)[0], strict=True))
     costs = dict(zip(standing.COSTS, standing.costs(rows, plan)[0], strict=True))
     assert cells["optimizer"] == costs["optimizer"] == "racs"

@@ -22,7 +22,7 @@ class Line(NamedTuple):
 
     Losses are in nats per token, of training over the steps since the last line, and held out where measured; `perplexity` is
     the exponential of the loss held out, or else of training. Tokens and seconds are of all steps, without what goes to
-    evaluation, checkpoints and compilation; tokens a second, the part of a step's time that is not the gradient's, and the
+    evaluation, checkpoints and compilation; tokens a second, the part of a step's time that is not plain descent's, and the
     batches that were skipped as not finite, are of the steps since the last line. Where all were, there is no loss.
     """
 
@@ -72,7 +72,7 @@ class Keeper:
         last = self.manager.latest_step()
         self.lines = [] if last is None else [line for line in _read(self.metrics) if line.step <= last]
         if jax.process_index() == 0:
-            _write(self.metrics, "".join(json.dumps(line._asdict()) + "\n" for line in self.lines))
+            _write(self.metrics, "".join(map(_written, self.lines)))
         if last is None:
             return None
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
@@ -107,7 +107,7 @@ class Keeper:
         seconds: float,
         alone: float | None,
     ) -> Line:
-        """The line of the last `steps` steps, which took some seconds; a gradient alone takes `alone` a step."""
+        """The line of the last `steps` steps, which took some seconds; plain descent takes `alone` a step."""
         before = self.lines[-1].seconds if self.lines else 0.0
         size, seen = self.plan.batch * self.plan.length, loss if held_out is None else held_out
         share = None if alone is None else 1 - alone * steps / seconds
@@ -115,7 +115,7 @@ class Keeper:
         self.lines.append(line)
         if self.manager is not None and jax.process_index() == 0:
             with self.metrics.open("a") as file:
-                file.write(json.dumps(line._asdict()) + "\n")
+                file.write(_written(line))
         return line
 
     def save(self, done: int, training: Training) -> None:
@@ -153,6 +153,10 @@ def _require_same(path: Path, plan: Plan, corpus: Corpus) -> None:
 
 def _exp(loss: float | None) -> float | None:
     return None if loss is None else math.exp(min(loss, 700.0))
+
+
+def _written(line: Line) -> str:
+    return json.dumps(line._asdict()) + "\n"
 
 
 def _read(path: Path) -> Iterator[Line]:

@@ -42,18 +42,14 @@ def train(
     """Train by a plan, from its last checkpoint in `directory` where there is one, and return the lines of metrics.
 
     In `directory` go plan.json, metrics.jsonl and the last `keep` checkpoints, one every `checkpoint_every` steps and one at
-    the end. Without one nothing is kept. `mesh` is over all devices of all hosts, along data by default. With `share` the
-    gradient is compiled and timed by itself as well, to tell the optimizer's share of each step.
+    the end. Without one nothing is kept. `mesh` is over all devices of all hosts, along data by default. With `share` plain
+    descent is compiled and timed as well, to tell the optimizer's share of each step.
 
     Raises:
         ValueError: the directory is of another plan, the text is too short, or the batch does not lie evenly on the mesh.
         NonFinite: a step's loss or gradient was not finite, and the plan says to stop there.
     """
-    if corpus.vocabulary > plan.config.vocabulary:
-        raise ValueError(
-            f"pretrain: the text has {corpus.vocabulary} kinds of token and {plan.model} knows {plan.config.vocabulary}. "
-            "Take a model with a larger vocabulary, or another tokenizer."
-        )
+    plan.require_vocabulary("the text", corpus.vocabulary)
     mesh = mesh_of() if mesh is None else mesh
     if plan.batch // plan.accumulate % lanes(mesh):
         raise ValueError(

@@ -72,6 +72,18 @@ class Plan:
         config = CONFIGS[self.model]
         return llama.Config(**(asdict(config) | {"tied": True})) if self.tied else config
 
+    def require_vocabulary(self, what: str, count: int) -> None:
+        """Refuse what has more kinds of token than the model knows.
+
+        Raises:
+            ValueError: it has.
+        """
+        if count > self.config.vocabulary:
+            raise ValueError(
+                f"pretrain: {what} has {count} kinds of token and {self.model} knows {self.config.vocabulary}. "
+                "Take a model with a larger vocabulary, or another tokenizer."
+            )
+
     @property
     def weight_dtype(self) -> Any:
         """Of weights and activations; state has the optimizer's own dtypes, which are options."""

@@ -21,14 +21,14 @@ class Speed(NamedTuple):
     """Seconds of a step, and of one of plain gradient descent; bytes of weights and of the optimizer's state."""
 
     step: float
-    gradient: float
+    descent: float
     weights: int
     state: int
 
     @property
     def ratio(self) -> float:
         """Of the step to plain descent."""
-        return self.step / self.gradient
+        return self.step / self.descent
 
     @property
     def share(self) -> float:
@@ -47,11 +47,11 @@ def speed(plan: Plan, corpus: Corpus) -> Speed:
         training = jax.jit(lambda: first(plan, tx), out_shardings=shardings)()
         sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (training.weights, training.optimizer)]
         step = jax.jit(step_of(plan, tx), donate_argnums=0, out_shardings=(shardings, None))
-        gradient = jax.jit(descent_of(plan), donate_argnums=0)
-        weights = gradient(jax.tree.map(jnp.copy, training.weights), tokens[0])
+        descend = jax.jit(descent_of(plan), donate_argnums=0)
+        weights = descend(jax.tree.map(jnp.copy, training.weights), tokens[0])
         training, _ = step(training, tokens[0])  # compiled, and bases begun
         for k in range(-(-LEAST // period) * period):
-            taken, weights = _timed(gradient, weights, tokens[k % 2])
+            taken, weights = _timed(descend, weights, tokens[k % 2])
             alone.append(taken)
             taken, (training, _) = _timed(step, training, tokens[k % 2])
             own.append(taken)

@@ -74,11 +74,7 @@ def _written_once(directory: Path, write: Callable[[], None]) -> None:
 
 def _write(plan: Plan, source: Source, directory: Path, wanted: int, told: Told) -> None:
     documents = Documents(source)
-    if documents.vocabulary > plan.config.vocabulary:
-        raise ValueError(
-            f"pretrain: {source.tokenizer} has {documents.vocabulary} kinds of token and {plan.model} knows "
-            f"{plan.config.vocabulary}. Take a model with a larger vocabulary, or another tokenizer."
-        )
+    plan.require_vocabulary(source.tokenizer, documents.vocabulary)
 
     def heard() -> Iterator[list[int]]:
         tokens = 0
