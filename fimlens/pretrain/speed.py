@@ -1,18 +1,15 @@
 """What a step takes, as a ratio to one of plain gradient descent, which is alike for all: timed in turns in one process."""
 
 import statistics
-import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from fimlens.pretrain.data import Batches, Corpus
 from fimlens.pretrain.mesh import mesh_of
 from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.step import batch_of, descent_of, first, shardings_of, step_of
+from fimlens.pretrain.step import batch_of, descent_of, first, shardings_of, step_of, timed
 
 LEAST = 20  # steps that are timed
 
@@ -51,14 +48,8 @@ def speed(plan: Plan, corpus: Corpus) -> Speed:
         weights = descend(jax.tree.map(jnp.copy, training.weights), tokens[0])
         training, _ = step(training, tokens[0])  # compiled, and bases begun
         for k in range(-(-LEAST // period) * period):
-            taken, weights = _timed(descend, weights, tokens[k % 2])
+            taken, weights = timed(descend, weights, tokens[k % 2])
             alone.append(taken)
-            taken, (training, _) = _timed(step, training, tokens[k % 2])
+            taken, (training, _) = timed(step, training, tokens[k % 2])
             own.append(taken)
     return Speed(statistics.mean(own), statistics.mean(alone), *sizes)
-
-
-def _timed(call: Callable[..., Any], *arguments: PyTree) -> tuple[float, Any]:
-    start = time.perf_counter()
-    out = jax.block_until_ready(call(*arguments))
-    return time.perf_counter() - start, out

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,9 +106,11 @@ def descent_of(plan: Plan) -> Callable[[PyTree, Batch], PyTree]:
 def seconds_of(compiled: Callable[..., PyTree], *arguments: PyTree, calls: int = 3) -> float:
     """The least of some calls, after one that compiles."""
     jax.block_until_ready(compiled(*arguments))
-    taken = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+    return min(timed(compiled, *arguments)[0] for _ in range(calls))
+
+
+def timed(call: Callable[..., Any], *arguments: PyTree) -> tuple[float, Any]:
+    """Seconds until all of it is there, and what it is."""
+    start = time.perf_counter()
+    out = jax.block_until_ready(call(*arguments))
+    return time.perf_counter() - start, out
