@@ -22,8 +22,8 @@ class Line(NamedTuple):
 
     Losses are in nats per token, of training over the steps since the last line, and held out where measured; `perplexity` is
     the exponential of the loss held out, or else of training. Tokens and seconds are of all steps, without what goes to
-    evaluation, checkpoints and compilation; tokens a second, the part of a step's time that is not plain descent's, and the
-    batches that were skipped as not finite, are of the steps since the last line. Where all were, there is no loss.
+    evaluation, checkpoints and compilation; tokens a second, the optimizer's time alone as a part of a step's, and the batches
+    that were skipped as not finite, are of the steps since the last line. Where all were, there is no loss.
     """
 
     step: int
@@ -105,12 +105,12 @@ class Keeper:
         skipped: list[int],
         steps: int,
         seconds: float,
-        alone: float | None,
+        optimizer: float | None,
     ) -> Line:
-        """The line of the last `steps` steps, which took some seconds; plain descent takes `alone` a step."""
+        """The line of the last `steps` steps, which took some seconds; `optimizer` is of one, when timed alone."""
         before = self.lines[-1].seconds if self.lines else 0.0
         size, seen = self.plan.batch * self.plan.length, loss if held_out is None else held_out
-        share = None if alone is None else 1 - alone * steps / seconds
+        share = None if optimizer is None else optimizer * steps / seconds
         line = Line(done, loss, held_out, _exp(seen), size * done, before + seconds, size * steps / seconds, share, skipped)
         self.lines.append(line)
         if self.manager is not None and jax.process_index() == 0:

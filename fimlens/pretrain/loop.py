@@ -17,7 +17,8 @@ from fimlens.pretrain.data import Batches, Corpus, fixed_windows
 from fimlens.pretrain.keeper import Keeper, Line
 from fimlens.pretrain.mesh import lanes, mesh_of, on_mesh
 from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.step import batch_of, descent_of, first, seconds_of, shardings_of, step_of
+from fimlens.pretrain.speed import speed
+from fimlens.pretrain.step import batch_of, first, shardings_of, step_of
 
 HELD_OUT_WINDOWS = 128
 EVERY = 10  # steps between lines of metrics
@@ -42,8 +43,8 @@ def train(
     """Train by a plan, from its last checkpoint in `directory` where there is one, and return the lines of metrics.
 
     In `directory` go plan.json, metrics.jsonl and the last `keep` checkpoints, one every `checkpoint_every` steps and one at
-    the end. Without one nothing is kept. `mesh` is over all devices of all hosts, along data by default. With `share` plain
-    descent is compiled and timed as well, to tell the optimizer's share of each step.
+    the end. Without one nothing is kept. `mesh` is over all devices of all hosts, along data by default. With `share` the
+    optimizer is timed alone before the first step, to tell its share of each.
 
     Raises:
         ValueError: the directory is of another plan, the text is too short, or the batch does not lie evenly on the mesh.
@@ -63,6 +64,7 @@ def train(
     tx = plan.transform()
     shapes = jax.eval_shape(lambda: first(plan, tx))
     shardings = shardings_of(shapes, tx, mesh)
+    optimizer = speed(plan, corpus, mesh).optimizer if share else None
     with Keeper(plan, corpus, directory, checkpoint_every, keep) as keeper, jax.set_mesh(mesh):
         begun = jax.jit(partial(first, plan, tx), out_shardings=shardings)
         training = keeper.restored(shardings, shapes) or begun()
@@ -74,7 +76,6 @@ def train(
         step = jax.jit(step_of(plan, tx), donate_argnums=0, out_shardings=(shardings, None))
         step = step.lower(training, batch(done)).compile()
         held_out = jax.jit(partial(_held_out, plan, len(windows)))
-        alone = seconds_of(jax.jit(descent_of(plan)), training.weights, batch(done)) if share else None
         waiting: list[tuple[int, Any]] = []
         start = time.perf_counter()
         for k in range(done, plan.steps):
@@ -88,7 +89,7 @@ def train(
             loss, skipped = _finite(plan, waiting)
             seconds = time.perf_counter() - start
             value = float(held_out(training.weights, measured)) if evaluated else None
-            line = keeper.note(done, loss, value, skipped, len(waiting), seconds, alone)
+            line = keeper.note(done, loss, value, skipped, len(waiting), seconds, optimizer)
             told(line)
             if due:
                 keeper.save(done, training)

@@ -53,12 +53,12 @@ class Standing(NamedTuple):
 def standings(contestants: list[Entry], results: dict[str, Results], speeds: dict[str, Speed]) -> list[Standing]:
     """A row for each, the first being the one that others are measured by.
 
-    Plain descent is the same for all, so its time is taken as the median of all measurements, and each step's as its ratio.
+    The gradient is the same for all, so its time is taken as the median of all measurements.
 
     Raises:
         ValueError: the first diverged with some seed.
     """
-    descent = statistics.median(speeds[each.name].descent for each in contestants)
+    gradient = statistics.median(speeds[each.name].gradient for each in contestants)
     reference = results[contestants[0].name]
     if not all(math.isfinite(reference[_best(reference), seed].loss) for seed in _seeds(reference)):
         raise ValueError(f"compare: {contestants[0].name} diverged, and others are measured by it. Name another one first.")
@@ -76,8 +76,8 @@ def standings(contestants: list[Entry], results: dict[str, Results], speeds: dic
                 min(tried) < best < max(tried),
                 [runs[best, seed].loss for seed in seeds],
                 statistics.median(math.inf if x is None else x for x in steps),
-                descent * speed.ratio,
-                speed.share,
+                gradient + speed.optimizer,
+                speed.optimizer / (gradient + speed.optimizer),
                 speed.weights,
                 speed.state,
             )

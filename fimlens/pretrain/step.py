@@ -73,34 +73,32 @@ def gradient_of(plan: Plan) -> Callable[[PyTree, Batch], tuple[Float[Array, ""],
     return gradient
 
 
+def move_of(
+    tx: optax.GradientTransformation,
+) -> Callable[[Training, Float[Array, ""], PyTree], tuple[Training, tuple[Float[Array, ""], Bool[Array, ""]]]]:
+    """All of a step but its gradient: the update, the weights moved by it, if loss, gradient and update are finite."""
+
+    def move(training: Training, loss: Float[Array, ""], gradients: PyTree) -> tuple[Training, tuple[Array, Bool[Array, ""]]]:
+        count, weights, state = training
+        updates, new_state = tx.update(gradients, state, weights)
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients)) & jnp.isfinite(optax.tree.norm(updates))
+        moved = (optax.apply_updates(weights, updates), new_state)
+        weights, state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, (weights, state))
+        return Training(count + 1, weights, state), (loss, finite)
+
+    return move
+
+
 def step_of(
     plan: Plan, tx: optax.GradientTransformation
 ) -> Callable[[Training, Batch], tuple[Training, tuple[Float[Array, ""], Bool[Array, ""]]]]:
     """One step: the loss, and whether it, the gradient and the update were finite. Where not, nothing moves but the count."""
-    gradient = gradient_of(plan)
+    gradient, move = gradient_of(plan), move_of(tx)
 
     def step(training: Training, tokens: Batch) -> tuple[Training, tuple[Float[Array, ""], Bool[Array, ""]]]:
-        count, weights, state = training
-        value, gradients = gradient(weights, tokens)
-        updates, new_state = tx.update(gradients, state, weights)
-        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradients)) & jnp.isfinite(optax.tree.norm(updates))
-        moved = (optax.apply_updates(weights, updates), new_state)
-        weights, state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, (weights, state))
-        return Training(count + 1, weights, state), (value, finite)
+        return move(training, *gradient(training.weights, tokens))
 
     return step
-
-
-def descent_of(plan: Plan) -> Callable[[PyTree, Batch], PyTree]:
-    """The weights after a step of plain gradient descent: all of a step but its optimizer."""
-    tx = optax.sgd(plan.rate)
-    step = step_of(plan, tx)
-
-    def descent(weights: PyTree, tokens: Batch) -> PyTree:
-        moved, _ = step(Training(jnp.zeros([], jnp.int32), weights, tx.init(weights)), tokens)
-        return moved.weights
-
-    return descent
 
 
 def seconds_of(compiled: Callable[..., PyTree], *arguments: PyTree, calls: int = 3) -> float:
