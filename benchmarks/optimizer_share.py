@@ -1,14 +1,19 @@
-"""The optimizer's share of a training step, by the FLOPs and bytes that XLA counts in the compiled gradient and update.
+"""The optimizer's share of a training step: by the FLOPs and bytes that XLA counts, or by the clock.
 
     python benchmarks/optimizer_share.py [--model llama-60m] [--batch 512] [--length 256] [--json FILE]
+    python benchmarks/optimizer_share.py --timed --dtype bfloat16 --accumulate 4  # on an accelerator
 
-Nothing is run: gradient and update are compiled for this machine from shapes alone. Updates are those between refreshes; the
-last column has what products and decompositions take by formula (fimlens/step_flops.py), refreshes shared out. XLA counts the
-body of a loop once: RACS is counted with one of its five sweeps, and the other four are in its formula.
+Counted, nothing is run: gradient and update are compiled for this machine from shapes alone. Updates are those between
+refreshes; the last column has what products and decompositions take by formula (fimlens/step_flops.py), refreshes shared out.
+XLA counts the body of a loop once: RACS is counted with one of its five sweeps, and the other four are in its formula.
+
+Timed, gradient and optimizer are run alone, in turns, refreshes shared out (fimlens/pretrain/speed.py), on bytes: tokens of a
+larger vocabulary take as long.
 """
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,55 +23,87 @@ from rich.progress import track
 from rich.table import Table
 
 import fimlens
-from fimlens.pretrain.contest import entries
+from fimlens.pretrain.contest import Entry, entries, plan_of
+from fimlens.pretrain.data import of_files
 from fimlens.pretrain.model import CONFIGS, first_weights
 from fimlens.pretrain.plan import Plan
+from fimlens.pretrain.speed import speed
 from fimlens.pretrain.step import gradient_of
 from fimlens.step_flops import REFRESH, step_flops
 
-NAMES = ["adam", "racs", "alice"]
 
-
-def counted(call, *shapes) -> tuple[float, float]:
+def compiled_cost(call, *shapes) -> tuple[float, float]:
     """FLOPs and bytes of a compiled call."""
     cost = jax.jit(call).lower(*shapes).compile().cost_analysis()
     return cost["flops"], cost["bytes accessed"]
 
 
+def counted(contestants: list[Entry], base: Plan) -> list[dict[str, str]]:
+    """What XLA counts, and the formula."""
+    base = replace(base, accumulate=1)  # a loop over parts would be counted once
+    weights = jax.eval_shape(lambda: first_weights(base.config, jax.random.key(0), dtype=base.weight_dtype))
+    tokens = jax.ShapeDtypeStruct((1, base.batch, base.length + 1), jnp.int32)
+    gradient = compiled_cost(gradient_of(base), weights, tokens)
+    matrices = [leaf for leaf in jax.tree.leaves(weights["layers"]) if leaf.ndim == 2]
+    rows = []
+    for each in track(contestants, "compiling"):
+        between = {"update_interval": None} if each.optimizer in REFRESH else {}
+        tx = getattr(fimlens, each.optimizer)(1e-3, **each.options | between)
+        flops, moved = compiled_cost(tx.update, weights, jax.eval_shape(tx.init, weights), weights)
+        rows.append(
+            {
+                "optimizer": each.name,
+                "gradient, TFLOP": f"{gradient[0] / 1e12:.3g}",
+                "update, GFLOP": f"{flops / 1e9:.3g}",
+                "share of FLOPs": f"{flops / (flops + gradient[0]):.3%}",
+                "gradient, GB": f"{gradient[1] / 1e9:.3g}",
+                "update, GB": f"{moved / 1e9:.3g}",
+                "share of bytes": f"{moved / (moved + gradient[1]):.3%}",
+                "by formula, GFLOP": f"{step_flops(each.optimizer, matrices, each.options.get('rank', 0)) / 1e9:.3g}",
+            }
+        )
+    return rows
+
+
+def timed(contestants: list[Entry], base: Plan) -> list[dict[str, str]]:
+    """What the clock says."""
+    corpus, rows = of_files(), []
+    for each in track(contestants, "timing"):
+        seen = speed(plan_of(each, base, 0, 0), corpus)
+        rows.append(
+            {
+                "optimizer": each.name,
+                "gradient, ms": f"{1e3 * seen.gradient:.1f}",
+                "optimizer, ms": f"{1e3 * seen.optimizer:.2f}",
+                "share": f"{seen.optimizer / (seen.gradient + seen.optimizer):.1%}",
+                "state, MB": f"{seen.state / 1e6:.1f}",
+            }
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--optimizers", nargs="+", default=["adam", "racs", "alice"])
+    parser.add_argument("--timed", action="store_true")
     parser.add_argument("--model", choices=CONFIGS, default="llama-60m")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=4000, help="of the whole training: they set refresh intervals")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch, when timed")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    base = Plan(model=options.model, batch=options.batch, length=options.length, steps=10_000)
-    weights = jax.eval_shape(lambda: first_weights(base.config, jax.random.key(0)))
-    tokens = jax.ShapeDtypeStruct((1, options.batch, options.length + 1), jnp.int32)
-    gradient = counted(gradient_of(base), weights, tokens)
-    table = Table("optimizer", "update, GFLOP", "share of FLOPs", "update, GB", "share of bytes", "by formula, GFLOP")
-    rows = []
-    for each in track(entries(NAMES, base, {}), "optimizers"):
-        between = {"update_interval": None} if each.optimizer in REFRESH else {}
-        tx = getattr(fimlens, each.optimizer)(1e-3, **each.options | between)
-        update = counted(tx.update, weights, jax.eval_shape(tx.init, weights), weights)
-        matrices = [leaf for leaf in jax.tree.leaves(weights["layers"]) if leaf.ndim == 2]
-        rank = each.options.get("rank", 0)
-        formula = step_flops(each.optimizer, matrices, rank)
-        rows.append({"optimizer": each.name, "update": update, "gradient": gradient, "by formula": formula})
-        shares = [own / (own + alone) for own, alone in zip(update, gradient, strict=True)]
-        table.add_row(
-            each.name,
-            f"{update[0] / 1e9:.2f}",
-            f"{shares[0]:.3%}",
-            f"{update[1] / 1e9:.2f}",
-            f"{shares[1]:.3%}",
-            f"{formula / 1e9:.2f}",
-        )
-    Console().print(table)
-    Console().print(f"The gradient: {gradient[0] / 1e12:.2f} TFLOP, {gradient[1] / 1e9:.0f} GB.")
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    given = parser.parse_args()
+    base = Plan(
+        given.model, steps=given.steps, batch=given.batch, length=given.length, dtype=given.dtype, accumulate=given.accumulate
+    )
+    rows = (timed if given.timed else counted)(entries(given.optimizers, base, {}), base)
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    Console(width=140).print(table)
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

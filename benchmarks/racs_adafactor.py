@@ -36,6 +36,7 @@ def of_marginals(b2, *after, average="statistics"):
     structure = fl.scale_by_structure(fl.Marginals(), b1=None, b2=b2, eps=0.0, average=average, bias_correction=False)
 
     def scale_by_direction() -> optax.GradientTransformation:
+        """Of the arm."""
         return optax.chain(structure, *after)
 
     return full_chain(scale_by_direction)
