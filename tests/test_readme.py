@@ -1,5 +1,6 @@
 """The README runs: its blocks of Python, in order, and its commands are those of the Makefile and the command line."""
 
+import json
 import re
 from pathlib import Path
 
@@ -35,6 +36,16 @@ def test_links_lead_somewhere():
         assert (ROOT / path).exists(), target
         headings = re.findall(r"^#+ (.*)", (ROOT / path).read_text(), re.M) if heading else []
         assert not heading or heading in [title.lower().replace(" ", "-") for title in headings], target
+
+
+def test_errors_are_those_of_the_lens():
+    """Of the first matrix; `docs/lens.json` is what `fimlens lens` wrote beside `docs/lens.png`."""
+    rows = json.loads((ROOT / "docs" / "lens.json").read_text())["matrices"][0]["rows"]
+    measured = {row[key]: f"{abs(row['relative']):.3f}" for row in rows for key in ("name", "structure")}
+    told = re.findall(r"^\| `([^`]+)`.*\| (\d\.\d{3}) \|", README, re.M)
+    assert len(told) == 15
+    for name, error in told:
+        assert error == measured[name.replace(', "LR"', "")], name
 
 
 @pytest.mark.proof
