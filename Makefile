@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
+PAGES := $(patsubst notebooks/%.ipynb,docs/notebooks/%.md,$(wildcard notebooks/*.ipynb))
 OLDEST := "jax==0.8.0" "jaxlib==0.8.0" "optax==0.2.6"
 
 .PHONY: lens prove test training notebooks lab slow oldest lint docs benchmark clean
@@ -21,8 +22,12 @@ test: $(VENV)/installed
 training: $(VENV)/installed  # whole trainings: killed, resumed, spread over devices
 	$(RUN)/python -m pytest -m "training and not slow"
 
-notebooks: $(VENV)/with-notebooks  # every notebook from start to end, at a reduced size
-	FIMLENS_QUICK=1 $(RUN)/python -m pytest -o addopts= -n 2 --nbmake --nbmake-timeout=1200 notebooks
+notebooks: $(VENV)/with-notebooks  # every notebook from start to end, at a reduced size, as pages of the site
+	rm -rf docs/notebooks
+	$(MAKE) --jobs 2 $(PAGES)
+
+docs/notebooks/%.md: notebooks/%.ipynb | $(VENV)/with-notebooks
+	FIMLENS_QUICK=1 $(RUN)/jupyter nbconvert --log-level WARN --execute --to markdown --output-dir $(@D) $<
 
 lab: $(VENV)/with-notebooks  # the notebooks, opened in Jupyter
 	$(RUN)/jupyter lab notebooks
@@ -37,7 +42,7 @@ lint: $(VENV)/installed
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 
-docs: $(VENV)-docs/installed  # the site, in build/site; a warning is an error
+docs: $(VENV)-docs/installed $(PAGES)  # the site, in build/site; a warning is an error
 	sed 's|](\.\./docs/|](|g' benchmarks/README.md > docs/benchmarks.md
 	$(VENV)-docs/bin/mkdocs build --strict
 
@@ -67,4 +72,4 @@ $(VENV)-docs/installed: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-docs docs/benchmarks.md lens-out build *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-docs docs/benchmarks.md docs/notebooks lens-out build *.egg-info

@@ -118,10 +118,10 @@ figure.portraits([written, left_over], block=m)
 # $$\tilde F = B\,\mathrm{Diag}(\mathrm{vec}\,L)\,B^\top, \qquad B = U_R \otimes U_L,$$
 #
 # where either factor may be the identity. With the second moments in that basis, $V = \mathbb{E}[(U_L^\top
-# G\,U_R)^2]$, the error falls into two parts:
+# G\,U_R)^2]$, the error falls into two parts, of the basis and
+# of the spectrum:
 #
-# $$\|\tilde F - F\|^2 \;=\; \underbrace{\|\mathrm{offdiag}(B^\top F B)\|^2}_{\text{basis error}} \;+\;
-# \underbrace{\|L - V\|^2}_{\text{spectrum error}} .$$
+# $$\|\tilde F - F\|^2 \;=\; \|\mathrm{offdiag}(B^\top F B)\|^2 \;+\; \|L - V\|^2 .$$
 #
 # The first is $F$ itself, seen in the basis: whatever is not on the diagonal is lost. Here it is in Adam's basis,
 # that of the entries; in the eigenbasis of $\mathbb{E}[GG^\top]$; and in both eigenbases, SOAP's.

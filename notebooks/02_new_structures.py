@@ -114,7 +114,7 @@ except fl.LawBroken as broken:
 # column are both weak, $r_i + c_j < \bar v$, the stationary point has a *negative* eigenvalue, and no Fisher has
 # one; its root is not a number.
 #
-# So take the nearest with $q, s \ge 0$. Nothing is lost by asking it of each apart: if every $q_i + s_j \ge 0$, a
+# So take the nearest with $q, s \geq 0$. Nothing is lost by asking it of each apart: if every $q_i + s_j \geq 0$, a
 # number can be moved across so that both are. The problem is convex, and with one term given the other is plain:
 #
 # $$q_i = \max(0,\; r_i - \bar s), \qquad s_j = \max(0,\; c_j - \bar q).$$
@@ -148,7 +148,7 @@ print(fl.check(NearestSum(), **LAWS))
 # %% [markdown]
 # `rotated_claim` says more than that: that the eigenvectors of $\mathbb{E}[GG^\top]$ and $\mathbb{E}[G^\top G]$ are
 # the *best* bases for it, which is not so of SOAP. The reason: given $R$, the nearest $M \succeq 0$ is
-# $\tfrac1n\mathbb{E}[GG^\top] - \tfrac1n\mathrm{tr}(R)\,I$ with its negative eigenvalues cut off, and that has the
+# $\frac{1}{n}\mathbb{E}[GG^\top] - \frac{1}{n}\mathrm{tr}(R)\,I$ with its negative eigenvalues cut off, and that has the
 # eigenvectors of $\mathbb{E}[GG^\top]$, whatever $R$ may be. The law of claims tries to refute it, by gradients
 # over bases and eigenvalues and with the solver:
 
@@ -267,9 +267,9 @@ drawn
 # Give up nearness for a bound, just as Shampoo does. The mean of the two whitening families, $L_{ij} = (r_i +
 # c_j)/2$, is never zero where a row or a column has been seen, and by convexity
 #
-# $$\big\|\tfrac12(\mathcal R + \mathcal C) - V\big\|^2 \;\le\; \tfrac12\|\mathcal R - V\|^2 + \tfrac12\|\mathcal C - V\|^2 ,$$
+# $$\|\frac{1}{2}(\mathcal{R} + \mathcal{C}) - V\|^2 \;\leq\; \frac{1}{2}\|\mathcal{R} - V\|^2 + \frac{1}{2}\|\mathcal{C} - V\|^2 ,$$
 #
-# where $\mathcal R$ is constant along rows and $\mathcal C$ along columns; each term is least at the means. So its
+# where $\mathcal{R}$ is constant along rows and $\mathcal{C}$ along columns; each term is least at the means. So its
 # claim is a `BOUND`, and `objective` says of what. It is the arithmetic mean of the numbers of which Shampoo takes
 # the geometric mean.
 

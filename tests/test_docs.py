@@ -11,7 +11,8 @@ from fimlens.gallery import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-GENERATED = {"benchmarks.md"}  # by `make docs`, of benchmarks/README.md
+NOTEBOOKS = {f"notebooks/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")}
+GENERATED = {"benchmarks.md"} | NOTEBOOKS  # by `make docs`, of benchmarks/README.md and of notebooks, with their outputs
 PAGES = sorted(set(DOCS.rglob("*.md")) - {DOCS / name for name in GENERATED})
 API = "\n".join(page.read_text() for page in sorted((DOCS / "api").glob("*.md")))
 PUBLIC = re.findall(r"import \w+ as (\w+)", (ROOT / "fimlens" / "__init__.py").read_text())

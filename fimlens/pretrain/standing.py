@@ -192,7 +192,11 @@ def picture(contestants: list[Entry], results: dict[str, Results], rows: list[St
         losses = [statistics.median(losses) for losses in zip(*([x.held_out for x in c] for c in curves), strict=True)]
         top = max(top, losses[len(losses) // 4])
         colour = COLOURS[k % len(COLOURS)]
-        style = {"color": colour, "linestyle": STROKES[(k + k // len(COLOURS)) % len(STROKES)], "linewidth": 2.4 if k == 0 else 1.6}
+        style = {
+            "color": colour,
+            "linestyle": STROKES[(k + k // len(COLOURS)) % len(STROKES)],
+            "linewidth": 2.4 if k == 0 else 1.6,
+        }
         by_steps.plot(steps, losses, **style)
         by_time.plot([row.step * step for step in steps], losses, **style)
         ends += [

@@ -213,9 +213,8 @@ class RowColumn(_RankOne):
         if self.sweeps is not None and len(V) > V.shape[1]:
             s, q = self.project(V.T)
             return q.T, s.T
-        largest = V.max() if self.sweeps is None else V.sum(0).max() / len(V)
-        normal = largest >= jnp.finfo(V.dtype).tiny  # less, which accelerators have, is zero: it has no inverse
-        scale = jnp.where(normal, 1 / jnp.where(normal, largest, 1), 0)  # so that no square leaves float32
+        largest = V.max() if self.sweeps is None else V.sum(0).max()
+        scale = _over(jnp.ones([], V.dtype), largest)  # so that no square leaves float32
 
         def sweep(_: Array, pair: tuple[Array, Array]) -> tuple[Array, Array]:
             s = nearest_factor(V, pair[0], scale)
