@@ -276,7 +276,18 @@ class Report:
 
 
 class LawBroken(AssertionError):
-    """A structure breaks a law; `report` has every finding."""
+    """A structure breaks a law; `report` has every finding.
+
+    Examples:
+        >>> import fimlens as fl
+        >>> class Shifted(fl.Rows):
+        ...     def project(self, moments): return moments + 1
+        >>> try:
+        ...     fl.check(Shifted(), shapes=[(2, 2)], laws=["homogeneity"])
+        ... except fl.LawBroken as error:
+        ...     print([finding.law for finding in error.report.findings if not finding.ok])
+        ['homogeneity']
+    """
 
     def __init__(self, report: Report) -> None:
         super().__init__(str(report))

@@ -36,6 +36,14 @@ class Derived:
     `gap` is ||F~ - F||^2 (of a spectrum, ||L - V||^2) in the symbols `coordinates` and those of the Fisher. `found` has the
     equations where it is stationary, what solves them, and what such a point is. `shipped` are the coordinates that the
     structure's own fit has (None where it cannot be traced), `fit` says whether they are there, and `ok` is False where not.
+
+    Examples:
+        >>> import fimlens as fl
+        >>> derived = fl.derive(fl.Columns(), 2, 1)
+        >>> [line.rhs for line in derived.lines], derived.found.closed
+        ([(V_{11} + V_{21})/2], True)
+        >>> derived.ok, derived.fit
+        (True, 'proved: it solves the equations, for all entries at this size')
     """
 
     structure: Structure

@@ -23,7 +23,16 @@ Rule = Callable[..., Any]  # (equation, *operands) -> result, or a list of resul
 
 
 class NoRule(NotImplementedError):
-    """A function does what has no rule here, or asks what the symbols' assumptions leave open."""
+    """A function does what has no rule here, or asks what the symbols' assumptions leave open.
+
+    Examples:
+        >>> import jax.numpy as jnp, sympy, fimlens as fl
+        >>> try:
+        ...     fl.symbolic(jnp.linalg.eigvalsh)(sympy.diag(*sympy.symbols("a b")))
+        ... except fl.NoRule as error:
+        ...     print(str(error).partition(".")[0])
+        symbolic: there is no rule for the primitive 'eigh'
+    """
 
 
 def exact(leaf: Any) -> Values:

@@ -33,6 +33,13 @@ class Certificate(NamedTuple):
     All values are gaps ||F~ - F||^2. `gradient_norm` is that of the *relative* gap in the chart at the solution;
     `origins` and `values` name every start and where it ended; `reached` counts the starts within 1e-9 (relative to
     ||F||^2) of the best; `excess` is by how much the best lies below the closed form, again relative to ||F||^2.
+
+    Examples:
+        >>> import jax, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(0), (8, 3, 4)))
+        >>> certificate = fl.solve(fl.Rotated(fl.Rows(), "L"), fisher).certificate
+        >>> certificate.origins[0], len(certificate.values), certificate.beaten
+        ('closed form', 12, False)
     """
 
     gradient_norm: float
@@ -49,7 +56,15 @@ class Certificate(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """The best member found, its gap ||F~ - F||^2, and the certificate."""
+    """The best member found, its gap ||F~ - F||^2, and the certificate.
+
+    Examples:
+        >>> import jax, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(0), (8, 3, 4)))
+        >>> best = fl.solve(fl.Rotated(fl.Rows(), "L"), fisher)
+        >>> best.params.coords.shape, bool(abs(best.value - best.certificate.closed_form) < 1e-6)
+        ((3, 1), True)
+    """
 
     params: Params
     value: float

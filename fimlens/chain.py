@@ -70,6 +70,14 @@ def limit_norm_growth(gamma: Float[ArrayLike, ""] = 1.01) -> optax.GradientTrans
 
     eta = gamma / max(||U||/phi, gamma) scales U, and phi <- eta ||U||. A matrix whose last update was zero is not
     limited: the print would freeze it for ever.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> tx = fl.limit_norm_growth(gamma=1.25)
+        >>> first, state = tx.update(jnp.ones((2, 2)), tx.init(jnp.ones((2, 2))))
+        >>> second, state = tx.update(jnp.full((2, 2), 9.0), state)
+        >>> print(f"{jnp.linalg.norm(first):.2f} {jnp.linalg.norm(second):.2f}")
+        2.00 2.50
     """
 
     def init(params: PyTree) -> NormGrowthState:

@@ -31,6 +31,14 @@ class CornerState(NamedTuple):
 
     `subspaces` is what the tracker keeps of the left and of the right side, `inner` the state of the inner structure's
     transform over the corners, `tied` the averages of the other parts, `norms` those of the limiter.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> state = fl.scale_by_corner(fl.Corner(2), fl.SubspaceIteration(leading=1)).init(jnp.ones((3, 4)))
+        >>> state.inner.momentum["3 x 4"].shape  # of the corner
+        (1, 2, 2)
+        >>> [part.shape for part in state.tied["3 x 4"][1:]]  # rows, columns, tail
+        [(1, 2, 1), (1, 1, 2), (1, 1, 1)]
     """
 
     count: Int[Array, ""]

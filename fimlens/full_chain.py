@@ -27,6 +27,7 @@ _AROUND = {
     "head": False,
     "axes": None,
 }
+_EXAMPLE = {"rank": 1, "leading": 1}  # in the example, where the direction has them
 _AROUND_DOC = """
     The full chain: matrices go to the method, all other leaves to Adam.
 
@@ -37,6 +38,17 @@ _AROUND_DOC = """
         route, head: which leaves are the method's; see `fl.matrices`.
         axes: how leaves of more than two axes are seen as matrices; see `fl.as_matrix`.
         The rest: keywords of the direction, above.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, optax, fimlens as fl
+        >>> params = {{"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
+        >>> tx = fl.{call}  # in place of optax.adamw(1e-3)
+        >>> def step(params, state, gradients):
+        ...     updates, state = tx.update(gradients, state, params)
+        ...     return optax.apply_updates(params, updates), state
+        >>> params, state = jax.eval_shape(step, params, tx.init(params), params)  # its shapes; jax.jit(step) to run it
+        >>> jax.tree.map(jnp.shape, params), sorted(state[0].inner_states)  # the kernel is the method's, the bias Adam's
+        ({{'bias': (3,), 'kernel': (2, 3)}}, ['method', 'others'])
 """
 
 
@@ -105,5 +117,8 @@ def full_chain(
     optimizer.__signature__ = signature
     optimizer.__module__ = direction.__module__
     optimizer.__name__ = optimizer.__qualname__ = name
-    optimizer.__doc__ = f"{direction.__doc__.rstrip()}\n{_AROUND_DOC.format(adam_factor=adam_factor)}"
+    says = inspect.getdoc(direction).partition("\n\nExamples:")[0]
+    options = "".join(f", {option}={value}" for option, value in _EXAMPLE.items() if option in signature.parameters)
+    around_doc = inspect.cleandoc(_AROUND_DOC).format(adam_factor=adam_factor, call=f"{name}(0.02{options})")
+    optimizer.__doc__ = f"{says}\n\n{around_doc}"
     return optimizer

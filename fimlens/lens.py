@@ -95,7 +95,17 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows of one matrix, and the structures that do not suit its shape, with the reason."""
+    """All rows of one matrix, and the structures that do not suit its shape, with the reason.
+
+    Examples:
+        >>> import jax, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(0), (8, 3, 4)))
+        >>> comparison = fl.compare([fl.Diagonal(), fl.Rows(), fl.LowRank(fl.Diagonal(), 9)], fisher)
+        >>> [(row.name, row.claim, row.claim_holds) for row in comparison.rows]
+        [('Diagonal()', 'EXACT', True), ('Rows()', 'EXACT', True)]
+        >>> list(comparison.unsuited)
+        ['LowRank(Diagonal(), 9)']
+    """
 
     matrix: str
     fisher: str

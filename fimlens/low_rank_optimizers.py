@@ -66,6 +66,15 @@ def scale_by_alice(
     basis is that of the first gradient's leading left singular vectors, where iteration from zero is void; signs of
     eigenvectors are fixed; eps stands beside the lead's roots; m > n is transposed; no compensation where
     nothing is left (m = r, and columns in the subspace to rounding); where r - leading > m - r, all m - r are switched.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> state, _ = fl.scale_by_alice(rank=2, leading=1).init(jnp.ones((3, 4)))
+        >>> subspace = state.subspaces["3 x 4"]
+        >>> subspace.basis.shape, subspace.covariance.shape  # U, and Q~
+        ((1, 3, 2), (1, 2, 2))
+        >>> state.inner.momentum["3 x 4"].shape, state.tail["3 x 4"].shape  # of the lead; p, one number a column
+        ((1, 2, 4), (1, 1, 4))
     """
     require_leading("alice", rank, leading)
     complement = Columns() if compensation == "optimal" else Drop()
@@ -95,6 +104,12 @@ def scale_by_alice0(**options: Any) -> Transform:
     """Alice-0 ([G]): `alice` without tracking, b3 = 0: the subspace follows the current gradient alone.
 
     State: 2 n r + m r + n. Options as `alice`'s.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> state, _ = fl.scale_by_alice0(rank=2, leading=1).init(jnp.ones((3, 4)))
+        >>> state.subspaces["3 x 4"].covariance is None  # no Q~
+        True
     """
     return scale_by_alice(b3=0.0, **options)
 
@@ -120,6 +135,12 @@ def scale_by_galore(
 
     State: 2 n r + m r. U is the leading left singular vectors of the current gradient. [G]'s rate is 0.02 (at 1.3B 0.01, and
     alpha 0.25). The moments are kept at a refresh, as published and as in `optax.contrib.galore`.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, fimlens as fl
+        >>> state, _ = fl.scale_by_galore(rank=2).init(jnp.ones((3, 4)))
+        >>> state.inner.momentum["3 x 4"].shape, state.inner.averaged["3 x 4"].shape, jax.tree.leaves(state.tail)
+        ((1, 2, 4), (1, 2, 4), [])
     """
     return _on_current_gradient("galore", rules.none, gamma=None, **locals())
 
@@ -143,6 +164,13 @@ def scale_by_fira(
 
     The lead is LowRank(Diagonal(), rank, Drop())'s, ONE_STEP in U; the compensation is no structure's. State: 2 n r + m r.
     `plus` is [G]'s Fira+: the compensation is first brought to the norm of the lead's update.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, fimlens as fl
+        >>> w = jnp.ones((3, 4))
+        >>> fira_plus, galore = fl.scale_by_fira(rank=2, plus=True), fl.scale_by_galore(rank=2)
+        >>> [sum(x.size for x in jax.tree.leaves(tx.init(w))) for tx in (fira_plus, galore)]  # one more, of the limiter
+        [30, 29]
     """
     rule = rules.matched_column_ratios if plus else rules.column_ratios
     options = locals()
@@ -172,6 +200,15 @@ def scale_by_apollo(
     at each refresh; "svd", P the leading left singular vectors of the current gradient; or "mini", random with rank 1 and
     one scale for the whole matrix. State: 2 n r (2 n for "mini"), and m r more for "svd"; a random P is kept as its key.
     `alpha` is 1 by default, and 128^(1/2) for "mini", as published; the growth of the whole update's norm is limited.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, fimlens as fl
+        >>> variants = fl.scale_by_apollo(rank=2), fl.scale_by_apollo(rank=2, variant="svd"), fl.scale_by_apollo(variant="mini")
+        >>> states = [tx.init(jnp.ones((3, 4)))[0] for tx in variants]
+        >>> [jax.tree.leaves(state.subspaces)[0].shape for state in states]  # a key, a basis, a key
+        [(1, 2), (1, 3, 2), (1, 2)]
+        >>> [state.inner.momentum["3 x 4"].shape for state in states]
+        [(1, 2, 4), (1, 2, 4), (1, 1, 4)]
     """
     if variant not in ("random", "svd", "mini"):
         raise ValueError(f'apollo: variant is "random", "svd" or "mini"; got {variant!r}')
@@ -249,6 +286,12 @@ def scale_by_low_rank_soap(
     each column of G V beyond it, and one for the rest (docs/corner.md). State: m r1 + n r2 + 2 r1 r2 + r1^2 + r2^2 + r1 + r2
     + 1, with r1 = min(rank, m), r2 = min(rank, n). Options as `alice`'s; each side is tracked and switched by itself.
     The default of `moments` is Alice's, and was not measured here.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> state, _ = fl.scale_by_low_rank_soap(rank=2, leading=1).init(jnp.ones((3, 4)))
+        >>> [side.basis.shape for side in state.subspaces["3 x 4"]], state.inner.momentum["3 x 4"].shape
+        ([(1, 3, 2), (1, 4, 2)], (1, 2, 2))
     """
     require_leading("low_rank_soap", rank, leading)
     return optax.chain(

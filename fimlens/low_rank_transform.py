@@ -31,6 +31,15 @@ class LowRankState(NamedTuple):
 
     `subspaces` is what the tracker keeps, `inner` the state of the inner structure's transform over the leads, `tail` what is
     averaged of the complement, `norms` the norm of the last compensation, which the limiter needs.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> alice = fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2), fl.SubspaceIteration(leading=1))
+        >>> state = alice.init([jnp.ones((3, 4)), jnp.ones((3, 4)), jnp.ones((4, 3))])
+        >>> {name: kept.basis.shape for name, kept in state.subspaces.items()}  # of the shorter side
+        {'3 x 4': (2, 3, 2), '4 x 3': (1, 3, 2)}
+        >>> state.inner.momentum["3 x 4"].shape, state.tail["3 x 4"].shape  # of the leads; one number a column
+        ((2, 2, 4), (2, 1, 4))
     """
 
     count: Int[Array, ""]

@@ -26,6 +26,14 @@ class Axes(NamedTuple):
 
     x @ W sums over the reduction axes, so that the matrix has shape (inputs, outputs). `batch` may be left out: the
     axes not named. Negative axes count from the end.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> rows = fl.scale_by_structure(fl.Rows(), b1=None)
+        >>> heads = fl.as_matrix(rows, fl.Axes(reduction=(0, 1), output=2))  # (heads, d_head, d): one matrix, 8 x 6
+        >>> stack = fl.as_matrix(rows, fl.Axes(reduction=-2, output=-1, batch=0))  # two matrices, 4 x 6
+        >>> [tx.init(jnp.ones((2, 4, 6))).averaged.shape for tx in (heads, stack)]
+        [(8, 1), (2, 4, 1)]
     """
 
     reduction: int | tuple[int, ...] = 0

@@ -60,6 +60,16 @@ def sgd(
     """Gradient descent: H = {c I}, its c left to the learning rate. `optax.sgd`, with decay.
 
     State: nothing; m n with momentum. There is no eps: nothing is divided by.
+
+    Examples:
+        >>> import jax.numpy as jnp, optax, fimlens as fl
+        >>> tx, w = fl.sgd(0.5, momentum=0.5), jnp.array([4.0, 8.0])
+        >>> state = tx.init(w)
+        >>> for _ in range(2):
+        ...     updates, state = tx.update(jnp.ones(2), state)
+        ...     w = optax.apply_updates(w, updates)
+        >>> w.tolist()  # 1 and 1.5 times the rate
+        [2.75, 6.75]
     """
     require_rate("sgd", "learning_rate", learning_rate)
     averaged = [] if momentum is None else [keeping_dtypes(optax.trace(momentum, nesterov, momentum_dtype))]
@@ -80,6 +90,15 @@ def adam(
     """Adam (Kingma and Ba, 2015): H = {Diag(v)}, EXACT, v = E[g^2] ([G] Proposition 1). `optax.adam`.
 
     State: 2 m n, momentum and v, in float32 by default whatever the weights are.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> tx, w = fl.adam(1e-3), jnp.ones((1, 2))
+        >>> updates, state = tx.update(jnp.array([[4.0, -0.1]]), tx.init(w))
+        >>> [f"{u:.4f}" for u in updates[0]]  # a first step is the rate, against the gradient's sign
+        ['-0.0010', '0.0010']
+        >>> state[0].momentum.shape, state[0].averaged.shape
+        ((1, 2), (1, 2))
     """
     require_rate("adam", "learning_rate", learning_rate)
     direction = scale_by_structure(
@@ -99,7 +118,16 @@ def adamw(
     momentum_dtype: DTypeLike | None = None,
     second_moment_dtype: DTypeLike | None = None,
 ) -> Transform:
-    """`adam` with decoupled weight decay (Loshchilov and Hutter, 2019). `optax.adamw`."""
+    """`adam` with decoupled weight decay (Loshchilov and Hutter, 2019). `optax.adamw`.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, fimlens as fl
+        >>> params = {"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)}
+        >>> tx = fl.adamw(0.5, weight_decay=0.25, mask={"kernel": True, "bias": False})
+        >>> updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        >>> updates["kernel"].tolist(), bool((updates["bias"] == 0).all())  # with no gradient the decay is left
+        ([[-0.125, -0.125]], True)
+    """
     require_rate("adamw", "learning_rate", learning_rate)
     return adam(
         learning_rate,
@@ -132,6 +160,12 @@ def adafactor(
     its eps = 1e-30 is added to every g^2 and here eps, 0 by default, to the root of each eigenvalue; it factors a leaf of
     three axes or more along its two largest, and clips and scales it whole; here each matrix is by itself.
     `weight_decay` is not times the rate, in Optax neither: what `adamw` calls w is here w times the rate.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, fimlens as fl
+        >>> state = fl.adafactor(1e-2).init(jnp.ones((3, 4)))
+        >>> [x.shape for x in jax.tree.leaves(state[0].averaged)]  # row and column means in place of 3 x 4
+        [(3, 1), (1, 4)]
     """
     require_rate("adafactor", "learning_rate", learning_rate)
     direction = scale_by_structure(
@@ -163,6 +197,14 @@ def lars(
 
     State: m n, the momentum. `optax.lars`, matrix by matrix where that takes leaf by leaf; where ||W|| is zero the update is
     G / sqrt(c), and in Optax G.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> w = jnp.array([[3.0, 4.0]])
+        >>> tx = fl.lars(2.0, trust_coefficient=0.001)
+        >>> updates, _ = tx.update(jnp.array([[0.0, 100.0]]), tx.init(w), w)
+        >>> print(f"{jnp.linalg.norm(updates):.4f}")  # 2 x 0.001 x ||w||, whatever the gradient's norm
+        0.0100
     """
     require_rate("lars", "learning_rate", learning_rate)
     return optax.chain(
@@ -188,6 +230,14 @@ def lamb(
     """LAMB (You et al., 2020): Adam's H = {Diag(v)}, EXACT; then a trust ratio for each matrix. `optax.lamb`.
 
     State: 2 m n. Optax takes the ratio leaf by leaf; for leaves of up to two axes the two are one.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> w = jnp.array([[3.0, 4.0]])
+        >>> tx = fl.lamb(0.01)
+        >>> updates, _ = tx.update(jnp.array([[1.0, 100.0]]), tx.init(w), w)
+        >>> print(f"{jnp.linalg.norm(updates):.4f}")  # the rate times ||w||
+        0.0500
     """
     require_rate("lamb", "learning_rate", learning_rate)
     direction = scale_by_structure(
@@ -215,6 +265,13 @@ def scale_by_muon(
     State: m n, the momentum. `root` is "newton-schulz", as in `optax.contrib.muon`, whose trajectory this follows, and only
     near that root; or "exact", the polar factor itself, which is the one that the lens judges, and has no use for `steps` and
     `eps`. `scale`: see `scale_by_shape`.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> tx = fl.scale_by_muon(scale="rms", momentum_dtype=jnp.bfloat16)  # updates about as large as Adam's
+        >>> momentum = tx.init(jnp.ones((3, 4)))[0].momentum  # all that is kept
+        >>> momentum.shape, momentum.dtype.name
+        ((3, 4), 'bfloat16')
     """
     require_number("muon", "beta", beta, 0, below=1)
     require_number("muon", "steps", steps, 1, whole=True)
@@ -231,12 +288,27 @@ def scale_by_swan(*, eps: Number = 1e-8) -> Transform:
     State: nothing. Rows are those of the matrix as given (of x @ W one for each input); only the whitening has the shorter
     side first. It is the exact root, with [G]'s factor, the root of the longer side. eps, of the standardisation, is relative
     to the largest entry of its row.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, optax, fimlens as fl
+        >>> tx = optax.chain(fl.matrices(fl.scale_by_swan()), optax.scale_by_learning_rate(1e-3))
+        >>> jax.tree.leaves(tx.init({"kernel": jnp.ones((3, 4))})[0].inner_states["method"])  # nothing is kept
+        []
     """
     return optax.chain(standardize_rows(eps), whiten())
 
 
 def whiten() -> Transform:
-    """The longer side's root times the polar factor: Mat(F~^{-1/2} Vec(G)), F~ nearest to the current gradient's Fisher."""
+    """The longer side's root times the polar factor: Mat(F~^{-1/2} Vec(G)), F~ nearest to the current gradient's Fisher.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> tx, G = fl.whiten(), jnp.array([[3.0, 0.0, 0.0, 0.0], [0.0, 5.0, 0.0, 0.0]])
+        >>> updates, _ = tx.update(G, tx.init(G))
+        >>> print(jnp.abs(updates).round())  # the root of the longer side, and singular values of 1 for 3 and 5
+        [[2. 0. 0. 0.]
+         [0. 2. 0. 0.]]
+    """
     return shorter_side_first(scale_by_structure(Rotated(Rows(), "L", Singular()), b1=None, b2=None, eps=0.0))
 
 
@@ -257,6 +329,13 @@ def scale_by_shampoo(
     sums, as published; below, averages. Every `update_interval` steps the bases are found anew; between, the eigenvalues
     go on in them (diag U^T L U), where published codes keep stale roots: at an interval of 1 the two are one. eps is
     added to the root of each eigenvalue of F~, where Gupta et al. start L and R at eps I.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> state = fl.scale_by_shampoo(update_interval=20).init(jnp.ones((3, 4)))
+        >>> factors, bases = state.averaged["3 x 4"], state.frame["3 x 4"].bases
+        >>> factors.left.shape, factors.right.shape, bases.left.shape, bases.right.shape
+        ((1, 3, 3), (1, 4, 4), (1, 3, 3), (1, 4, 4))
     """
     return scale_by_structure(
         Rotated(GeometricMarginals(), "LR"),
@@ -299,6 +378,13 @@ def scale_by_soap(
     published, when the first step only starts the basis and moves nothing; or "before" it, as in [G]. `b3`, of the
     covariances, is b2 by default. Repaired: the gauge of every basis vector is fixed, and coordinates at rounding get no
     update, so that arbitrary null-space vectors move nothing; eps stands beside the bias-corrected root, as in Adam.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, fimlens as fl
+        >>> tx = fl.scale_by_soap(refresh="eigh", turn="before")  # as in [G]; neither is the default
+        >>> state = tx.init(jnp.ones((3, 4)))
+        >>> sum(x.size for x in jax.tree.leaves((state.frame, state.averaged, state.momentum)))  # 2 m n + 2 m^2 + 2 n^2
+        74
     """
     return _soap("soap", "LR", **locals())
 
@@ -319,6 +405,12 @@ def scale_by_osoap(
     """One-sided SOAP, [G]'s Eigen-Adam: H = {DiagB(U D_j U^T)}, ONE_STEP ([G] Theorem 3.2), U of the shorter side.
 
     State: 2 m n + 2 r^2. Options as `soap`'s, with [G]'s order: the basis turns before the update.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> state = fl.scale_by_osoap().init([jnp.ones((3, 4)), jnp.ones((4, 3))])
+        >>> state.frame["3 x 4"].bases.left.shape, state.frame["4 x 3"].bases.right.shape  # the shorter side's alone
+        ((1, 3, 3), (1, 3, 3))
     """
     return _soap("osoap", "short", **locals())
 
@@ -340,6 +432,12 @@ def scale_by_racs(
     its first update is 1/(1-beta) too large; yet without it a small language model ended 0.02 nats a byte lower, at each of
     three seeds (benchmarks/README.md), so it is off. Repaired: a zero last update does not freeze a matrix; no sum of
     squares within the sweeps leaves float32.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, fimlens as fl
+        >>> state, *_ = fl.scale_by_racs().init(jnp.ones((3, 4)))
+        >>> [x.shape for x in jax.tree.leaves(state.averaged)], state.momentum  # row and column factors, and no momentum
+        ([(3, 1), (1, 4)], None)
     """
     require_number("racs", "beta", beta, 0, below=1)
     require_number("racs", "gamma", gamma, 1)
@@ -357,8 +455,8 @@ def scale_by_racs(
     return optax.chain(direction, limit_norm_growth(gamma), optax.scale(alpha))
 
 
-def _of_current_gradient(name: str, structure: Structure, says: str) -> Callable[..., Transform]:
-    """[D]'s directions differ in their structure alone."""
+def _of_current_gradient(name: str, structure: Structure, says: str, bases: str, averaged: str) -> Callable[..., Transform]:
+    """[D]'s directions differ in their structure alone, and so in what they keep of a 3 x 4 matrix."""
 
     def direction(
         *,
@@ -387,6 +485,14 @@ def _of_current_gradient(name: str, structure: Structure, says: str) -> Callable
 
     The basis is that of the singular vectors of the current gradient; no covariance is kept, and moments live in the
     rotated space. Repaired: the momentum is carried along when the basis turns.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, fimlens as fl
+        >>> state = fl.{name}(update_interval=100).init(jnp.ones((3, 4)))
+        >>> [x.shape for x in jax.tree.leaves(state.frame)]  # the bases
+        {bases}
+        >>> [x.shape for x in jax.tree.leaves(state.averaged)]  # of what is fitted; no covariance
+        {averaged}
     """
     return direction
 
@@ -395,16 +501,22 @@ scale_by_adadiag = _of_current_gradient(
     "scale_by_adadiag",
     Rotated(Diagonal(), "short", Singular()),
     "AdaDiag ([D]): `osoap`'s H, ONE_STEP. State: 2 m n + r^2.",
+    bases="[(1, 3, 3)]",
+    averaged="[(1, 3, 4)]",
 )
 scale_by_adadiag_pp = _of_current_gradient(
     "scale_by_adadiag_pp",
     Rotated(Diagonal(), "LR", Singular()),
     "AdaDiag++ ([D]): `soap`'s H, ONE_STEP. State: 2 m n + m^2 + n^2.",
+    bases="[(1, 3, 3), (1, 4, 4)]",
+    averaged="[(1, 3, 4)]",
 )
 scale_by_adafacdiag = _of_current_gradient(
     "scale_by_adafacdiag",
     Rotated(Marginals(), "short", Singular()),
     "AdafacDiag ([D]): `adadiag` with Adafactor's spectrum, OTHER: generalised KL. State: m n + m + n + r^2.",
+    bases="[(1, 3, 3)]",
+    averaged="[(1, 3, 1), (1, 1, 4)]",
 )
 
 

@@ -27,6 +27,16 @@ class StructureState(NamedTuple):
     `momentum` is a tree like the parameters, and so is each entry of `averaged` (for RACS, one of row factors and one of
     column factors); `frame` is None. Where it has bases, all three are dicts with one entry per matrix shape, named
     "m x n" (float64 ones apart), whose matrices are stacked. `members` gives the view per parameter.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> weights = {"w": jnp.ones((2, 3))}
+        >>> adam = fl.scale_by_structure(fl.Diagonal()).init(weights)
+        >>> adam.averaged["w"].shape, adam.frame
+        ((2, 3), None)
+        >>> soap = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "LR")).init(weights)
+        >>> soap.averaged["2 x 3"].inner.shape, soap.frame["2 x 3"].bases.left.shape
+        ((1, 2, 3), (1, 2, 2))
     """
 
     count: Int[Array, ""]

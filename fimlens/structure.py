@@ -27,7 +27,15 @@ Symmetry = str | None  # "permutation", "orthogonal" or None
 
 
 class Claim(enum.Enum):
-    """What is true of a closed form."""
+    """What is true of a closed form.
+
+    Examples:
+        >>> import fimlens as fl
+        >>> fl.Diagonal().claim is fl.Claim.EXACT
+        True
+        >>> fl.Rotated(fl.Diagonal(), "LR").claim.value  # SOAP
+        'the exact eigenvalues, in a basis that solves an easier problem'
+    """
 
     EXACT = "the global minimiser of ||F~ - F||_F over the family"
     LIMIT = "the global minimiser, once a fixed-point iteration converges"
@@ -39,7 +47,15 @@ class Claim(enum.Enum):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Frame:
-    """Where a structure looks: its bases (an empty tuple for a spectrum), and the shape of its matrix."""
+    """Where a structure looks: its bases (an empty tuple for a spectrum), and the shape of its matrix.
+
+    Examples:
+        >>> import fimlens as fl
+        >>> fl.Diagonal().frame(2, 3)
+        Frame(bases=(), shape=(2, 3))
+        >>> fl.Rotated(fl.Diagonal(), "R").frame(2, 3).bases.right.shape
+        (3, 3)
+    """
 
     bases: Tree
     shape: tuple[int, int] = field(metadata={"static": True})
@@ -48,7 +64,17 @@ class Frame:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Params:
-    """One member of a family: a frame, and non-negative coordinates of the eigenvalues in it."""
+    """One member of a family: a frame, and non-negative coordinates of the eigenvalues in it.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jnp.array([[[1.0, 2.0], [3.0, 4.0]]]))
+        >>> params = fl.fit(fl.Rows(), fisher)
+        >>> params.coords.tolist(), params.frame.shape
+        ([[2.5], [12.5]], (2, 2))
+        >>> fl.Rows().dense(params).diagonal().tolist()  # the member itself
+        [2.5, 12.5, 2.5, 12.5]
+    """
 
     frame: Frame
     coords: Tree
@@ -68,6 +94,16 @@ class Structure(abc.ABC):
 
     A new family defines the abstract methods. The defaults of the others suit a family without bases; most
     such families are shorter still as a `Spectrum`.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> family = fl.Rotated(fl.Diagonal(), "L")
+        >>> print(family, family.claim.name, family.symmetry)
+        Rotated(Diagonal(), L) ONE_STEP ('orthogonal', 'permutation')
+        >>> member = family.isotropic(2, 3, scale=0.25)  # I / 4
+        >>> print(family.apply(member, jnp.ones((2, 3)), lambda x: x**-0.5).round())
+        [[2. 2. 2.]
+         [2. 2. 2.]]
     """
 
     @property

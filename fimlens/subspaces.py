@@ -66,7 +66,15 @@ class SubspaceTracker(abc.ABC):
 
 @dataclass(frozen=True)
 class AveragedCovariance(SubspaceTracker):
-    """The leading eigenvectors of the average of GG^T: m^2 numbers, and a product of their size at every step."""
+    """The leading eigenvectors of the average of GG^T: m^2 numbers, and a product of their size at every step.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> tx = fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2), fl.AveragedCovariance(b3=0.99))
+        >>> kept = tx.init(jnp.ones((3, 4))).subspaces["3 x 4"]
+        >>> kept.basis.shape, kept.covariance.shape
+        ((1, 3, 2), (1, 3, 3))
+    """
 
     b3: Float[ArrayLike, ""] = 0.999
 
@@ -101,6 +109,15 @@ class SubspaceIteration(SubspaceTracker):
     A complement smaller than r - leading is taken whole, and more eigenvectors stay. With b3 = 0 nothing is tracked.
     Repaired ([G] Algorithm 10): the eigenvectors of the r x r problem are lifted; the first basis is that of the leading left
     singular vectors of the first gradient, as an iteration from zero is void; signs are fixed.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> alice = fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2), fl.SubspaceIteration(leading=1))
+        >>> kept = alice.init(jnp.ones((3, 4))).subspaces["3 x 4"]
+        >>> kept.basis.shape, kept.covariance.shape  # U, and Q~
+        ((1, 3, 2), (1, 2, 2))
+        >>> fl.SubspaceIteration(leading=1, b3=0.0).blank(3, 2).covariance is None  # nothing is tracked
+        True
     """
 
     leading: int
@@ -165,7 +182,15 @@ class SubspaceIteration(SubspaceTracker):
 
 @dataclass(frozen=True)
 class CurrentGradient(SubspaceTracker):
-    """The leading left singular vectors of the current gradient. GaLore (Zhao et al., 2024), Apollo-svd."""
+    """The leading left singular vectors of the current gradient. GaLore (Zhao et al., 2024), Apollo-svd.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> galore = fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2, fl.Drop()), fl.CurrentGradient())
+        >>> kept = galore.init(jnp.ones((3, 4))).subspaces["3 x 4"]
+        >>> kept.basis.shape, kept.covariance
+        ((1, 3, 2), None)
+    """
 
     def turn(self, kept: Subspace, G: Matrix, key: Array) -> Subspace:
         return Subspace(_singular(G, kept.basis.shape[1]))
@@ -179,7 +204,15 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class RandomProjection(SubspaceTracker):
-    """U of entries N(0, 1/r), drawn anew at each refresh; its key alone is kept. Apollo (Zhu et al., 2024)."""
+    """U of entries N(0, 1/r), drawn anew at each refresh; its key alone is kept. Apollo (Zhu et al., 2024).
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> family = fl.LowRank(fl.Diagonal(), 2, fl.Drop())
+        >>> tx = fl.scale_by_low_rank(family, fl.RandomProjection(), lift=False)  # it measures, and moves nothing
+        >>> tx.init(jnp.ones((3, 4))).subspaces["3 x 4"].key.shape  # no basis is kept
+        (1, 2)
+    """
 
     orthonormal: ClassVar[bool] = False
 

@@ -22,6 +22,13 @@ class Blocks(Structure):
     Raises:
         TypeError: `inner` is not a Structure instance.
         ValueError: a count is not positive, or (at a matrix) does not divide its side.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jnp.array([[[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]]]))
+        >>> heads = fl.Blocks(fl.Rows(), columns=2)
+        >>> fl.fit(heads, fisher).coords[..., 0].tolist()  # one number a row, for each half of the columns
+        [[0.5, 20.5], [6.5, 42.5]]
     """
 
     inner: Structure

@@ -54,6 +54,13 @@ class Corner(Structure):
     Raises:
         TypeError: `inner` is not a Structure instance, or the rank not a whole number.
         ValueError: the rank is not positive.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jnp.diag(jnp.array([6.0, 4.0, 2.0]))[None])
+        >>> params = fl.fit(fl.Corner(1), fisher)
+        >>> [round(x.item()) for x in params.coords]  # corner, row, column, and the rest: (16 + 0 + 0 + 4) / 4
+        [36, 0, 0, 5]
     """
 
     rank: int

@@ -20,6 +20,15 @@ class Dense(Structure):
 
     Raises:
         ValueError: (at a matrix) an mn x mn matrix would be over the memory bound.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jnp.array([[[1.0, 2.0], [3.0, 4.0]]]))
+        >>> params = fl.fit(fl.Dense(), fisher)
+        >>> bool(jnp.allclose(fl.Dense().dense(params), fisher.dense(), atol=1e-4))
+        True
+        >>> fl.state_size(fl.Dense(), (2, 2)), fl.state_size(fl.Diagonal(), (2, 2))  # a basis, F, and the eigenvalues
+        (36, 4)
     """
 
     claim: ClassVar[Claim] = Claim.EXACT

@@ -103,7 +103,16 @@ class _Product(Structure):
 
 @dataclass(frozen=True)
 class Kronecker(_Product):
-    """A (x) B, both full: the nearest Kronecker product, from samples without building anything mn x mn."""
+    """A (x) B, both full: the nearest Kronecker product, from samples without building anything mn x mn.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> A, B = jnp.array([[2.0, 1.0], [1.0, 2.0]]), jnp.array([[5.0, 3.0], [3.0, 5.0]])
+        >>> fisher = fl.Fisher.from_dense(jnp.kron(A, B), (2, 2))
+        >>> params = fl.fit(fl.Kronecker(), fisher)
+        >>> bool(fl.gap(fl.Kronecker(), params, fisher).relative < 1e-6)  # a Kronecker product is found
+        True
+    """
 
     @property
     def rotated_claim(self) -> Claim:
@@ -125,7 +134,17 @@ class Kronecker(_Product):
 
 @dataclass(frozen=True)
 class DiagonalKronecker(_Product):
-    """S (x) M, S diagonal: s_j = (E[G^T M G])_jj / ||M||^2, M = E[G S G^T] / ||S||^2. [G] Theorem D.1."""
+    """S (x) M, S diagonal: s_j = (E[G^T M G])_jj / ||M||^2, M = E[G S G^T] / ||S||^2. [G] Theorem D.1.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> S, M = jnp.diag(jnp.array([1.0, 3.0])), jnp.array([[2.0, 1.0], [1.0, 2.0]])
+        >>> fisher = fl.Fisher.from_dense(jnp.kron(S, M), (2, 2))
+        >>> family = fl.DiagonalKronecker()
+        >>> print(family.eigenvalues(fl.fit(family, fisher)).round())  # of M, 3 and 1, times those of S
+        [[3. 9.]
+         [1. 3.]]
+    """
 
     @property
     def symmetry(self) -> tuple[Symmetry, Symmetry]:

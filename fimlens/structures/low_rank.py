@@ -17,7 +17,18 @@ Matrix = Float[Array, "m n"]
 
 @dataclass(frozen=True)
 class Drop(Spectrum):
-    """A complement outside the range: eigenvalue 0, excluded by every f, as in GaLore."""
+    """A complement outside the range: eigenvalue 0, excluded by every f, as in GaLore.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> G = jnp.diag(jnp.array([3.0, 2.0, 1.0]))
+        >>> galore = fl.LowRank(fl.Diagonal(), 1, fl.Drop())
+        >>> params = fl.fit(galore, fl.Fisher.from_gradients(G[None]))
+        >>> print(galore.apply(params, G, lambda x: x + 1).round())  # outside the subspace nothing is left, whatever f
+        [[30.  0.  0.]
+         [ 0.  0.  0.]
+         [ 0.  0.  0.]]
+    """
 
     claim: ClassVar[Claim] = Claim.EXACT
 
@@ -64,6 +75,13 @@ class LowRank(Structure):
     Raises:
         TypeError: `inner` is not a Structure instance, or the rank not a whole number.
         ValueError: the rank is not positive or (at a matrix) over its shorter side, or the complement is none of these.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jnp.diag(jnp.array([6.0, 4.0, 2.0]))[None])
+        >>> lead, tail = fl.fit(fl.LowRank(fl.Diagonal(), 1), fisher).coords
+        >>> print(lead.round(), tail.round())  # the leading direction; each column's mean over the other two
+        [[36.  0.  0.]] [[0. 8. 2.]]
     """
 
     inner: Structure

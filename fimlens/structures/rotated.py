@@ -47,6 +47,16 @@ class Rotated(Structure):
     Raises:
         TypeError: `inner` is not a Structure instance.
         ValueError: `sides` is none of these.
+
+    Examples:
+        >>> import jax, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(0), (8, 3, 4)))
+        >>> soap = fl.Rotated(fl.Diagonal(), "LR")
+        >>> params = fl.fit(soap, fisher)
+        >>> params.frame.bases.left.shape, params.frame.bases.right.shape, params.coords.shape
+        ((3, 3), (4, 4), (3, 4))
+        >>> soap.claim.name, fl.Rotated(fl.Rows(), "L").claim.name
+        ('ONE_STEP', 'EXACT')
     """
 
     inner: Structure
