@@ -7,13 +7,15 @@ RUN := $(VENV)/bin
 PAGES := $(patsubst notebooks/%.ipynb,docs/notebooks/%.md,$(wildcard notebooks/*.ipynb))
 OLDEST := "jax==0.8.0" "jaxlib==0.8.0" "optax==0.2.6"
 
-.PHONY: lens prove test training notebooks lab slow oldest lint docs benchmark clean
+.PHONY: lens prove slips test training notebooks docs lab slow oldest lint benchmark clean
 
 lens: $(VENV)/installed
 	$(RUN)/fimlens lens
 
-prove: $(VENV)/installed  # every closed form, on the functions that run; and each under a slip in them
+prove: $(VENV)/installed slips  # every closed form, on the functions that run
 	$(RUN)/fimlens prove
+
+slips: $(VENV)/installed  # every proof under a slip in those functions, which must break it
 	$(RUN)/python -m pytest -m proof
 
 test: $(VENV)/installed
@@ -22,14 +24,18 @@ test: $(VENV)/installed
 training: $(VENV)/installed  # whole trainings: killed, resumed, spread over devices
 	$(RUN)/python -m pytest -m "training and not slow"
 
-notebooks: $(VENV)/with-notebooks  # every notebook from start to end, at a reduced size, as pages of the site
+notebooks: $(VENV)/with-site  # every notebook from start to end, at a reduced size, as pages of the site
 	rm -rf docs/notebooks
 	$(MAKE) --jobs 2 $(PAGES)
 
-docs/notebooks/%.md: notebooks/%.ipynb | $(VENV)/with-notebooks
-	FIMLENS_QUICK=1 $(RUN)/jupyter nbconvert --log-level WARN --execute --to markdown --output-dir $(@D) $<
+docs/notebooks/%.md: notebooks/%.ipynb | $(VENV)/with-site
+	FIMLENS_QUICK=1 $(RUN)/jupyter nbconvert --log-level ERROR --execute --to markdown --output-dir $(@D) $<
 
-lab: $(VENV)/with-notebooks  # the notebooks, opened in Jupyter
+docs: $(VENV)/with-site $(PAGES)  # the site, in build/site, with the notebooks; a warning is an error
+	sed 's|](\.\./docs/|](|g' benchmarks/README.md > docs/benchmarks.md
+	$(RUN)/mkdocs build --strict
+
+lab: $(VENV)/with-site  # the notebooks, opened in Jupyter
 	$(RUN)/jupyter lab notebooks
 
 slow: $(VENV)/installed  # what takes too long for every commit
@@ -42,10 +48,6 @@ lint: $(VENV)/installed
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 
-docs: $(VENV)-docs/installed $(PAGES)  # the site, in build/site; a warning is an error
-	sed 's|](\.\./docs/|](|g' benchmarks/README.md > docs/benchmarks.md
-	$(VENV)-docs/bin/mkdocs build --strict
-
 benchmark: $(VENV)/installed
 	$(RUN)/python benchmarks/scaling.py
 	$(RUN)/python benchmarks/step_cost.py
@@ -57,8 +59,8 @@ $(VENV)/installed: pyproject.toml
 	$(RUN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-$(VENV)/with-notebooks: $(VENV)/installed
-	$(RUN)/python -m pip install --quiet --editable '.[dev,notebooks]'
+$(VENV)/with-site: $(VENV)/installed
+	$(RUN)/python -m pip install --quiet --editable '.[dev,notebooks,docs]'
 	@touch $@
 
 $(VENV)-oldest/installed: pyproject.toml
@@ -66,10 +68,5 @@ $(VENV)-oldest/installed: pyproject.toml
 	$(VENV)-oldest/bin/python -m pip install --quiet --editable '.[dev]' $(OLDEST)
 	@touch $@
 
-$(VENV)-docs/installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)-docs
-	$(VENV)-docs/bin/python -m pip install --quiet --editable '.[docs,train]'
-	@touch $@
-
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-docs docs/benchmarks.md docs/notebooks lens-out build *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest docs/benchmarks.md docs/notebooks lens-out build *.egg-info

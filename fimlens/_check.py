@@ -315,7 +315,7 @@ def check(
 
     Examples:
         >>> import fimlens as fl
-        >>> fl.check(fl.Rows()).ok
+        >>> fl.check(fl.Rows(), shapes=[(3, 4)]).ok
         True
     """
     if not isinstance(structure, Structure):

@@ -267,7 +267,8 @@ drawn
 # Give up nearness for a bound, just as Shampoo does. The mean of the two whitening families, $L_{ij} = (r_i +
 # c_j)/2$, is never zero where a row or a column has been seen, and by convexity
 #
-# $$\|\frac{1}{2}(\mathcal{R} + \mathcal{C}) - V\|^2 \;\leq\; \frac{1}{2}\|\mathcal{R} - V\|^2 + \frac{1}{2}\|\mathcal{C} - V\|^2 ,$$
+# $$\|\frac{1}{2}(\mathcal{R} + \mathcal{C}) - V\|^2 \;\leq\;
+# \frac{1}{2}\|\mathcal{R} - V\|^2 + \frac{1}{2}\|\mathcal{C} - V\|^2 ,$$
 #
 # where $\mathcal{R}$ is constant along rows and $\mathcal{C}$ along columns; each term is least at the means. So its
 # claim is a `BOUND`, and `objective` says of what. It is the arithmetic mean of the numbers of which Shampoo takes
