@@ -5,7 +5,7 @@ from typing import Any
 
 from fimlens import typeset
 
-CODE = re.compile(r"(```.*?```|`[^`\n]+`|^(?: {4}.*\n?)+)", re.S | re.M)
+CODE = re.compile(r"(```.*?```|`[^`\n]+`|^(?: {4}[^\n]*\n?)+)", re.S | re.M)
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$", re.S)
 
 
