@@ -157,6 +157,27 @@ def keeping_dtypes(tx: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.GradientTransformation(tx.init, update)
 
 
+def kept_in(tx: optax.GradientTransformation, dtype: DTypeLike) -> optax.GradientTransformation:
+    """Keep the state of `tx` in a dtype between steps, and compute in its own.
+
+    All that is as large as a row is: moments, statistics, bases. Counts, norms and sums of weights stay as they are.
+    """
+
+    def down(state: PyTree) -> PyTree:
+        def kept(x: Array) -> Array:
+            large = jnp.issubdtype(x.dtype, jnp.floating) and math.prod(x.shape[-2:]) > 1
+            return x.astype(dtype) if large else x
+
+        return jax.tree.map(kept, state)
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        own = jax.eval_shape(tx.init, updates if params is None else params)
+        moved, new = tx.update(updates, jax.tree.map(lambda x, like: x.astype(like.dtype), state, own), params)
+        return moved, down(new)
+
+    return optax.GradientTransformation(lambda params: down(tx.init(params)), update)
+
+
 def orthogonalize(steps: Int[ArrayLike, ""] = 5, eps: Float[ArrayLike, ""] = 1e-8) -> optax.GradientTransformation:
     """Each matrix's polar factor U V^T, nearly: a quintic Newton-Schulz iteration takes singular values to 0.7 to 1.2.
 

@@ -15,6 +15,7 @@ from fimlens.cli import app
 from fimlens.pretrain import data, loop, model
 from fimlens.pretrain.mesh import mesh_of
 from fimlens.pretrain.plan import Plan
+from fimlens.pretrain.step import first
 
 pytestmark = pytest.mark.training
 TINY = llama.Config(vocabulary=256, hidden=16, mlp=24, heads=2, layers=2)
@@ -92,6 +93,12 @@ def test_shards_are_mapped_and_read_back(tmp_path):
         data.of_shards(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("token", [-1, 1000])
+def test_tokens_beyond_the_vocabulary_are_refused(tmp_path, token):
+    with pytest.raises(ValueError, match=f"{token}.*, of a vocabulary of 1000"):
+        data.write_shards(tmp_path, [[5, token, 7]], vocabulary=1000, end=0, held_out=1)
+
+
 def test_too_little_text_is_refused():
     with pytest.raises(ValueError, match="shorter windows"):
         data.Batches([np.arange(5)], batch=2, length=10, seed=0)
@@ -147,6 +154,24 @@ def test_a_killed_run_goes_on_to_the_same_losses(tmp_path, plan, corpus):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
     again = loop.train(plan, corpus, tmp_path)
     assert losses(again) == losses(resumed)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "racs", "alice"])
+def test_state_is_kept_in_bfloat16(plan, optimizer):
+    """All that is as large as a row is; counts, norms and sums of weights are not."""
+    options = {"rank": 4, "leading": 2} if optimizer == "alice" else {}
+    plan = replace(plan, optimizer=optimizer, options=options, state_dtype="bfloat16")
+    state = jax.eval_shape(lambda: first(plan, plan.transform())).optimizer
+    floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert {x.dtype for x in floats if np.prod(x.shape[-2:]) > 1} == {jnp.dtype("bfloat16")}
+    assert all(x.dtype == jnp.float32 for x in floats if np.prod(x.shape[-2:]) == 1)
+
+
+def test_what_bfloat16_drops_of_the_state_is_little_to_a_short_training(plan, corpus):
+    plan = replace(plan, optimizer="racs")
+    whole, kept = (loop.train(replace(plan, state_dtype=dtype), corpus)[-1].loss for dtype in ("float32", "bfloat16"))
+    assert whole != kept
+    assert abs(whole - kept) < 0.01 * whole
 
 
 def test_lines_tell_perplexity_speed_and_the_optimizers_share(tmp_path, plan, corpus):

@@ -1,6 +1,7 @@
 """fimlens compare: optimizers on one model and one text, each at its own best rate, over some seeds."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ def compare(
     batch: Annotated[int, typer.Option(min=1, help="Sequences a step.")] = 16,
     length: Annotated[int, typer.Option(min=1, help="Tokens a sequence.")] = 128,
     dtype: Annotated[str, typer.Option(help="Of weights and activations: float32 or bfloat16.")] = "float32",
+    state_dtype: Annotated[str, typer.Option(help="Of the optimizers' states: float32 or bfloat16.")] = "float32",
     text_path: Annotated[
         list[Path] | None, typer.Option("--text", help="Files or directories; Python's standard library by default.")
     ] = None,
@@ -47,7 +49,7 @@ def compare(
         errors.print(f"fimlens compare: {error}. It needs pip install 'fimlens[train]'.", style="red", markup=False)
         raise typer.Exit(2) from error
     try:
-        base = Plan(model, steps=steps, batch=batch, length=length, dtype=dtype)
+        base = Plan(model, steps=steps, batch=batch, length=length, dtype=dtype, state_dtype=state_dtype)
         names = [*(optimizers or []), *(more or [])] or ["adam", "racs", "alice"]
         contestants = contest.entries(names, base, options_of(option))
         corpus = data.of_files(text_path) if shards is None else data.of_shards(shards)
@@ -70,10 +72,14 @@ def compare(
                 contestants, base, corpus, out, tries=tries, seeds=seeds, begun=begun, told=told
             )  # fmt: skip
         kept = out / "speed.json"
-        speeds = {name: Speed(**x) for name, x in json.loads(kept.read_text()).items()} if kept.exists() else {}
-        for each in track([x for x in contestants if x.name not in speeds], "timing", console=errors, transient=True):
-            speeds[each.name] = speed(contest.plan_of(each, base, 0, 0), corpus)
-            kept.write_text(json.dumps({name: x._asdict() for name, x in speeds.items()}, indent=2) + "\n")
+        measured = json.loads(kept.read_text()) if kept.exists() else {}
+        speeds = {}
+        for each in track(contestants, "timing", console=errors, transient=True):
+            plan = contest.plan_of(each, base, 0, 0)
+            if measured.get(each.name, {}).get("plan") != asdict(plan):
+                measured[each.name] = {"plan": asdict(plan), "speed": speed(plan, corpus)._asdict()}
+                kept.write_text(json.dumps(measured, indent=2) + "\n")
+            speeds[each.name] = Speed(**measured[each.name]["speed"])
         rows = standing.standings(contestants, results, speeds)
         tables = [(standing.REACHED, standing.reached(rows, base)), (standing.COSTS, standing.costs(rows, base))]
         written = [standing.markdown(*each) for each in tables] + [standing.tried(contestants, results)]

@@ -40,6 +40,7 @@ def pretrain(
         Path | None, typer.Option(help="Where the dataset's tokens go, to be shared by runs; in --out by default.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of weights and activations: float32 or bfloat16.")] = "float32",
+    state_dtype: Annotated[str, typer.Option(help="Of the optimizer's state between steps: float32 or bfloat16.")] = "float32",
     tied: Annotated[bool, typer.Option("--tied", help="The embedding is the head.")] = False,
     scan: Annotated[bool, typer.Option("--scan", help="Scan over layers.")] = False,
     remat: Annotated[bool, typer.Option("--remat", help="Compute layers again for their gradients.")] = False,
@@ -77,8 +78,8 @@ def pretrain(
         if distributed or coordinator is not None:
             jax.distributed.initialize(coordinator, hosts, host)
         plan = Plan(
-            model, optimizer, rate, steps, batch, length, options_of(option), accumulate, clip, seed, dtype, tied, scan, remat,
-            on_nonfinite,
+            model, optimizer, rate, steps, batch, length, options_of(option), accumulate, clip, seed, dtype, state_dtype, tied,
+            scan, remat, on_nonfinite,
         )  # fmt: skip
         if sum(given is not None for given in (text_path, shards, dataset)) > 1:
             raise ValueError("take one of --text, --shards and --dataset.")

@@ -158,13 +158,22 @@ def write_shards(
         about: what else tokens.json says of them.
 
     Raises:
-        ValueError: no document is left to train on.
+        ValueError: no document is left to train on, or a token is not of the vocabulary.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for old in (directory / ABOUT, *(path for kind in ("held-out", "train") for path in directory.glob(f"{kind}-*.npy"))):
         old.unlink(missing_ok=True)
     dtype = np.uint16 if vocabulary <= 2**16 else np.uint32
-    documents = (np.asarray([*document, end], dtype) for document in documents)
+
+    def checked(document: Sequence[int]) -> Tokens:
+        tokens = np.asarray([*document, end], np.int64)
+        if tokens.min() < 0 or tokens.max() >= vocabulary:
+            raise ValueError(
+                f"pretrain: tokens from {tokens.min()} to {tokens.max()}, of a vocabulary of {vocabulary}. Give its size."
+            )
+        return tokens.astype(dtype)
+
+    documents = map(checked, documents)
     for kind, limit in (("held-out", held_out), ("train", train)):
         for number, tokens in enumerate(_packed(documents, shard, limit)):
             np.save(directory / f"{kind}-{number:05}.npy", tokens)

@@ -11,6 +11,7 @@ import optax
 
 import fimlens
 from fimlens import llama
+from fimlens.chain import kept_in
 from fimlens.memory import FORMULAS
 from fimlens.pretrain.model import CONFIGS
 from fimlens.trial import papers_schedule
@@ -26,7 +27,8 @@ class Plan:
     It warms up over a tenth of the steps and falls by a cosine to a tenth of its peak, as in [G]. `options` go to the
     optimizer, `accumulate` is the number of parts that each batch is taken in, `clip` bounds the gradient's norm, and
     `on_nonfinite` says what becomes of a step whose loss or gradient is not finite: its update is never made, and the run
-    stops, or skips it.
+    stops, or skips it. `dtype` is that of weights and activations, `state_dtype` what the optimizer's state is kept in
+    between steps, bfloat16 both in [G]; roots and sums are in float32 in any case.
 
     Raises:
         ValueError: a name is unknown or a number out of its range.
@@ -43,6 +45,7 @@ class Plan:
     clip: float | None = None
     seed: int = 0
     dtype: str = "float32"
+    state_dtype: str = "float32"
     tied: bool = False
     scan: bool = False
     remat: bool = False
@@ -53,6 +56,7 @@ class Plan:
             ("model", CONFIGS),
             ("optimizer", OPTIMIZERS),
             ("dtype", DTYPES),
+            ("state_dtype", DTYPES),
             ("on_nonfinite", ("stop", "skip")),
         ):
             if getattr(self, name) not in known:
@@ -86,7 +90,7 @@ class Plan:
 
     @property
     def weight_dtype(self) -> Any:
-        """Of weights and activations; state has the optimizer's own dtypes, which are options."""
+        """Of weights and activations."""
         return jnp.dtype(self.dtype)
 
     @property
@@ -113,4 +117,5 @@ class Plan:
             known = ", ".join(list(inspect.signature(make).parameters)[1:])
             raise ValueError(f"pretrain: {self.optimizer} has no option {unknown[0]!r}. It has {known}.")
         tx = make(self.schedule, **self.options)
+        tx = tx if self.state_dtype == "float32" else kept_in(tx, self.state_dtype)
         return tx if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), tx)
