@@ -110,9 +110,9 @@ def clipped(G: Matrices) -> Matrices:
 
 
 def bounded(squares: Array) -> Array:
-    """Sums of squares within what `clipped` gradients have: their products and their inverses stay in the dtype.
+    """Sums of squares within what `clipped` gradients have, so that their products stay in the dtype.
 
-    Subnormal ones are zero, which CPUs make of them anyway; an accelerator would divide by them.
+    Subnormal ones are zero, which CPUs make of them anyway: they have no inverse, and an accelerator would divide by them.
     """
     limits = jnp.finfo(squares.dtype)
     return jnp.where(jnp.abs(squares) < limits.tiny, 0, jnp.minimum(squares, float(limits.max) / 1e6))

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from test_optax import NAMES, named, tree
 
+from fimlens import RowColumn
+
 SHAPES = [(5, 3), (1, 4)]
 KINDS = ["normal", "zero rows", "zero", "rank one", "repeated", "one entry"]
 
@@ -61,6 +63,20 @@ def test_finite_gradients_make_finite_updates(name, kind, shape, power, dtype, s
     found, state = updates_of(name, kind, shape, 10.0**power, seed, dtype)
     assert all(np.isfinite(u).all() for u in found)
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating))
+
+
+def test_racs_is_finite_of_the_smallest_squares():
+    """Of one entry, a row, a column and a whole matrix whose squares come near to what float32 ends at."""
+    fitted = jax.jit(RowColumn(sweeps=5).project)
+    for m, n in ((4, 6), (128, 128), (512, 512)):
+        for where in (np.s_[1, 1], np.s_[1], np.s_[:, 1], np.s_[:]):
+            for g in (1e-15, 1e-17, 1e-18, 1e-19, 2e-20):
+                V = np.zeros((m, n), np.float32)
+                V[where] = np.float32(g) ** 2
+                q, s = fitted(jnp.asarray(V))
+                assert np.isfinite(q * s).all(), (m, where, g)
+                if g == 1e-15:
+                    np.testing.assert_allclose(q * s, V, rtol=1e-5)
 
 
 INVARIANT = {

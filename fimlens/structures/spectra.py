@@ -255,7 +255,7 @@ class RowColumn(_RankOne):
         if self.sweeps is not None and len(V) > V.shape[1]:
             s, q = self.project(V.T)
             return q.T, s.T
-        largest = V.max() if self.sweeps is None else V.sum(0).max()
+        largest = V.max()
         scale = _over(jnp.ones([], V.dtype), largest)  # so that no square leaves float32
 
         def sweep(_: Array, pair: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -368,7 +368,7 @@ class GeometricMarginals(_RowAndColumnMeans):
 
 def nearest_factor(V: Matrix, q: Float[Array, " m"], scale: Float[ArrayLike, ""] = 1.0) -> Float[Array, " n"]:
     """The s of the q s^T nearest to scale * V, for this q: half a sweep."""
-    return q @ V * _over(jnp.asarray(scale, V.dtype), q @ q)
+    return _over(q @ V * scale, q @ q)  # scale over a small square would leave float32
 
 
 def _over(x: Array, size: Array) -> Array:
