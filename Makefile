@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 PAGES := $(patsubst notebooks/%.ipynb,docs/notebooks/%.md,$(wildcard notebooks/*.ipynb))
+SOURCES := $(wildcard fimlens/*.py fimlens/*/*.py)
 OLDEST := "jax==0.8.0" "jaxlib==0.8.0" "optax==0.2.6"
 
 .PHONY: lens prove slips test training notebooks docs lab slow oldest lint benchmark clean
@@ -28,8 +29,8 @@ notebooks: $(VENV)/with-site  # every notebook from start to end, at a reduced s
 	rm -rf docs/notebooks
 	$(MAKE) --jobs 2 $(PAGES)
 
-docs/notebooks/%.md: notebooks/%.ipynb | $(VENV)/with-site
-	FIMLENS_QUICK=1 $(RUN)/jupyter nbconvert --log-level ERROR --execute --to markdown --output-dir $(@D) $<
+docs/notebooks/%.md: notebooks/%.ipynb $(SOURCES) | $(VENV)/with-site
+	FIMLENS_QUICK=1 $(RUN)/jupyter nbconvert --log-level ERROR --execute --ExecutePreprocessor.timeout=600 --to markdown --output-dir $(@D) $<
 
 docs: $(VENV)/with-site $(PAGES)  # the site, in build/site, with the notebooks; a warning is an error
 	sed 's|](\.\./docs/|](|g' benchmarks/README.md > docs/benchmarks.md

@@ -4,11 +4,12 @@
     python benchmarks/optimizer_share.py --timed --dtype bfloat16 --accumulate 4  # on an accelerator
 
 Counted, nothing is run: gradient and update are compiled for this machine from shapes alone. Updates are those between
-refreshes; the last column has what products and decompositions take by formula (fimlens/step_flops.py), refreshes shared out.
+refreshes; the last column has what products and decompositions take by formula (fimlens/step_flops.py), refreshes shared out
+over the default interval.
 XLA counts the body of a loop once: RACS is counted with one of its five sweeps, and the other four are in its formula.
 
-Timed, gradient and optimizer are run alone, in turns, refreshes shared out (fimlens/pretrain/speed.py), on bytes: tokens of a
-larger vocabulary take as long.
+Timed, gradient and what follows it are run alone, refreshes shared out (fimlens/pretrain/speed.py), on bytes, whatever the
+model's vocabulary.
 """
 
 import argparse
@@ -89,7 +90,7 @@ def main() -> None:
     parser.add_argument("--model", choices=CONFIGS, default="llama-60m")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=4000, help="of the whole training: they set refresh intervals")
+    parser.add_argument("--steps", type=int, default=4000, help="of the whole training: when timed, they set refresh intervals")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch, when timed")
     parser.add_argument("--json", type=Path)

@@ -101,13 +101,13 @@ def test_speed_ups_are_over_the_first_and_by_its_own_seeds():
         "adam": known({-1: 5, 1: 5}) | {(0, 0): run(4.0, 3.0, 2.0), (0, 1): run(5.0, 4.0, 3.0)},
         "racs": known({-1: 5, 1: 5}) | {(0, 0): run(3.0, 1.0, 0.5), (0, 1): run(3.0, 2.0, 1.5)},
     }
-    speeds = {"adam": Speed(1.0, 0.75, 100, 200), "racs": Speed(2.0, 1.5, 100, 10)}
+    speeds = {"adam": Speed(1.0, 0.5, 100, 200), "racs": Speed(2.0, 2.0, 100, 10)}
     rows = standing.standings([first, other], results, speeds)
     racs = rows[1]
     assert racs.bracketed
     assert racs.losses == [0.5, 1.5]
     assert racs.steps == pytest.approx((15 + 10) / 2)
-    assert racs.step == pytest.approx(1.5 + 1.5)  # the gradient's median is 1.5 s
+    assert racs.step == pytest.approx(1.5 + 1.5 * 2.0 / 2.0)  # the gradient's median is 1.5 s
     cells = dict(zip(standing.REACHED, standing.reached(rows, plan)[0], strict=True))
     costs = dict(zip(standing.COSTS, standing.costs(rows, plan)[0], strict=True))
     assert cells["optimizer"] == costs["optimizer"] == "racs"

@@ -182,7 +182,7 @@ def test_lines_tell_perplexity_speed_and_the_optimizers_share(tmp_path, plan, co
         assert line.perplexity == told["perplexity"] == pytest.approx(np.exp(line.held_out))
         assert line.tokens == line.step * plan.batch * plan.length
         assert line.tokens_per_second > 0
-        assert line.optimizer_share > 0
+        assert 0 < line.optimizer_share < 1.5
     assert 0 < lines[0].seconds < lines[1].seconds
 
 

@@ -48,6 +48,23 @@ def test_errors_are_those_of_the_lens():
         assert error == measured[name.replace(', "LR"', "")], name
 
 
+def test_the_comparison_of_twelve_is_as_measured():
+    """Every row of both tables, and of `docs/which.md`, by what `fimlens compare` wrote."""
+    told = [(ROOT / name).read_text() for name in ("benchmarks/README.md", "docs/which.md")]
+    reached, costs = (ROOT / "benchmarks" / "twelve" / "table.md").read_text().split("\n\n")[:2]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in reached.splitlines()[2:]]
+    shares = {cells[0]: cells[1:] for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in costs.splitlines()[2:])}
+    assert len(rows) == 12
+    for name, rate, loss, *_, steps, time in rows:
+        tokens, effective, share, megabytes = shares[name]
+        steps, time = ("1", "1") if name == "adam" else (steps or "never", time)
+        ending = f"| {steps} | {time} |".replace("|  |", "| |")
+        costs_told = f"| `{name}` | {tokens} | {effective} | {share} | {megabytes} |".replace("|  |", "| |")
+        assert re.search(rf"^\| `{name}` \| {re.escape(rate)} \| .*{re.escape(ending)} ", told[0], re.M), name
+        assert costs_told in told[0], name
+        assert f"| `{name}` | {float(loss):.3f} {ending} {share} | {float(megabytes):.1f} |" in told[1], name
+
+
 @pytest.mark.proof
 def test_the_table_of_closed_forms_is_current():
     between = re.search(r"<!-- closed forms.*? -->\n(.*?)\n<!-- end -->", README, re.S)[1]

@@ -53,7 +53,9 @@ def pretrain(
     evaluate_every: Annotated[int | None, typer.Option(min=1, help="Steps; at the end alone by default.")] = None,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 100,
     keep: Annotated[int, typer.Option(min=1, help="Checkpoints.")] = 2,
-    share: Annotated[bool, typer.Option("--share", help="Time the optimizer alone too, and tell its share.")] = False,
+    share: Annotated[
+        bool, typer.Option("--share", help="Time what follows the gradient too, alone, and tell its share.")
+    ] = False,
     seed: int = 0,
     out: Annotated[Path, typer.Option(help="Directory of plan, metrics and checkpoints; a run that is there goes on.")] = Path(
         "pretrain-out"

@@ -61,6 +61,11 @@ class Keeper:
         if self.manager is not None:
             self.manager.close()
 
+    @property
+    def last(self) -> int | None:
+        """The step of the last checkpoint that is whole."""
+        return None if self.manager is None else self.manager.latest_step()
+
     def due(self, done: int) -> bool:
         """Whether a checkpoint is to be made."""
         return self.manager is not None and done % self.every == 0
@@ -69,7 +74,7 @@ class Keeper:
         """The last checkpoint that is whole, with the lines up to it."""
         if self.manager is None:
             return None
-        last = self.manager.latest_step()
+        last = self.last
         self.lines = [] if last is None else [line for line in _read(self.metrics) if line.step <= last]
         if jax.process_index() == 0:
             _write(self.metrics, "".join(map(_written, self.lines)))

@@ -64,8 +64,8 @@ def train(
     tx = plan.transform()
     shapes = jax.eval_shape(lambda: first(plan, tx))
     shardings = shardings_of(shapes, tx, mesh)
-    optimizer = speed(plan, corpus, mesh).optimizer if share else None
     with Keeper(plan, corpus, directory, checkpoint_every, keep) as keeper, jax.set_mesh(mesh):
+        optimizer = speed(plan, corpus, mesh).optimizer if share and keeper.last != plan.steps else None
         begun = jax.jit(partial(first, plan, tx), out_shardings=shardings)
         training = keeper.restored(shardings, shapes) or begun()
         done = int(training.step)

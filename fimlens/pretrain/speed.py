@@ -1,4 +1,4 @@
-"""What a step takes: its gradient, which is alike for all optimizers, and what the optimizer makes of it, each timed alone.
+"""What a step takes: its gradient, which is alike for all optimizers, and what follows it, each timed alone.
 
 Their difference is never taken: of a small model's step an optimizer is a hundredth, and two compilations of one gradient
 differ by more.
@@ -19,7 +19,7 @@ LEAST = 20  # of each that are timed
 
 
 class Speed(NamedTuple):
-    """Seconds of a step's gradient, and of the rest of it; bytes of weights and of the optimizer's state."""
+    """Seconds of a step's gradient, and of the rest: the update, applied if all is finite; bytes of weights and of state."""
 
     gradient: float
     optimizer: float
@@ -30,7 +30,8 @@ class Speed(NamedTuple):
 def speed(plan: Plan, corpus: Corpus, mesh: Mesh | None = None) -> Speed:
     """Of a plan's steps on a mesh, by default all devices.
 
-    The gradient's is a median. The optimizer's is a mean over whole refresh intervals, in which refreshes are shared out.
+    Twenty of each in turns, and then as many updates as whole refresh intervals take. The gradient's is a median; the
+    optimizer's a mean, in which refreshes are shared out.
     """
     tx, batches = plan.transform(), Batches(corpus.train, batch=plan.batch, length=plan.length, seed=plan.seed)
     mesh = mesh_of() if mesh is None else mesh
@@ -43,7 +44,7 @@ def speed(plan: Plan, corpus: Corpus, mesh: Mesh | None = None) -> Speed:
         gradient = jax.jit(gradient_of(plan), out_shardings=(None, shardings.weights))
         move = jax.jit(move_of(tx), donate_argnums=0, out_shardings=(shardings, None))
         seen = gradient(training.weights, tokens[0])
-        training, _ = move(training, *seen)  # compiled, and bases begun
+        training, _ = jax.block_until_ready(move(training, *seen))  # compiled, and bases begun
         for k in range(-(-LEAST // plan.update_interval) * plan.update_interval):
             if k < LEAST:
                 taken, seen = timed(gradient, training.weights, tokens[k % 2])

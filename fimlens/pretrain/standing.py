@@ -53,7 +53,8 @@ class Standing(NamedTuple):
 def standings(contestants: list[Entry], results: dict[str, Results], speeds: dict[str, Speed]) -> list[Standing]:
     """A row for each, the first being the one that others are measured by.
 
-    The gradient is the same for all, so its time is taken as the median of all measurements.
+    The gradient is the same for all, so its time is taken as the median of all measurements, and each optimizer's as its
+    ratio to the gradient that it was timed beside.
 
     Raises:
         ValueError: the first diverged with some seed.
@@ -66,6 +67,7 @@ def standings(contestants: list[Entry], results: dict[str, Results], speeds: dic
     rows = []
     for each in contestants:
         runs, speed = results[each.name], speeds[each.name]
+        optimizer = speed.optimizer * gradient / speed.gradient
         best, tried = _best(runs), [power for power, seed in runs if seed == 0]
         seeds = _seeds(runs)
         steps = [steps_to(goals[seed], runs[best, seed].lines) for seed in seeds]
@@ -76,8 +78,8 @@ def standings(contestants: list[Entry], results: dict[str, Results], speeds: dic
                 min(tried) < best < max(tried),
                 [runs[best, seed].loss for seed in seeds],
                 statistics.median(math.inf if x is None else x for x in steps),
-                gradient + speed.optimizer,
-                speed.optimizer / (gradient + speed.optimizer),
+                gradient + optimizer,
+                optimizer / (gradient + optimizer),
                 speed.weights,
                 speed.state,
             )
