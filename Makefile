@@ -19,8 +19,8 @@ prove: $(VENV)/installed slips  # every closed form, on the functions that run
 slips: $(VENV)/installed  # every proof under a slip in those functions, which must break it
 	$(RUN)/python -m pytest -m proof
 
-test: $(VENV)/installed
-	$(RUN)/python -m pytest
+test: $(VENV)/installed  # most of it is compilation: machine code is not optimised here, in the other targets it is
+	XLA_FLAGS=--xla_backend_optimization_level=0 $(RUN)/python -m pytest
 
 training: $(VENV)/installed  # whole trainings: killed, resumed, spread over devices
 	$(RUN)/python -m pytest -m "training and not slow"
@@ -43,7 +43,7 @@ slow: $(VENV)/installed  # what takes too long for every commit
 	$(RUN)/python -m pytest -m slow
 
 oldest: $(VENV)-oldest/installed  # the tests that meet JAX and Optax, on the oldest that we support
-	$(VENV)-oldest/bin/python -m pytest tests/test_transform.py tests/test_fisher.py tests/test_errors.py tests/test_cli.py tests/test_fidelity.py tests/test_memory.py
+	$(VENV)-oldest/bin/python -m pytest tests/test_transform.py tests/test_fisher.py tests/test_errors.py tests/test_decompositions.py tests/test_fidelity.py tests/test_memory.py
 
 lint: $(VENV)/installed
 	$(RUN)/ruff check .

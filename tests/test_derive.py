@@ -138,7 +138,7 @@ def test_a_structure_with_nothing_but_dense_is_derived():
 @pytest.mark.parametrize(
     ("structure", "says"),
     [
-        (fl.RowColumn(), "measured, not proved"),
+        pytest.param(fl.RowColumn(), "measured, not proved", marks=pytest.mark.slow),
         (fl.RowColumn(sweeps=1), "proved: block a solves its equations given the others; the limit is not reached"),
         (fl.Marginals(), "another divergence"),
         (fl.GeometricMarginals(), "upper bound"),

@@ -22,7 +22,7 @@ MAKERS = {
 }
 
 
-NAMES = ["racs", "soap", *(pytest.param(name, marks=pytest.mark.slow) for name in ("muon", "adamw"))]
+NAMES = ["racs", *(pytest.param(name, marks=pytest.mark.slow) for name in ("soap", "muon", "adamw"))]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -27,7 +27,7 @@ SHAPES = {
     "embedding": (32, 16),
     "norm": (16,),
 }
-NAMES = ["muon", "soap", "alice"]
+NAMES = [pytest.param("muon", marks=pytest.mark.slow), "soap", "alice"]
 LIKE_THEM = ["racs", "adafactor", "adam", "sgd", "lars", "lamb", "osoap", "adadiag", "adadiag_pp", "adafacdiag"]
 LIKE_THEM += ["galore", "apollo", "fira", "alice0", "low_rank_soap"]
 NAMES += [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
