@@ -76,7 +76,7 @@ def timed(contestants: list[Entry], base: Plan) -> list[dict[str, str]]:
                 "optimizer": each.name,
                 "gradient, ms": f"{1e3 * seen.gradient:.1f}",
                 "optimizer, ms": f"{1e3 * seen.optimizer:.2f}",
-                "share": f"{seen.optimizer / (seen.gradient + seen.optimizer):.1%}",
+                "share": f"{seen.share:.1%}",
                 "state, MB": f"{seen.state / 1e6:.1f}",
             }
         )

@@ -26,6 +26,11 @@ class Speed(NamedTuple):
     weights: int
     state: int
 
+    @property
+    def share(self) -> float:
+        """What follows the gradient, as a part of a step."""
+        return self.optimizer / (self.gradient + self.optimizer)
+
 
 def speed(plan: Plan, corpus: Corpus, mesh: Mesh | None = None) -> Speed:
     """Of a plan's steps on a mesh, by default all devices.

@@ -67,7 +67,6 @@ def standings(contestants: list[Entry], results: dict[str, Results], speeds: dic
     rows = []
     for each in contestants:
         runs, speed = results[each.name], speeds[each.name]
-        optimizer = speed.optimizer * gradient / speed.gradient
         best, tried = _best(runs), [power for power, seed in runs if seed == 0]
         seeds = _seeds(runs)
         steps = [steps_to(goals[seed], runs[best, seed].lines) for seed in seeds]
@@ -78,8 +77,8 @@ def standings(contestants: list[Entry], results: dict[str, Results], speeds: dic
                 min(tried) < best < max(tried),
                 [runs[best, seed].loss for seed in seeds],
                 statistics.median(math.inf if x is None else x for x in steps),
-                gradient + optimizer,
-                optimizer / (gradient + optimizer),
+                gradient / (1 - speed.share),
+                speed.share,
                 speed.weights,
                 speed.state,
             )
