@@ -40,6 +40,7 @@ from fimlens.low_rank_transform import scale_by_low_rank as scale_by_low_rank
 from fimlens.matrices import Axes as Axes
 from fimlens.matrices import as_matrix as as_matrix
 from fimlens.matrices import matrices as matrices
+from fimlens.matrices import routes as routes
 from fimlens.optimizers import adadiag as adadiag
 from fimlens.optimizers import adadiag_pp as adadiag_pp
 from fimlens.optimizers import adafacdiag as adafacdiag

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from fimlens.chain import keeping_dtypes
 from fimlens.views import path_name
@@ -18,7 +18,8 @@ EMBEDDING = re.compile(r"embed|^wte$|^wpe$", re.IGNORECASE)
 HEAD = re.compile(r"^((lm|output|readout|classifier)_?)?head$|^(logits|unembed\w*|lm_output)$", re.IGNORECASE)
 VECTORS = re.compile(r"norm|(^|/)(bias|scale)(/value)?$", re.IGNORECASE)  # Flax NNX ends paths with "value"
 
-Rule = Callable[[str, Array], Any]
+Leaf = ArrayLike | jax.ShapeDtypeStruct
+Rule = Callable[[str, Leaf], Any]
 
 
 class Axes(NamedTuple):
@@ -79,12 +80,38 @@ def matrices(
         >>> bool((updates["kernel"] < 0).all()), bool((updates["bias"] < 0).all())
         (True, True)
     """
-    rule = _routing(route, default=lambda path, leaf: _is_matrix(path, leaf, head))
+    rule = _routing(route, head)
 
     def labels(params: PyTree) -> PyTree:
         return jax.tree_util.tree_map_with_path(lambda path, leaf: METHOD if rule(path_name(path), leaf) else OTHERS, params)
 
     return optax.partition({METHOD: tx, OTHERS: keeping_dtypes(optax.scale_by_adam()) if others is None else others}, labels)
+
+
+def routes(
+    params: PyTree, *, route: Rule | str | PyTree | None = None, head: bool = False, axes: Axes | Rule | PyTree | None = None
+) -> dict[str, tuple[int, ...] | None]:
+    """Where each leaf goes, by path: the shape as which the method sees it, or None where it is the others'.
+
+    Args:
+        params: arrays or jax.ShapeDtypeStructs.
+        route, head: as in `matrices`, and in every full chain.
+        axes: as in `as_matrix`, and in every full chain.
+
+    Raises:
+        ValueError: as `matrices` and `as_matrix`.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> params = {"conv": jnp.ones((3, 3, 2, 4)), "kernel": jnp.ones((2, 8)), "norm": jnp.ones(8)}
+        >>> fl.routes(params)
+        {'conv': (18, 4), 'kernel': (2, 8), 'norm': None}
+        >>> fl.routes(params, route="kernel")
+        {'conv': None, 'kernel': (2, 8), 'norm': None}
+    """
+    is_methods, rule = _routing(route, head), _viewing(axes)
+    leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    return {path: _View(path, leaf, rule).matrix if is_methods(path, leaf) else None for path, leaf in leaves}
 
 
 def as_matrix(
@@ -128,9 +155,10 @@ def as_matrix(
 class _View:
     """One leaf as (*batch, m, n), and back."""
 
-    def __init__(self, path: str, leaf: Array, rule: Rule) -> None:
+    def __init__(self, path: str, leaf: Leaf, rule: Rule) -> None:
         rank = jnp.ndim(leaf)
         declared = rule(path, leaf)
+        self.matrix = jnp.shape(leaf)
         self.untouched = declared is None and rank < 4
         if self.untouched:
             return
@@ -171,10 +199,14 @@ def role(path: str) -> str | None:
     return next((role for role, pattern in patterns if any(map(pattern.search, words))), None)
 
 
-def _is_matrix(path: str, leaf: Array, head: bool) -> bool:
-    if jnp.ndim(leaf) < 2 or jnp.size(leaf) == 0 or VECTORS.search(path):
+def _is_matrix(path: str, leaf: Leaf, head: bool) -> bool:
+    if not _has_sides(leaf) or VECTORS.search(path):
         return False
     return role(path) is None or (head and role(path) == "head")
+
+
+def _has_sides(leaf: Leaf) -> bool:
+    return jnp.ndim(leaf) >= 2 and 0 not in jnp.shape(leaf)
 
 
 def _is_axes(x: Any) -> bool:
@@ -187,20 +219,20 @@ def _is_routed(x: Any) -> bool:
     return isinstance(x, bool) or getattr(x, "dtype", None) == jnp.dtype(bool)
 
 
-def _routing(route: Rule | str | PyTree | None, default: Rule) -> Rule:
+def _routing(route: Rule | str | PyTree | None, head: bool) -> Rule:
     """Whether a leaf is the method's."""
     if route is None:
-        return default
+        return lambda path, leaf: _is_matrix(path, leaf, head)
     if isinstance(route, str):
         try:
             pattern = re.compile(route)
         except re.error as error:
             raise ValueError(f"matrices: route {route!r} is no regular expression: {error}.") from error
-        return lambda path, leaf: jnp.ndim(leaf) >= 2 and jnp.size(leaf) > 0 and bool(pattern.search(path))
+        return lambda path, leaf: _has_sides(leaf) and bool(pattern.search(path))
     expected = f'route says of each leaf True or "{METHOD}", or False or "{OTHERS}"'
     said = _said("matrices", route, _is_routed, expected)
 
-    def is_methods(path: str, leaf: Array) -> bool:
+    def is_methods(path: str, leaf: Leaf) -> bool:
         answer = said(path, leaf)
         return answer == METHOD if isinstance(answer, str) else bool(answer)
 
@@ -226,7 +258,7 @@ def _said(call: str, given: Rule | PyTree, is_answer: Callable[[Any], bool], exp
         return lambda path, leaf: checked(given(path, leaf))
     said = {path_name(path): checked(x) for path, x in jax.tree_util.tree_leaves_with_path(given, is_leaf=is_answer)}
 
-    def look_up(path: str, leaf: Array) -> Any:
+    def look_up(path: str, leaf: Leaf) -> Any:
         if path not in said:
             raise ValueError(f"{call}: the tree that was given says nothing of parameter {path!r}, only of {sorted(said)}.")
         return said[path]

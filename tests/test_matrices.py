@@ -45,6 +45,24 @@ def test_matrices_go_to_the_method_and_the_rest_to_adam():
     assert taken(head=True) == INNER | {"lm_head/kernel"}
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"head": True}, {"route": "attention|mlp"}, {"route": lambda path, leaf: leaf.ndim == 4}]
+)
+def test_routes_say_beforehand_what_goes_to_the_method(options):
+    shapes = jax.eval_shape(lambda: tree(0))
+    assert {path for path, shape in fl.routes(shapes, **options).items() if shape} == taken(**options)
+
+
+def test_routes_say_what_the_method_sees():
+    axes = lambda path, leaf: fl.Axes(0, (1, 2)) if "query" in path else None  # noqa: E731
+    seen = fl.as_matrix(optax.GradientTransformation(lambda tree: tree, optax.identity().update), axes).init(tree(0))
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in jax.tree.leaves_with_path(seen)}
+    routes = fl.routes(tree(0), axes=axes)
+    assert routes == {path: shape if path in INNER else None for path, shape in named.items()}
+    assert routes["layers/0/attention/query/kernel"] == (6, 6)
+    assert routes["conv/kernel"] == (18, 4)
+
+
 def test_stacked_vectors_are_no_matrices():
     layers = {"norm": {"scale": (12, 64)}, "mlp": {"bias": (12, 32), "kernel": (12, 64, 32)}, "post_LayerNorm": {"w": (12, 64)}}
     layers["nnx"] = {"bias": {"value": (12, 32)}, "scaled": {"value": (12, 32)}}
