@@ -57,7 +57,10 @@ PAPER = {
 
 
 class Row(NamedTuple):
-    """Bytes of weights and of state per group of parameters; `formula` is bytes in all by the formula, `paper` GiB."""
+    """Bytes of weights and of state per group of parameters.
+
+    `head` is the optimizer of the output head; `formula` is bytes in all by the formula, `paper` GiB.
+    """
 
     optimizer: str
     head: str
@@ -112,7 +115,7 @@ def account(
         for head, paper in zip((False, True) if routed else (True,), stated.get(name, (None, None)), strict=False):
             state = _state(make(1.0, head=head) if routed else make(1.0), groups, state_dtype)
             by_formula = sum(weights.values()) + _by_formula(name, groups, rank, head, routed, state_dtype)
-            rows.append(Row(name, "method" if head else "Adam", weights, state, by_formula, paper))
+            rows.append(Row(name, name if head else "adam", weights, state, by_formula, paper))
     return rows
 
 

@@ -604,8 +604,7 @@ names = ["adam", "muon", "racs", "galore", "fira", "apollo", "alice0", "alice"]
 stated = [row for row in memory.account(shapes, names, model="llama-1b") if row.paper is not None]
 print(f"{'':10}{'head on':>8}{'counted':>9}{'formula':>9}{'[G]':>7}")
 for row in stated:
-    head = "Adam" if row.optimizer == "adam" else row.head
-    print(f"{row.optimizer:10}{head:>8}{row.total:9.2f}{row.formula / memory.GIB:9.2f}{row.paper:7.2f}")
+    print(f"{row.optimizer:10}{row.head:>8}{row.total:9.2f}{row.formula / memory.GIB:9.2f}{row.paper:7.2f}")
 print(f"formula and [G] differ by {max(abs(row.formula / memory.GIB - row.paper) for row in stated):.3f} GiB at most")
 
 # %% [markdown]

@@ -74,7 +74,7 @@ def test_the_command(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "2.98" in result.output
     rows = json.loads((tmp_path / "m.json").read_text())
-    both = [(name, head) for name in ("racs", "alice") for head in ("Adam", "method")]
+    both = [(name, head) for name in ("racs", "alice") for head in ("adam", name)]
     assert [(row["optimizer"], row["head"]) for row in rows] == both
     own = CliRunner().invoke(
         app, ["memory", "--model", "tiny_shapes:shapes", "--optimizer", "soap", "--state-dtype", "float32"]

@@ -28,7 +28,7 @@ def memory(
 ) -> None:
     """Weights and optimizer state in GiB, by group, from shapes alone; beside the formula's and the paper's figure.
 
-    Where a method can have the output head or leave it to Adam, one row for each. The state is counted from what init makes,
+    Where a method can have the output head ("own") or leave it to Adam, one row for each. The state is counted from what init makes,
     keys and counters included; the formula counts [G]'s numbers (p and Q~ of Alice at four bytes, as its figure needs).
     """
     try:
@@ -58,7 +58,8 @@ def memory(
 def _cells(row: Row) -> list[str]:
     state = (sum(row.state[group] for group in groups) / GIB for groups in SHOWN.values())
     parts = [sum(row.weights.values()) / GIB, *state, row.total, row.formula / GIB]
-    return [row.optimizer, row.head, *(f"{part:.2f}" for part in parts), "" if row.paper is None else f"{row.paper:.2f}"]
+    head = "own" if row.head == row.optimizer else row.head
+    return [row.optimizer, head, *(f"{part:.2f}" for part in parts), "" if row.paper is None else f"{row.paper:.2f}"]
 
 
 def _shapes(model: str) -> Any:
