@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._require import require_real
 from fimlens.basis import unit_of
-from fimlens.views import sides, unview, views
+from fimlens.views import clipped, sides, unview, views
 
 Matrix = Float[Array, "*stack m n"]
 
@@ -116,10 +116,10 @@ def clip_by_rms(threshold: Float[ArrayLike, ""]) -> optax.GradientTransformation
     `optax.clip_by_block_rms`, matrix by matrix where that takes leaf by leaf.
     """
 
-    def clipped(U: Array) -> Array:
+    def within(U: Array) -> Array:
         return (U / jnp.maximum(1, _rms(U) / threshold)).astype(U.dtype)
 
-    return optax.stateless(lambda updates, params: jax.tree.map(clipped, updates))
+    return optax.stateless(lambda updates, params: jax.tree.map(within, updates))
 
 
 def scale_by_weight_rms(least: Float[ArrayLike, ""] = 1e-3) -> optax.GradientTransformation:
@@ -155,6 +155,19 @@ def keeping_dtypes(tx: optax.GradientTransformation) -> optax.GradientTransforma
         return moved, jax.tree.map(lambda old, x: x.astype(old.dtype), state, new)
 
     return optax.GradientTransformation(tx.init, update)
+
+
+def optax_adam(*, nesterov: bool = False) -> optax.GradientTransformation:
+    """Optax's Adam, with a state that keeps its dtypes, and of gradients whose squares stay in float32."""
+    adam = keeping_dtypes(optax.scale_by_adam(nesterov=nesterov))
+
+    def within(G: Array) -> Array:
+        return clipped(G.astype(jnp.promote_types(G.dtype, jnp.float32))).astype(G.dtype)
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        return adam.update(jax.tree.map(within, updates), state, params)
+
+    return optax.GradientTransformation(adam.init, update)
 
 
 def kept_in(tx: optax.GradientTransformation, dtype: DTypeLike) -> optax.GradientTransformation:

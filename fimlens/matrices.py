@@ -10,13 +10,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, PyTree
 
-from fimlens.chain import keeping_dtypes
+from fimlens.chain import optax_adam
 from fimlens.views import path_name
 
 METHOD, OTHERS = "method", "others"
-EMBEDDING = re.compile(r"embed|^wte$|^wpe$", re.IGNORECASE)
+EMBEDDING = re.compile(r"embed|(^|_)emb$|^wte$|^wpe$", re.IGNORECASE)
 HEAD = re.compile(r"^((lm|output|readout|classifier)_?)?head$|^(logits|unembed\w*|lm_output)$", re.IGNORECASE)
-VECTORS = re.compile(r"norm|(^|/)(bias|scale)(/value)?$", re.IGNORECASE)  # Flax NNX ends paths with "value"
+# Flax NNX ends paths with "value". A norm is a word of its own, as in LayerNorm_0, rms_norm, norms and NormLayer, and not as
+# in unnormalized, and is the leaf or holds it: a block may be named after the norm that it begins with.
+NORM = r"[^/]*((?i:norm)s?(?![a-z])|(?i:normali[sz]ation))[^/]*"
+VECTORS = re.compile(rf"(^|/)((?i:bias|scale)|{NORM}(/[^/]*)?)(/value)?$")
 
 Leaf = ArrayLike | jax.ShapeDtypeStruct
 Rule = Callable[[str, Leaf], Any]
@@ -54,9 +57,10 @@ def matrices(
     Both are directions, with neither rate nor sign: the rate comes after, as in the example. A full chain, such as
     `fl.racs(0.02)`, routes by itself; as `tx` it would descend while the default `others` goes up the gradient, unscaled.
 
-    By default a leaf of two axes or more is a matrix unless its path names an embedding ("embed", "wte", "wpe"), vectors that
-    may be stacked (a word with "norm" in it, or last "bias" or "scale"), or, with `head` False, the output head ("head",
-    "lm_head", "logits", "unembed"). Empty leaves go to the others.
+    By default a leaf of two axes or more is a matrix unless its path names an embedding ("embed", "tok_emb", "wte", "wpe"),
+    vectors that may be stacked (a last "bias" or "scale", or the leaf of a norm, such as "attention_norm" or "LayerNorm_0/w"),
+    or, with `head` False, the output head ("head", "lm_head", "logits", "unembed"). Empty leaves go to the others. `routes`
+    says what becomes of each.
 
     Args:
         tx: the method's direction.
@@ -85,7 +89,7 @@ def matrices(
     def labels(params: PyTree) -> PyTree:
         return jax.tree_util.tree_map_with_path(lambda path, leaf: METHOD if rule(path_name(path), leaf) else OTHERS, params)
 
-    return optax.partition({METHOD: tx, OTHERS: keeping_dtypes(optax.scale_by_adam()) if others is None else others}, labels)
+    return optax.partition({METHOD: tx, OTHERS: optax_adam() if others is None else others}, labels)
 
 
 def routes(

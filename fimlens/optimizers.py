@@ -18,6 +18,7 @@ from fimlens.chain import (
     clip_by_rms,
     keeping_dtypes,
     limit_norm_growth,
+    optax_adam,
     orthogonalize,
     over_longer_side,
     scale_by_shape,
@@ -522,7 +523,7 @@ scale_by_adafacdiag = _of_current_gradient(
 
 # --- the full chains of those ---------------------------------------------------------------------------------
 
-muon = full_chain(scale_by_muon, adam=keeping_dtypes(optax.scale_by_adam(nesterov=True)))  # as Optax's Muon
+muon = full_chain(scale_by_muon, adam=optax_adam(nesterov=True))  # as Optax's Muon
 swan = full_chain(scale_by_swan)
 shampoo = full_chain(scale_by_shampoo)
 soap = full_chain(scale_by_soap)

@@ -103,7 +103,7 @@ def _matrices(leaf: Array) -> Matrices:
     return leaf if leaf.ndim >= 2 else leaf.reshape(-1, 1)
 
 
-def clipped(G: Matrices) -> Matrices:
+def clipped(G: Float[Array, "..."]) -> Float[Array, "..."]:
     """G within bounds whose products, summed, stay in its dtype; what is not finite becomes NaN, so that it is seen."""
     bound = float(jnp.finfo(G.dtype).max) ** 0.5 / 1e3
     return jnp.where(jnp.isfinite(G), jnp.clip(G, -bound, bound), jnp.nan)

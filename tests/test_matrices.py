@@ -69,6 +69,18 @@ def test_stacked_vectors_are_no_matrices():
     assert taken(shapes={"layers": layers}) == {"layers/mlp/kernel", "layers/nnx/scaled/value"}
 
 
+@pytest.mark.parametrize("path", ["normformer/query/kernel", "unnormalized_proj", "PreNorm_0/Dense_0/kernel", "embers/w"])
+def test_a_word_that_only_contains_a_name_is_a_matrix(path):
+    assert fl.routes({path: jnp.ones((4, 4))}) == {path: (4, 4)}
+
+
+@pytest.mark.parametrize(
+    "path", ["norm1/weight", "RMSNorm/scale/value", "norms/0", "normalization/gamma", "tok_emb/weight"]
+)
+def test_norms_and_embeddings_are_known_by_name(path):
+    assert fl.routes({path: jnp.ones((4, 4))}) == {path: None}
+
+
 def test_the_rule_is_replaced_by_a_pattern_a_function_or_a_tree():
     assert taken(route="attention|mlp") == {"layers/0/attention/query/kernel", "layers/0/mlp/kernel"}
     assert taken(route=lambda path, leaf: leaf.ndim == 4) == {"conv/kernel"}

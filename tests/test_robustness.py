@@ -7,9 +7,11 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from test_optax import NAMES, named, tree
 
+import fimlens as fl
 from fimlens import RowColumn
 
 SHAPES = [(5, 3), (1, 4)]
@@ -139,3 +141,12 @@ def test_every_step_lowers_for_accelerators(name, platform):
     shapes = jax.eval_shape(lambda: (tree(1), tx.init(tree(0)), tree(0)))
     exported = jax.export.export(jax.jit(tx.update), platforms=[platform])(*shapes)
     assert exported.platforms == (platform,)
+
+
+@pytest.mark.parametrize("tx", [fl.muon(1e-2), optax.chain(fl.matrices(fl.scale_by_racs()), optax.scale(-1e-2))])
+def test_adams_leaves_outlive_a_gradient_whose_square_does_not(tx):
+    bias = {"bias": jnp.ones(3)}
+    state = tx.init(bias)
+    for size in (1.0, 1e25, *10 * [1.0]):
+        updates, state = tx.update(jax.tree.map(lambda x, size=size: size * x, bias), state, bias)
+    assert bool((updates["bias"] < 0).all())
