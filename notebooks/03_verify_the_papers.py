@@ -9,8 +9,9 @@
 # %% [markdown]
 # # Verify the papers
 #
-# Gong et al. (2025, arXiv 2502.07752), [G], derive optimizers as structured approximations of the Fisher. Here every
-# numbered statement of theirs is taken in turn, and twice over.
+# Gong et al. (2025, arXiv 2502.07752), [G], derive optimizers as structured approximations of the Fisher. Here their
+# statements about these approximations are taken in turn (Propositions 1 to 3, Theorems 3.1 to 3.3, 5.1 and D.1), and twice
+# over. What they say of convergence in training is not.
 #
 # *Proved*: SymPy decides each step of an argument, on expressions that the shipped JAX functions make when they are
 # evaluated on symbols. What holds there holds for all entries, at the sizes named; the text argues for every size.
@@ -38,7 +39,7 @@ jax.config.update("jax_enable_x64", True)
 
 # %% [markdown]
 # On two cores this takes some minutes. With `FIMLENS_QUICK=1` in the environment, as in the project's own tests, each
-# statement is proved at one size, and fewer random members, Fishers and ranks are tried; nothing else differs.
+# statement is proved at one size, two that are not of [G] are left out, and fewer random members, Fishers and ranks are tried.
 
 # %%
 QUICK = os.environ.get("FIMLENS_QUICK") == "1"
@@ -66,15 +67,17 @@ def verify(*names):
         proofs[name] = proved = Proof(derivation, verdicts)
         title, *argument = (paragraph.replace(" (x) ", " ⊗ ") for paragraph in proved.paragraphs)
         display(Markdown("\n\n".join([f"**{title}**", *argument])))
+        everywhere = [sized(verdict.size) for verdict in verdicts]
         holds = {}
         for verdict in verdicts:
             for step in verdict.steps:
                 holds.setdefault(step.says, []).append(sized(verdict.size) if step.holds else "FAILS")
         for says, where in list(holds.items())[:12]:
-            print(f"  {', '.join(where):20} {says}")
+            print(f"  {says}" + ("" if where == everywhere else f"  ({', '.join(where)})"))
         if len(holds) > 12:
             print(f"  and {len(holds) - 12} steps more, for other structures")
-        print(f"{'PROVED' if proved.proved else 'NOT PROVED'}: {len(holds)} steps, {proved.seconds:.1f} s")
+        verdict = "EVERY STEP HOLDS" if proved.proved else "NOT PROVED"
+        print(f"{verdict}: {len(holds)} steps, all entries at {', '.join(everywhere)}; {proved.seconds:.1f} s")
 
 
 # %% [markdown]
@@ -232,11 +235,14 @@ walks({"Shampoo": (shampoo,), "the nearest": (families["the nearest"],), "Shampo
 walks({"Shampoo, by the bound": (shampoo, everything, proof.objective)}, r"worse by, of $a^2 + b^2$", "better")
 
 # %% [markdown]
-# That is one $F$. Over random ones, correlated gradients of a 4 x 5 matrix from a Kronecker product to anything but:
-# each point is one Fisher.
+# What the nearest Kronecker product is, and in what sense Shampoo squared is nearest:
 
 # %%
 verify("van_loan_pitsianis", "shampoo_squared")
+
+# %% [markdown]
+# The pictures above are of one $F$. Here are random ones, of correlated gradients of a 4 x 5 matrix, some near a Kronecker
+# product and some far from one: each point is one Fisher.
 
 
 # %%
@@ -284,8 +290,7 @@ verify("osoap", "soap", "block_diagonal")
 
 # %% [markdown]
 # *The bases given*, Pythagoras holds again. With *bases that turn*, some members close by are nearer: the bases are not
-# even stationary. By how much the joint optimum is nearer, that is what the one step costs, *One lens* finds with the
-# solver.
+# even stationary. How much nearer the joint optimum is, the price of the one step, *One lens* measures.
 
 
 # %%
@@ -310,7 +315,7 @@ walks(
 verify("racs", "diagonal_kronecker", "adafactor")
 
 # %% [markdown]
-# A sweep is a step of power iteration, so that the angle to the limit should shrink by $(\sigma_2/\sigma_1)^2$ each
+# A sweep is a step of power iteration, so that the distance to the limit should shrink by $(\sigma_2/\sigma_1)^2$ each
 # time, with $\sigma$ the singular values of $V = \mathbb{E}[G^2]$. [G] takes five.
 
 # %%
@@ -329,15 +334,15 @@ drawn = figure.sheet(height=3.2)
 axes = drawn.axes[0]
 axes.semilogy(sweeps, angles, "o", color=figure.BASIS, label="to where the shipped iteration ends")
 rate = (sigma[1] / sigma[0]) ** 2
-axes.semilogy(sweeps, angles[0] * rate ** (sweeps - 1), color=figure.SPECTRUM, label=r"$(\sigma_2/\sigma_1)^{2k}$")
-axes.set(xlabel="sweeps", ylabel="angle of $s$ (radians)")
+axes.semilogy(sweeps, angles[0] * rate ** (sweeps - 1), color=figure.SPECTRUM, label=r"falling as $(\sigma_2/\sigma_1)^{2k}$")
+axes.set(xlabel="sweeps", ylabel="distance of unit vectors $s$")
 axes.legend(frameon=False)
 drawn
 
 # %%
 singular = unit(jnp.linalg.svd(V)[2][0])
 print(f"the limit is V's leading singular vector to {jnp.linalg.norm(limit - singular * jnp.sign(singular.sum())):.0e}")
-print(f"after [G]'s five sweeps the angle is {angles[4]:.0e}, the rate being {rate:.4f} a sweep")
+print(f"after [G]'s five sweeps the distance is {angles[4]:.0e}, the rate being {rate:.4f} a sweep")
 
 # %% [markdown]
 # The family is no linear space any more, so that Pythagoras need not hold; still none is nearer. Adafactor is of the
@@ -347,7 +352,7 @@ print(f"after [G]'s five sweeps the angle is {angles[4]:.0e}, the rate being {ra
 walks({"RACS": (fl.RowColumn(),), "S ⊗ M": (fl.DiagonalKronecker(),), "Adafactor": (fl.Marginals(),)})
 
 # %%
-walks({"Adafactor, by its divergence": (fl.Marginals(), everything, proof.objective)}, "worse by, of it", "better")
+walks({"Adafactor, by its divergence": (fl.Marginals(), everything, proof.objective)}, "divergence above Adafactor's", "better")
 
 # %% [markdown]
 # ## Theorem 5.1: Alice's compensation
@@ -595,8 +600,8 @@ for name, (r, leading, G) in cases.items():
 # ## Memory
 #
 # [G] states what weights and states of its 1.3B run take, in GiB and bfloat16. "Counted" is what `init` makes, from
-# shapes alone; "formula" counts [G]'s numbers, with Alice's $\tilde Q$ and $p$ at four bytes, without which its figure
-# does not come out.
+# shapes alone, all at two bytes; "formula" counts [G]'s numbers, but Alice's $\tilde Q$ and $p$ at four, without which its
+# figure does not come out.
 
 # %%
 shapes = jax.eval_shape(partial(llama.init, llama.CONFIGS["llama-1b"]), jax.random.key(0))
@@ -615,15 +620,19 @@ if not QUICK:
     verify(*(name for name in proof.derivations() if name not in proofs))
 
 # %%
-lines = ["| | statement | all entries at | verdict |", "|---|---|---|---|"]
+lines = ["| | statement | all entries at | its steps |", "|---|---|---|---|"]
 for name, proved in proofs.items():
     title = proved.paragraphs[0].replace(" (x) ", " ⊗ ").rstrip(".")
     sizes = ", ".join(sized(verdict.size) for verdict in proved.verdicts)
-    lines.append(f"| `{name}` | {title} | {sizes} | {'proved' if proved.proved else '**not proved**'} |")
+    lines.append(f"| `{name}` | {title} | {sizes} | {'all decided' if proved.proved else '**not proved**'} |")
 display(Markdown("\n".join(lines)))
 assert all(proved.proved for proved in proofs.values())
 
 # %% [markdown]
-# What is *not* verified here: that iterations of the optimizers converge in training, and what [G] reports of training.
+# A step is an identity that SymPy decides; what an argument cites is not decided here. That some stationary points are
+# *global* minima rests on theorems of Eckart, Young and Mirsky (`van_loan_pitsianis`, `racs`, `diagonal_kronecker`, which
+# with Perron and Frobenius says that the iterations reach them too) and on Klein's inequality (`shampoo_squared`).
+#
+# What is *not* verified here either: that iterations of the optimizers converge in training, and what [G] reports of training.
 # For the second there are `fimlens ablate` and `fimlens compare`, and the next notebook, *Train with Flax*. `fimlens
 # prove --html proofs.html` writes the proofs above as a page.

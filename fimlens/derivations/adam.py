@@ -10,7 +10,7 @@ from fimlens.proof import any_fisher, convex, equal, error, fitted, positive, sl
 from fimlens.structure import Params
 from fimlens.structures import Diagonal
 
-SIZES = ((1, 3), (2, 2), (2, 3))
+SIZES = ((2, 3), (2, 2), (1, 3))
 
 
 def steps(m, n):

@@ -1,4 +1,4 @@
-r"""Alice's low-rank part and its compensation are the optimum of one structure, whatever the subspace.
+r"""Alice's low-rank part and its compensation are the nearest eigenvalues of one structure, whatever the subspace.
 
 Take $Q = (U, U_c)$ orthonormal and eigenvalues L free in the first r rows and equal to each other, column by column, in the
 rest. Then

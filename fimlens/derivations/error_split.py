@@ -15,7 +15,7 @@ from fimlens.proof import any_fisher, coordinates, equal, error, frame, symbolic
 from fimlens.structure import Params
 from fimlens.structures import Corner, Diagonal, Drop, Kronecker, LowRank, Rotated, RowColumn, Rows, Scalar
 
-SIZES = ((1, 3), (2, 2))
+SIZES = ((2, 2), (1, 3))
 FAMILIES = (
     Diagonal(),
     Rows(),
