@@ -1,8 +1,8 @@
 """Pictures: the lens's own, and the few kinds that the notebooks draw, in one style.
 
-Each returns a Matplotlib `Figure`, which a notebook shows and `savefig` writes. Blue is a first part or what is positive, orange
-a second part or what is negative. Nothing rests on colour alone: parts differ in lightness too, lines in their strokes, and
-negative entries have a minus.
+Each returns a Matplotlib `Figure`, which a notebook shows and `savefig` writes. Blue is a first part or what is positive,
+orange a second part or what is negative. Nothing rests on colour alone: parts differ in lightness too, lines in their strokes,
+and negative entries have a minus.
 """
 
 from collections.abc import Mapping, Sequence
