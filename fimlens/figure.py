@@ -2,7 +2,7 @@
 
 Each returns a Matplotlib `Figure`, which a notebook shows and `savefig` writes. Blue is a first part or what is positive,
 orange a second part or what is negative. Nothing rests on colour alone: parts differ in lightness too, lines in their strokes,
-and negative entries have a minus.
+and negative entries have a minus where there is room.
 """
 
 from collections.abc import Mapping, Sequence
@@ -82,8 +82,9 @@ def portraits(rows: Sequence[Mapping[str, Matrix]], *, block: int, side: float =
             size = len(matrix)
             image = axes.imshow(matrix, cmap=SIGNED, norm=scale, interpolation="nearest")
             y, x = np.nonzero(matrix < -0.04 * limit)  # fainter ones are near white
-            cell = 72 * side / size
-            axes.plot(x, y, "_", color=COLOURS[4], markersize=0.5 * cell, markeredgewidth=0.12 * cell)
+            points = 72 * side / size  # of an entry
+            if points > 4:  # a smaller minus is not seen, and muddies the colour
+                axes.plot(x, y, "_", color=COLOURS[4], markersize=0.5 * points, markeredgewidth=0.12 * points)
             edges = np.arange(block, size, block) - 0.5
             axes.hlines(edges, -0.5, size - 0.5, color="0.85", linewidth=0.2)
             axes.vlines(edges, -0.5, size - 0.5, color="0.85", linewidth=0.2)
