@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import optax
-from matplotlib.figure import Figure
 
+from fimlens.figure import BASIS, SPECTRUM, legend_below, panels
 from fimlens.low_rank_optimizers import alice
 from fimlens.trial import held_out_loss
 
@@ -160,16 +160,15 @@ def in_order(found: list[Arm], of: dict[str, float]) -> bool:
 
 def picture(found: list[Arm], path: Path) -> None:
     """One panel a group: the loss of each seed, and their mean."""
-    groups = list(dict.fromkeys(arm.group for arm in found))
-    figure = Figure(figsize=(3.6 * len(groups), 4), layout="constrained")
-    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    for axes, group in zip(panels, groups, strict=True):
-        here = [arm for arm in found if arm.group == group]
+    groups = {arm.group: [other for other in found if other.group == arm.group] for arm in found}
+    figure = panels(len(groups), height=2.0)
+    for axes, (group, here) in zip(figure.axes, groups.items(), strict=True):
         for place, arm in enumerate(here):
-            axes.plot([place] * len(arm.losses), arm.losses, "o", color="#e08a3c", markersize=4)
-            axes.plot(place, arm.mean, "_", color="#30507a", markersize=22, markeredgewidth=2.5)
-        axes.set_xticks(range(len(here)), [arm.name for arm in here], rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_title(group)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("held-out loss, nats per byte")
+            axes.plot(arm.mean, place, "|", color=BASIS, markersize=16, markeredgewidth=2.5, label="mean of the seeds")
+            axes.plot(arm.losses, [place] * len(arm.losses), "o", color=SPECTRUM, markersize=4, label="a seed")
+        axes.set_yticks(range(len(here)), [arm.name for arm in here])
+        axes.set_ylim(len(here) - 0.4, -0.6)
+        axes.set_title(group, fontsize=9)
+        axes.set_xlabel("held-out loss, nats per byte")
+    legend_below(figure)
     figure.savefig(path, dpi=150)

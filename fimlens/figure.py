@@ -1,7 +1,8 @@
 """Pictures: the lens's own, and the few kinds that the notebooks draw, in one style.
 
-Each returns a Matplotlib `Figure`, which a notebook shows and `savefig` writes. Two colours serve for everything, apart in grey
-and for colour-blind readers: blue for a first part or what is positive, orange for a second part or what is negative.
+Each returns a Matplotlib `Figure`, which a notebook shows and `savefig` writes. Blue is a first part or what is positive,
+orange a second part or what is negative. Nothing rests on colour alone: parts differ in lightness too, lines in their strokes,
+and negative entries have a minus where there is room.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from fimlens.lens import Comparison
 BASIS, SPECTRUM, OPTIMUM = "#30507a", "#e08a3c", "black"
 SIGNED = LinearSegmentedColormap.from_list("signed", [SPECTRUM, "white", BASIS])
 AMOUNT = LinearSegmentedColormap.from_list("amount", ["white", BASIS])
-STYLES = ("-", "--", "-.", ":", (0, (8, 2)), (0, (1, 4)))
+STYLES = ("-", "--", "-.", ":", (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 COLOURS = (BASIS, SPECTRUM, "black", "#7fa8d1", "#a3531a", "#808080")
 
 Matrix = Float[Array | np.ndarray, "k k"]
@@ -32,21 +33,40 @@ def sheet(rows: int = 1, columns: int = 1, *, width: float = 6.5, height: float 
     return figure
 
 
-def error_against_memory(comparisons: Sequence[Comparison]) -> Figure:
-    """The lens: one panel a matrix, structures by their memory, basis and spectrum error told apart."""
-    columns = min(len(comparisons), 3)
-    figure = sheet(-(-len(comparisons) // columns), columns)
-    for axes, comparison in zip(figure.axes, comparisons, strict=False):
-        _panel(axes, comparison)
-    for axes in figure.axes[len(comparisons) :]:
+def panels(count: int, *, height: float) -> Figure:
+    """So many axes on one horizontal scale, at most three beside each other, together as wide as a page shows legibly."""
+    columns = min(count, 3)
+    figure = sheet(-(-count // columns), columns, width=8.4 / columns, height=height)
+    for axes in figure.axes[count:]:
         axes.remove()
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    for axes in figure.axes[1:]:
+        axes.sharex(figure.axes[0])
+    return figure
+
+
+def legend_below(figure: Figure) -> None:
+    """One legend of all that the axes label."""
+    handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
+
+
+def error_against_memory(comparisons: Sequence[Comparison]) -> Figure:
+    """The lens: one panel a matrix, structures by their memory, basis and spectrum error told apart.
+
+    Memory is the numbers that hold F~, which no choice of an optimizer changes: `fit_elements`.
+    """
+    most = max(len(comparison.rows) for comparison in comparisons)
+    figure = panels(len(comparisons), height=0.17 * most + 1.5)
+    for axes, comparison in zip(figure.axes, comparisons, strict=True):
+        _panel(axes, comparison)
+    figure.axes[0].set_xlim(left=0)
+    figure.suptitle(r"Structures, each with the numbers that hold its $\tilde F$, basis and spectrum: fewest first", fontsize=9)
+    legend_below(figure)
     return figure
 
 
 def portraits(rows: Sequence[Mapping[str, Matrix]], *, block: int, side: float = 2.3) -> Figure:
-    """Square matrices under their titles, row by row, on one scale: white is 0, blue positive, orange negative.
+    """Square matrices under their titles, row by row, on one scale: white is 0, blue positive, orange with a minus negative.
 
     Colours go by the root of an entry, so that small ones are seen too, and the largest half per cent of a matrix may share
     the last colour. Faint lines part blocks of `block` entries; `side` is that of a picture, in inches.
@@ -61,6 +81,10 @@ def portraits(rows: Sequence[Mapping[str, Matrix]], *, block: int, side: float =
         for axes, (title, matrix) in zip(line, row.items(), strict=False):
             size = len(matrix)
             image = axes.imshow(matrix, cmap=SIGNED, norm=scale, interpolation="nearest")
+            y, x = np.nonzero(matrix < -0.04 * limit)  # fainter ones are near white
+            points = 72 * side / size  # of an entry
+            if points > 4:  # a smaller minus is not seen, and muddies the colour
+                axes.plot(x, y, "_", color=COLOURS[4], markersize=0.5 * points, markeredgewidth=0.12 * points)
             edges = np.arange(block, size, block) - 0.5
             axes.hlines(edges, -0.5, size - 0.5, color="0.85", linewidth=0.2)
             axes.vlines(edges, -0.5, size - 0.5, color="0.85", linewidth=0.2)
@@ -69,7 +93,7 @@ def portraits(rows: Sequence[Mapping[str, Matrix]], *, block: int, side: float =
             axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=figure.axes, extend="both", shrink=0.8, aspect=30, label="entry")
     ticks = limit * np.array([-1, -0.25, 0, 0.25, 1])
-    bar.set_ticks(ticks, labels=[f"{tick:.0e}" if tick else "0" for tick in ticks])
+    bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
     return figure
 
 
@@ -111,20 +135,19 @@ def curves(lines: Mapping[str, Sequence[float]], *, x: str, y: str) -> Figure:
 
 
 def _panel(axes: Axes, comparison: Comparison) -> None:
-    """Structures from the smallest state to the largest, each a bar in two parts, its size beneath its name."""
-    ordered = sorted(comparison.rows, key=lambda row: (row.elements, row.relative))
+    """Structures from the smallest to the largest, each a bar in two parts, its size beside its name."""
+    ordered = sorted(comparison.rows, key=lambda row: (row.fit_elements, -row.relative))
     places = range(len(ordered))
     basis = [max(row.basis, 0.0) for row in ordered]
-    axes.bar(places, basis, color=BASIS, label="basis error")
-    axes.bar(places, [row.spectrum for row in ordered], bottom=basis, color=SPECTRUM, label="spectrum error")
-    solved = [(place, row.optimum) for place, row in zip(places, ordered, strict=True) if row.optimum is not None]
+    axes.barh(places, basis, height=0.6, color=BASIS, label="basis error")
+    axes.barh(places, [row.spectrum for row in ordered], left=basis, height=0.6, color=SPECTRUM, label="spectrum error")
+    solved = [(row.optimum, place) for place, row in zip(places, ordered, strict=True) if row.optimum is not None]
     if solved:
-        axes.plot(*zip(*solved, strict=True), "_", color=OPTIMUM, markersize=16, markeredgewidth=2, label="numeric optimum")
-    axes.use_sticky_edges = False  # or the highest column ends at the frame
-    axes.set_ylim(bottom=0)
-    names = [f"{row.name}  {row.elements:,}" for row in ordered]
-    axes.set_xticks(list(places), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-    axes.set_xlabel("structure and memory: the numbers its optimizer keeps, fewest first")
-    axes.set_ylabel(r"$\|\tilde F - F\|^2 \,/\, \|F\|^2$")
+        axes.plot(*zip(*solved, strict=True), "|", color=OPTIMUM, markersize=11, markeredgewidth=1.6, label="numeric optimum")
+    axes.set_yticks(places, [f"{row.name}  {row.fit_elements:,}" for row in ordered], fontsize=8)
+    axes.set_ylim(len(ordered) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.use_sticky_edges = False  # or the longest bar ends at the frame
+    axes.set_xlabel(r"error $\|\tilde F - F\|^2 \,/\, \|F\|^2$")
     m, n = comparison.shape
-    axes.set_title(f"{comparison.matrix} ({m} x {n})".strip().replace("$", r"\$"), fontsize=10)
+    axes.set_title(f"{comparison.matrix}\n{m} x {n}".strip().replace("$", r"\$"), fontsize=9)

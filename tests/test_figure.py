@@ -1,8 +1,10 @@
 """Figures: what they show, read back from their axes."""
 
+import jax
 import numpy as np
 import pytest
 
+import fimlens as fl
 from fimlens import figure
 
 
@@ -18,6 +20,7 @@ def test_portraits_share_one_scale_that_is_white_at_zero(matrices):
     assert len({(image.norm.vmin, image.norm.vmax) for image in images}) == 1
     assert images[0].norm(0.0) == pytest.approx(0.5)
     assert images[0].norm(1.0) - 0.5 == pytest.approx(0.5 - images[0].norm(-1.0))
+    assert [axes.lines[0].get_xydata().tolist() for axes in drawn.axes if axes.images] == [[[1, 1]], [], [[1, 1]]]  # a minus
 
 
 def test_numbers_are_written_with_their_notes():
@@ -30,3 +33,19 @@ def test_curves_are_told_apart_without_colour():
     lines = drawn.axes[0].lines
     assert [line.get_label() for line in lines] == list("abcdef")
     assert len(set(figure.STYLES)) == len(lines)
+
+
+def test_the_lens_has_a_bar_in_two_parts_for_each_structure_and_the_smallest_first():
+    fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(0), (16, 3, 4)))
+    comparisons = [fl.compare([fl.Diagonal(), fl.Rows()], fisher, matrix=name, solve_up_to=0) for name in ("a $", "b")]
+    drawn = figure.error_against_memory(comparisons)
+    drawn.draw_without_rendering()
+    assert [axes.get_title() for axes in drawn.axes] == ["a \\$\n3 x 4", "b\n3 x 4"]
+    axes, rows = drawn.axes[0], {row.name: row for row in comparisons[0].rows}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Rows()  3", "Diagonal()  12"]
+    basis, spectrum = axes.containers
+    ends = [bar.get_x() + bar.get_width() for bar in spectrum]
+    assert ends == pytest.approx([rows["Rows()"].relative, rows["Diagonal()"].relative])
+    assert basis[0].get_width() == pytest.approx(rows["Rows()"].basis)
+    assert axes.get_xlim()[0] == 0
+    assert axes.get_xlim()[1] > max(ends)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from fimlens.figure import COLOURS, STYLES, sheet
 from fimlens.pretrain.contest import Entry, Results, steps_to
 from fimlens.pretrain.plan import Plan
 from fimlens.pretrain.speed import Speed
@@ -16,8 +16,6 @@ from fimlens.tuning import best_power
 
 REACHED = ("optimizer", "rate", "loss", "spread", "perplexity", "steps to it", "x steps", "x time")
 COSTS = ("optimizer", "tokens/s", "effective tokens/s", "share, %", "MB")
-COLOURS = ("black", "#d1495b", "#00798c", "#edae49", "#66579f", "#6a994e", "#9c6644", "#30507a")
-STROKES = ("--", "-", "-.", ":")
 
 
 class Standing(NamedTuple):
@@ -179,12 +177,20 @@ def numbers(contestants: list[Entry], results: dict[str, Results], rows: list[St
 
 
 def picture(contestants: list[Entry], results: dict[str, Results], rows: list[Standing], path: Path) -> None:
-    """Losses held out, the median over seeds, against steps and against time; names at the ends of their lines."""
-    figure = Figure(figsize=(13, 5.5), layout="constrained")
-    by_steps, by_time = figure.subplots(1, 2, sharey=True)
-    ends: list[tuple[Axes, float, float, str, str]] = []
+    """Losses held out, the median over seeds, against steps and against time; names at the ends of their lines.
+
+    The first and the five lowest of the others have a stroke and a colour each, in the order of their losses and the first
+    last; all beyond are thin.
+    """
+    figure = sheet(1, 2, width=4.2, height=4.4)
+    by_steps, by_time = figure.axes
+    by_time.sharey(by_steps)
+    lowest = sorted(rows[1:], key=lambda row: row.loss)[: len(STYLES) - 1]
+    strokes = [{"linestyle": stroke, "color": colour, "linewidth": 1.8} for stroke, colour in zip(STYLES, COLOURS, strict=True)]
+    marked = dict(zip([row.name for row in lowest], strokes, strict=False)) | {rows[0].name: strokes[-1] | {"linewidth": 2.6}}
+    ends: list[tuple[Axes, float, float, str, dict[str, Any]]] = []
     top = 0.0
-    for k, (each, row) in enumerate(zip(contestants, rows, strict=True)):
+    for each, row in zip(contestants, rows, strict=True):
         runs = results[each.name]
         curves = [[x for x in runs[_best(runs), s].lines if x.held_out is not None] for s in _seeds(runs)]
         if not all(curves):
@@ -192,36 +198,29 @@ def picture(contestants: list[Entry], results: dict[str, Results], rows: list[St
         steps = [float(line.step) for line in curves[0]]
         losses = [statistics.median(losses) for losses in zip(*([x.held_out for x in c] for c in curves), strict=True)]
         top = max(top, losses[len(losses) // 4])
-        colour = COLOURS[k % len(COLOURS)]
-        style = {
-            "color": colour,
-            "linestyle": STROKES[(k + k // len(COLOURS)) % len(STROKES)],
-            "linewidth": 2.4 if k == 0 else 1.6,
-        }
-        by_steps.plot(steps, losses, **style)
-        by_time.plot([row.step * step for step in steps], losses, **style)
-        ends += [
-            (by_steps, steps[-1], losses[-1], each.name, colour),
-            (by_time, row.step * steps[-1], losses[-1], each.name, colour),
-        ]
-    goal = rows[0].loss
-    for axes, what in ((by_steps, "steps"), (by_time, "seconds of training")):
-        axes.plot([0, max(end[1] for end in ends if end[0] is axes)], [goal, goal], color="grey", linewidth=0.8)
+        style = marked.get(each.name, {"color": "0.7", "linewidth": 0.8, "zorder": 1})
+        for axes, unit in ((by_steps, 1.0), (by_time, row.step)):
+            axes.plot([unit * step for step in steps], losses, **style)
+            ends.append((axes, unit * steps[-1], losses[-1], each.name, style))
+    bottom = min(end[2] for end in ends)
+    for axes, what in ((by_steps, "steps"), (by_time, "seconds, at the measured time of a step")):
+        axes.hlines(rows[0].loss, 0, max(end[1] for end in ends if end[0] is axes), color="0.7", linewidth=0.8, linestyle=":")
+        axes.text(0, rows[0].loss, f" where {rows[0].name} ends", va="bottom", fontsize=8)
         axes.set_xlabel(what)
-        axes.spines[["top", "right"]].set_visible(False)
-        _label([end[1:] for end in ends if end[0] is axes], axes, top - min(end[2] for end in ends))
+        _label([end[1:] for end in ends if end[0] is axes], axes, top - bottom)
     by_steps.set_ylabel("held-out loss, nats per token")
-    by_steps.set_ylim(min(end[2] for end in ends) - 0.03, top)
+    by_steps.set_ylim(bottom - 0.03, top)
     figure.savefig(path, dpi=150)
 
 
-def _label(ends: list[tuple[float, float, str, str]], axes: Axes, height: float) -> None:
+def _label(ends: list[tuple[float, float, str, dict[str, Any]]], axes: Axes, height: float) -> None:
     """Names to the right of all lines, in the order of their losses and never over each other."""
     edge, place = max(x for x, *_ in ends), -math.inf
-    for x, loss, name, colour in sorted(ends, key=lambda end: end[1]):
-        place = max(loss, place + 0.035 * height)
+    for x, loss, name, style in sorted(ends, key=lambda end: end[1]):
+        place = max(loss, place + 0.04 * height)
         axes.annotate(
-            name, (x, loss), (1.06 * edge, place), va="center", fontsize=9, color=colour,
-            arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "color": colour, "linewidth": 0.5, "alpha": 0.6},
+            name, (x, loss), (1.08 * edge, place), va="center", fontsize=8,
+            arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "shrinkB": 5, **style, "linewidth": 0.6},
         )  # fmt: skip
-    axes.set_xlim(0, 1.3 * edge)
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= edge])
+    axes.set_xlim(0, 1.4 * edge)
