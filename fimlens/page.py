@@ -101,7 +101,7 @@ def _structures() -> str:
     claims = _table(["claim", "its closed form is"], ((claim.name, plain(claim.value)) for claim in Claim))
     error = prose(r"$\Vert \tilde F - F \Vert^2 / \Vert F \Vert^2$")
     return f"""<h2 id="structures">The structures in the figures of the lens</h2>
-<p>In a figure of <code>fimlens lens</code> every bar is a structure, and its height the error {error}: what the basis loses,
+<p>In a figure of <code>fimlens lens</code> every bar is a structure, and its length the error {error}: what the basis loses,
 what the eigenvalues lose on top, and a stroke at the numeric optimum. A claim says what the closed form is, and so
 whether its bar may end above the stroke:</p>
 {claims}{kinds}"""

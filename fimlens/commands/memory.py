@@ -29,7 +29,8 @@ def memory(
     """Weights and optimizer state in GiB, by group, from shapes alone; beside the formula's and the paper's figure.
 
     Where a method can have the output head ("own") or leave it to Adam, one row for each. The state is counted from what
-    init makes, keys and counters included; the formula counts [G]'s numbers (p and Q~ of Alice at four bytes, as its figure needs).
+    init makes, keys and counters included; the formula counts [G]'s numbers (p and Q~ of Alice at four bytes, as its figure
+    needs).
     """
     try:
         require_writable("--json", json_file)
