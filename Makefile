@@ -30,7 +30,7 @@ notebooks: $(VENV)/with-site  # every notebook from start to end, at a reduced s
 	$(MAKE) --jobs 2 $(PAGES)
 
 docs/notebooks/%.md: notebooks/%.ipynb $(SOURCES) | $(VENV)/with-site
-	FIMLENS_QUICK=1 $(RUN)/jupyter nbconvert --log-level ERROR --execute --ExecutePreprocessor.timeout=600 --KernelManager.transport=ipc \
+	FIMLENS_QUICK=1 $(RUN)/jupyter nbconvert --log-level ERROR --execute --ExecutePreprocessor.timeout=600 \
 	  --to markdown --MarkdownExporter.preprocessors=nbconvert.preprocessors.CoalesceStreamsPreprocessor --output-dir $(@D) $<
 
 docs: $(VENV)/with-site $(PAGES)  # the site, in build/site, with the notebooks; a warning is an error
