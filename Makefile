@@ -30,10 +30,10 @@ notebooks: $(VENV)/with-site  # every notebook from start to end, at a reduced s
 	$(MAKE) --jobs 2 $(PAGES)
 
 docs/notebooks/%.md: notebooks/%.ipynb $(SOURCES) | $(VENV)/with-site
-	FIMLENS_QUICK=1 $(RUN)/jupyter nbconvert --log-level ERROR --execute --ExecutePreprocessor.timeout=600 --to markdown --output-dir $(@D) $<
+	FIMLENS_QUICK=1 $(RUN)/jupyter nbconvert --log-level ERROR --execute --ExecutePreprocessor.timeout=600 \
+	  --to markdown --MarkdownExporter.preprocessors=nbconvert.preprocessors.CoalesceStreamsPreprocessor --output-dir $(@D) $<
 
 docs: $(VENV)/with-site $(PAGES)  # the site, in build/site, with the notebooks; a warning is an error
-	sed 's|](\.\./docs/|](|g' benchmarks/README.md > docs/benchmarks.md
 	$(RUN)/mkdocs build --strict
 
 lab: $(VENV)/with-site  # the notebooks, opened in Jupyter
@@ -70,4 +70,4 @@ $(VENV)-oldest/installed: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest docs/benchmarks.md docs/notebooks lens-out build *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest docs/notebooks lens-out build *.egg-info

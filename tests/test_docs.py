@@ -8,15 +8,17 @@ import pytest
 
 import fimlens as fl
 from fimlens.gallery import FAMILIES
+from fimlens.proof import derivations
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 NOTEBOOKS = {f"notebooks/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")}
-GENERATED = {"benchmarks.md"} | NOTEBOOKS  # by `make docs`, of benchmarks/README.md and of notebooks, with their outputs
+GENERATED = {"benchmarks.md", "commands.md"} | NOTEBOOKS  # while the site is built, of what stands elsewhere
 PAGES = sorted(set(DOCS.rglob("*.md")) - {DOCS / name for name in GENERATED})
 API = "\n".join(page.read_text() for page in sorted((DOCS / "api").glob("*.md")))
 PUBLIC = re.findall(r"import \w+ as (\w+)", (ROOT / "fimlens" / "__init__.py").read_text())
-BLOCKS = {page.name: re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M) for page in PAGES}
+SHOWN = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.S | re.M)  # code, and what it prints
+BLOCKS = {page.name: SHOWN.findall(page.read_text()) for page in PAGES}
 
 
 def messages():
@@ -40,6 +42,11 @@ def test_every_page_is_in_the_navigation_and_there():
     assert sorted(nav) == sorted({str(page.relative_to(DOCS)) for page in PAGES} | GENERATED)
 
 
+def test_every_derivation_is_on_the_page_of_proofs():
+    named = re.findall(r"^::: fimlens\.derivations\.(\w+)$", (DOCS / "proofs.md").read_text(), re.M)
+    assert sorted(named) == sorted(derivations())
+
+
 def test_the_gallery_names_every_family():
     rows = re.findall(r"^\| ([^|`]+) \| `", (DOCS / "gallery.md").read_text(), re.M)
     assert sorted(", ".join(rows).split(", ")) == sorted(FAMILIES)
@@ -59,5 +66,9 @@ def test_quoted_messages_are_the_source_s():
 @pytest.mark.training
 @pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if blocks])
 def test_python_runs(page, capsys):
-    exec(compile("\n".join(BLOCKS[page]), page, "exec"), {})
-    assert "False" not in capsys.readouterr().out
+    names = {}
+    for code, shown in BLOCKS[page]:
+        exec(compile(code, page, "exec"), names)
+        printed = capsys.readouterr().out
+        assert "False" not in printed
+        assert shown in ("", printed)
