@@ -74,9 +74,7 @@ def test_a_word_that_only_contains_a_name_is_a_matrix(path):
     assert fl.routes({path: jnp.ones((4, 4))}) == {path: (4, 4)}
 
 
-@pytest.mark.parametrize(
-    "path", ["norm1/weight", "RMSNorm/scale/value", "norms/0", "normalization/gamma", "tok_emb/weight"]
-)
+@pytest.mark.parametrize("path", ["norm1/weight", "RMSNorm/scale/value", "norms/0", "normalization/gamma", "tok_emb/weight"])
 def test_norms_and_embeddings_are_known_by_name(path):
     assert fl.routes({path: jnp.ones((4, 4))}) == {path: None}
 

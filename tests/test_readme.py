@@ -2,11 +2,15 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
+from sympy.parsing.sympy_parser import convert_xor, implicit_multiplication, parse_expr, standard_transformations
 
-from fimlens import closed_forms, lens
+from fimlens import closed_forms, lens, memory
+from fimlens.cli import app
 from fimlens.proof import derivations
 
 ROOT = Path(__file__).parent.parent
@@ -30,9 +34,23 @@ def test_commands_exist():
     assert set(re.search(r"fimlens prove ([\w ]+?) --", shell)[1].split()) <= set(derivations())
 
 
+TOLD = ["README.md", *(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")), "notebooks/04_train_with_flax.py"]
+
+
+@pytest.mark.parametrize("page", TOLD)
+def test_command_lines_are_understood(page):
+    """Every line that begins with fimlens in a block of commands; it is parsed, not run."""
+    group = typer.main.get_command(app)
+    text = re.sub(r"^# ?", "", (ROOT / page).read_text(), flags=re.M) if page.endswith(".py") else (ROOT / page).read_text()
+    lines = re.findall(r"^(?:\$ )?fimlens (.+)$", "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S)), re.M)
+    for name, *arguments in (shlex.split(line, comments=True) for line in lines):
+        group.commands[name].make_context(name, arguments)
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
         path, _, heading = target.partition("#")
+        path = path or "README.md"
         assert (ROOT / path).exists(), target
         headings = re.findall(r"^#+ (.*)", (ROOT / path).read_text(), re.M) if heading else []
         assert not heading or heading in [title.lower().replace(" ", "-") for title in headings], target
@@ -63,6 +81,38 @@ def test_the_comparison_of_twelve_is_as_measured():
         assert re.search(rf"^\| `{name}` \| {re.escape(rate)} \| .*{re.escape(ending)} ", told[0], re.M), name
         assert costs_told in told[0], name
         assert f"| `{name}` | {float(loss):.3f} {ending} {share} | {float(megabytes):.1f} |" in told[1], name
+
+
+def rows_told():
+    """The names and the cells of each row of README's two tables of optimizers, which have seven columns."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in README.splitlines() if line.startswith("| `")]
+    return [(re.findall(r"`(\w+)`", cells[0]), cells) for cells in rows if len(cells) == 7]
+
+
+@pytest.mark.parametrize("rank", [5, 3], ids=["whole", "low rank"])
+def test_states_are_those_of_the_formulas(rank):
+    """At 5 x 7, where r is the shorter side in the first table, and the rank in the second."""
+    low_rank = {"alice", "alice0", "galore", "fira", "apollo", "low_rank_soap"}
+    implicit = (*standard_transformations, convert_xor, implicit_multiplication)
+    checked = 0
+    for names, cells in rows_told():
+        names = [name for name in names if name in memory.FORMULAS and (name in low_rank) == (rank == 3)]
+        told = cells[3].partition(", and")[0].replace("²", "^2").replace("(+", "+ (").split(", ")
+        for name, formula in zip(names, told * len(names), strict=False):
+            number = parse_expr(formula, {"m": 5, "n": 7, "r": rank}, implicit)
+            assert number == memory.FORMULAS[name](5, 7, rank, rank), name
+            checked += 1
+    assert checked == (6 if rank == 3 else 15)
+
+
+def test_sooner_is_as_measured():
+    reached = (ROOT / "benchmarks" / "twelve" / "table.md").read_text().split("\n\n")[0]
+    measured = {
+        cells[0]: cells[-2] for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in reached.splitlines()[2:])
+    }
+    measured |= {"adam": "1", "apollo": measured.pop("apollo-svd")}
+    told = {name: cells[-1].removesuffix(" (svd)") for names, cells in rows_told() for name in names if cells[-1]}
+    assert {name: steps or "never" for name, steps in measured.items()} == {name: told[name] for name in measured}
 
 
 @pytest.mark.proof
