@@ -54,8 +54,8 @@ class Fisher(abc.ABC):
     """F = E[g g^T] of one (m, n) matrix, with its kind and its normalisation.
 
     Make one with `Fisher.from_gradients`, `Fisher.from_dense`, or from a model with `empirical_fisher`,
-    `model_fisher` and `minibatch_fisher`. Two Fishers compare only if kind and normalisation agree: most wrong
-    comparisons in this field come from there, so `print(fisher)` states both.
+    `model_fisher` and `minibatch_fisher`. Two Fishers compare only if kind and normalisation agree, so `print(fisher)`
+    states both.
 
     Examples:
         >>> import jax, fimlens as fl
