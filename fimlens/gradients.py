@@ -162,7 +162,7 @@ def model_fisher(
 
     def gradients(inputs: PyTree, key: Array) -> Matrices:
         count = examples("model_fisher", inputs)
-        out = jax.eval_shape(logits, params, inputs)
+        out = _traced("model_fisher", logits, params, inputs)
         if getattr(out, "ndim", 0) < 2 or out.shape[0] != count:
             raise ValueError(
                 f"model_fisher: logits must be (batch, ..., classes), of {count} inputs; got "
@@ -255,8 +255,18 @@ def _require_known(call: str, name: str, value: str, known: tuple[str, str]) -> 
         raise ValueError(f'{call}: {name} is "{known[0]}" or "{known[1]}"; got {value!r}')
 
 
+def _traced(call: str, model: Callable[[PyTree, PyTree], Array], params: PyTree, batch: PyTree) -> Any:
+    """What the user's function returns, in shapes. A tuple of arrays may be two batches, or one that was not put in a list."""
+    try:
+        return jax.eval_shape(model, params, batch)
+    except Exception as error:
+        shapes = [jnp.shape(x) for x in jax.tree.leaves(batch)]
+        error.add_note(f"{call}: this was at a batch of arrays of shapes {shapes}. Pass a single batch as [batch].")
+        raise
+
+
 def _require_scalar(call: str, loss: Loss, params: PyTree, batch: PyTree) -> None:
-    out = jax.eval_shape(loss, params, batch)
+    out = _traced(call, loss, params, batch)
     if getattr(out, "shape", None) != ():
         raise ValueError(
             f"{call}: loss(params, batch) must be one number; got {getattr(out, 'shape', out)}. Take its mean over the batch"

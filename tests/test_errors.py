@@ -137,6 +137,10 @@ def test_a_single_batch_and_complex_numbers_are_refused():
             call(loss, W, BATCH)
     with pytest.raises(TypeError, match=r"iterable of batches.*\[batch\]"):
         fl.model_fisher(loss, W, BATCH["x"])
+    for call in (fl.empirical_fisher, fl.minibatch_fisher, fl.model_fisher):
+        with pytest.raises(TypeError) as told:  # a tuple passes for two batches, until the loss takes one apart
+            call(lambda W, batch: loss(W, {"x": batch[0], "y": batch["y"]}), W, (BATCH["x"], BATCH["y"]))
+        assert "single batch as [batch]" in told.value.__notes__[-1]
     with pytest.raises(TypeError, match=r"from_gradients: expected real numbers, got complex64"):
         fl.Fisher.from_gradients(G * 1j)
     with pytest.raises(TypeError, match=r"from_dense: expected real numbers"):
