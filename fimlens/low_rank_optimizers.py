@@ -1,8 +1,9 @@
 """The named optimizers of low rank: each a tracker of the subspace, and a compensation for what it leaves out.
 
 Their updates are one expression: see `scale_by_low_rank`. Alice and Alice-0 are of [G], Gong et al. 2025 (arXiv 2502.07752),
-GaLore, Fira and Apollo of their authors; `low_rank_soap` is derived in docs/corner.md. State is counted in elements for an m x n matrix, m <= n (others are transposed), beside counters, keys
-and one number a matrix for the limiter. A matrix whose shorter side is below `rank` is seen whole.
+GaLore, Fira and Apollo of their authors; `low_rank_soap` is derived in docs/corner.md. State is counted in elements for an
+m x n matrix, m <= n (others are transposed), beside counters, keys and one number a matrix for the limiter. A matrix whose
+shorter side is below `rank` is seen whole.
 """
 
 import inspect

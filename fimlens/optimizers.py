@@ -431,8 +431,8 @@ def scale_by_racs(
     State: m + n and the limiter's one: row and column factors by `sweeps` from q = 1, averaged by beta. [G]'s rate is
     0.02. Matrices with m > n are swept transposed, as [G] has m <= n. `bias_correction` is an option that the print lacks:
     its first update is 1/(1-beta) too large; yet without it a small language model ended 0.004 to 0.024 nats a byte lower, in
-    each of six pairs of runs (benchmarks/README.md), so it is off. Repaired: a zero last update does not freeze a matrix; no sum of
-    squares within the sweeps leaves float32.
+    each of six pairs of runs (benchmarks/README.md), so it is off. Repaired: a zero last update does not freeze a matrix; no
+    sum of squares within the sweeps leaves float32.
 
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
