@@ -97,3 +97,5 @@ from fimlens.subspaces import CurrentGradient as CurrentGradient
 from fimlens.subspaces import RandomProjection as RandomProjection
 from fimlens.subspaces import SubspaceIteration as SubspaceIteration
 from fimlens.transform import scale_by_structure as scale_by_structure
+
+__version__ = "0.1.0"
