@@ -1,6 +1,8 @@
 """Bad input is refused at the door: the call, the cause and the remedy."""
 
+from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +125,61 @@ def test_what_is_no_structure_or_no_rank_is_refused(combinator, fields, message)
     """By the check after construction, since the types of its arguments are checked while testing."""
     with pytest.raises(TypeError, match=message):
         combinator.__post_init__(SimpleNamespace(**fields))
+
+
+class SetByHand(fl.Rows):
+    def __init__(self, k):
+        self.k = k
+
+
+class OnlyAnnotated(fl.Rows):
+    k: int = 2
+
+
+@dataclass(frozen=True)
+class OfOnlyAnnotated(OnlyAnnotated):
+    j: int = 2
+
+
+@dataclass(frozen=True, eq=False)
+class ComparedAsItsBase(fl.Rows):
+    k: int = 2
+
+
+@dataclass(frozen=True)
+class NotCompared(fl.Rows):
+    k: int = field(default=2, compare=False)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: SetByHand(2), OnlyAnnotated, lambda: OnlyAnnotated(3), OfOnlyAnnotated, ComparedAsItsBase, NotCompared]
+)
+def test_what_would_make_different_instances_equal_is_refused(make):
+    """Or the second would run with the code that was compiled for the first."""
+    with pytest.raises(TypeError, match=r": k would not tell two instances apart.*fields of a @dataclass\(frozen=True\)"):
+        make()
+
+
+@dataclass(frozen=True)
+class Groups(fl.Spectrum):
+    """One number for each of k groups of rows."""
+
+    k: int
+    claim: ClassVar[fl.Claim] = fl.Claim.EXACT
+
+    def moments(self, V):
+        return jnp.stack([group.mean() for group in jnp.array_split(V, self.k)])
+
+    def project(self, moments):
+        return moments
+
+    def expand(self, coords, shape):
+        sizes = jnp.array([len(group) for group in jnp.array_split(jnp.ones(shape[0]), self.k)])
+        return jnp.repeat(coords, sizes, total_repeat_length=shape[0])[:, None]
+
+
+def test_fields_tell_instances_apart():
+    assert [len(fl.fit(Groups(k), FISHER).coords) for k in (2, 3)] == [2, 3]
 
 
 def test_whole_numbers_of_numpy_are_whole_numbers():
