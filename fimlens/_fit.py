@@ -16,7 +16,8 @@ class Gap(NamedTuple):
     """||F~ - F||_F^2, in two parts: what the basis misses, and what the eigenvalues miss in that basis.
 
     `relative` is total / ||F||^2. Each is a scalar array. In float32, gradients below 1e-9 or above 1e9 have fourth powers that
-    it cannot hold, and `total`, `basis` and `spectrum` with them; `relative` holds at every scale.
+    it cannot hold, and `total`, `basis` and `spectrum` with them; `relative` holds at every scale. Parameters with negative
+    eigenvalues, which name no member, are measured like any; that they are none, `check` and `solve` say.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -103,6 +104,13 @@ def _gap(structure: Structure, params: Params, fisher: Fisher, unit: Float[Array
         spectrum = sum(c * jnp.sum((value - V) ** 2) for value, V, c in levels)
         relative = total / jnp.where(norm_squared > 0, norm_squared, 1)
         return Gap(*(unit * (unit * part) for part in (total, basis, spectrum)), relative)
+
+
+def least_eigenvalue(structure: Structure, params: Params) -> Float[Array, ""]:
+    """In units of the largest in size. Where it is negative, `params` name no member: a Fisher has no negative eigenvalue."""
+    values = ravel_pytree(structure.eigenvalues(params))[0]
+    size = jnp.abs(values).max()
+    return values.min() / jnp.where(size > 0, size, 1)
 
 
 @lru_cache

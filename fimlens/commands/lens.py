@@ -202,5 +202,8 @@ def _print(comparison: judge.Comparison, dtype: str) -> None:
         off = number(row.streamed, ".0e"), number(row.update, ".0e"), number(row.free, ".2f")
         kept.add_row(row.name, *sizes, *off, "yes" if row.optimizer_holds else "NO")
     console.print(error, kept)
+    for row in comparison.rows:
+        for doubt in row.doubts:
+            console.print(f"{row.name}: {doubt}.", markup=False)
     for name, reason in comparison.unsuited.items():
         console.print(f"{name} was left out. {reason}", markup=False)
