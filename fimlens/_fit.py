@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from fimlens.fisher import Fisher
+from fimlens.fisher import Fisher, require_dense
 from fimlens.structure import Level, Params, Structure
 
 
@@ -122,11 +122,15 @@ def _layout(structure: Structure, shape: tuple[int, int]) -> Params:
 def dimension(structure: Structure, shape: tuple[int, int], *, seed: int = 0) -> int:
     """The dimension of the family: the rank of the Jacobian of z -> dense(chart(z)) at a random member.
 
+    Raises:
+        ValueError: the structure does not suit the shape, or the matrix is too large.
+
     Examples:
         >>> import fimlens as fl
         >>> fl.dimension(fl.RowColumn(), (3, 4))  # m + n - 1: one number only scales q against s
         6
     """
+    require_dense("dimension", "Take a smaller matrix.", shape)
     with jax.enable_x64(True):
         member = structure.isotropic(*shape)
         flat, unravel = ravel_pytree(member)

@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from fimlens._fit import fit, least_eigenvalue, require
 from fimlens._jacobi import jacobi, sides
-from fimlens.fisher import Fisher, SampleFisher, unvec
+from fimlens.fisher import Fisher, SampleFisher, require_dense, unvec
 from fimlens.structure import Claim, Params, Structure, excess
 from fimlens.structures import LowRank
 
@@ -96,6 +96,8 @@ def solve(
     require("solve", structure, fisher)
     if starts < 0:
         raise ValueError(f"solve: starts counts random members, 0 or more; got {starts}")
+    if starts:
+        require_dense("solve", "Take a smaller matrix, or starts=0.", fisher.shape)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         key_data = None if key is None else jax.random.key_data(key)
         key = jax.random.key(0) if key_data is None else jax.random.wrap_key_data(key_data)

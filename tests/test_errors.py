@@ -17,6 +17,7 @@ from fimlens.structures import EXAMPLES
 
 G = jax.random.normal(jax.random.key(0), (5, 3, 4))
 FISHER = fl.Fisher.from_gradients(G)
+BIG = fl.Fisher.from_gradients(jnp.ones((1, 200, 300)))
 BATCH = {"x": jnp.ones((4, 3)), "y": jnp.zeros((4, 2))}
 
 
@@ -26,6 +27,21 @@ def loss(params, batch):
 
 def broken(params, batch):
     raise NotImplementedError
+
+
+class Flat(fl.Spectrum):
+    """Means of rows without their second axis: of a square matrix they would be read as columns."""
+
+    claim = fl.Claim.EXACT
+
+    def moments(self, V):
+        return V.mean(1)
+
+    def project(self, moments):
+        return moments
+
+    def expand(self, coords, shape):
+        return coords
 
 
 W = {"w": jnp.ones((3, 2))}
@@ -44,6 +60,10 @@ REFUSED = [
     (lambda: fl.gap(fl.Rows(), fl.fit(fl.Columns(), FISHER), FISHER), r"not one of Rows\(\).*it was fitted with"),
     (lambda: fl.gap(fl.Rotated(fl.Rows(), "L"), fl.fit(fl.Rows(), FISHER), FISHER), "not one of Rotated"),
     (lambda: fl.solve(fl.Rows(), FISHER, starts=-1), "starts counts random members"),
+    (lambda: fl.solve(fl.Rows(), BIG), "^solve: .*200 x 300.*smaller matrix"),
+    (lambda: fl.dimension(fl.Rows(), (200, 300)), "^dimension: .*smaller matrix"),
+    (lambda: fl.gap(Flat(), fl.fit(Flat(), FISHER), FISHER), r"^Flat\(\): expand gave.*shape \(3,\).*3 x 4.*keepdims=True"),
+    (lambda: Flat().dense(fl.fit(Flat(), FISHER)), r"expand gave eigenvalues of shape \(3,\)"),
     (lambda: fl.compare([], FISHER), "no structures"),
     (lambda: fl.compare([fl.Rows(), fl.Rows()], FISHER), "two structures are named Rows.*Give them names"),
     (lambda: fl.check(fl.Rows(), shapes=[]), "shapes is empty.*Leave it out"),
