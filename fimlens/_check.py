@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from rich.table import Table
 
-from fimlens._fit import fit, measure
+from fimlens._fit import fit, least_eigenvalue, measure
 from fimlens._solve import in_units, solve, stationarity
 from fimlens.fisher import Fisher, unvec, vec
 from fimlens.state import start_from
@@ -87,6 +87,15 @@ def chart(case: Case) -> float:
         distance(F, F.T),
         float(-jnp.linalg.eigvalsh(F).min() / jnp.abs(F).max()),
     )
+
+
+def cone(case: Case) -> float:
+    """Eigenvalues are non-negative, as every Fisher's are: the least of the fit, in units of the largest, on the ensemble, on
+    one of its gradients and on one entry alone."""
+    nothing = jnp.zeros_like(case.gradients)  # of as many samples, so that no fit is compiled anew
+    harsher = nothing.at[0].set(case.gradients[0]), nothing.at[0, 0, 0].set(1)
+    members = case.fitted, *(fit(case.structure, Fisher.from_gradients(G)) for G in harsher)
+    return float(np.max([0.0, *(-least_eigenvalue(case.structure, member) for member in members)]))
 
 
 def isometry(case: Case) -> float:
@@ -230,7 +239,8 @@ def gaps(case: Case) -> float:
 LAWS: dict[str, Callable[[Case], float]] = {
     law.__name__: law
     for law in (
-        chart, isometry, application, layout, homogeneity, claim, symmetry, compilation, streaming, forms, rest, split, gaps,
+        chart, cone, isometry, application, layout, homogeneity, claim, symmetry, compilation, streaming, forms, rest, split,
+        gaps,
     )
 }  # fmt: skip
 

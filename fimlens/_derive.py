@@ -9,7 +9,7 @@ import numpy as np
 import sympy as sp
 
 from fimlens._fit import blank
-from fimlens._held import held, plain
+from fimlens._held import brief, held, plain
 from fimlens._identity import is_zero
 from fimlens._stationary import Stationary, stationary
 from fimlens.proof import (
@@ -70,11 +70,10 @@ class Derived:
 
     def __str__(self) -> str:
         m, n = self.shape
-        short = sp.count_ops(self.gap) <= 60
         return "\n".join(
             [
                 f"{self.structure} at {m} x {n}",
-                f"gap: {plain(self.gap) if short else 'too long to print; see .gap'}",
+                f"gap: {brief(self.gap, '.gap')}",
                 f"{self.how}:",
                 *(f"    {plain(line.lhs)} = {plain(line.rhs)}" for line in self.lines),
                 f"which is {self.found.kind}",
@@ -97,7 +96,8 @@ def derive(structure: Structure, m: int, n: int, *, coordinates: Any = None) -> 
     From `dense` and the coordinates alone: forms the gap to every Fisher of an m x n matrix, the bases where the first frame
     has them; solves where it is stationary, whole where that is linear, else leaf by leaf of the coordinates, else coordinate
     by coordinate; and puts the shipped fit into the equations. All of it is exact, for all entries at this size and of no
-    other; only where a fit iterates is its slope measured, and that is said.
+    other; only where a fit iterates, or stops at a bound, is its slope measured, and that is said. A fit whose eigenvalues can
+    be negative is refused, stationary or not.
 
     Args:
         structure: the family. Its fit may be missing (raise NotImplementedError).

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from fimlens.fisher import Fisher
+from fimlens.fisher import Fisher, require_dense
 from fimlens.structure import Level, Params, Structure
 
 
@@ -16,7 +16,8 @@ class Gap(NamedTuple):
     """||F~ - F||_F^2, in two parts: what the basis misses, and what the eigenvalues miss in that basis.
 
     `relative` is total / ||F||^2. Each is a scalar array. In float32, gradients below 1e-9 or above 1e9 have fourth powers that
-    it cannot hold, and `total`, `basis` and `spectrum` with them; `relative` holds at every scale.
+    it cannot hold, and `total`, `basis` and `spectrum` with them; `relative` holds at every scale. Parameters with negative
+    eigenvalues, which name no member, are measured like any; that they are none, `check` and `solve` say.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -105,6 +106,13 @@ def _gap(structure: Structure, params: Params, fisher: Fisher, unit: Float[Array
         return Gap(*(unit * (unit * part) for part in (total, basis, spectrum)), relative)
 
 
+def least_eigenvalue(structure: Structure, params: Params) -> Float[Array, ""]:
+    """In units of the largest in size. Where it is negative, `params` name no member: a Fisher has no negative eigenvalue."""
+    values = ravel_pytree(structure.eigenvalues(params))[0]
+    size = jnp.abs(values).max()
+    return values.min() / jnp.where(size > 0, size, 1)
+
+
 @lru_cache
 def _layout(structure: Structure, shape: tuple[int, int]) -> Params:
     """The shapes of a member's arrays."""
@@ -114,11 +122,15 @@ def _layout(structure: Structure, shape: tuple[int, int]) -> Params:
 def dimension(structure: Structure, shape: tuple[int, int], *, seed: int = 0) -> int:
     """The dimension of the family: the rank of the Jacobian of z -> dense(chart(z)) at a random member.
 
+    Raises:
+        ValueError: the structure does not suit the shape, or the matrix is too large.
+
     Examples:
         >>> import fimlens as fl
         >>> fl.dimension(fl.RowColumn(), (3, 4))  # m + n - 1: one number only scales q against s
         6
     """
+    require_dense("dimension", "Take a smaller matrix.", shape)
     with jax.enable_x64(True):
         member = structure.isotropic(*shape)
         flat, unravel = ravel_pytree(member)

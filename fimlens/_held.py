@@ -1,4 +1,5 @@
-"""Whether a structure's own fit is where its gap is least: proved where it can be traced, measured where it iterates."""
+"""Whether a structure's own fit is where its gap is least: proved where it can be traced, measured where it iterates or stops
+at a bound."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
-from fimlens._fit import fit, gap
+from fimlens._fit import fit, gap, least_eigenvalue
 from fimlens._identity import is_zero
+from fimlens._rules import NoRule, TooLong, require_short
 from fimlens._solve import solve
 from fimlens._stationary import Stationary
-from fimlens._symbolic import NoRule
+from fimlens._symbolic import symbolic
 from fimlens.fisher import DenseFisher, Fisher
 from fimlens.proof import (
     entries_of,
@@ -29,6 +31,8 @@ from fimlens.structures.spectra import Spectrum
 TURNED_UP_TO = 2  # sides of the bases in which a fit is verified; larger ones in the first frame alone
 AT_ROUNDING = 1e-9  # of a measured slope, relative to its terms
 NEAR = 0.01  # how far, in relative gap, a fit of a few sweeps may stay from the limit it claims
+LONGEST = 2000  # operations and operands of a fit that is put into the equations; longer ones are measured
+READABLE = 60  # operations
 
 
 def plain(expression: Any) -> str:
@@ -36,17 +40,30 @@ def plain(expression: Any) -> str:
     return str(expression).replace("_{", "_").replace("}", "")
 
 
+def brief(expression: Any, place: str) -> str:
+    """The same, or where it is kept."""
+    short = sp.count_ops(expression) <= READABLE
+    return plain(expression) if short else f"an expression too long to print; see {place}"
+
+
 def held(structure: Structure, F: DenseFisher, at: Frame, found: Stationary, coords: Tree) -> tuple[Tree | None, str, bool]:
     """The shipped fit, what is true of it, and whether it may stand."""
     try:
         member = fitted(structure, F, at)
+        require_short(entries_of(member.coords), LONGEST)
         slopes = slope(structure, member, F)
+    except TooLong as error:
+        return None, *_measured(structure, F.shape, _cause(error), stops=True)
     except NoRule as error:
-        why = "it iterates" if structure.claim is Claim.LIMIT else str(error).partition(". ")[0].removeprefix("symbolic: ")
+        why = "it iterates" if structure.claim is Claim.LIMIT else _cause(error)
         return None, *_measured(structure, F.shape, why)
     except NotImplementedError:
         return None, "none to verify", True
     return member.coords, *_judged(structure, F, member, slopes, found, coords)
+
+
+def _cause(error: NoRule) -> str:
+    return str(error).partition(". ")[0].removeprefix("symbolic: ")
 
 
 def _judged(
@@ -55,14 +72,20 @@ def _judged(
     if _vanishes(slopes):
         if found.closed and not _equals(structure, member, found, coords, F):
             return _refused(member, found, coords), False
+        if leaves := _leaves_the_cone(structure, member, F):
+            return f"refused: it solves the equations, but {leaves}", False
         verdict, ok = _in_every_basis(structure, F)
         return verdict if found.closed else f"{verdict}; that it is the least of them is not shown here", ok
     own = error(structure, Params(member.frame, coords), F, objective)
     depends = bool(own.free_symbols & set(entries_of(coords)))
     if structure.claim in (Claim.BOUND, Claim.OTHER) and depends and _vanishes(slope(structure, member, F, objective)):
         return f"proved: the structure's own objective is stationary there ({structure.claim.value}), this gap is not", True
+    bounded = any(c.has(sp.Max, sp.Min) for c in entries_of(member.coords))
+    blocks = _solved_blocks(slopes, coords) if structure.claim is Claim.LIMIT and not found.closed else ""
+    if structure.claim in (Claim.EXACT, Claim.LIMIT) and bounded and not blocks:
+        return _measured(structure, F.shape, "it stops at a bound in places", stops=True)
     if structure.claim is Claim.LIMIT and not found.closed:
-        return _measured(structure, F.shape, "it is exact in the limit only", _solved_blocks(slopes, coords))
+        return _measured(structure, F.shape, "it is exact in the limit only", blocks)
     return _refused(member, found, coords), False
 
 
@@ -71,6 +94,19 @@ def _equals(structure: Structure, member: Params, found: Stationary, coords: Tre
     solved = dict(zip(entries_of(coords), entries_of(coords), strict=True)) | found.solution
     best = jax.tree.map(lambda leaf: _each(lambda c: solved[c], leaf), coords)
     return is_zero(error(structure, member, F) - error(structure, Params(member.frame, best), F))
+
+
+def _leaves_the_cone(structure: Structure, member: Params, F: DenseFisher) -> str:
+    """Where an eigenvalue is negative, in words: at diagonal Fishers, one entry of which is a thousand times the others."""
+    size = len(F.matrix)
+    diagonal = [F.matrix[k, k] for k in range(size)]
+    off = {entry: 0 for entry in F.matrix[~np.eye(size, dtype=bool)] if entry != 0}
+    for value in entries_of(symbolic(structure.eigenvalues)(member)):
+        for lit in diagonal if not value.is_nonnegative else []:
+            if value.subs(off | {d: 1000 if d == lit else 1 for d in diagonal}).is_negative:
+                where = f"its eigenvalue {brief(value, '.shipped')} is negative where {plain(lit)} is much larger than others"
+                return f"{where}, and no Fisher has one: the least allowed gap is at a bound there"
+    return ""
 
 
 def _solved_blocks(slopes: Tree, coords: Tree) -> str:
@@ -96,10 +132,12 @@ def _in_every_basis(structure: Structure, F: DenseFisher) -> tuple[str, bool]:
     )
 
 
-def _measured(structure: Structure, shape: tuple[int, int], why: str, known: str = "") -> tuple[str, bool]:
-    """The slope at the fit of one Fisher, relative to its terms, where it cannot be had as an expression."""
+def _measured(structure: Structure, shape: tuple[int, int], why: str, known: str = "", stops: bool = False) -> tuple[str, bool]:
+    """The slope at the fit of one Fisher, relative to its terms, where it cannot be had as an expression. What `stops` after a
+    number of steps, or of which a part is `known`, may stay near the limit that it claims."""
     with jax.enable_x64(True):
-        F = Fisher.from_gradients(np.random.default_rng(0).normal(size=(3 * shape[0] * shape[1], *shape)) ** 2)
+        uneven = 1 / (1 + np.add.outer(*map(np.arange, shape)))  # so that bounds are met
+        F = Fisher.from_gradients(uneven * np.random.default_rng(0).normal(size=(3 * shape[0] * shape[1], *shape)) ** 2)
         if isinstance(structure, Spectrum):
             F = DenseFisher(F.kind, F.normalisation, jnp.diag(jnp.diagonal(F.dense())), shape)
         member = fit(structure, F)
@@ -107,14 +145,24 @@ def _measured(structure: Structure, shape: tuple[int, int], why: str, known: str
         def slope_from(F: Fisher) -> Any:
             return jax.grad(lambda coords: squared_error(structure, Params(member.frame, coords), F))(member.coords)
 
+        def largest(tree: Any) -> float:
+            return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+
         nothing = DenseFisher(F.kind, F.normalisation, jnp.zeros_like(F.dense()), shape)
-        sizes = [max(float(jnp.abs(g).max()) for g in jax.tree.leaves(slope_from(other))) for other in (F, nothing)]
+        free = jax.tree.map(lambda c, g: jnp.where(c > 0, g, jnp.minimum(g, 0)), member.coords, slope_from(F))  # at 0, a bound
+        terms, least = largest(slope_from(nothing)), float(least_eigenvalue(structure, member))
+        relative = largest(free) / terms if terms else float("inf")
         gaps = [float(gap(structure, p, F).relative) for p in (member, solve(structure, F, key=jax.random.key(0)).params)]
-    relative = sizes[0] / sizes[1] if sizes[1] else float("inf")
+    if least < -AT_ROUNDING:
+        return (
+            f"refused: {why}, and at one Fisher an eigenvalue is {least:.2g} of the largest, where none may be negative",
+            False,
+        )
+    lead = known or f"measured, not proved, as {why}: "
     if relative <= AT_ROUNDING and gaps[0] <= gaps[1] + AT_ROUNDING:
         return f"{known}measured, not proved, as {why}: its slope is {relative:.0e} of its terms at one Fisher", True
-    if known and structure.claim is Claim.LIMIT:
-        return f"{known}the limit is not reached, its slope {relative:.0e} of its terms at one Fisher", gaps[0] < gaps[1] + NEAR
+    if (known or stops) and structure.claim is Claim.LIMIT:
+        return f"{lead}the limit is not reached, its slope {relative:.0e} of its terms at one Fisher", gaps[0] < gaps[1] + NEAR
     measured = f"its slope is {relative:.0e} of its terms, its relative gap {gaps[0]:.3g} where {gaps[1]:.3g} was found"
     return f"refused: {why}, and at one Fisher {measured}", False
 
@@ -125,9 +173,10 @@ def _refused(member: Params, found: Stationary, coords: Tree) -> str:
     for c, value in found.solution.items():
         right = value.subs(given, simultaneous=True)
         if not is_zero(right - given[c]):
-            return f"refused: {plain(c)} = {plain(value)} is stationary, and fit gives {plain(sp.factor_terms(given[c]))}"
+            gives = brief(sp.factor_terms(given[c]), ".shipped")
+            return f"refused: {plain(c)} = {brief(value, '.found')} is stationary, and fit gives {gives}"
     broken = [e for e in found.equations if not is_zero(e.lhs.subs(given, simultaneous=True))]
-    return f"refused: it does not solve {plain(broken[0].lhs)} = 0" if broken else "refused: it is not the least gap"
+    return f"refused: it does not solve {brief(broken[0].lhs, '.found')} = 0" if broken else "refused: it is not the least gap"
 
 
 def _vanishes(tree: Tree) -> bool:

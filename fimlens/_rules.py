@@ -9,7 +9,8 @@ number that it is.
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -33,6 +34,28 @@ class NoRule(NotImplementedError):
         ...     print(str(error).partition(".")[0])
         symbolic: there is no rule for the primitive 'eigh'
     """
+
+
+class TooLong(NoRule):
+    """What a function does, written out, has no end in sight: most often as it iterates."""
+
+
+@lru_cache(2**16)
+def size(expression: sp.Basic) -> int:
+    """How many operations and operands an expression is written with, what is shared counted each time."""
+    return 1 + sum(map(size, expression.args))
+
+
+def require_short(entries: Iterable[sp.Basic], most: int) -> None:
+    """Refuse what is too long to be worked with.
+
+    Raises:
+        TooLong: an expression has more than `most` operations and operands.
+    """
+    if any(size(entry) > most for entry in entries):
+        raise TooLong(
+            f"symbolic: it iterates too long to write out (over {most:,} terms). Take fewer steps, or a smaller matrix."
+        )
 
 
 def exact(leaf: Any) -> Values:
@@ -191,6 +214,18 @@ def _of_positive(fn: Callable[..., Any]) -> Callable[..., Any]:
     return real
 
 
+def _ordered(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, but not of long operands: SymPy seeks their order, for minutes."""
+
+    def of_short(*operands: Any) -> Any:
+        require_short(operands, LONGEST_ORDERED)
+        return fn(*operands)
+
+    return of_short
+
+
+LONGEST_ORDERED = 500
+MAX, MIN = _ordered(sp.Max), _ordered(sp.Min)
 ARITHMETIC = {
     "add": operator.add,
     "add_any": operator.add,
@@ -212,8 +247,8 @@ ARITHMETIC = {
     "logistic": lambda x: 1 / (1 + sp.exp(-x)),
     "abs": sp.Abs,
     "sign": sp.sign,
-    "max": sp.Max,
-    "min": sp.Min,
+    "max": MAX,
+    "min": MIN,
 }
 COMPARISONS = {
     "gt": (sp.Gt, operator.gt),
@@ -246,8 +281,8 @@ EXPRESSIONS: dict[str, Rule] = {  # of operands of which one is of expressions a
     **dict.fromkeys(["dynamic_slice", "dynamic_update_slice", "gather", "pad", "scatter", "split", "stack", "tile"], _move),
     "integer_pow": _power,
     "reduce_sum": _over(sp.Add),
-    "reduce_max": _over(sp.Max),
-    "reduce_min": _over(sp.Min),
+    "reduce_max": _over(MAX),
+    "reduce_min": _over(MIN),
     "reduce_prod": _over(sp.Mul),
     "cumsum": _cumsum,
     "dot_general": _dot_general,

@@ -16,15 +16,16 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
-from fimlens._fit import fit, require
+from fimlens._fit import fit, least_eigenvalue, require
 from fimlens._jacobi import jacobi, sides
-from fimlens.fisher import Fisher, SampleFisher, unvec
+from fimlens.fisher import Fisher, SampleFisher, require_dense, unvec
 from fimlens.structure import Claim, Params, Structure, excess
 from fimlens.structures import LowRank
 
 STEPS = (3.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)  # 3 is exact where an eigenvalue falls to zero, as z^4
 
 CONJUGATE_STEPS = 100
+AT_ROUNDING = 1e-9  # of an eigenvalue below zero, in units of the largest
 
 
 class Certificate(NamedTuple):
@@ -32,7 +33,8 @@ class Certificate(NamedTuple):
 
     All values are gaps ||F~ - F||^2. `gradient_norm` is that of the *relative* gap in the chart at the solution;
     `origins` and `values` name every start and where it ended; `reached` counts the starts within 1e-9 (relative to
-    ||F||^2) of the best; `excess` is by how much the best lies below the closed form, again relative to ||F||^2.
+    ||F||^2) of the best; `excess` is by how much the best lies below the closed form, again relative to ||F||^2. What has a
+    negative eigenvalue is no member, and its gap counts as infinite: `closed_form` and `excess` are, where the fit has one.
 
     Examples:
         >>> import jax, fimlens as fl
@@ -94,6 +96,8 @@ def solve(
     require("solve", structure, fisher)
     if starts < 0:
         raise ValueError(f"solve: starts counts random members, 0 or more; got {starts}")
+    if starts:
+        require_dense("solve", "Take a smaller matrix, or starts=0.", fisher.shape)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         key_data = None if key is None else jax.random.key_data(key)
         key = jax.random.key(0) if key_data is None else jax.random.wrap_key_data(key_data)
@@ -116,7 +120,7 @@ def solve(
             values=tuple(float(v) * norm_squared for v in values),
             reached=int(np.sum(values <= values[best] + 1e-9)),
             closed_form=closed * norm_squared,
-            excess=closed - float(values[best]),
+            excess=closed - float(values[best]) if np.isfinite(values[best]) else np.inf,
         )
         return Solution(jax.tree.map(lambda x: x[best], ends), float(values[best]) * norm_squared, certificate)
 
@@ -183,7 +187,10 @@ def in_units(member: Params, z: Params) -> Params:
 
 @partial(jax.jit, static_argnums=0)
 def _relative_gap(structure: Structure, params: Params, fisher: Fisher, norm_squared: Float[ArrayLike, ""]) -> Float[Array, ""]:
-    return 1 + excess(structure.levels(params, fisher)) / jnp.where(norm_squared > 0, norm_squared, 1)
+    """Infinite outside the PSD cone."""
+    inside = least_eigenvalue(structure, params) >= -AT_ROUNDING
+    value = 1 + excess(structure.levels(params, fisher)) / jnp.where(norm_squared > 0, norm_squared, 1)
+    return jnp.where(inside, value, jnp.inf)
 
 
 @partial(jax.jit, static_argnums=(0, 4))

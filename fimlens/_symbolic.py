@@ -11,7 +11,9 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from fimlens._rules import ANY_OPERANDS, EXPRESSIONS, NoRule, Rule, Values, exact
+from fimlens._rules import ANY_OPERANDS, EXPRESSIONS, NoRule, Rule, Values, exact, require_short
+
+LONGEST = 300_000  # operations and operands of an expression; those of the proofs have up to a third of it
 
 
 def symbolic(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -22,7 +24,8 @@ def symbolic(fn: Callable[..., Any]) -> Callable[..., Any]:
     are decided from the symbols' assumptions: declare positive what is positive.
 
     Raises:
-        NoRule: `fn` uses a primitive without a rule, or compares what the assumptions leave open.
+        NoRule: `fn` uses a primitive without a rule, compares what the assumptions leave open, or iterates so long that its
+            expressions are too long to write out.
 
     Examples:
         >>> import jax, jax.numpy as jnp, sympy, fimlens as fl
@@ -71,7 +74,11 @@ def _results(equation: JaxprEqn, values: list[Values]) -> list[Values]:
             f"symbolic: there is no rule for the primitive {name!r}. Write the function without it; hand in what it computes "
             "(a basis, as a rational rotation); or give it a line in fimlens/_rules.py."
         )
-    return [exact(v) for v in results] if equation.primitive.multiple_results else [exact(results)]
+    results = [exact(v) for v in results] if equation.primitive.multiple_results else [exact(results)]
+    for values in results:
+        if values.dtype == object:
+            require_short(values.flat, LONGEST)
+    return results
 
 
 def _call(equation: JaxprEqn, *values: Values) -> list[Values]:

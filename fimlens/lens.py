@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from fimlens._fit import fit, gap, require, state_size
+from fimlens._fit import fit, gap, least_eigenvalue, require, state_size
 from fimlens._solve import solve, stationarity
 from fimlens.decompositions import eigh
 from fimlens.fisher import Fisher, SampleFisher, unvec, vec
@@ -64,7 +64,7 @@ class Row(NamedTuple):
     `elements` are the numbers that the structure's optimizer keeps when it averages statistics, `fit_elements` when it
     averages fits, without momentum. `streamed` and `update` say how far the transform, fed the same gradients from the
     fit's basis, ends from F~ and from F~^{-1/2} Vec(G) written out; `free` how far F~ is when it runs with its own basis,
-    refresh and decay.
+    refresh and decay. `least` is the least eigenvalue of the fit in units of the largest; `doubts` say why a verdict failed.
     """
 
     name: str
@@ -78,6 +78,7 @@ class Row(NamedTuple):
     starts: int | None
     reached: int | None
     slope: float
+    least: float
     elements: int
     fit_elements: int
     bytes: int
@@ -86,6 +87,7 @@ class Row(NamedTuple):
     free: float | None
     claim_holds: bool
     optimizer_holds: bool
+    doubts: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
@@ -189,13 +191,14 @@ def _row(name: str, structure: Structure, fisher: Fisher, key: Array, solve_up_t
     fitted = fit(structure, fisher, key=key)
     error = gap(structure, fitted, fisher)
     norm = float(fisher.norm_squared) or 1.0
-    slope = stationarity(structure, fisher, fitted)
+    slope, least = stationarity(structure, fisher, fitted), float(least_eigenvalue(structure, fitted))
     solution = None
     if np.prod(fisher.shape) <= solve_up_to and float(error.relative) > 1e-12:  # at zero there is nothing to beat
         solution = solve(structure, fisher, key=key, starts=1)
-    excess = 0.0 if solution is None else solution.certificate.excess
     exact = structure.claim in (Claim.EXACT, Claim.LIMIT)
+    excess = solution.certificate.excess if solution is not None and exact else 0.0
     deviations = _streamed(structure, fisher, fitted) if isinstance(fisher, SampleFisher) else (None, None, None)
+    of_claim, of_optimizer = _of_claim(least, slope, excess), _of_optimizer(*deviations[:2])
     optimum = None if solution is None else solution.value / norm
     elements = state_size(structure, fisher.shape)
     return Row(
@@ -210,15 +213,31 @@ def _row(name: str, structure: Structure, fisher: Fisher, key: Array, solve_up_t
         starts=None if solution is None else len(solution.certificate.values),
         reached=None if solution is None else solution.certificate.reached,
         slope=slope,
+        least=least,
         elements=elements,
         fit_elements=state_size(structure, fisher.shape, average="fits"),
         bytes=elements * jnp.dtype(dtype).itemsize,
         streamed=deviations[0],
         update=deviations[1],
         free=deviations[2],
-        claim_holds=slope <= TOLERANCE and (excess <= TOLERANCE if exact else True),
-        optimizer_holds=all(d is None or d <= TOLERANCE for d in deviations[:2]),
+        claim_holds=not of_claim,
+        optimizer_holds=not of_optimizer,
+        doubts=(*of_claim, *of_optimizer),
     )
+
+
+def _of_claim(least: float, slope: float, excess: float) -> list[str]:
+    """Why a claim does not hold, in words; nothing where it does."""
+    if not least >= -TOLERANCE:
+        return [f"its fit is no member: an eigenvalue is {least:.2g} of the largest, and no Fisher has a negative one"]
+    found = [f"its objective has a slope of {slope:.0e} at the fit, and is not least there"] if not slope <= TOLERANCE else []
+    return found + ([f"the solver found a member nearer by {excess:.2g} of ||F||^2"] if not excess <= TOLERANCE else [])
+
+
+def _of_optimizer(streamed: float | None, update: float | None) -> list[str]:
+    """Why an optimizer does not hold."""
+    said = (streamed, "its state ends {:.0e} off F~"), (update, "its update is {:.0e} off the one written out")
+    return [words.format(off) for off, words in said if off is not None and not off <= TOLERANCE]
 
 
 def _streamed(structure: Structure, fisher: SampleFisher, fitted: Params) -> tuple[float | None, float | None, float | None]:

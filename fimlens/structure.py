@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from fimlens._fields import OnlyFields
 from fimlens.fisher import Fisher, SampleFisher, require_dense, unvec
 
 Tree = Any  # a pytree of arrays whose layout is the structure's own
@@ -89,7 +90,7 @@ class Level(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Structure(abc.ABC):
+class Structure(OnlyFields, abc.ABC):
     """A family H of PSD matrices. Frozen, hashable, printable: hyper-parameters are fields, never closures.
 
     A new family defines the abstract methods. The defaults of the others suit a family without bases; most

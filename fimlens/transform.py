@@ -45,7 +45,8 @@ def scale_by_structure(
     matrices, and vectors and scalars are matrices of one column. Where the structure has bases, all matrices of one
     shape are one stack. What would leave float32 when squared and summed is clipped (1.8e16 and more); coordinates that are but
     the rounding of a rotation get no update, so that arbitrary vectors of a null space move nothing. What is not finite in a
-    gradient makes NaN of all that depends on it, in update and state: guard with `optax.apply_if_finite`.
+    gradient makes NaN of all that depends on it, in update and state: guard with `optax.apply_if_finite`. An eigenvalue below
+    zero is not clipped either, which would hide that the structure is wrong: its root is NaN, and `check` says why (`cone`).
 
     Args:
         structure: the family, such as fl.Rotated(fl.Diagonal(), "LR").

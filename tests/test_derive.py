@@ -86,11 +86,78 @@ class Sums(fl.Spectrum):
         return coords[0] + coords[1]
 
 
+class Rising(fl.Spectrum):
+    """Of two columns, the second's eigenvalue is the larger."""
+
+    claim = fl.Claim.EXACT
+
+    def moments(self, V):
+        return V
+
+    def project(self, V):
+        return self.first(V), jnp.maximum(V[:, 1:] - V[:, :1], 0)
+
+    def first(self, V):
+        return jnp.minimum(V[:, :1], V.mean(1, keepdims=True))
+
+    def expand(self, coords, shape):
+        first, rise = coords
+        return jnp.concatenate([first, first + rise], 1)
+
+
+class RiseClipped(Rising):
+    """Solves without the bound, and clips."""
+
+    def first(self, V):
+        return V[:, :1]
+
+
 def test_redundant_coordinates_and_bounds_are_told():
     derived = fl.derive(Sums(), 2, 3)
-    assert derived.ok
     assert "redundant" in derived.found.kind
     assert "negative" in derived.found.kind
+
+
+def test_a_stationary_fit_that_can_be_negative_is_refused():
+    derived = fl.derive(Sums(), 2, 2)
+    assert not derived.ok
+    assert derived.fit == (
+        "refused: it solves the equations, but its eigenvalue 3*V_11/4 + V_12/4 + V_21/4 - V_22/4 is negative where V_22 is "
+        "much larger than others, and no Fisher has one: the least allowed gap is at a bound there"
+    )
+
+
+def test_a_fit_at_a_bound_is_measured():
+    derived = fl.derive(Rising(), 1, 2)
+    assert derived.ok
+    assert "measured, not proved, as it stops at a bound in places: its slope is" in derived.fit
+    derived = fl.derive(RiseClipped(), 1, 2)
+    assert not derived.ok
+    assert "refused: it stops at a bound in places, and at one Fisher its slope is" in derived.fit
+
+
+class Sweeps(Powers):
+    """Alternates a loop of Python's on a_i b_j, four times: too long to write out."""
+
+    def moments(self, V):
+        return V
+
+    def project(self, V):
+        b = V[:1] / V[0, 0]
+        for _ in range(4):
+            a = V @ b.T / (b**2).sum()
+            b = a.T @ V / (a**2).sum()
+        return {"a": a, "b": b}
+
+    def expand(self, coords, shape):
+        return coords["a"] * coords["b"]
+
+
+@pytest.mark.parametrize("structure", [Sweeps(), fl.RowColumn(sweeps=5)], ids=str)
+def test_what_iterates_too_long_is_measured(structure):
+    derived = fl.derive(structure, 2, 2)
+    assert derived.ok
+    assert "measured, not proved, as it iterates too long to write out" in derived.fit
 
 
 @dataclass(frozen=True)
@@ -178,7 +245,9 @@ def test_the_command(tmp_path, monkeypatch):
     assert run.output.startswith(r"\begin{aligned} c_{11} &= V_{11}")
     run = CliRunner().invoke(app, ["derive", "nothing"])
     assert run.exit_code == 2
-    assert "there is no structure 'nothing'" in run.output
+    assert "fimlens derive: there is no structure 'nothing'" in run.output
+    run = CliRunner().invoke(app, ["derive", "mine:Wrong(3)"])
+    assert "fimlens derive: 'Wrong(3)' is no name. Arguments go in the module" in run.output
 
 
 class Squared(fl.Spectrum):

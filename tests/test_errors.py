@@ -1,6 +1,8 @@
 """Bad input is refused at the door: the call, the cause and the remedy."""
 
+from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from fimlens.structures import EXAMPLES
 
 G = jax.random.normal(jax.random.key(0), (5, 3, 4))
 FISHER = fl.Fisher.from_gradients(G)
+BIG = fl.Fisher.from_gradients(jnp.ones((1, 200, 300)))
 BATCH = {"x": jnp.ones((4, 3)), "y": jnp.zeros((4, 2))}
 
 
@@ -24,6 +27,21 @@ def loss(params, batch):
 
 def broken(params, batch):
     raise NotImplementedError
+
+
+class Flat(fl.Spectrum):
+    """Means of rows without their second axis: of a square matrix they would be read as columns."""
+
+    claim = fl.Claim.EXACT
+
+    def moments(self, V):
+        return V.mean(1)
+
+    def project(self, moments):
+        return moments
+
+    def expand(self, coords, shape):
+        return coords
 
 
 W = {"w": jnp.ones((3, 2))}
@@ -42,6 +60,10 @@ REFUSED = [
     (lambda: fl.gap(fl.Rows(), fl.fit(fl.Columns(), FISHER), FISHER), r"not one of Rows\(\).*it was fitted with"),
     (lambda: fl.gap(fl.Rotated(fl.Rows(), "L"), fl.fit(fl.Rows(), FISHER), FISHER), "not one of Rotated"),
     (lambda: fl.solve(fl.Rows(), FISHER, starts=-1), "starts counts random members"),
+    (lambda: fl.solve(fl.Rows(), BIG), "^solve: .*200 x 300.*smaller matrix"),
+    (lambda: fl.dimension(fl.Rows(), (200, 300)), "^dimension: .*smaller matrix"),
+    (lambda: fl.gap(Flat(), fl.fit(Flat(), FISHER), FISHER), r"^Flat\(\): expand gave.*shape \(3,\).*3 x 4.*keepdims=True"),
+    (lambda: Flat().dense(fl.fit(Flat(), FISHER)), r"expand gave eigenvalues of shape \(3,\)"),
     (lambda: fl.compare([], FISHER), "no structures"),
     (lambda: fl.compare([fl.Rows(), fl.Rows()], FISHER), "two structures are named Rows.*Give them names"),
     (lambda: fl.check(fl.Rows(), shapes=[]), "shapes is empty.*Leave it out"),
@@ -123,6 +145,61 @@ def test_what_is_no_structure_or_no_rank_is_refused(combinator, fields, message)
     """By the check after construction, since the types of its arguments are checked while testing."""
     with pytest.raises(TypeError, match=message):
         combinator.__post_init__(SimpleNamespace(**fields))
+
+
+class SetByHand(fl.Rows):
+    def __init__(self, k):
+        self.k = k
+
+
+class OnlyAnnotated(fl.Rows):
+    k: int = 2
+
+
+@dataclass(frozen=True)
+class OfOnlyAnnotated(OnlyAnnotated):
+    j: int = 2
+
+
+@dataclass(frozen=True, eq=False)
+class ComparedAsItsBase(fl.Rows):
+    k: int = 2
+
+
+@dataclass(frozen=True)
+class NotCompared(fl.Rows):
+    k: int = field(default=2, compare=False)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: SetByHand(2), OnlyAnnotated, lambda: OnlyAnnotated(3), OfOnlyAnnotated, ComparedAsItsBase, NotCompared]
+)
+def test_what_would_make_different_instances_equal_is_refused(make):
+    """Or the second would run with the code that was compiled for the first."""
+    with pytest.raises(TypeError, match=r": k would not tell two instances apart.*fields of a @dataclass\(frozen=True\)"):
+        make()
+
+
+@dataclass(frozen=True)
+class Groups(fl.Spectrum):
+    """One number for each of k groups of rows."""
+
+    k: int
+    claim: ClassVar[fl.Claim] = fl.Claim.EXACT
+
+    def moments(self, V):
+        return jnp.stack([group.mean() for group in jnp.array_split(V, self.k)])
+
+    def project(self, moments):
+        return moments
+
+    def expand(self, coords, shape):
+        sizes = jnp.array([len(group) for group in jnp.array_split(jnp.ones(shape[0]), self.k)])
+        return jnp.repeat(coords, sizes, total_repeat_length=shape[0])[:, None]
+
+
+def test_fields_tell_instances_apart():
+    assert [len(fl.fit(Groups(k), FISHER).coords) for k in (2, 3)] == [2, 3]
 
 
 def test_whole_numbers_of_numpy_are_whole_numbers():

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import fimlens as fl
@@ -103,6 +104,21 @@ class ChartInFull(fl.Rows):
         return fl.Params(params.frame, jnp.broadcast_to(coords, params.frame.shape))
 
 
+class SumOfMeans(fl.Spectrum):
+    """Fits r_i + c_j as if nothing had a bound, and leaves the cone where both are weak."""
+
+    claim = fl.Claim.EXACT
+
+    def moments(self, V):
+        return fl.Marginals().moments(V)
+
+    def project(self, moments):
+        return jax.tree.map(lambda mean: mean - mean.mean() / 2, moments)
+
+    def expand(self, coords, shape):
+        return coords[0] + coords[1]
+
+
 class EpsilonInTheFit(fl.Diagonal):
     """Keeps eigenvalues off zero by a number that knows no scale."""
 
@@ -196,6 +212,7 @@ MUTANTS = [
     ("chart", SumForMean()),
     ("chart", ChartOffTheCone()),
     ("chart", ChartOffCentre()),
+    ("cone", SumOfMeans()),
     ("isometry", TransposedOut(fl.Diagonal())),
     ("application", RowsStacked()),
     ("application", BasisTransposed(fl.Diagonal())),
@@ -225,3 +242,19 @@ def test_the_law_catches_the_slip(law, mutant):
 
 def test_every_law_has_a_slip_that_it_catches():
     assert {law for law, _ in MUTANTS} == set(LAWS)
+
+
+def test_a_negative_eigenvalue_is_no_member():
+    """Nowhere: the laws say so, the solver does not count it, and the lens gives the reason."""
+    fisher = fl.Fisher.from_gradients(jnp.zeros((2, 3, 4)).at[0, 0, 0].set(3.0).at[1, 1, 1].set(0.1))
+    family = SumOfMeans()
+    with pytest.raises(fl.LawBroken, match=r"cone at 3 x 4: off by 0\.\d+\. Eigenvalues are non-negative"):
+        fl.check(family, shapes=[(3, 4)], laws=["cone"])
+    solution = fl.solve(family, fisher, starts=1)
+    assert solution.certificate.closed_form == float("inf")
+    assert solution.certificate.beaten
+    assert solution.value > fl.gap(family, fl.fit(family, fisher), fisher).total
+    assert np.min(family.eigenvalues(solution.params)) > -1e-9
+    row = fl.compare([family], fisher).rows[0]
+    assert not row.claim_holds
+    assert row.doubts[0].startswith("its fit is no member: an eigenvalue is -0.17 of the largest")

@@ -163,6 +163,15 @@ def test_what_has_no_rule_is_named_with_a_remedy():
         fl.symbolic(jnp.linalg.eigh)(np.array([[sp.Symbol("a"), 0], [0, 1]], object))
 
 
+def test_what_has_no_end_in_sight_is_refused():
+
+    def loop(x):
+        return jax.lax.fori_loop(0, 10**6, lambda _, x: x / (1 + x @ x), x)
+
+    with pytest.raises(fl.NoRule, match=r"iterates too long to write out.*Take fewer steps"):
+        fl.symbolic(loop)(np.array(sp.symbols("x1:3"), object))
+
+
 def test_what_the_assumptions_leave_open_is_refused():
     x = sp.Symbol("x", real=True)
     with pytest.raises(fl.NoRule, match=r"cannot decide x > 0.*positive=True"):

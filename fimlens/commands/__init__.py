@@ -33,6 +33,11 @@ def attribute(option: str, reference: str) -> Any:
     module, _, name = reference.partition(":")
     if not name:
         raise ValueError(f"{option}: expected module:attribute, such as mymodel:loss; got {reference!r}")
+    if not name.isidentifier():
+        raise ValueError(
+            f"{option}: {name!r} is no name. Arguments go in the module: write mine = {name.partition('(')[0]}(...) there, and "
+            f"give {module}:mine."
+        )
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -41,6 +46,11 @@ def attribute(option: str, reference: str) -> Any:
         raise ValueError(f"{option}: {error}. Run from the directory of {module}.py, or install it.") from error
     except AttributeError as error:
         raise ValueError(f"{option}: {error}") from error
+
+
+def refusal(command: str, error: BaseException) -> str:
+    """An error in the name of a command, once, and where in the user's own code it was raised."""
+    return f"fimlens {command}: {str(error).removeprefix(f'{command}: ')}{place(error)}"
 
 
 def require_writable(option: str, path: Path | None) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from fimlens._derive import derive as derived
-from fimlens.commands import console, errors, named_structures, place
+from fimlens.commands import console, errors, named_structures, refusal
 
 
 def derive(
@@ -18,7 +18,7 @@ def derive(
     try:
         found = {name: derived(H, rows, columns) for name, H in named_structures("derive", structure).items()}
     except (ValueError, TypeError, NotImplementedError, ArithmeticError) as error:
-        errors.print(f"fimlens derive: {error}{place(error)}", style="red", markup=False)
+        errors.print(refusal("derive", error), style="red", markup=False)
         raise typer.Exit(2) from error
     for each in found.values():
         console.print(each.latex() if latex else str(each), markup=False, highlight=False, soft_wrap=True)

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fimlens import gradients, llama, text
 from fimlens import lens as judge
-from fimlens.commands import attribute, console, errors, named_dtype, named_structures, place, require_writable, table
+from fimlens.commands import attribute, console, errors, named_dtype, named_structures, refusal, require_writable, table
 from fimlens.figure import error_against_memory
 from fimlens.fisher import Fisher
 from fimlens.structure import Structure
@@ -88,7 +88,7 @@ def lens(
             if path is not None:
                 path.write_text(json.dumps(report, indent=2) + "\n")
     except (ValueError, TypeError, OSError) as error:
-        errors.print(f"fimlens lens: {error}{place(error)}", style="red", markup=False)
+        errors.print(refusal("lens", error), style="red", markup=False)
         raise typer.Exit(2) from error
     console.print(f"Figure and numbers: {out / 'lens.png'}, {out / 'lens.json'}", markup=False)
     for comparison in comparisons:
@@ -202,5 +202,8 @@ def _print(comparison: judge.Comparison, dtype: str) -> None:
         off = number(row.streamed, ".0e"), number(row.update, ".0e"), number(row.free, ".2f")
         kept.add_row(row.name, *sizes, *off, "yes" if row.optimizer_holds else "NO")
     console.print(error, kept)
+    for row in comparison.rows:
+        for doubt in row.doubts:
+            console.print(f"{row.name}: {doubt}.", markup=False)
     for name, reason in comparison.unsuited.items():
         console.print(f"{name} was left out. {reason}", markup=False)

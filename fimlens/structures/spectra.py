@@ -67,7 +67,13 @@ class Spectrum(Structure):
         return X
 
     def eigenvalues(self, params: Params) -> Float[Array, "#m #n"]:
-        return self.expand(params.coords, params.frame.shape)
+        (m, n), values = params.frame.shape, self.expand(params.coords, params.frame.shape)
+        if values.ndim != 2 or values.shape[0] not in (1, m) or values.shape[1] not in (1, n):
+            raise ValueError(
+                f"{self}: expand gave eigenvalues of shape {values.shape}, and they broadcast over the {m} x {n} matrix by two "
+                f"axes, as ({m}, 1) for one a row. Keep both, as in V.mean(1, keepdims=True)."
+            )
+        return values
 
     def stats(self, fisher: Fisher, frame: Frame) -> Tree:
         del frame
@@ -87,8 +93,7 @@ class Spectrum(Structure):
         return jax.tree.map(carried, stats)
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
-        shape = params.frame.shape
-        return jnp.diag(vec(jnp.broadcast_to(self.expand(params.coords, shape), shape)))
+        return jnp.diag(vec(jnp.broadcast_to(self.eigenvalues(params), params.frame.shape)))
 
 
 @dataclass(frozen=True)
