@@ -269,10 +269,12 @@ class Report:
         return bool(self.findings) and all(finding.ok for finding in self.findings)
 
     def __str__(self) -> str:
-        lines = [f"{self.structure}: {'every law holds' if self.ok else 'not every law holds'}"]
+        tried = len({finding.law for finding in self.findings})
+        laws = "every law" if tried == len(LAWS) else f"each of the {tried} laws tried"
+        lines = [f"{self.structure}: {f'{laws} holds' if self.ok else 'not every law holds'}"]
         for law, shape, deviation in (finding for finding in self.findings if not finding.ok):
             statement = " ".join((LAWS[law].__doc__ or "").split())
-            lines.append(f"  {law} at {shape[0]} x {shape[1]}: off by {deviation:.2g}. {statement}")
+            lines.append(f"  {law} at {shape[0]} x {shape[1]}: off by {deviation:.2g}. The law: {statement}")
         return "\n".join(lines)
 
     def __rich__(self) -> Table:

@@ -35,7 +35,7 @@ from fimlens import figure, lens, llama, text, trial
 
 # %%
 QUICK = os.environ.get("FIMLENS_QUICK") == "1"
-LAWS = {"shapes": [(3, 4)]} | ({"laws": ["chart", "application", "claim"]} if QUICK else {})
+LAWS = {"shapes": [(3, 4)]} | ({"laws": ["chart", "application", "cone", "claim"]} if QUICK else {})
 
 # %% [markdown]
 # ## The idea
@@ -99,9 +99,12 @@ class FreeSum(KroneckerSum):
 print(fl.derive(FreeSum(), 2, 2).fit)
 
 # %% [markdown]
+# The equations are solved, and yet the answer is no: an eigenvalue can be negative.
+#
 # ## The laws refuse it
 #
-# `fl.check` holds a structure against thirteen laws on random Fishers, here of a 3 x 4 matrix.
+# So do the laws, with numbers. `fl.check` holds a structure against fourteen of them on random Fishers, here of a 3 x 4
+# matrix.
 
 # %%
 try:
@@ -110,9 +113,8 @@ except fl.LawBroken as broken:
     print(broken)
 
 # %% [markdown]
-# As `derive` warned: "where a value is negative the least allowed gap is at a bound instead". Where a row and a
-# column are both weak, $r_i + c_j < \bar v$, the stationary point has a *negative* eigenvalue, and no Fisher has
-# one; its root is not a number.
+# Where a row and a column are both weak, $r_i + c_j < \bar v$, the stationary point has a *negative* eigenvalue, and no
+# Fisher has one; its root is not a number.
 #
 # So take the nearest with $q, s \geq 0$. Nothing is lost by asking it of each apart: if every $q_i + s_j \geq 0$, a
 # number can be moved across so that both are. The problem is convex, and with one term given the other is plain:

@@ -248,7 +248,7 @@ def test_a_negative_eigenvalue_is_no_member():
     """Nowhere: the laws say so, the solver does not count it, and the lens gives the reason."""
     fisher = fl.Fisher.from_gradients(jnp.zeros((2, 3, 4)).at[0, 0, 0].set(3.0).at[1, 1, 1].set(0.1))
     family = SumOfMeans()
-    with pytest.raises(fl.LawBroken, match=r"cone at 3 x 4: off by 0\.\d+\. Eigenvalues are non-negative"):
+    with pytest.raises(fl.LawBroken, match=r"cone at 3 x 4: off by 0\.\d+\. The law: Eigenvalues are non-negative"):
         fl.check(family, shapes=[(3, 4)], laws=["cone"])
     solution = fl.solve(family, fisher, starts=1)
     assert solution.certificate.closed_form == float("inf")
