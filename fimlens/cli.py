@@ -1,10 +1,10 @@
 """The command `fimlens`."""
 
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
+from fimlens import __version__
 from fimlens.commands import console
 from fimlens.commands.ablate import ablate
 from fimlens.commands.compare import compare
@@ -30,7 +30,7 @@ app.command("cost")(cost)
 def main(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """A lens on optimizers: which matrix of a given structure is nearest to the Fisher?"""
     if show_version:
-        console.print(version("fimlens"))
+        console.print(__version__)
         raise typer.Exit
 
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Iterator
 from functools import partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,7 @@ import typer
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fimlens import gradients, llama, text
+from fimlens import __version__, gradients, llama, text
 from fimlens import lens as judge
 from fimlens.commands import attribute, console, errors, named_dtype, named_structures, refusal, require_writable, table
 from fimlens.figure import error_against_memory
@@ -25,6 +24,10 @@ from fimlens.structure import Structure
 WINDOW = 64  # bytes of context of the embedded model
 DEFAULT_MATRICES = ["layers/0/attention/query", "layers/1/attention/value", "layers/1/mlp/down"]
 FISHERS = ("empirical", "minibatch", "model", "model-exact")
+LEGEND = """
+error = basis + spectrum, over ||F||^2; ratio: over the numeric optimum. keeps: numbers of state where statistics are \
+averaged, or where fits are. F~ off, update: how far the transform, fed the same gradients in the fit's basis, ends from F~ \
+and from F~^(-1/2) g; free: from F~ with its own basis and decay, which is not judged."""
 
 
 def lens(
@@ -79,7 +82,7 @@ def lens(
             _print(comparison, dtype)
         error_against_memory(comparisons).savefig(out / "lens.png", dpi=150)
         report = {
-            "fimlens": version("fimlens"),
+            "fimlens": __version__,
             "seed": seed,
             "ok": all(c.ok for c in comparisons),
             "matrices": [c.to_json() for c in comparisons],
@@ -90,6 +93,7 @@ def lens(
     except (ValueError, TypeError, OSError) as error:
         errors.print(refusal("lens", error), style="red", markup=False)
         raise typer.Exit(2) from error
+    console.print(LEGEND, style="dim", markup=False, highlight=False)
     console.print(f"Figure and numbers: {out / 'lens.png'}, {out / 'lens.json'}", markup=False)
     for comparison in comparisons:
         if not comparison.rows:

@@ -3,7 +3,6 @@
 import difflib
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
@@ -12,6 +11,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from fimlens import __version__
 from fimlens.commands import console, errors, require_writable, table
 from fimlens.page import page
 from fimlens.proof import derivations
@@ -34,7 +34,7 @@ def prove(
         _print(proofs)
         ok = all(proof.proved for proof in proofs)
         if json_file is not None:
-            report = {"fimlens": version("fimlens"), "ok": ok, "derivations": [proof.to_json() for proof in proofs]}
+            report = {"fimlens": __version__, "ok": ok, "derivations": [proof.to_json() for proof in proofs]}
             json_file.write_text(json.dumps(report, indent=2) + "\n")
         if html_file is not None:
             html_file.write_text(page(proofs), encoding="utf-8")
