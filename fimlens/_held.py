@@ -159,7 +159,8 @@ def _measured(structure: Structure, shape: tuple[int, int], why: str, known: str
             False,
         )
     lead = known or f"measured, not proved, as {why}: "
-    if relative <= AT_ROUNDING and gaps[0] <= gaps[1] + AT_ROUNDING:
+    of_basis = structure.claim not in (Claim.EXACT, Claim.LIMIT)  # which promises nothing of other bases
+    if relative <= AT_ROUNDING and (of_basis or gaps[0] <= gaps[1] + AT_ROUNDING):
         return f"{known}measured, not proved, as {why}: its slope is {relative:.0e} of its terms at one Fisher", True
     if (known or stops) and structure.claim is Claim.LIMIT:
         return f"{lead}the limit is not reached, its slope {relative:.0e} of its terms at one Fisher", gaps[0] < gaps[1] + NEAR

@@ -105,7 +105,9 @@ def _compare(relation: Callable[..., Any], known: Callable[..., Any]) -> Rule:
         if truth not in (sp.true, sp.false):
             truth = relation(sp.expand(a - b), 0)
         if truth not in (sp.true, sp.false):
-            raise NoRule(f"symbolic: cannot decide {str(truth)[:80]}. Declare signs, as in sympy.Symbol('v', positive=True).")
+            raise NoRule(
+                f"symbolic: it compares what is open, {str(truth)[:80]}. Declare signs, as in sympy.Symbol('v', positive=True)."
+            )
         return bool(truth)
 
     return lambda equation, a, b: _each(decided)(a, b).astype(bool) if object in (a.dtype, b.dtype) else known(a, b)

@@ -348,3 +348,9 @@ def test_a_basis_that_is_wrong_inside_blocks_is_found():
     wrong = TurnedWrongly(fl.Diagonal(), "L")
     assert not fl.derive(wrong, 2, 1).ok
     assert not fl.derive(fl.Blocks(wrong, columns=2), 2, 2).ok
+
+
+def test_a_fit_in_one_step_is_not_held_against_other_bases():
+    derived = fl.derive(fl.Rotated(fl.RowColumn()), 2, 2)
+    assert derived.ok
+    assert "measured, not proved, as it compares what is open" in derived.fit

@@ -27,7 +27,7 @@ from fimlens.ablation import (
     runs_of,
     tuned,
 )
-from fimlens.commands import console, errors, place, require_writable, table
+from fimlens.commands import console, errors, refusal, require_writable, table
 
 
 def ablate(
@@ -62,7 +62,7 @@ def ablate(
         errors.print(f"fimlens ablate: a run was killed. {remedy}", style="red", markup=False)
         raise typer.Exit(1) from error
     except (ValueError, OSError) as error:
-        errors.print(f"fimlens ablate: {error}{place(error)}", style="red", markup=False)
+        errors.print(refusal("ablate", error), style="red", markup=False)
         raise typer.Exit(2) from error
     found = arms(results, grid, seeds, steps, chosen)
     _print(found)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 
-from fimlens.commands import console, errors, place, table
+from fimlens.commands import console, errors, refusal, table
 from fimlens.commands.pretrain import options_of
 
 
@@ -87,7 +87,7 @@ def compare(
         (out / "compare.json").write_text(json.dumps(standing.numbers(contestants, results, rows, base), indent=2) + "\n")
         standing.picture(contestants, results, rows, out / "compare.png")
     except (ValueError, TypeError, OSError, RuntimeError) as error:
-        errors.print(f"fimlens compare: {error}{place(error)}", style="red", markup=False)
+        errors.print(refusal("compare", error), style="red", markup=False)
         raise typer.Exit(2) from error
     for headings, cells in tables:
         shown = table(*headings)

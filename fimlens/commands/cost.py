@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fimlens import llama
-from fimlens.commands import console, errors, named_dtype, place, require_writable, table
+from fimlens.commands import console, errors, named_dtype, refusal, require_writable, table
 from fimlens.cost import USABLE, Batch, Row, SpeedUp, Terms, costs, require_known
 from fimlens.cost_page import page
 from fimlens.devices import DEVICES
@@ -80,7 +80,7 @@ def cost(
             report = {"model": model, "hardware": hardware, "terms": terms._asdict(), "rows": numbers, "assumptions": assumed}
             json_file.write_text(json.dumps(report, indent=2) + "\n")
     except (ValueError, TypeError, OSError) as error:
-        errors.print(f"fimlens cost: {error}{place(error)}", style="red", markup=False)
+        errors.print(refusal("cost", error), style="red", markup=False)
         raise typer.Exit(2) from error
     console.print(f"{title}, {tokens:.4g} tokens for Adam.", style="bold", markup=False, highlight=False)
     shown = table("optimizer", "speed-up", "GiB each", "needs", "devices", "hours", "money", "saving")

@@ -9,7 +9,7 @@ import jax
 import typer
 
 from fimlens import llama
-from fimlens.commands import attribute, console, errors, named_dtype, place, require_writable, table
+from fimlens.commands import attribute, console, errors, named_dtype, refusal, require_writable, table
 from fimlens.memory import FORMULAS, GIB, Row, account
 
 SHOWN = {"matrices": ("matrices",), "head": ("head",), "others": ("embedding", "vectors")}
@@ -45,7 +45,7 @@ def memory(
             numbers = [{"model": name} | row._asdict() for name in models for row in rows[name]]
             json_file.write_text(json.dumps(numbers, indent=2) + "\n")
     except (ValueError, TypeError, OSError) as error:
-        errors.print(f"fimlens memory: {error}{place(error)}", style="red", markup=False)
+        errors.print(refusal("memory", error), style="red", markup=False)
         raise typer.Exit(2) from error
     for name in models:
         title = f"{name}: weights in {weight_dtype}, state in {state_dtype}; GiB."

@@ -8,7 +8,7 @@ import jax
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fimlens.commands import console, errors, place
+from fimlens.commands import console, errors, refusal
 
 
 def pretrain(
@@ -125,7 +125,7 @@ def pretrain(
         errors.print(f"fimlens pretrain: {error}", style="red", markup=False)
         raise typer.Exit(1) from error
     except (ValueError, TypeError, OSError, RuntimeError) as error:
-        errors.print(f"fimlens pretrain: {error}{place(error)}", style="red", markup=False)
+        errors.print(refusal("pretrain", error), style="red", markup=False)
         raise typer.Exit(2) from error
     last = lines[-1]
     if jax.process_index() == 0:
