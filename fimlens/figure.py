@@ -13,6 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import FuncNorm, LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fimlens.lens import Comparison
 
@@ -128,6 +129,7 @@ def curves(lines: Mapping[str, Sequence[float]], *, x: str, y: str) -> Figure:
     for k, (name, values) in enumerate(lines.items()):
         steps = range(1, len(values) + 1)
         axes.plot(steps, values, linestyle=STYLES[k % len(STYLES)], color=COLOURS[k % len(COLOURS)], label=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.legend(frameon=False)

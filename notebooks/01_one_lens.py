@@ -12,7 +12,7 @@
 # Adam, Shampoo, SOAP, Muon and many others are answers to one question. A weight matrix $W$ of size $m \times n$
 # has a gradient $G$; stacked column by column it is a vector $g = \mathrm{Vec}(G)$, and
 #
-# $$F = \mathbb{E}\,[\,g\,g^\top]$$
+# $$F = \mathbb{E}\,[\,g\,g^T]$$
 #
 # is its *Fisher*, $mn \times mn$: too large to keep, let alone to invert. So each optimizer chooses a family
 # $\mathcal{H}$ of matrices that it can afford, takes from it an
@@ -78,7 +78,7 @@ def short(path):
 fisher
 
 # %% [markdown]
-# This is $F$. It has $n \times n$ blocks of size $m \times m$; block $(j, l)$ is $\mathbb{E}[g_j g_l^\top]$, the
+# This is $F$. It has $n \times n$ blocks of size $m \times m$; block $(j, l)$ is $\mathbb{E}[g_j g_l^T]$, the
 # covariance of two columns of the gradient. A block diagonal family sees only the blocks on the diagonal, Adam only
 # the diagonal itself; $I \otimes M$ puts one and the same block everywhere along it, and a Kronecker product $A
 # \otimes B$ repeats one block $B$, times a number $A_{jl}$.
@@ -115,15 +115,15 @@ figure.portraits([written, left_over], block=m)
 # All five are of one form (of what is judged below, only `Dense()` is not): an orthonormal basis $B$, and in it an array
 # $L$ of $m \times n$ eigenvalues,
 #
-# $$\tilde F = B\,\mathrm{Diag}(\mathrm{vec}\,L)\,B^\top, \qquad B = U_R \otimes U_L,$$
+# $$\tilde F = B\,\mathrm{Diag}(\mathrm{vec}\,L)\,B^T, \qquad B = U_R \otimes U_L,$$
 #
-# where either factor may be the identity. With the second moments in that basis, $V = \mathbb{E}[(U_L^\top
+# where either factor may be the identity. With the second moments in that basis, $V = \mathbb{E}[(U_L^T
 # G\,U_R)^2]$, the error falls into two parts, of the basis and of the spectrum:
 #
-# $$\|\tilde F - F\|^2 \;=\; \|\mathrm{offdiag}(B^\top F B)\|^2 \;+\; \|L - V\|^2 .$$
+# $$\|\tilde F - F\|^2 \;=\; \|\mathrm{offdiag}(B^T F B)\|^2 \;+\; \|L - V\|^2 .$$
 #
 # The first is $F$ itself, seen in the basis: whatever is not on the diagonal is lost. Here it is in Adam's basis,
-# that of the entries; in the eigenbasis of $\mathbb{E}[GG^\top]$; and in both eigenbases, SOAP's.
+# that of the entries; in the eigenbasis of $\mathbb{E}[GG^T]$; and in both eigenbases, SOAP's.
 
 # %%
 free = {"no basis": fl.Diagonal(), "the left one": fl.Rotated(fl.Diagonal(), "L"), "both": fl.Rotated(fl.Diagonal(), "LR")}
@@ -147,9 +147,9 @@ for name, structure in free.items():
 #
 # ## Every structure, beside its memory
 #
-# `fl.compare` puts structures before a Fisher: the error in its two parts, the memory, and, as a black bar, the
-# lowest error that `fl.solve` finds in the family, over bases and eigenvalues, from several starts. Where the bar lies inside a
-# column, the closed form is not the nearest.
+# `fl.compare` puts structures before a Fisher: the error in its two parts, the memory, and, as a black stroke, the lowest
+# error that `fl.solve` finds in the family, over bases and eigenvalues, from several starts. Where the stroke lies inside a
+# bar, the closed form is not the nearest.
 
 # %%
 comparison = fl.compare({name: lens.STRUCTURES[name] for name in JUDGED}, fisher, matrix="layers/0/attention/query")
@@ -167,7 +167,7 @@ for row in sorted(comparison.rows, key=lambda row: row.relative):
 # %% [markdown]
 # ## What Shampoo's bound costs
 #
-# Shampoo is $R^{1/2} \otimes L^{1/2}$ with $R = \mathbb{E}[G^\top G]/m$ and $L = \mathbb{E}[GG^\top]/n$. [G],
+# Shampoo is $R^{1/2} \otimes L^{1/2}$ with $R = \mathbb{E}[G^T G]/m$ and $L = \mathbb{E}[GG^T]/n$. [G],
 # Theorem 3.1, derives it from an *upper bound* of the distance to $F$, and only the bound is minimised. Three
 # structures share its bases and differ in their eigenvalues alone, so that their spectra can be laid over each
 # other, against what they should be, $V$.
@@ -187,7 +187,7 @@ drawn.axes[0].set_ylabel("eigenvalue $L_{ij}$")
 drawn
 
 # %% [markdown]
-# On the line an eigenvalue is right. Shampoo's cloud is half as steep, and not by accident: if $V = q\,s^\top$
+# On the line an eigenvalue is right. Shampoo's cloud is half as steep, and not by accident: if $V = q\,s^T$
 # exactly, its eigenvalues are $\sqrt{V_{ij} \cdot \mathrm{mean}\,V}$, halfway, on the logarithmic scale, between the
 # right one and the mean. The nearest rank one, on the right, is the nearest for the *large* eigenvalues; the small
 # ones hardly count.
@@ -225,8 +225,8 @@ for name, family in kronecker_families.items():
 # %% [markdown]
 # ## How close SOAP's one step comes
 #
-# SOAP's eigenvalues are exact in its basis; its basis, the eigenvectors of $\mathbb{E}[GG^\top]$ and
-# $\mathbb{E}[G^\top G]$, solves an easier problem (`ONE_STEP`). `fl.solve` moves bases and eigenvalues together,
+# SOAP's eigenvalues are exact in its basis; its basis, the eigenvectors of $\mathbb{E}[GG^T]$ and
+# $\mathbb{E}[G^T G]$, solves an easier problem (`ONE_STEP`). `fl.solve` moves bases and eigenvalues together,
 # from the closed form, from Jacobi sweeps and from random members, and certifies where each start ended.
 
 # %%

@@ -9,8 +9,8 @@
 # %% [markdown]
 # # New structures
 #
-# Shampoo *multiplies* the two covariances of a gradient, $\mathbb{E}[G^\top G]^{1/2} \otimes
-# \mathbb{E}[GG^\top]^{1/2}$, up to a factor. What if they were *added*? Here a family that fimlens does not have goes the
+# Shampoo *multiplies* the two covariances of a gradient, $\mathbb{E}[G^T G]^{1/2} \otimes
+# \mathbb{E}[GG^T]^{1/2}$, up to a factor. What if they were *added*? Here a family that fimlens does not have goes the
 # whole way: an idea, its closed form, the laws that refuse the first attempt, the numeric optimum, the optimizer,
 # and a training curve. Then we look for others, among the combinations that nobody named.
 
@@ -148,10 +148,10 @@ class NearestSum(KroneckerSum):
 print(fl.check(NearestSum(), **LAWS))
 
 # %% [markdown]
-# `rotated_claim` says more than that: that the eigenvectors of $\mathbb{E}[GG^\top]$ and $\mathbb{E}[G^\top G]$ are
+# `rotated_claim` says more than that: that the eigenvectors of $\mathbb{E}[GG^T]$ and $\mathbb{E}[G^T G]$ are
 # the *best* bases for it, which is not so of SOAP. The reason: given $R$, the nearest $M \succeq 0$ is
-# $\frac{1}{n}\mathbb{E}[GG^\top] - \frac{1}{n}\mathrm{tr}(R)\,I$ with its negative eigenvalues cut off, and that has the
-# eigenvectors of $\mathbb{E}[GG^\top]$, whatever $R$ may be. The law of claims tries to refute it, by gradients
+# $\frac{1}{n}\mathbb{E}[GG^T] - \frac{1}{n}\mathrm{tr}(R)\,I$ with its negative eigenvalues cut off, and that has the
+# eigenvectors of $\mathbb{E}[GG^T]$, whatever $R$ may be. The law of claims tries to refute it, by gradients
 # over bases and eigenvalues and with the solver:
 
 # %%
@@ -162,7 +162,7 @@ print(fl.check(fl.Rotated(NearestSum()), **LAWS))
 #
 # ## On real gradients
 #
-# The exact Fishers of the attention matrices of a small language model, as in *One lens*.
+# The Fishers of the attention matrices of a small language model, as in *One lens*.
 
 # %%
 config, steps = llama.Config(), 60 if QUICK else 400

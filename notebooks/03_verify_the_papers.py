@@ -16,7 +16,7 @@
 # *Proved*: SymPy decides each step of an argument, on expressions that the shipped JAX functions make when they are
 # evaluated on symbols. What holds there holds for all entries, at the sizes named; the text argues for every size.
 #
-# *Seen*: beside it a picture or a number, from the exact Fisher of a small layer. At the end come the places where the
+# *Seen*: beside it a picture or a number, from the empirical Fisher of a small layer. At the end come the places where the
 # print cannot run as it stands, each with what would follow from it.
 
 # %%
@@ -90,7 +90,7 @@ verify("kronecker_vec", "error_split", "square_root_ngd")
 # %% [markdown]
 # ## A Fisher to look at
 #
-# A language model of bytes, trained for a moment, and the exact Fisher of one of its matrices over 96 windows of text:
+# A language model of bytes, trained for a moment, and the empirical Fisher of one of its matrices over 96 windows of text:
 # small enough to be written out. It is scaled to $\|F\| = 1$, so that every error below is a relative one.
 
 # %%
@@ -362,7 +362,7 @@ verify("compensation", "alice", "galore")
 
 # %% [markdown]
 # With $U$ given the compensation is nearest, and so are all eigenvalues together. $U$ itself, the leading eigenvectors
-# of $\mathbb{E}[GG^\top]$, solves an easier problem again.
+# of $\mathbb{E}[GG^T]$, solves an easier problem again.
 
 
 # %%
@@ -428,8 +428,8 @@ print(f"captured: {captured(void):.2f} from zero, {captured(started.basis):.2f} 
 # %% [markdown]
 # ### The switch returns $V$ instead of $UV$
 #
-# Algorithm 10 takes one subspace iteration, $U \leftarrow \mathrm{QR}(Q\,U)$, solves the small eigenproblem $U^\top
-# Q\,U = V \Lambda V^\top$, and returns $V$, which is $r \times r$. It is not a basis of anything in $\mathbb{R}^m$; it
+# Algorithm 10 takes one subspace iteration, $U \leftarrow \mathrm{QR}(Q\,U)$, solves the small eigenproblem $U^T
+# Q\,U = V \Lambda V^T$, and returns $V$, which is $r \times r$. It is not a basis of anything in $\mathbb{R}^m$; it
 # has to be lifted. Filled up with zeros, it would look in the first $r$ rows, wherever the gradients are.
 
 # %%
@@ -534,7 +534,7 @@ print(f"{int((repaired[11:] == 0).sum())} with fimlens, where phi = 0 limits not
 # %% [markdown]
 # ### In float32 the residual cancels
 #
-# The compensation divides by the root of $p_j = \|g_j\|^2 - \|U^\top g_j\|^2$. Where a gradient lies in the subspace
+# The compensation divides by the root of $p_j = \|g_j\|^2 - \|U^T g_j\|^2$. Where a gradient lies in the subspace
 # both terms are the same up to rounding, and their difference has either sign.
 
 # %%

@@ -172,7 +172,7 @@ for name, direction in {"RACS": fl.scale_by_racs(), "Alice": fl.scale_by_alice(r
 
 # %% [markdown]
 # Of Alice's these are the subspace $U$ and the average $\tilde Q$ it is followed by, momentum and second moments of the
-# lead $U^\top G$, and the compensation's $p$. For the whole model, by group, in float32:
+# lead $U^T G$, and the compensation's $p$. For the whole model, by group, in float32:
 
 # %%
 rows = memory.account(params, ["adam", "racs", "alice"], weight_dtype=jnp.float32, state_dtype=jnp.float32, rank=16)

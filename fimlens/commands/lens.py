@@ -57,7 +57,7 @@ def lens(
     out: Annotated[Path, typer.Option(help="Directory for lens.png and lens.json.")] = Path("lens-out"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here as well.")] = None,
 ) -> None:
-    """Judge every structure and its optimizer on the exact Fisher of real matrices; exit with 1 where a verdict fails.
+    """Judge every structure and its transform on the Fishers of real matrices; exit with 1 where a verdict fails.
 
     By default: train a small byte-level language model for a few seconds on the sources of Python's standard library.
     """
