@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 import fimlens
-from fimlens.matrices import as_matrix, role
+from fimlens.matrices import role, routes
 from fimlens.views import path_name, sides
 
 GIB = 2**30
@@ -127,13 +126,13 @@ def _maker(name: str, rank: int) -> Callable[..., Any]:
 
 def _by_formula(name: str, groups: dict[str, PyTree], rank: int, head: bool, routed: bool, dtype: DTypeLike) -> int:
     """Bytes of state: the formula's numbers for the method's leaves, as it sees them, and Adam's two for the others."""
-    seen = as_matrix(optax.GradientTransformation(lambda tree: tree, optax.identity().update)).init
     width, numbers, wide = jnp.dtype(dtype).itemsize, 0, 0
     for group, tree in groups.items():
         own = not routed or group == "matrices" or (head and group == "head")
-        for leaf in jax.tree.leaves(jax.eval_shape(seen, tree) if routed and own else tree):
-            m, n = sorted(sides(leaf.shape))
-            count, r, s = math.prod(leaf.shape[:-2]), min(rank, m), min(rank, n)
+        seen = routes(tree, route=lambda path, leaf: True).values() if routed and own else map(jnp.shape, jax.tree.leaves(tree))
+        for shape in seen:
+            m, n = sorted(sides(shape))
+            count, r, s = math.prod(shape[:-2]), min(rank, m), min(rank, n)
             numbers += count * FORMULAS[name if own else "adam"](m, n, r, s)
             wide += count * IN_FULL[name](m, n, r) if own and name in IN_FULL else 0
     return numbers * width + wide * (4 - width)
@@ -154,7 +153,10 @@ def grouped(shapes: PyTree) -> dict[str, PyTree]:
 
 def _state(tx: Any, groups: dict[str, PyTree], dtype: DTypeLike) -> dict[str, int]:
     """Of each group by itself, less what there is without any parameter: that is counted with the matrices."""
-    init: Callable[[PyTree], int] = lambda tree: _bytes(jax.eval_shape(tx.init, tree), dtype)  # noqa: E731
+
+    def init(tree: PyTree) -> int:
+        return _bytes(jax.eval_shape(tx.init, tree), dtype)
+
     fixed = init({})
     return {group: init(tree) - (0 if group == "matrices" else fixed) for group, tree in groups.items()}
 

@@ -158,7 +158,10 @@ def tried(contestants: list[Entry], results: dict[str, Results]) -> str:
 
 def numbers(contestants: list[Entry], results: dict[str, Results], rows: list[Standing], base: Plan) -> dict[str, Any]:
     """All of it for JSON: the plan, every run's curve, every row; null for what is infinite."""
-    plain = lambda x: None if isinstance(x, float) and not math.isfinite(x) else x  # noqa: E731
+
+    def plain(x: Any) -> Any:
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
     entries = []
     for each, row in zip(contestants, rows, strict=True):
         runs = [
