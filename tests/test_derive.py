@@ -153,7 +153,7 @@ class Sweeps(Powers):
         return coords["a"] * coords["b"]
 
 
-@pytest.mark.parametrize("structure", [Sweeps(), fl.RowColumn(sweeps=5)], ids=str)
+@pytest.mark.parametrize("structure", [pytest.param(Sweeps(), marks=pytest.mark.slow), fl.RowColumn(sweeps=5)], ids=str)
 def test_what_iterates_too_long_is_measured(structure):
     derived = fl.derive(structure, 2, 2)
     assert derived.ok
@@ -350,6 +350,7 @@ def test_a_basis_that_is_wrong_inside_blocks_is_found():
     assert not fl.derive(fl.Blocks(wrong, columns=2), 2, 2).ok
 
 
+@pytest.mark.slow
 def test_a_fit_in_one_step_is_not_held_against_other_bases():
     derived = fl.derive(fl.Rotated(fl.RowColumn()), 2, 2)
     assert derived.ok

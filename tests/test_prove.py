@@ -68,7 +68,7 @@ def test_the_derivations_named_are_proved_each_once():
     result = run("adam", "kronecker_vec", "adam")
     assert result.exit_code == 0, result.output
     assert re.findall(r"(\w+): .*? (\d x \d(?:, \d x \d)*) +(\d+) +\d+\.\d +(\w+)", result.output) == [
-        ("adam", "1 x 3, 2 x 2, 2 x 3", "12", "proved"),
+        ("adam", "2 x 3, 2 x 2, 1 x 3", "12", "proved"),
         ("kronecker_vec", "2 x 2, 2 x 3, 3 x 2", "6", "proved"),
     ]
 
