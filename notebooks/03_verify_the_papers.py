@@ -630,8 +630,8 @@ assert all(proved.proved for proved in proofs.values())
 
 # %% [markdown]
 # A step is an identity that SymPy decides; what an argument cites is not decided here. That some stationary points are
-# *global* minima rests on theorems of Eckart, Young and Mirsky (`van_loan_pitsianis`, `racs`, `diagonal_kronecker`, which
-# with Perron and Frobenius says that the iterations reach them too) and on Klein's inequality (`shampoo_squared`).
+# *global* minima, for one, rests on theorems of Eckart, Young and Mirsky (`van_loan_pitsianis`, `racs`, `diagonal_kronecker`)
+# and on Klein's inequality (`shampoo_squared`). The page *Proofs* of the documentation has all of them.
 #
 # What is *not* verified here either: that iterations of the optimizers converge in training, and what [G] reports of training.
 # For the second there are `fimlens ablate` and `fimlens compare`, and the next notebook, *Train with Flax*. `fimlens
