@@ -1,6 +1,6 @@
 # Two commands need nothing but Python 3.11 or later and make:
-#   make lens    the main job: judge every structure and its optimizer on real gradients
-#   make test    every test
+#   make lens    the main job: judge every structure and its transform on real gradients
+#   make test    the tests, but the long ones
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin

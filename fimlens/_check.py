@@ -269,9 +269,9 @@ class Report:
         return bool(self.findings) and all(finding.ok for finding in self.findings)
 
     def __str__(self) -> str:
-        tried = len({finding.law for finding in self.findings})
-        laws = "every law" if tried == len(LAWS) else f"each of the {tried} laws tried"
-        lines = [f"{self.structure}: {f'{laws} holds' if self.ok else 'not every law holds'}"]
+        tried = tuple(dict.fromkeys(finding.law for finding in self.findings))
+        only = "" if len(tried) == len(LAWS) else f" of those tried ({', '.join(tried)})"
+        lines = [f"{self.structure}: {'every' if self.ok else 'not every'} law{only} holds"]
         for law, shape, deviation in (finding for finding in self.findings if not finding.ok):
             statement = " ".join((LAWS[law].__doc__ or "").split())
             lines.append(f"  {law} at {shape[0]} x {shape[1]}: off by {deviation:.2g}. The law: {statement}")

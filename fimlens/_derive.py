@@ -96,8 +96,8 @@ def derive(structure: Structure, m: int, n: int, *, coordinates: Any = None) -> 
     From `dense` and the coordinates alone: forms the gap to every Fisher of an m x n matrix, the bases where the first frame
     has them; solves where it is stationary, whole where that is linear, else leaf by leaf of the coordinates, else coordinate
     by coordinate; and puts the shipped fit into the equations. All of it is exact, for all entries at this size and of no
-    other; only where a fit iterates, or stops at a bound, is its slope measured, and that is said. A fit whose eigenvalues can
-    be negative is refused, stationary or not.
+    other; only where a fit iterates, or stops at a bound, is its slope measured, and that is said. A fit of which an
+    eigenvalue is negative, at diagonal Fishers or at the one measured, is refused, stationary or not.
 
     Args:
         structure: the family. Its fit may be missing (raise NotImplementedError).

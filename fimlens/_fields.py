@@ -18,10 +18,11 @@ class OnlyFields:
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "OnlyFields":
-        annotated = {name: str(kind) for base in cls.__mro__ for name, kind in get_annotations(base).items()}
+        annotated = {name: str(kind) for base in reversed(cls.__mro__) for name, kind in get_annotations(base).items()}
         named = [name for name, kind in annotated.items() if not ("ClassVar" in kind or "KW_ONLY" in kind)]
         compared = cls.__dataclass_params__.eq
-        loose = [name for name in named if name not in cls.__dataclass_fields__]
+        own = get_annotations(cls) if "__dataclass_fields__" not in vars(cls) else {}  # without the decorator no field is made
+        loose = [name for name in named if name not in cls.__dataclass_fields__ or name in own]
         loose += [field.name for field in fields(cls) if not (compared and field.compare)]
         if loose:
             raise TypeError(f"{cls.__name__}: {', '.join(loose)} would not tell two instances apart. {REMEDY}")

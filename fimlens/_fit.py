@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from fimlens.fisher import Fisher, require_dense
 from fimlens.structure import Level, Params, Structure
+
+AT_ROUNDING = 1e-9  # of an eigenvalue below zero, in units of the largest
 
 
 class Gap(NamedTuple):
@@ -17,7 +19,7 @@ class Gap(NamedTuple):
 
     `relative` is total / ||F||^2. Each is a scalar array. In float32, gradients below 1e-9 or above 1e9 have fourth powers that
     it cannot hold, and `total`, `basis` and `spectrum` with them; `relative` holds at every scale. Parameters with negative
-    eigenvalues, which name no member, are measured like any; that they are none, `check` and `solve` say.
+    eigenvalues, which name no member, are measured like any; `check` and `solve` tell them apart.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -107,10 +109,15 @@ def _gap(structure: Structure, params: Params, fisher: Fisher, unit: Float[Array
 
 
 def least_eigenvalue(structure: Structure, params: Params) -> Float[Array, ""]:
-    """In units of the largest in size. Where it is negative, `params` name no member: a Fisher has no negative eigenvalue."""
+    """In units of the largest in size; a Fisher has no negative one."""
     values = ravel_pytree(structure.eigenvalues(params))[0]
     size = jnp.abs(values).max()
     return values.min() / jnp.where(size > 0, size, 1)
+
+
+def is_member(structure: Structure, params: Params) -> Bool[Array, ""]:
+    """Whether no eigenvalue is negative by more than rounding."""
+    return least_eigenvalue(structure, params) >= -AT_ROUNDING
 
 
 @lru_cache

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
-from fimlens._fit import fit, gap, least_eigenvalue
+from fimlens._fit import fit, gap, is_member, least_eigenvalue
 from fimlens._identity import is_zero
 from fimlens._rules import NoRule, TooLong, require_short
 from fimlens._solve import solve
@@ -29,9 +29,9 @@ from fimlens.structure import Claim, Frame, Params, Structure, Tree
 from fimlens.structures.spectra import Spectrum
 
 TURNED_UP_TO = 2  # sides of the bases in which a fit is verified; larger ones in the first frame alone
-AT_ROUNDING = 1e-9  # of a measured slope, relative to its terms
+AT_ROUNDING = 1e-9  # of a measured slope, relative to its terms, and of relative gaps
 NEAR = 0.01  # how far, in relative gap, a fit of a few sweeps may stay from the limit it claims
-LONGEST = 2000  # operations and operands of a fit that is put into the equations; longer ones are measured
+LONGEST_FIT = 2000  # operations and operands of a fit that is put into the equations; longer ones are measured
 READABLE = 60  # operations
 
 
@@ -50,7 +50,7 @@ def held(structure: Structure, F: DenseFisher, at: Frame, found: Stationary, coo
     """The shipped fit, what is true of it, and whether it may stand."""
     try:
         member = fitted(structure, F, at)
-        require_short(entries_of(member.coords), LONGEST)
+        require_short(entries_of(member.coords), LONGEST_FIT)
         slopes = slope(structure, member, F)
     except TooLong as error:
         return None, *_measured(structure, F.shape, _cause(error), stops=True)
@@ -79,6 +79,8 @@ def _judged(
     own = error(structure, Params(member.frame, coords), F, objective)
     depends = bool(own.free_symbols & set(entries_of(coords)))
     if structure.claim in (Claim.BOUND, Claim.OTHER) and depends and _vanishes(slope(structure, member, F, objective)):
+        if leaves := _leaves_the_cone(structure, member, F):
+            return f"refused: the structure's own objective is stationary there, but {leaves}", False
         return f"proved: the structure's own objective is stationary there ({structure.claim.value}), this gap is not", True
     bounded = any(c.has(sp.Max, sp.Min) for c in entries_of(member.coords))
     blocks = _solved_blocks(slopes, coords) if structure.claim is Claim.LIMIT and not found.closed else ""
@@ -149,11 +151,12 @@ def _measured(structure: Structure, shape: tuple[int, int], why: str, known: str
             return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
 
         nothing = DenseFisher(F.kind, F.normalisation, jnp.zeros_like(F.dense()), shape)
-        free = jax.tree.map(lambda c, g: jnp.where(c > 0, g, jnp.minimum(g, 0)), member.coords, slope_from(F))  # at 0, a bound
+        free = jax.tree.map(lambda c, g: jnp.where(c == 0, jnp.minimum(g, 0), g), member.coords, slope_from(F))  # 0 is a bound
         terms, least = largest(slope_from(nothing)), float(least_eigenvalue(structure, member))
+        inside = bool(is_member(structure, member))
         relative = largest(free) / terms if terms else float("inf")
         gaps = [float(gap(structure, p, F).relative) for p in (member, solve(structure, F, key=jax.random.key(0)).params)]
-    if least < -AT_ROUNDING:
+    if not inside:
         return (
             f"refused: {why}, and at one Fisher an eigenvalue is {least:.2g} of the largest, where none may be negative",
             False,

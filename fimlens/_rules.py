@@ -216,6 +216,9 @@ def _of_positive(fn: Callable[..., Any]) -> Callable[..., Any]:
     return real
 
 
+LONGEST_ORDERED = 500  # operations and operands
+
+
 def _ordered(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn`, but not of long operands: SymPy seeks their order, for minutes."""
 
@@ -226,7 +229,6 @@ def _ordered(fn: Callable[..., Any]) -> Callable[..., Any]:
     return of_short
 
 
-LONGEST_ORDERED = 500
 MAX, MIN = _ordered(sp.Max), _ordered(sp.Min)
 ARITHMETIC = {
     "add": operator.add,

@@ -16,7 +16,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
-from fimlens._fit import fit, least_eigenvalue, require
+from fimlens._fit import fit, is_member, require
 from fimlens._jacobi import jacobi, sides
 from fimlens.fisher import Fisher, SampleFisher, require_dense, unvec
 from fimlens.structure import Claim, Params, Structure, excess
@@ -25,7 +25,6 @@ from fimlens.structures import LowRank
 STEPS = (3.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)  # 3 is exact where an eigenvalue falls to zero, as z^4
 
 CONJUGATE_STEPS = 100
-AT_ROUNDING = 1e-9  # of an eigenvalue below zero, in units of the largest
 
 
 class Certificate(NamedTuple):
@@ -34,7 +33,7 @@ class Certificate(NamedTuple):
     All values are gaps ||F~ - F||^2. `gradient_norm` is that of the *relative* gap in the chart at the solution;
     `origins` and `values` name every start and where it ended; `reached` counts the starts within 1e-9 (relative to
     ||F||^2) of the best; `excess` is by how much the best lies below the closed form, again relative to ||F||^2. What has a
-    negative eigenvalue is no member, and its gap counts as infinite: `closed_form` and `excess` are, where the fit has one.
+    negative eigenvalue is no member, and its gap counts as infinite: so do `closed_form` and `excess` if the fit has one.
 
     Examples:
         >>> import jax, fimlens as fl
@@ -114,13 +113,18 @@ def solve(
         closed = float(_relative_gap(structure, stack[0], samples, norm_squared))
         values = np.where(np.isfinite(values), values, np.inf)
         best = int(np.argmin(values))
+        if not np.isfinite(values[best]):
+            raise ValueError(
+                f"solve: all {len(values)} starts of {structure} have a negative eigenvalue or a gap that is not finite. A "
+                "chart of members takes any numbers to eigenvalues of 0 or more."
+            )
         certificate = Certificate(
             gradient_norm=float(slopes[best]),
             origins=origins,
             values=tuple(float(v) * norm_squared for v in values),
             reached=int(np.sum(values <= values[best] + 1e-9)),
             closed_form=closed * norm_squared,
-            excess=closed - float(values[best]) if np.isfinite(values[best]) else np.inf,
+            excess=closed - float(values[best]),
         )
         return Solution(jax.tree.map(lambda x: x[best], ends), float(values[best]) * norm_squared, certificate)
 
@@ -188,9 +192,8 @@ def in_units(member: Params, z: Params) -> Params:
 @partial(jax.jit, static_argnums=0)
 def _relative_gap(structure: Structure, params: Params, fisher: Fisher, norm_squared: Float[ArrayLike, ""]) -> Float[Array, ""]:
     """Infinite outside the PSD cone."""
-    inside = least_eigenvalue(structure, params) >= -AT_ROUNDING
     value = 1 + excess(structure.levels(params, fisher)) / jnp.where(norm_squared > 0, norm_squared, 1)
-    return jnp.where(inside, value, jnp.inf)
+    return jnp.where(is_member(structure, params), value, jnp.inf)
 
 
 @partial(jax.jit, static_argnums=(0, 4))

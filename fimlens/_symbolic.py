@@ -13,7 +13,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from fimlens._rules import ANY_OPERANDS, EXPRESSIONS, NoRule, Rule, Values, exact, require_short
 
-LONGEST = 300_000  # operations and operands of an expression; those of the proofs have up to a third of it
+LONGEST_WRITTEN = 300_000  # operations and operands of an expression; those of the proofs have up to a third of it
 
 
 def symbolic(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,7 +77,7 @@ def _results(equation: JaxprEqn, values: list[Values]) -> list[Values]:
     results = [exact(v) for v in results] if equation.primitive.multiple_results else [exact(results)]
     for values in results:
         if values.dtype == object:
-            require_short(values.flat, LONGEST)
+            require_short(values.flat, LONGEST_WRITTEN)
     return results
 
 

@@ -157,17 +157,19 @@ def keeping_dtypes(tx: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.GradientTransformation(tx.init, update)
 
 
-def optax_adam(*, nesterov: bool = False) -> optax.GradientTransformation:
-    """Optax's Adam, with a state that keeps its dtypes, and of gradients whose squares stay in float32."""
+def guarded_adam(*, nesterov: bool = False) -> optax.GradientTransformation:
+    """Optax's Adam in float32 at least, of gradients clipped where their squares would leave it."""
     adam = keeping_dtypes(optax.scale_by_adam(nesterov=nesterov))
 
-    def within(G: Array) -> Array:
-        return clipped(G.astype(jnp.promote_types(G.dtype, jnp.float32))).astype(G.dtype)
+    def wide(G: Array) -> Array:
+        return G.astype(jnp.promote_types(G.dtype, jnp.float32))
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        return adam.update(jax.tree.map(within, updates), state, params)
+        within = jax.tree.map(lambda G: G if jnp.iscomplexobj(G) else clipped(wide(G)), updates)
+        moved, state = adam.update(within, state, params)
+        return jax.tree.map(lambda U, G: U.astype(G.dtype), moved, updates), state
 
-    return optax.GradientTransformation(adam.init, update)
+    return optax.GradientTransformation(lambda params: adam.init(jax.tree.map(wide, params)), update)
 
 
 def kept_in(tx: optax.GradientTransformation, dtype: DTypeLike) -> optax.GradientTransformation:

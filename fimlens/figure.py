@@ -146,10 +146,15 @@ def _panel(axes: Axes, comparison: Comparison) -> None:
     solved = [(row.optimum, place) for place, row in zip(places, ordered, strict=True) if row.optimum is not None]
     if solved:
         axes.plot(*zip(*solved, strict=True), "|", color=OPTIMUM, markersize=11, markeredgewidth=1.6, label="numeric optimum")
-    axes.set_yticks(places, [f"{row.name}  {row.fit_elements:,}" for row in ordered], fontsize=8)
+    axes.set_yticks(places, [_literal(f"{row.name}  {row.fit_elements:,}") for row in ordered], fontsize=8)
     axes.set_ylim(len(ordered) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.use_sticky_edges = False  # or the longest bar ends at the frame
     axes.set_xlabel(r"error $\|\tilde F - F\|^2 \,/\, \|F\|^2$")
     m, n = comparison.shape
-    axes.set_title(f"{comparison.matrix}\n{m} x {n}".strip().replace("$", r"\$"), fontsize=9)
+    axes.set_title(_literal(f"{comparison.matrix}\n{m} x {n}".strip()), fontsize=9)
+
+
+def _literal(name: str) -> str:
+    """A name that a user gave: its dollars are no formula."""
+    return name.replace("$", r"\$")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from fimlens._fit import fit, gap, least_eigenvalue, require, state_size
+from fimlens._fit import fit, gap, is_member, least_eigenvalue, require, state_size
 from fimlens._solve import solve, stationarity
 from fimlens.decompositions import eigh
 from fimlens.fisher import Fisher, SampleFisher, unvec, vec
@@ -121,8 +121,8 @@ class Comparison:
         return bool(self.rows) and all(row.ok for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Every number, as plain data."""
-        rows = [row._asdict() | {"ok": row.ok} for row in self.rows]
+        """Every number, as plain data; None for what is not finite."""
+        rows = [{key: _plain(value) for key, value in row._asdict().items()} | {"ok": row.ok} for row in self.rows]
         return {
             "matrix": self.matrix,
             "fisher": self.fisher,
@@ -130,6 +130,10 @@ class Comparison:
             "rows": rows,
             "unsuited": dict(self.unsuited),
         }
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def compare(
@@ -193,12 +197,14 @@ def _row(name: str, structure: Structure, fisher: Fisher, key: Array, solve_up_t
     norm = float(fisher.norm_squared) or 1.0
     slope, least = stationarity(structure, fisher, fitted), float(least_eigenvalue(structure, fitted))
     solution = None
-    if np.prod(fisher.shape) <= solve_up_to and float(error.relative) > 1e-12:  # at zero there is nothing to beat
+    member = bool(is_member(structure, fitted))
+    if member and np.prod(fisher.shape) <= solve_up_to and float(error.relative) > 1e-12:  # at zero there is nothing to beat
         solution = solve(structure, fisher, key=key, starts=1)
     exact = structure.claim in (Claim.EXACT, Claim.LIMIT)
     excess = solution.certificate.excess if solution is not None and exact else 0.0
     deviations = _streamed(structure, fisher, fitted) if isinstance(fisher, SampleFisher) else (None, None, None)
-    of_claim, of_optimizer = _of_claim(least, slope, excess), _of_optimizer(*deviations[:2])
+    of_claim = _of_claim(slope, excess) if member else [_outside(least)]
+    of_optimizer = _of_optimizer(*deviations[:2])
     optimum = None if solution is None else solution.value / norm
     elements = state_size(structure, fisher.shape)
     return Row(
@@ -226,10 +232,12 @@ def _row(name: str, structure: Structure, fisher: Fisher, key: Array, solve_up_t
     )
 
 
-def _of_claim(least: float, slope: float, excess: float) -> list[str]:
+def _outside(least: float) -> str:
+    return f"its fit is no member: an eigenvalue is {least:.2g} of the largest, and no Fisher has a negative one"
+
+
+def _of_claim(slope: float, excess: float) -> list[str]:
     """Why a claim does not hold, in words; nothing where it does."""
-    if not least >= -TOLERANCE:
-        return [f"its fit is no member: an eigenvalue is {least:.2g} of the largest, and no Fisher has a negative one"]
     found = [f"its objective has a slope of {slope:.0e} at the fit, and is not least there"] if not slope <= TOLERANCE else []
     return found + ([f"the solver found a member nearer by {excess:.2g} of ||F||^2"] if not excess <= TOLERANCE else [])
 

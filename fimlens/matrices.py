@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, PyTree
 
-from fimlens.chain import optax_adam
+from fimlens.chain import guarded_adam
 from fimlens.views import path_name
 
 METHOD, OTHERS = "method", "others"
 EMBEDDING = re.compile(r"embed|(^|_)emb$|^wte$|^wpe$", re.IGNORECASE)
 HEAD = re.compile(r"^((lm|output|readout|classifier)_?)?head$|^(logits|unembed\w*|lm_output)$", re.IGNORECASE)
-# Flax NNX ends paths with "value". A norm is a word of its own, as in LayerNorm_0, rms_norm, norms and NormLayer, and not as
-# in unnormalized, and is the leaf or holds it: a block may be named after the norm that it begins with.
-NORM = r"[^/]*((?i:norm)s?(?![a-z])|(?i:normali[sz]ation))[^/]*"
-VECTORS = re.compile(rf"(^|/)((?i:bias|scale)|{NORM}(/[^/]*)?)(/value)?$")
+# Flax NNX ends paths with "value". A norm ends a word, as in LayerNorm_0, rms_norm, norms and ln_1, not as in normformer, and
+# is the leaf or holds it, unless that is a kernel: a block may be named after the norm that it begins with.
+NORM = r"([^/]*(?i:norm)s?(_?\d+|_?[a-z])?|NormLayer[^/]*|[^/]*(?i:normali[sz]ation)[^/]*|ln(_?\w)?)"
+VECTORS = re.compile(rf"(^|/)((?i:bias|scale)|{NORM}(/(?!kernel)[^/]*)?)(/value)?$")
 
 Leaf = ArrayLike | jax.ShapeDtypeStruct
 Rule = Callable[[str, Leaf], Any]
@@ -64,7 +64,7 @@ def matrices(
 
     Args:
         tx: the method's direction.
-        others: the other leaves' direction; `optax.scale_by_adam()` by default.
+        others: the other leaves' direction; by default Optax's Adam, of gradients clipped where squares would leave float32.
         route: in place of this rule, one of your own: a regular expression that the path of a matrix matches, such as
             "attention|mlp"; a function of path and leaf to bool; or a tree of bools like the parameters. For a bool may stand
             "method" or "others".
@@ -84,18 +84,18 @@ def matrices(
         >>> bool((updates["kernel"] < 0).all()), bool((updates["bias"] < 0).all())
         (True, True)
     """
-    rule = _routing(route, head)
+    rule = _routing("matrices", route, head)
 
     def labels(params: PyTree) -> PyTree:
         return jax.tree_util.tree_map_with_path(lambda path, leaf: METHOD if rule(path_name(path), leaf) else OTHERS, params)
 
-    return optax.partition({METHOD: tx, OTHERS: optax_adam() if others is None else others}, labels)
+    return optax.partition({METHOD: tx, OTHERS: guarded_adam() if others is None else others}, labels)
 
 
 def routes(
     params: PyTree, *, route: Rule | str | PyTree | None = None, head: bool = False, axes: Axes | Rule | PyTree | None = None
 ) -> dict[str, tuple[int, ...] | None]:
-    """Where each leaf goes, by path: the shape as which the method sees it, or None where it is the others'.
+    """Where each leaf goes, by path: the shape in which the method sees it, or None where the others have it.
 
     Args:
         params: arrays or jax.ShapeDtypeStructs.
@@ -113,7 +113,7 @@ def routes(
         >>> fl.routes(params, route="kernel")
         {'conv': None, 'kernel': (2, 8), 'norm': None}
     """
-    is_methods, rule = _routing(route, head), _viewing(axes)
+    is_methods, rule = _routing("routes", route, head), _viewing(axes)
     leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
     return {path: _View(path, leaf, rule).matrix if is_methods(path, leaf) else None for path, leaf in leaves}
 
@@ -223,7 +223,7 @@ def _is_routed(x: Any) -> bool:
     return isinstance(x, bool) or getattr(x, "dtype", None) == jnp.dtype(bool)
 
 
-def _routing(route: Rule | str | PyTree | None, head: bool) -> Rule:
+def _routing(call: str, route: Rule | str | PyTree | None, head: bool) -> Rule:
     """Whether a leaf is the method's."""
     if route is None:
         return lambda path, leaf: _is_matrix(path, leaf, head)
@@ -231,10 +231,10 @@ def _routing(route: Rule | str | PyTree | None, head: bool) -> Rule:
         try:
             pattern = re.compile(route)
         except re.error as error:
-            raise ValueError(f"matrices: route {route!r} is no regular expression: {error}.") from error
+            raise ValueError(f"{call}: route {route!r} is no regular expression: {error}.") from error
         return lambda path, leaf: _has_sides(leaf) and bool(pattern.search(path))
     expected = f'route says of each leaf True or "{METHOD}", or False or "{OTHERS}"'
-    said = _said("matrices", route, _is_routed, expected)
+    said = _said(call, route, _is_routed, expected)
 
     def is_methods(path: str, leaf: Leaf) -> bool:
         answer = said(path, leaf)

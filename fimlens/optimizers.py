@@ -16,9 +16,9 @@ from fimlens._require import require_number
 from fimlens.chain import (
     average_updates,
     clip_by_rms,
+    guarded_adam,
     keeping_dtypes,
     limit_norm_growth,
-    optax_adam,
     orthogonalize,
     over_longer_side,
     scale_by_shape,
@@ -523,7 +523,7 @@ scale_by_adafacdiag = _of_current_gradient(
 
 # --- the full chains of those ---------------------------------------------------------------------------------
 
-muon = full_chain(scale_by_muon, adam=optax_adam(nesterov=True))  # as Optax's Muon
+muon = full_chain(scale_by_muon, adam=guarded_adam(nesterov=True))  # as Optax's Muon
 swan = full_chain(scale_by_swan)
 shampoo = full_chain(scale_by_shampoo)
 soap = full_chain(scale_by_soap)

@@ -96,6 +96,9 @@ class Structure(OnlyFields, abc.ABC):
     A new family defines the abstract methods. The defaults of the others suit a family without bases; most
     such families are shorter still as a `Spectrum`.
 
+    Raises:
+        TypeError: an instance has an attribute that is no compared field, so that nothing would tell it from another.
+
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> family = fl.Rotated(fl.Diagonal(), "L")

@@ -86,8 +86,8 @@ OPTIMIZERS = {
 # ## What goes where
 #
 # RACS and Alice are for the matrices of layers. Vectors, embeddings and, unless `head=True`, the output head go to
-# Adam, as in [G]. Names decide, so it is worth a look: `fl.routes` has, by path, the shape as which the method sees a
-# leaf, or None where it is Adam's.
+# Adam, as in [G]. Names decide, so it is worth a look: `fl.routes` has, by path, the shape in which the method sees a
+# leaf, or None where Adam has it.
 
 # %%
 params = nnx.to_pure_dict(nnx.state(Llama(CONFIG, rngs=nnx.Rngs(0)), nnx.Param))

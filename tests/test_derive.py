@@ -247,7 +247,7 @@ def test_the_command(tmp_path, monkeypatch):
     assert run.exit_code == 2
     assert "fimlens derive: there is no structure 'nothing'" in run.output
     run = CliRunner().invoke(app, ["derive", "mine:Wrong(3)"])
-    assert "fimlens derive: 'Wrong(3)' is no name. Arguments go in the module" in run.output
+    assert "fimlens derive: 'Wrong(3)' is no name. What is called with arguments" in run.output
 
 
 class Squared(fl.Spectrum):
@@ -355,3 +355,49 @@ def test_a_fit_in_one_step_is_not_held_against_other_bases():
     derived = fl.derive(fl.Rotated(fl.RowColumn()), 2, 2)
     assert derived.ok
     assert "measured, not proved, as it compares what is open" in derived.fit
+
+
+class NegativeHalf(fl.Spectrum):
+    """Half of the right eigenvalues, by negative coordinates and a comparison that is open: its slope is no bound's."""
+
+    claim = fl.Claim.ONE_STEP
+
+    def moments(self, V):
+        return V
+
+    def project(self, V):
+        return -jnp.where(V.mean() < V, V, V) / 2
+
+    def expand(self, c, shape):
+        return -c
+
+
+def test_a_negative_coordinate_is_no_bound():
+    derived = fl.derive(NegativeHalf(), 1, 2)
+    assert not derived.ok
+    assert "refused: it compares what is open" in derived.fit
+
+
+class Centred(fl.Spectrum):
+    """Stationary for an objective of its own, and negative below the mean."""
+
+    claim = fl.Claim.OTHER
+
+    def moments(self, V):
+        return V
+
+    def project(self, V):
+        return V - V.mean()
+
+    def expand(self, c, shape):
+        return c
+
+    def objective(self, params, fisher):
+        V = fisher.second_moment()
+        return jnp.sum((params.coords - V + V.mean()) ** 2)
+
+
+def test_an_objective_of_its_own_excuses_no_negative_eigenvalue():
+    derived = fl.derive(Centred(), 1, 2)
+    assert not derived.ok
+    assert "own objective is stationary there, but its eigenvalue" in derived.fit

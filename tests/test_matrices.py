@@ -69,12 +69,12 @@ def test_stacked_vectors_are_no_matrices():
     assert taken(shapes={"layers": layers}) == {"layers/mlp/kernel", "layers/nnx/scaled/value"}
 
 
-@pytest.mark.parametrize("path", ["normformer/query/kernel", "unnormalized_proj", "PreNorm_0/Dense_0/kernel", "embers/w"])
+@pytest.mark.parametrize("path", ["normformer/query/kernel", "unnormalized_proj", "PreNorm_0/Dense_0/kernel", "norm/kernel"])
 def test_a_word_that_only_contains_a_name_is_a_matrix(path):
     assert fl.routes({path: jnp.ones((4, 4))}) == {path: (4, 4)}
 
 
-@pytest.mark.parametrize("path", ["norm1/weight", "RMSNorm/scale/value", "norms/0", "normalization/gamma", "tok_emb/weight"])
+@pytest.mark.parametrize("path", ["norm1/w", "RMSNorm/w/value", "norms/0", "LayerNorm_0/g", "ln_f/g", "tok_emb/w"])
 def test_norms_and_embeddings_are_known_by_name(path):
     assert fl.routes({path: jnp.ones((4, 4))}) == {path: None}
 

@@ -144,9 +144,11 @@ def test_every_step_lowers_for_accelerators(name, platform):
 
 
 @pytest.mark.parametrize("tx", [fl.muon(1e-2), optax.chain(fl.matrices(fl.scale_by_racs()), optax.scale(-1e-2))])
-def test_adams_leaves_outlive_a_gradient_whose_square_does_not(tx):
-    bias = {"bias": jnp.ones(3)}
+@pytest.mark.parametrize(("dtype", "huge"), [("float32", 1e25), ("bfloat16", 1e25), ("float16", 1e4)])
+def test_adams_leaves_outlive_a_gradient_whose_square_does_not(tx, dtype, huge):
+    bias = {"bias": jnp.ones(3, dtype)}
     state = tx.init(bias)
-    for size in (1.0, 1e25, *10 * [1.0]):
+    for size in (1.0, huge, *10 * [1.0]):
         updates, state = tx.update(jax.tree.map(lambda x, size=size: size * x, bias), state, bias)
     assert bool((updates["bias"] < 0).all())
+    assert updates["bias"].dtype == dtype

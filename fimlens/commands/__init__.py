@@ -35,8 +35,8 @@ def attribute(option: str, reference: str) -> Any:
         raise ValueError(f"{option}: expected module:attribute, such as mymodel:loss; got {reference!r}")
     if not name.isidentifier():
         raise ValueError(
-            f"{option}: {name!r} is no name. Arguments go in the module: write mine = {name.partition('(')[0]}(...) there, and "
-            f"give {module}:mine."
+            f"{option}: {name!r} is no name. What is called with arguments, or lies deeper, gets a name in the module: write "
+            f"mine = {name} there, and give {module}:mine."
         )
     if "" not in sys.path:
         sys.path.insert(0, "")
