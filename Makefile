@@ -43,7 +43,7 @@ slow: $(VENV)/installed  # what takes too long for every commit
 	$(RUN)/python -m pytest -m slow
 
 oldest: $(VENV)-oldest/installed  # the tests that meet JAX and Optax, on the oldest that we support
-	$(VENV)-oldest/bin/python -m pytest tests/test_transform.py tests/test_fisher.py tests/test_errors.py tests/test_decompositions.py tests/test_fidelity.py tests/test_memory.py
+	$(VENV)-oldest/bin/python -m pytest tests/test_transform.py tests/test_fisher.py tests/test_errors.py tests/test_decompositions.py tests/test_fidelity.py
 
 lint: $(VENV)/installed
 	$(RUN)/ruff check .

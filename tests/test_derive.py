@@ -127,6 +127,7 @@ def test_a_stationary_fit_that_can_be_negative_is_refused():
     )
 
 
+@pytest.mark.slow
 def test_a_fit_at_a_bound_is_measured():
     derived = fl.derive(Rising(), 1, 2)
     assert derived.ok
