@@ -143,6 +143,9 @@ def _measured(structure: Structure, shape: tuple[int, int], why: str, known: str
         if isinstance(structure, Spectrum):
             F = DenseFisher(F.kind, F.normalisation, jnp.diag(jnp.diagonal(F.dense())), shape)
         member = fit(structure, F)
+        if not is_member(structure, member):
+            least = f"an eigenvalue is {least_eigenvalue(structure, member):.2g} of the largest, where none may be negative"
+            return f"refused: {why}, and at one Fisher {least}", False
 
         def slope_from(F: Fisher) -> Any:
             return jax.grad(lambda coords: squared_error(structure, Params(member.frame, coords), F))(member.coords)
@@ -152,15 +155,9 @@ def _measured(structure: Structure, shape: tuple[int, int], why: str, known: str
 
         nothing = DenseFisher(F.kind, F.normalisation, jnp.zeros_like(F.dense()), shape)
         free = jax.tree.map(lambda c, g: jnp.where(c == 0, jnp.minimum(g, 0), g), member.coords, slope_from(F))  # 0 is a bound
-        terms, least = largest(slope_from(nothing)), float(least_eigenvalue(structure, member))
-        inside = bool(is_member(structure, member))
+        terms = largest(slope_from(nothing))
         relative = largest(free) / terms if terms else float("inf")
         gaps = [float(gap(structure, p, F).relative) for p in (member, solve(structure, F, key=jax.random.key(0)).params)]
-    if not inside:
-        return (
-            f"refused: {why}, and at one Fisher an eigenvalue is {least:.2g} of the largest, where none may be negative",
-            False,
-        )
     lead = known or f"measured, not proved, as {why}: "
     of_basis = structure.claim not in (Claim.EXACT, Claim.LIMIT)  # which promises nothing of other bases
     if relative <= AT_ROUNDING and (of_basis or gaps[0] <= gaps[1] + AT_ROUNDING):

@@ -358,13 +358,10 @@ def test_a_fit_in_one_step_is_not_held_against_other_bases():
     assert "measured, not proved, as it compares what is open" in derived.fit
 
 
-class NegativeHalf(fl.Spectrum):
+class NegativeHalf(fl.Diagonal):
     """Half of the right eigenvalues, by negative coordinates and a comparison that is open: its slope is no bound's."""
 
     claim = fl.Claim.ONE_STEP
-
-    def moments(self, V):
-        return V
 
     def project(self, V):
         return -jnp.where(V.mean() < V, V, V) / 2
@@ -379,19 +376,13 @@ def test_a_negative_coordinate_is_no_bound():
     assert "refused: it compares what is open" in derived.fit
 
 
-class Centred(fl.Spectrum):
+class Centred(fl.Diagonal):
     """Stationary for an objective of its own, and negative below the mean."""
 
     claim = fl.Claim.OTHER
 
-    def moments(self, V):
-        return V
-
     def project(self, V):
         return V - V.mean()
-
-    def expand(self, c, shape):
-        return c
 
     def objective(self, params, fisher):
         V = fisher.second_moment()
