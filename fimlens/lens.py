@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from fimlens._fit import fit, gap, is_member, least_eigenvalue, require, state_size
+from fimlens._json import finite
 from fimlens._solve import solve, stationarity
 from fimlens.decompositions import eigh
 from fimlens.fisher import Fisher, SampleFisher, unvec, vec
@@ -122,7 +123,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Every number, as plain data; None for what is not finite."""
-        rows = [{key: _plain(value) for key, value in row._asdict().items()} | {"ok": row.ok} for row in self.rows]
+        rows = [{key: finite(value) for key, value in row._asdict().items()} | {"ok": row.ok} for row in self.rows]
         return {
             "matrix": self.matrix,
             "fisher": self.fisher,
@@ -130,10 +131,6 @@ class Comparison:
             "rows": rows,
             "unsuited": dict(self.unsuited),
         }
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def compare(

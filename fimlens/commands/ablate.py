@@ -1,7 +1,6 @@
 """fimlens ablate: what tracking, switching and compensation are worth to Alice, on a small language model."""
 
 import json
-import math
 import os
 from collections.abc import Iterable
 from concurrent.futures import BrokenExecutor
@@ -11,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fimlens._json import finite
 from fimlens.ablation import (
     FULL,
     GROUPS,
@@ -67,8 +67,8 @@ def ablate(
     found = arms(results, grid, seeds, steps, chosen)
     _print(found)
     picture(found, out / "ablate.png")
-    finite = [arm._replace(losses=[x if math.isfinite(x) else None for x in arm.losses]) for arm in found]
-    numbers = json.dumps([arm._asdict() for arm in finite], indent=2, allow_nan=False) + "\n"  # null: it diverged
+    plain = [arm._replace(losses=[finite(x) for x in arm.losses]) for arm in found]
+    numbers = json.dumps([arm._asdict() for arm in plain], indent=2, allow_nan=False) + "\n"  # null: it diverged
     for path in (out / "ablate.json", json_file):
         if path is not None:
             path.write_text(numbers)

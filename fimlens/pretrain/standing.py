@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 
+from fimlens._json import finite
 from fimlens.figure import COLOURS, STYLES, sheet
 from fimlens.pretrain.contest import Entry, Results, steps_to
 from fimlens.pretrain.plan import Plan
@@ -158,23 +159,19 @@ def tried(contestants: list[Entry], results: dict[str, Results]) -> str:
 
 def numbers(contestants: list[Entry], results: dict[str, Results], rows: list[Standing], base: Plan) -> dict[str, Any]:
     """All of it for JSON: the plan, every run's curve, every row; null for what is infinite."""
-
-    def plain(x: Any) -> Any:
-        return None if isinstance(x, float) and not math.isfinite(x) else x
-
     entries = []
     for each, row in zip(contestants, rows, strict=True):
         runs = [
             {
                 "rate": each.rate(power),
                 "seed": seed,
-                "loss": plain(result.loss),
-                "held_out": [(line.step, plain(line.held_out)) for line in result.lines if line.held_out is not None],
+                "loss": finite(result.loss),
+                "held_out": [(line.step, finite(line.held_out)) for line in result.lines if line.held_out is not None],
             }
             for (power, seed), result in sorted(results[each.name].items())
         ]
-        losses = {"losses": [plain(x) for x in row.losses]}
-        standing = {key: plain(value) for key, value in row._asdict().items()} | losses
+        losses = {"losses": [finite(x) for x in row.losses]}
+        standing = {key: finite(value) for key, value in row._asdict().items()} | losses
         entries.append({**asdict(each), "standing": standing, "runs": runs})
     return {"plan": asdict(base), "entries": entries}
 
