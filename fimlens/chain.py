@@ -138,7 +138,7 @@ def standardize_rows(eps: Float[ArrayLike, ""] = 1e-8) -> optax.GradientTransfor
     """Each row less its mean, over its standard deviation: the first half of SWAN (Ma et al., 2024)."""
 
     def standardized(G: Array) -> Array:
-        x = jnp.atleast_2d(G).astype(jnp.promote_types(G.dtype, jnp.float32))
+        x = _wide(jnp.atleast_2d(G))
         x = x / unit_of(x, -1)
         x = x - x.mean(-1, keepdims=True)
         spread = jnp.sqrt(jnp.mean(x**2, -1, keepdims=True)) + eps
@@ -161,15 +161,12 @@ def guarded_adam(*, nesterov: bool = False) -> optax.GradientTransformation:
     """Optax's Adam in float32 at least, of gradients clipped where their squares would leave it."""
     adam = keeping_dtypes(optax.scale_by_adam(nesterov=nesterov))
 
-    def wide(G: Array) -> Array:
-        return G.astype(jnp.promote_types(G.dtype, jnp.float32))
-
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        within = jax.tree.map(lambda G: G if jnp.iscomplexobj(G) else clipped(wide(G)), updates)
+        within = jax.tree.map(lambda G: G if jnp.iscomplexobj(G) else clipped(_wide(G)), updates)
         moved, state = adam.update(within, state, params)
         return jax.tree.map(lambda U, G: U.astype(G.dtype), moved, updates), state
 
-    return optax.GradientTransformation(lambda params: adam.init(jax.tree.map(wide, params)), update)
+    return optax.GradientTransformation(lambda params: adam.init(jax.tree.map(_wide, params)), update)
 
 
 def kept_in(tx: optax.GradientTransformation, dtype: DTypeLike) -> optax.GradientTransformation:
@@ -253,10 +250,14 @@ def over_longer_side() -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map(lambda U: U / max(1, *sides(U.shape)) ** 0.5, updates))
 
 
+def _wide(x: Array) -> Array:
+    """In float32 at least, as statistics and norms are."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def _norm(x: ArrayLike) -> Array:
     """Frobenius norms, of the last two axes, which are kept."""
-    x = jnp.asarray(x)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = _wide(jnp.asarray(x))
     return jnp.sqrt(jnp.sum(x**2, axis=(-2, -1) if x.ndim >= 2 else None, keepdims=True))
 
 
