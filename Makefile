@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 PAGES := $(patsubst notebooks/%.ipynb,docs/notebooks/%.md,$(wildcard notebooks/*.ipynb))
-SOURCES := $(wildcard fimlens/*.py fimlens/*/*.py)
+SOURCES := $(wildcard fimlens/*.py fimlens/*/*.py derivations/*.py)
 OLDEST := "jax==0.8.0" "jaxlib==0.8.0" "optax==0.2.6"
 
 .PHONY: lens prove slips test training notebooks docs lab slow oldest lint benchmark clean

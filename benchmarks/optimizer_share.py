@@ -24,13 +24,13 @@ from rich.progress import track
 from rich.table import Table
 
 import fimlens
-from fimlens.pretrain.contest import Entry, entries, plan_of
+from fimlens.costs.flops import REFRESH, step_flops
+from fimlens.experiments.comparison import Entry, entries, plan_of
 from fimlens.pretrain.data import of_files
 from fimlens.pretrain.model import CONFIGS, first_weights
 from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.speed import speed
 from fimlens.pretrain.step import gradient_of
-from fimlens.step_flops import REFRESH, step_flops
+from fimlens.pretrain.timing import speed
 
 
 def compiled_cost(call, *shapes) -> tuple[float, float]:

@@ -18,10 +18,10 @@ from rich.progress import track
 from rich.table import Table
 
 import fimlens as fl
-from fimlens.chain import clip_by_rms, limit_norm_growth, scale_by_weight_rms
-from fimlens.full_chain import full_chain
-from fimlens.trial import held_out_loss
-from fimlens.tuning import best_power, tuned
+from fimlens.experiments.tuning import best_power, tuned
+from fimlens.language_model.trial import held_out_loss
+from fimlens.optimizers.full_chain import full_chain
+from fimlens.transforms.norms import clip_by_rms, limit_norm_growth, scale_by_weight_rms
 
 ADAM_RATE = 0.01  # of embeddings, norms and head
 

@@ -11,7 +11,7 @@ from markdown import Extension
 from markdown.inlinepatterns import InlineProcessor
 from mkdocs.structure.files import File
 
-from fimlens import typeset
+from fimlens.proofs import typeset
 
 ROOT = Path(__file__).parent.parent
 TITLE = re.compile(r'<h\d id="([^"]+)">(.*?)<a class="headerlink"', re.S)
@@ -40,7 +40,7 @@ def on_config(config: Any) -> None:
 
 def on_files(files: Any, *, config: Any) -> None:
     """The benchmarks' README and the help of every command as pages."""
-    help_pages = [sys.executable, "-m", "typer", "fimlens.cli", "utils", "docs", "--name", "fimlens", "--title", "Commands"]
+    help_pages = [sys.executable, "-m", "typer", "fimlens.cli.app", "utils", "docs", "--name", "fimlens", "--title", "Commands"]
     commands = subprocess.run(help_pages, capture_output=True, check=True, text=True).stdout
     commands = re.sub(r"^\*\*Commands\*\*.*?(?=^## )", "", commands, flags=re.S | re.M)  # a list of them, cut short
     benchmarks = (ROOT / "benchmarks" / "README.md").read_text().replace("](../docs/", "](")

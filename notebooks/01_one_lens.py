@@ -32,7 +32,10 @@ import numpy as np
 import optax
 
 import fimlens as fl
-from fimlens import figure, lens, llama, text, trial
+from fimlens import plotting
+from fimlens.language_model import llama, text, trial
+from fimlens.lens import compare as lens
+from fimlens.lens import figure
 
 # %matplotlib inline
 
@@ -85,7 +88,7 @@ fisher
 
 # %%
 F = fisher.dense()
-figure.portraits([{"F": F}], block=m, side=4.5)
+plotting.portraits([{"F": F}], block=m, side=4.5)
 
 # %% [markdown]
 # ## What five families make of it
@@ -107,7 +110,7 @@ gaps = {name: fl.gap(family, members[name], fisher) for name, family in families
 # %%
 written = {name: family.dense(members[name]) for name, family in families.items()}
 left_over = {f"{name}: error {gaps[name].relative:.2f}": written[name] - F for name in families}
-figure.portraits([written, left_over], block=m)
+plotting.portraits([written, left_over], block=m)
 
 # %% [markdown]
 # ## Two errors
@@ -129,7 +132,7 @@ figure.portraits([written, left_over], block=m)
 free = {"no basis": fl.Diagonal(), "the left one": fl.Rotated(fl.Diagonal(), "L"), "both": fl.Rotated(fl.Diagonal(), "LR")}
 frames = {name: fl.fit(structure, fisher).frame for name, structure in free.items()}
 seen = {name: fisher.map(partial(free[name].into, frames[name])).dense() for name in free}
-figure.portraits([{f"F, seen in {name}": matrix for name, matrix in seen.items()}], block=m, side=3.2)
+plotting.portraits([{f"F, seen in {name}": matrix for name, matrix in seen.items()}], block=m, side=3.2)
 
 # %% [markdown]
 # Summed up by hand, and as `fl.gap` has it from the samples, without ever writing $F$ out:
@@ -176,12 +179,12 @@ for row in sorted(comparison.rows, key=lambda row: row.relative):
 spectra = {"Shampoo": fl.GeometricMarginals(), "Shampoo squared": fl.Marginals(), "rank one": fl.RowColumn()}
 V = fl.fit(free["both"], fisher).coords
 ends = [V.min() / 10, V.max() * 3]
-drawn = figure.sheet(1, 3, width=2.6, height=2.8)
+drawn = plotting.sheet(1, 3, width=2.6, height=2.8)
 for axes, (name, spectrum) in zip(drawn.axes, spectra.items(), strict=True):
     fitted = fl.fit(fl.Rotated(spectrum, "LR"), fisher)
     L = jnp.broadcast_to(spectrum.expand(fitted.coords, fisher.shape), V.shape)
-    axes.loglog(V.ravel(), L.ravel(), ".", color=figure.BASIS, markersize=3)
-    axes.loglog(ends, ends, color=figure.SPECTRUM, linewidth=1)
+    axes.loglog(V.ravel(), L.ravel(), ".", color=plotting.BASIS, markersize=3)
+    axes.loglog(ends, ends, color=plotting.SPECTRUM, linewidth=1)
     axes.set(title=name, xlabel="second moment $V_{ij}$", xlim=ends, ylim=ends)
 drawn.axes[0].set_ylabel("eigenvalue $L_{ij}$")
 drawn
@@ -241,12 +244,12 @@ for name, certificates in solved.items():
     print(f"{name}: the one step's error is {min(ratios):.4f} to {max(ratios):.4f} times the lowest found")
 
 # %%
-drawn = figure.sheet(1, 2, width=4.2, height=3.6)
+drawn = plotting.sheet(1, 2, width=4.2, height=3.6)
 for axes, (name, certificates) in zip(drawn.axes, solved.items(), strict=True):
     for place, certificate in enumerate(certificates.values()):
         ends = np.array(certificate.values) / certificate.closed_form
-        axes.plot(np.full(len(ends), place), ends, "o", color=figure.SPECTRUM, markerfacecolor="none")
-    axes.axhline(1, color=figure.BASIS)
+        axes.plot(np.full(len(ends), place), ends, "o", color=plotting.SPECTRUM, markerfacecolor="none")
+    axes.axhline(1, color=plotting.BASIS)
     axes.set_xticks(range(len(certificates)), [short(path) for path in certificates])
     axes.set(title=name, xlim=(-0.5, len(certificates) - 0.5), ylim=(0, None))
 drawn.axes[0].set_ylabel("error where a start ended,\nover that of the one step (the line)")
@@ -266,7 +269,7 @@ errors = {
 }
 order = sorted(errors, key=lambda name: -np.median(errors[name]))
 table = np.array([errors[name] for name in order])
-figure.numbers(table, order, [short(path) for path in fishers], label=r"$\|\tilde F - F\|^2 / \|F\|^2$")
+plotting.numbers(table, order, [short(path) for path in fishers], label=r"$\|\tilde F - F\|^2 / \|F\|^2$")
 
 # %% [markdown]
 # Every Kronecker product is a member of SOAP's family. So where the nearest one is nearer than SOAP, with fewer

@@ -25,7 +25,9 @@ import numpy as np
 import optax
 
 import fimlens as fl
-from fimlens import figure, lens, llama, text, trial
+from fimlens import plotting
+from fimlens.language_model import llama, text, trial
+from fimlens.lens import compare as lens
 
 # %matplotlib inline
 
@@ -188,7 +190,7 @@ contest = {
 errors = {name: [error(structure, fisher) for fisher in fishers.values()] for name, structure in contest.items()}
 nearer = sum(a < b for a, b in zip(errors["nearest sum"], errors["Shampoo"], strict=True))
 print(f"the sum is nearer than Shampoo on {nearer} of {len(fishers)} matrices")
-figure.numbers(np.array(list(errors.values())), list(errors), short_names, label=r"$\|\tilde F - F\|^2 / \|F\|^2$")
+plotting.numbers(np.array(list(errors.values())), list(errors), short_names, label=r"$\|\tilde F - F\|^2 / \|F\|^2$")
 
 # %% [markdown]
 # The solver agrees that nothing nearer is in the family:
@@ -237,7 +239,7 @@ def smooth(losses):
     return np.convolve(losses, np.ones(10) / 10, mode="valid")
 
 
-figure.curves({name: smooth(losses) for name, losses in trainings.items()}, x="step", y="loss (nats per byte)")
+plotting.curves({name: smooth(losses) for name, losses in trainings.items()}, x="step", y="loss (nats per byte)")
 
 # %% [markdown]
 # ## Nearest is not best
@@ -247,9 +249,9 @@ figure.curves({name: smooth(losses) for name, losses in trainings.items()}, x="s
 # of them to zero where $q_i = s_j = 0$.
 
 # %%
-drawn = figure.sheet()
+drawn = plotting.sheet()
 axes = drawn.axes[0]
-for (name, structure), style, colour in zip(contest.items(), figure.STYLES, figure.COLOURS, strict=False):
+for (name, structure), style, colour in zip(contest.items(), plotting.STYLES, plotting.COLOURS, strict=False):
     member = fl.fit(structure, query)
     L = jnp.broadcast_to(structure.eigenvalues(member), query.shape)
     axes.semilogy(
@@ -301,7 +303,7 @@ print(fl.check(MeanSum(), **LAWS))
 # %%
 trainings["mean sum"] = trained("mean sum", fl.Rotated(MeanSum()))
 sound = {name: smooth(losses) for name, losses in trainings.items() if name != "nearest sum"}
-figure.curves(sound, x="step", y="loss (nats per byte)")
+plotting.curves(sound, x="step", y="loss (nats per byte)")
 
 # %% [markdown]
 # ## The cells that nobody named
@@ -332,7 +334,7 @@ def typical(structure):
 median = {cell: typical(structure) for cell, structure in cells.items()}
 table = np.array([[median[spectrum, sides] for sides in bases] for spectrum in inner])
 names = [[named.get(cells[spectrum, sides], "") for sides in bases] for spectrum in inner]
-figure.numbers(table, [str(spectrum) for spectrum in inner], list(bases), label="median relative error", notes=names)
+plotting.numbers(table, [str(spectrum) for spectrum in inner], list(bases), label="median relative error", notes=names)
 
 # %% [markdown]
 # Which of the unnamed are worth a name? Those that are nearer than every named one of no more memory, those of low rank

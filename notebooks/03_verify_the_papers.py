@@ -31,8 +31,11 @@ from IPython.display import Markdown, display
 from jax.flatten_util import ravel_pytree
 
 import fimlens as fl
-from fimlens import figure, llama, memory, proof, text, trial
-from fimlens.verdicts import Proof, attempt
+from fimlens import plotting
+from fimlens.costs import memory
+from fimlens.language_model import llama, text, trial
+from fimlens.proofs import theorem as proof
+from fimlens.proofs.verdicts import Proof, attempt
 
 # %matplotlib inline
 jax.config.update("jax_enable_x64", True)
@@ -134,12 +137,12 @@ def rivals(structure, moving=everything, measure=proof.squared_error):
 
 def walks(panels, farther=r"farther from $F$ by", nearer="nearer"):
     """A panel for each title with the arguments of `rivals`; a line at the square of the distance."""
-    drawn = figure.sheet(1, len(panels), width=3, height=2.9)
+    drawn = plotting.sheet(1, len(panels), width=3, height=2.9)
     for axes, (title, arguments) in zip(drawn.axes, panels.items(), strict=True):
         distance, excess = rivals(*arguments)
         wins = excess < 0
-        axes.loglog(distance[~wins], excess[~wins], ".", color=figure.BASIS, markersize=3)
-        axes.loglog(distance[wins], -excess[wins], "x", color=figure.SPECTRUM, markersize=4)
+        axes.loglog(distance[~wins], excess[~wins], ".", color=plotting.BASIS, markersize=3)
+        axes.loglog(distance[wins], -excess[wins], "x", color=plotting.SPECTRUM, markersize=4)
         ends = np.array([distance.min(), distance.max()])
         axes.loglog(ends, ends**2, color="0.6", linewidth=1, zorder=0)
         axes.set(title=f"{title}:\n{int(wins.sum())} of {len(wins)} are {nearer}", xlabel=r"$\|H - \tilde F\|$")
@@ -183,13 +186,13 @@ for name, structure in linear.items():
 
 # %%
 gradient = jax.random.normal(jax.random.key(1), (64, 96)) * jnp.logspace(0, -2, 64)[:, None]
-drawn = figure.sheet(height=3)
+drawn = plotting.sheet(height=3)
 axes = drawn.axes[0]
 for k, root in enumerate(("exact", "newton-schulz")):
     muon = fl.scale_by_muon(beta=0.0, nesterov=False, root=root, scale="fisher")
     update, _ = muon.update(gradient, muon.init(gradient))
     values = jnp.linalg.svd(update, compute_uv=False) / 96**0.5
-    axes.plot(values, figure.STYLES[k], color=figure.COLOURS[k], label=root)
+    axes.plot(values, plotting.STYLES[k], color=plotting.COLOURS[k], label=root)
     print(f"{root:14}singular values over the root of n, from {values.min():.3f} to {values.max():.3f}")
 axes.set(xlabel="singular values of the update, largest first", ylabel=r"size over $\sqrt{n}$", ylim=(0, 1.4))
 axes.legend(frameon=False)
@@ -256,10 +259,10 @@ def random_fisher(seed):
 
 fishers = [random_fisher(seed) for seed in range(12 if QUICK else 60)]
 errors = {name: np.array([error(family, each) for each in fishers]) for name, family in families.items()}
-drawn = figure.sheet(width=4.2, height=4)
+drawn = plotting.sheet(width=4.2, height=4)
 axes = drawn.axes[0]
-axes.loglog(errors["the nearest"], errors["Shampoo"], ".", color=figure.BASIS, label="Shampoo")
-axes.loglog(errors["the nearest"], errors["Shampoo squared"], "x", color=figure.SPECTRUM, label="Shampoo squared")
+axes.loglog(errors["the nearest"], errors["Shampoo"], ".", color=plotting.BASIS, label="Shampoo")
+axes.loglog(errors["the nearest"], errors["Shampoo squared"], "x", color=plotting.SPECTRUM, label="Shampoo squared")
 ends = [errors["the nearest"].min(), 1]
 axes.loglog(ends, ends, color="0.6", linewidth=1, label="the nearest itself")
 axes.set(xlabel=r"error of the nearest Kronecker product, $\|\tilde F - F\|^2/\|F\|^2$", ylabel="error of the other")
@@ -330,11 +333,11 @@ def unit(s):
 limit = unit(fl.fit(fl.RowColumn(), fisher).coords[1])
 sweeps = np.arange(1, 11)
 angles = [jnp.linalg.norm(unit(fl.fit(fl.RowColumn(sweeps=int(k)), fisher).coords[1]) - limit) for k in sweeps]
-drawn = figure.sheet(height=3.2)
+drawn = plotting.sheet(height=3.2)
 axes = drawn.axes[0]
-axes.semilogy(sweeps, angles, "o", color=figure.BASIS, label="to where the shipped iteration ends")
+axes.semilogy(sweeps, angles, "o", color=plotting.BASIS, label="to where the shipped iteration ends")
 rate = (sigma[1] / sigma[0]) ** 2
-axes.semilogy(sweeps, angles[0] * rate ** (sweeps - 1), color=figure.SPECTRUM, label=r"falling as $(\sigma_2/\sigma_1)^{2k}$")
+axes.semilogy(sweeps, angles[0] * rate ** (sweeps - 1), color=plotting.SPECTRUM, label=r"falling as $(\sigma_2/\sigma_1)^{2k}$")
 axes.set(xlabel="sweeps", ylabel="distance of unit vectors $s$")
 axes.legend(frameon=False)
 drawn
@@ -389,7 +392,7 @@ ranks = range(1, 3 if QUICK else m + 1)
 by_rank = {name: [error(fl.LowRank(fl.Diagonal(), r, rest), fisher) for r in ranks] for name, rest in complements.items()}
 dropped, *_, kept = by_rank.values()
 print(f"at r = 2 the complement is worth {dropped[1] - kept[1]:.4f}, of an error of {dropped[1]:.4f}")
-figure.curves(by_rank, x="rank $r$ of the subspace", y=r"$\|\tilde F - F\|^2 \,/\, \|F\|^2$")
+plotting.curves(by_rank, x="rank $r$ of the subspace", y=r"$\|\tilde F - F\|^2 \,/\, \|F\|^2$")
 
 # %% [markdown]
 # So much, or so little, in the norm. An optimizer divides by the roots of eigenvalues, where small ones weigh more:
@@ -480,7 +483,7 @@ for moments in ("keep", "rotate", "reset"):
     mine, other = (updates(kind, moments) for kind in (fl.SubspaceIteration, Flipped))
     apart[moments] = size(mine - other) / size(mine)
     print(f"{moments:8}updates differ by up to {apart[moments].max():.2g} of themselves")
-figure.curves(apart, x="step", y="how far updates are apart, of their norm")
+plotting.curves(apart, x="step", y="how far updates are apart, of their norm")
 
 # %% [markdown]
 # fimlens fixes the signs (the largest entry of a column is positive), and `moments` says what a refresh does: "keep" as
@@ -499,7 +502,7 @@ for name, corrected in (("as printed", False), ("bias-corrected", True)):
     _, moved = jax.lax.scan(lambda state, G, tx=tx: tx.update(G, state)[::-1], tx.init(gradients[0]), gradients)
     norms[name] = size(moved) / (rows * columns) ** 0.5
 print(f"the first update is {norms['as printed'][0] / norms['bias-corrected'][0]:.2f} times the corrected one")
-figure.curves(norms, x="step", y="root mean square of an update")
+plotting.curves(norms, x="step", y="root mean square of an update")
 
 # %% [markdown]
 # Only warm-up protects. fimlens offers `bias_correction=True`, and leaves it off, as printed; which of the two trains

@@ -26,10 +26,12 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 import fimlens as fl
-from fimlens import figure, llama, memory, text, trial
+from fimlens import plotting
+from fimlens.costs import memory
+from fimlens.experiments.tuning import best_power, tuned
+from fimlens.language_model import llama, text, trial
 from fimlens.pretrain.model import Llama
 from fimlens.pretrain.step import seconds_of
-from fimlens.tuning import best_power, tuned
 
 # %matplotlib inline
 
@@ -146,7 +148,7 @@ def smooth(losses):
 
 
 curves = {name: smooth(losses) for name, (_, _, losses, _) in runs.items()}
-figure.curves(curves, x=f"step (means over {width})", y="training loss (nats per byte)")
+plotting.curves(curves, x=f"step (means over {width})", y="training loss (nats per byte)")
 
 # %% [markdown]
 # One seed, one small model: enough to see that all three train, not to rank them, nor to say how much sooner one is where
@@ -177,12 +179,12 @@ for name, direction in {"RACS": fl.scale_by_racs(), "Alice": fl.scale_by_alice(r
 # %%
 rows = memory.account(params, ["adam", "racs", "alice"], weight_dtype=jnp.float32, state_dtype=jnp.float32, rank=16)
 rows = {f"{row.optimizer}, head on {row.head}": row.state for row in rows}
-drawn = figure.sheet(width=6.5, height=2.8)
+drawn = plotting.sheet(width=6.5, height=2.8)
 axes, left = drawn.axes[0], np.zeros(len(rows))
 for k, group in enumerate(memory.GROUPS):
     sizes = np.array([state[group] for state in rows.values()]) / 1e6
     axes.barh(
-        list(rows), sizes, left=left, color=figure.COLOURS[k], edgecolor="white", hatch=("", "//", "", "..")[k], label=group
+        list(rows), sizes, left=left, color=plotting.COLOURS[k], edgecolor="white", hatch=("", "//", "", "..")[k], label=group
     )
     left += sizes
 axes.invert_yaxis()
@@ -250,7 +252,7 @@ print(f"{trial.loss_held_out(runs['mixture'][0].weights, CONFIG):.3f} held out")
 
 # %%
 curves = {name: smooth(losses) for name, (_, _, losses, _) in runs.items()}
-figure.curves(curves, x=f"step (means over {width})", y="training loss (nats per byte)")
+plotting.curves(curves, x=f"step (means over {width})", y="training loss (nats per byte)")
 
 # %% [markdown]
 # What each keeps, counted in the optimizers as they stand after training:

@@ -6,8 +6,21 @@ import math
 import pytest
 from typer.testing import CliRunner
 
-from fimlens.ablation import FULL, GROUPS, MAIN, PAPER, Results, Run, arms, carry_out, in_order, options_of, picture, runs_of
-from fimlens.cli import app
+from fimlens.cli.app import app
+from fimlens.experiments.ablation import (
+    FULL,
+    GROUPS,
+    MAIN,
+    PAPER,
+    Results,
+    Run,
+    arms,
+    carry_out,
+    in_order,
+    options_of,
+    picture,
+    runs_of,
+)
 
 RATES, SEEDS, STEPS = [0.01, 0.1], 2, 5
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from fimlens.cli import app
+from fimlens.cli.app import app
 
 QUICK = ["--steps", "2", "--samples", "4", "--solve-up-to", "0", "--matrices", "layers/0/attention/query"]
 

@@ -6,14 +6,16 @@ import math
 import pytest
 from typer.testing import CliRunner
 
-from fimlens import llama
-from fimlens.cli import app
-from fimlens.pretrain import contest, model, standing
-from fimlens.pretrain.contest import Result, entries, steps_to
-from fimlens.pretrain.keeper import Line
+from fimlens.cli.app import app
+from fimlens.experiments import comparison as contest
+from fimlens.experiments import report as standing
+from fimlens.experiments.comparison import Result, entries, steps_to
+from fimlens.experiments.tuning import best_power, wanted
+from fimlens.language_model import llama
+from fimlens.pretrain import model
 from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.speed import Speed
-from fimlens.tuning import best_power, wanted
+from fimlens.pretrain.run_directory import Line
+from fimlens.pretrain.timing import Speed
 
 pytestmark = pytest.mark.training
 TINY = llama.Config(vocabulary=256, hidden=16, mlp=24, heads=2, layers=1)

@@ -13,10 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 import fimlens as fl
-from fimlens import cost, cost_page
-from fimlens.cli import app
-from fimlens.memory import FORMULAS
-from fimlens.step_flops import PRODUCTS, REFRESH, step_flops
+from fimlens.cli.app import app
+from fimlens.costs import page as cost_page
+from fimlens.costs import run as cost
+from fimlens.costs.flops import PRODUCTS, REFRESH, step_flops
+from fimlens.costs.memory import FORMULAS
 
 SMALL = ["--model", "llama-60m"]
 TERMS = cost.Terms(tokens=1e9, devices=2, memory=4e9, peak=1e14, utilisation=0.5, price=3.0)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fimlens.decompositions import _iterated_eigh, _svd_by_qr
+from fimlens.linalg.decompositions import _iterated_eigh, _svd_by_qr
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -6,16 +6,20 @@ import textwrap
 
 import pytest
 
-from fimlens import basis, chain, compensation, fisher, proof, structure
-from fimlens.structures import Dense, blocks, corner, kronecker, low_rank, rotated, spectra
+from fimlens import structure
+from fimlens.fisher import fisher
+from fimlens.linalg import bases, spectral_functions
+from fimlens.proofs import theorem
+from fimlens.structures import Dense, blocks, corner, kronecker, low_rank, rank_one, rotated, spectra
+from fimlens.transforms import compensation, norms
 
 pytestmark = pytest.mark.proof
-DERIVATIONS = sorted(proof.derivations())
+DERIVATIONS = sorted(theorem.derivations())
 SLIPS = [  # derivation, where the function ships, its name, what a line says, and the slip
     ("kronecker_vec", fisher, "unvec", "reshape(n, m).T", "reshape(m, n)"),
     ("adam", spectra.Diagonal, "project", "return moments", "return 2 * moments"),
     ("adam", spectra.Spectrum, "dense", "vec(jnp", "jnp.ravel(jnp"),
-    ("adam", structure, "inverse_root", "jnp.sqrt(x) + eps", "jnp.sqrt(x) + eps + 1e-8"),
+    ("adam", spectral_functions, "inverse_root", "jnp.sqrt(x) + eps", "jnp.sqrt(x) + eps + 1e-8"),
     ("adam", fisher.DenseFisher, "second_moment", "t * tf", "t * t"),
     (
         "whitening",
@@ -29,7 +33,7 @@ SLIPS = [  # derivation, where the function ships, its name, what a line says, a
     ("whitening", rotated.Rotated, "out", "left @ G", "left.T @ G"),
     ("normalisation", spectra._Tied, "moments", "V.mean", "V.sum"),
     ("normalisation", spectra.Columns, "dense", "params.coords[0]", "params.coords[0] ** 2"),
-    ("square_root_ngd", structure, "inverse_root", "jnp.sqrt(x) + eps", "jnp.sqrt(x + eps)"),
+    ("square_root_ngd", spectral_functions, "inverse_root", "jnp.sqrt(x) + eps", "jnp.sqrt(x + eps)"),
     ("square_root_ngd", structure.Structure, "apply", "scale(f,", "scale(lambda x: f(x) / 2,"),
     ("square_root_ngd", rotated.Rotated, "into", "rotate(frame, G)", "rotate(frame, G) * 2"),
     ("square_root_ngd", kronecker._Product, "out", "left @ X @ right.T", "left @ X @ right"),
@@ -47,15 +51,15 @@ SLIPS = [  # derivation, where the function ships, its name, what a line says, a
     ("block_diagonal", Dense, "dense", "jnp.diag(lam) @ Q.T", "jnp.diag(lam) @ Q"),
     ("projections", spectra.Diagonal, "moments", "return V", "return V**2"),
     ("projections", spectra._Tied, "moments", "V.mean", "V.sum"),
-    ("shampoo_bound", spectra.GeometricMarginals, "objective", "Rows().objective", "2 + Rows().objective"),
-    ("shampoo_bound", spectra.GeometricMarginals, "dense", "r[:, 0] ** 0.5", "r[:, 0]"),
-    ("shampoo_bound", spectra._RowAndColumnMeans, "moments", "Columns().moments(V)", "Columns().moments(V**2)"),
-    ("osoap", basis, "cayley", "U + S @ U", "U - S @ U"),
+    ("shampoo_bound", rank_one.GeometricMarginals, "objective", "Rows().objective", "2 + Rows().objective"),
+    ("shampoo_bound", rank_one.GeometricMarginals, "dense", "r[:, 0] ** 0.5", "r[:, 0]"),
+    ("shampoo_bound", rank_one._RowAndColumnMeans, "moments", "Columns().moments(V)", "Columns().moments(V**2)"),
+    ("osoap", bases, "cayley", "U + S @ U", "U - S @ U"),
     ("osoap", rotated.Rotated, "stats", "fisher.map(partial(rotate, frame))", "fisher"),
     ("soap", rotated, "rotate", "G @ right", "G @ right.T"),
     ("soap", rotated.Rotated, "dense", "@ B.T", "@ B"),
-    ("racs", spectra, "nearest_factor", "q @ q", "jnp.sum(q)"),
-    ("racs", spectra.RowColumn, "project", "s = s * largest", "s = s"),
+    ("racs", rank_one, "nearest_factor", "q @ q", "jnp.sum(q)"),
+    ("racs", rank_one.RowColumn, "project", "s = s * largest", "s = s"),
     ("van_loan_pitsianis", fisher.DenseFisher, "left", "self._tensor, A)", "self._tensor, 2 * A)"),
     ("van_loan_pitsianis", fisher.DenseFisher, "right", "self._tensor, B)", "self._tensor, B**2)"),
     ("van_loan_pitsianis", kronecker._Product, "stats", "(left * b) @ left.T", "(left * a[: len(b)]) @ left.T"),
@@ -68,11 +72,17 @@ SLIPS = [  # derivation, where the function ships, its name, what a line says, a
     ("galore", low_rank.LowRank, "stats", "U.T @ G", "G[: U.shape[1]]"),
     ("corner", corner.Corner, "_means", "total / count", "total"),
     ("corner", corner.Corner, "dense", "jnp.kron(out_of_V, out_of_U)", "jnp.kron(out_of_U, out_of_V)"),
-    ("adafactor", spectra.Marginals, "factors", "_over(r, mean)", "r"),
-    ("adafactor", spectra.Marginals, "objective", "L - jnp", "2 * L - jnp"),
+    ("adafactor", rank_one.Marginals, "factors", "_over(r, mean)", "r"),
+    ("adafactor", rank_one.Marginals, "objective", "L - jnp", "2 * L - jnp"),
     ("shampoo_bound", rotated.Rotated, "objective", "fisher.map(partial(rotate, params.frame))", "fisher"),
-    ("shampoo_squared", spectra.Marginals, "factors", "root(r.mean()) * root(c.mean())", "root(r.mean() * 2) * root(c.mean())"),
-    ("lars_lamb", chain, "_norm", "jnp.sqrt(", "("),
+    (
+        "shampoo_squared",
+        rank_one.Marginals,
+        "factors",
+        "root(r.mean()) * root(c.mean())",
+        "root(r.mean() * 2) * root(c.mean())",
+    ),
+    ("lars_lamb", norms, "_norm", "jnp.sqrt(", "("),
     ("lars_lamb", spectra.Scalar, "dense", "params.coords[0, 0]", "2 * params.coords[0, 0]"),
     ("muon", spectra._Tied, "moments", "V.mean", "V.sum"),
     ("muon", rotated.Rotated, "out", "left @ G", "left.T @ G"),
@@ -81,8 +91,8 @@ SLIPS = [  # derivation, where the function ships, its name, what a line says, a
 
 @pytest.mark.parametrize("name", DERIVATIONS)
 def test_it_is_proved(name):
-    derivation = proof.derivations()[name]
-    verdict = proof.prove(derivation, derivation.SIZES[0])
+    derivation = theorem.derivations()[name]
+    verdict = theorem.prove(derivation, derivation.SIZES[0])
     assert verdict.proved, verdict.steps[-1]
 
 
@@ -105,7 +115,9 @@ def test_a_slip_breaks_it(derivation, owner, name, says, slip, monkeypatch):
         if getattr(module, name, None) is original:
             monkeypatch.setattr(module, name, wrong)
     monkeypatch.setattr(owner, name, wrong)
-    assert not all(proof.prove(proof.derivations()[derivation], size).proved for size in proof.derivations()[derivation].SIZES)
+    assert not all(
+        theorem.prove(theorem.derivations()[derivation], size).proved for size in theorem.derivations()[derivation].SIZES
+    )
 
 
 def test_every_proof_has_a_slip():

@@ -11,7 +11,7 @@ from test_new_structure import AntiDiagonals
 from typer.testing import CliRunner
 
 import fimlens as fl
-from fimlens.cli import app
+from fimlens.cli.app import app
 from fimlens.structure import Frame, Params
 
 V = {(i, j): sp.Symbol(f"V_{{{i}{j}}}", positive=True) for i in (1, 2) for j in (1, 2, 3)}

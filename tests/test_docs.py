@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import fimlens as fl
-from fimlens.gallery import FAMILIES
-from fimlens.proof import derivations
+from fimlens.lens.gallery import FAMILIES
+from fimlens.proofs.theorem import derivations
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

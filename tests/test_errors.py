@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import fimlens as fl
-from fimlens._fit import require
-from fimlens._require import require_number
-from fimlens.full_chain import require_rate
+from fimlens._validate import require_number
+from fimlens.optimizers.full_chain import require_rate
+from fimlens.solver.fit import require
 from fimlens.structures import EXAMPLES
 
 G = jax.random.normal(jax.random.key(0), (5, 3, 4))

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import fimlens as fl
-from fimlens import figure
+from fimlens import plotting
+from fimlens.lens import figure
 
 
 @pytest.fixture
@@ -14,7 +15,7 @@ def matrices():
 
 
 def test_portraits_share_one_scale_that_is_white_at_zero(matrices):
-    drawn = figure.portraits([{"first": matrices[0], "second": matrices[1]}, {"third": matrices[0]}], block=1)
+    drawn = plotting.portraits([{"first": matrices[0], "second": matrices[1]}, {"third": matrices[0]}], block=1)
     images = [axes.images[0] for axes in drawn.axes if axes.images]
     assert [axes.get_title() for axes in drawn.axes if axes.images] == ["first", "second", "third"]
     assert len({(image.norm.vmin, image.norm.vmax) for image in images}) == 1
@@ -24,15 +25,15 @@ def test_portraits_share_one_scale_that_is_white_at_zero(matrices):
 
 
 def test_numbers_are_written_with_their_notes():
-    drawn = figure.numbers(np.array([[0.25, 1.0]]), ["row"], ["a", "b"], label="error", notes=[["adam", ""]])
+    drawn = plotting.numbers(np.array([[0.25, 1.0]]), ["row"], ["a", "b"], label="error", notes=[["adam", ""]])
     assert [text.get_text() for text in drawn.axes[0].texts] == ["0.250\nadam", "1.000"]
 
 
 def test_curves_are_told_apart_without_colour():
-    drawn = figure.curves({name: [2.0, 1.0] for name in "abcdef"}, x="step", y="loss")
+    drawn = plotting.curves({name: [2.0, 1.0] for name in "abcdef"}, x="step", y="loss")
     lines = drawn.axes[0].lines
     assert [line.get_label() for line in lines] == list("abcdef")
-    assert len(set(figure.STYLES)) == len(lines)
+    assert len(set(plotting.STYLES)) == len(lines)
 
 
 def test_the_lens_has_a_bar_in_two_parts_for_each_structure_and_the_smallest_first():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fimlens as fl
-from fimlens import llama
+from fimlens.language_model import llama
 
 CONFIG = llama.Config(vocabulary=7, hidden=4, mlp=6, heads=1, layers=1)
 
@@ -45,7 +45,7 @@ def test_the_dense_form_is_the_mean_of_outer_products(both):
 
 def test_chunks_of_samples_change_nothing(monkeypatch, both):
     whole = both[0].second_moment()
-    monkeypatch.setattr("fimlens.fisher.CHUNK_BYTES", 2 * 3 * 4 * 8)  # two samples at a time, of five
+    monkeypatch.setattr("fimlens.fisher.fisher.CHUNK_BYTES", 2 * 3 * 4 * 8)  # two samples at a time, of five
     np.testing.assert_allclose(both[0].second_moment(), whole, rtol=1e-14)
 
 

@@ -30,7 +30,7 @@ def start(out, text, hosts, devices):
     together = ["--coordinator", f"127.0.0.1:{free_port()}", "--hosts", str(hosts)] if hosts > 1 else []
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "fimlens.cli", *words, *together, *(["--host", str(k)] if hosts > 1 else [])],
+            [sys.executable, "-m", "fimlens.cli.app", *words, *together, *(["--host", str(k)] if hosts > 1 else [])],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

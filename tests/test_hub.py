@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from typer.testing import CliRunner
 
 import fimlens.pretrain
-from fimlens import llama
-from fimlens.cli import app
+from fimlens.cli.app import app
+from fimlens.language_model import llama
 from fimlens.pretrain import data, hub, model, tokens
 from fimlens.pretrain.plan import Plan
 

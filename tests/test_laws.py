@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import fimlens as fl
-from fimlens._check import LAWS
-from fimlens.basis import eigenbasis
-from fimlens.fisher import SampleFisher
+from fimlens.fisher.fisher import SampleFisher
+from fimlens.lens.laws import LAWS
+from fimlens.linalg.bases import eigenbasis
 from fimlens.structures import EXAMPLES
 
 # By every run: one of each kind; all of them, at every shape, by `make slow`.

@@ -11,9 +11,9 @@ import test_fidelity
 from test_fidelity import gradients
 
 import fimlens as fl
-from fimlens.compensation import nearest
-from fimlens.structure import inverse_root
+from fimlens.linalg.spectral_functions import inverse_root
 from fimlens.structures.low_rank import LeadTail
+from fimlens.transforms.compensation import nearest
 
 
 def drawn(state, m, r):

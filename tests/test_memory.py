@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 import fimlens as fl
-from fimlens import llama
-from fimlens.cli import app
-from fimlens.memory import FORMULAS, GIB, VARIANTS, account, grouped
+from fimlens.cli.app import app
+from fimlens.costs.memory import FORMULAS, GIB, VARIANTS, account, grouped
+from fimlens.language_model import llama
 
 CACHED = {"shampoo": lambda m, n: m**2 + n**2 + m + n}  # the roots: bases and eigenvalues
 BESIDE = ("count", "weight", "key", "norms")  # counters, keys, the limiter's scalars

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 from typer.testing import CliRunner
 
-from fimlens import llama
-from fimlens.cli import app
+from fimlens.cli.app import app
+from fimlens.language_model import llama
 from fimlens.pretrain import data, loop, model
 from fimlens.pretrain.mesh import mesh_of
 from fimlens.pretrain.plan import Plan

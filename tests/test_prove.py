@@ -9,10 +9,10 @@ import pytest
 import sympy as sp
 from typer.testing import CliRunner
 
-from fimlens.cli import app
-from fimlens.proof import derivations, vanishes
+from fimlens.cli.app import app
+from fimlens.proofs.theorem import derivations, vanishes
+from fimlens.proofs.typeset import MARKED, formula, prose
 from fimlens.structures import EXAMPLES
-from fimlens.typeset import MARKED, formula, prose
 
 DOCUMENTED = """A <b>false</b> statement.
 
@@ -34,7 +34,7 @@ def told(result):
 def known(monkeypatch):
     """The derivations that the command knows, to be changed."""
     copy = dict(derivations())
-    monkeypatch.setattr("fimlens.commands.prove.derivations", lambda: copy)
+    monkeypatch.setattr("fimlens.cli.prove.derivations", lambda: copy)
     return copy
 
 

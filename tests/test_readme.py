@@ -9,9 +9,11 @@ import pytest
 import typer
 from sympy.parsing.sympy_parser import convert_xor, implicit_multiplication, parse_expr, standard_transformations
 
-from fimlens import closed_forms, lens, memory
-from fimlens.cli import app
-from fimlens.proof import derivations
+from fimlens.cli.app import app
+from fimlens.costs import memory
+from fimlens.lens import compare as lens
+from fimlens.proofs import closed_forms
+from fimlens.proofs.theorem import derivations
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

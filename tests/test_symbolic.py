@@ -9,8 +9,8 @@ import pytest
 import sympy as sp
 
 import fimlens as fl
-from fimlens._identity import is_zero, refuted
-from fimlens._symbolic import RULES
+from fimlens.interpreter.identity import is_zero, refuted
+from fimlens.interpreter.interpret import RULES
 
 
 @jax.custom_jvp

@@ -15,12 +15,20 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from fimlens import text
+from fimlens.language_model import text
 
 HELD_OUT = 10  # of a single file, the last of so many parts
+
+
 BYTES = 256  # the vocabulary of bytes
+
+
 SHARD = 2**27  # tokens
+
+
 ABOUT = "tokens.json"  # written last: with it, shards are whole
+
+
 Tokens = np.ndarray  # one-dimensional, of whole numbers, in memory or mapped from disk; no two need be of one length
 
 

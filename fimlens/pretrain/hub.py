@@ -10,6 +10,8 @@ from datasets import load_dataset
 from tokenizers import Tokenizer
 
 ENDS = ("</s>", "<|endoftext|>", "<eos>", "[SEP]")
+
+
 TOGETHER = 1000  # documents read and tokenized at a time
 
 

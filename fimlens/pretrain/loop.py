@@ -12,15 +12,17 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
-from fimlens import llama
+from fimlens.language_model import llama
 from fimlens.pretrain.data import Batches, Corpus, fixed_windows
-from fimlens.pretrain.keeper import Keeper, Line
 from fimlens.pretrain.mesh import lanes, mesh_of, on_mesh
 from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.speed import speed
+from fimlens.pretrain.run_directory import Keeper, Line
 from fimlens.pretrain.step import batch_of, first, shardings_of, step_of
+from fimlens.pretrain.timing import speed
 
 HELD_OUT_WINDOWS = 128
+
+
 EVERY = 10  # steps between lines of metrics
 
 

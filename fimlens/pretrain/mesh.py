@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from fimlens.sharding import state_partition_specs
+from fimlens.transforms.sharding import state_partition_specs
 
 AXES = ("data", "fsdp", "tensor")
 

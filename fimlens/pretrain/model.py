@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int, PyTree
 
-from fimlens import llama
+from fimlens.language_model import llama
 
 # Beside those of [G], models of some 1M and 5M parameters for a CPU, byte-level.
 CONFIGS = {
@@ -18,7 +18,7 @@ CONFIGS = {
 
 
 class Llama(nnx.Module):
-    """`fimlens.llama` with Flax's parameters, by the same names: layers/0/attention/query and so on.
+    """`fimlens.language_model.llama` with Flax's parameters, by the same names: layers/0/attention/query and so on.
 
     Args:
         config: the sizes; `tied` makes the embedding the head.
@@ -45,7 +45,7 @@ class Llama(nnx.Module):
 
     @property
     def weights(self) -> PyTree:
-        """The parameters as `fimlens.llama` has them."""
+        """The parameters as `fimlens.language_model.llama` has them."""
         names = ("embedding", "layers", "norm", *(() if self.config.tied else ("head",)))
         return {name: _bare(getattr(self, name)) for name in names}
 

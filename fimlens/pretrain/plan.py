@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import optax
 
 import fimlens
-from fimlens import llama
-from fimlens.chain import kept_in
-from fimlens.memory import FORMULAS
+from fimlens.costs.memory import FORMULAS
+from fimlens.language_model import llama
+from fimlens.language_model.trial import papers_schedule
 from fimlens.pretrain.model import CONFIGS
-from fimlens.trial import papers_schedule
+from fimlens.transforms.momentum import kept_in
 
 OPTIMIZERS = tuple(name for name in FORMULAS if hasattr(fimlens, name))
+
+
 DTYPES = ("float32", "bfloat16")
 
 

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from fimlens import llama
+from fimlens.language_model import llama
 from fimlens.pretrain.data import Batches
 from fimlens.pretrain.mesh import on_mesh, state_shardings, weight_shardings
 from fimlens.pretrain.model import first_weights

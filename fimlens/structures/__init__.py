@@ -7,12 +7,12 @@ from fimlens.structures.kronecker import DiagonalKronecker as DiagonalKronecker
 from fimlens.structures.kronecker import Kronecker as Kronecker
 from fimlens.structures.low_rank import Drop as Drop
 from fimlens.structures.low_rank import LowRank as LowRank
+from fimlens.structures.rank_one import GeometricMarginals as GeometricMarginals
+from fimlens.structures.rank_one import Marginals as Marginals
+from fimlens.structures.rank_one import RowColumn as RowColumn
 from fimlens.structures.rotated import Rotated as Rotated
 from fimlens.structures.spectra import Columns as Columns
 from fimlens.structures.spectra import Diagonal as Diagonal
-from fimlens.structures.spectra import GeometricMarginals as GeometricMarginals
-from fimlens.structures.spectra import Marginals as Marginals
-from fimlens.structures.spectra import RowColumn as RowColumn
 from fimlens.structures.spectra import Rows as Rows
 from fimlens.structures.spectra import Scalar as Scalar
 from fimlens.structures.spectra import Spectrum as Spectrum

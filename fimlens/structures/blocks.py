@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from fimlens.fisher import Fisher, vec
+from fimlens.fisher.fisher import Fisher, vec
 from fimlens.structure import Claim, Frame, Level, Params, Structure, Tree, require_structure
 
 Matrix = Float[Array, "m n"]

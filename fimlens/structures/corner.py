@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fimlens.basis import cayley, eigenbasis
-from fimlens.fisher import Fisher
+from fimlens.fisher.fisher import Fisher
+from fimlens.linalg.bases import cayley, eigenbasis
 from fimlens.structure import Claim, Frame, Level, Params, Structure, Symmetry, Tree, excess, require_structure
 from fimlens.structures.low_rank import require_rank
 from fimlens.structures.spectra import Diagonal

@@ -6,7 +6,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fimlens.fisher import Fisher, require_dense, unvec, vec
+from fimlens.fisher.fisher import Fisher, unvec, vec
+from fimlens.fisher.limits import require_dense
 from fimlens.structure import Claim, Frame, Params, Structure, Symmetry
 from fimlens.structures.rotated import Covariances, Rotated
 from fimlens.structures.spectra import Diagonal

@@ -13,9 +13,9 @@ from typing import ClassVar, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fimlens._perron import perron
-from fimlens.basis import cayley, spectral
-from fimlens.fisher import Fisher
+from fimlens.fisher.fisher import Fisher
+from fimlens.linalg.bases import cayley, spectral
+from fimlens.linalg.perron import perron
 from fimlens.structure import Claim, Frame, Params, Structure, Symmetry
 
 Matrix = Float[Array, "m n"]

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fimlens.basis import cayley, eigenbasis
-from fimlens.fisher import Fisher
+from fimlens.fisher.fisher import Fisher
+from fimlens.linalg.bases import cayley, eigenbasis
 from fimlens.structure import Claim, Frame, Level, Params, Structure, Symmetry, Tree, excess, require_structure
 from fimlens.structures.spectra import Columns, Scalar, Spectrum
 

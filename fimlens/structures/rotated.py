@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from fimlens.basis import cayley
-from fimlens.fisher import Fisher
+from fimlens.fisher.fisher import Fisher
+from fimlens.linalg.bases import cayley
 from fimlens.structure import Claim, Frame, Params, Structure, Symmetry, Tree, require_structure
 from fimlens.structures.spectra import Spectrum
 from fimlens.structures.trackers import Eigen, Tracker
 
 Matrix = Float[Array, "m n"]
+
+
 SIDES = ("L", "R", "LR", "short")
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from jaxtyping import Array, Float
 
-from fimlens.basis import eigenbasis, power_step, unit_of
+from fimlens.linalg.bases import eigenbasis, power_step, unit_of
 
 Basis = Float[Array, "m m"]
 

@@ -1,0 +1,42 @@
+r"""Low-rank SOAP: the nearest eigenvalues of both sides, and no basis of a complement.
+
+With $P = (U, U')$ and $Q = (V, V')$ orthonormal, the eigenvalues over $P^T G Q$ are free where lead meets lead, one number a
+row in lead x tail, one a column in tail x lead, and one number in tail x tail. The member does not depend on $U'$ or $V'$;
+given U and V the error is a convex quadratic of the eigenvalues, least at the means of the second moments over each tied block.
+docs/corner.md has the differences of norms that these are. Proved for every pair of unit vectors (r = 1).
+"""
+
+import numpy as np
+
+from fimlens.interpreter.interpret import symbolic
+from fimlens.proofs.evaluate import dense, error, fitted, slope
+from fimlens.proofs.symbols import any_fisher, coordinates, frame, rotation
+from fimlens.proofs.theorem import convex, equal, vanishes
+from fimlens.structure import Frame, Params
+from fimlens.structures import Corner
+
+SIZES = ((2, 2), (2, 3))
+
+
+def steps(m, n):
+    H, F = Corner(1), any_fisher(m, n)
+    P, Q = rotation(m, "t"), rotation(n, "u")
+    still, c = frame(H, m, n, turned=False), coordinates(H, m, n, "c")
+    at = Frame(still.bases._replace(left=P[:, :1], right=Q[:, :1]), (m, n))
+    rows, tail = np.repeat(c.rows, n - 1, 1), np.broadcast_to(c.tail, (m - 1, n - 1))
+    L = np.block([[c.corner, rows], [np.repeat(c.columns, m - 1, 0), tail]])
+    B = np.kron(Q, P)
+    yield equal("the member is diagonal in (U, U') and (V, V'), for all U', V'", dense(H, Params(at, c)), B * L.T.ravel() @ B.T)
+    V = symbolic(lambda P, Q, F: F.second_moment(lambda G: P.T @ G @ Q))(P, Q, F)
+    nearest = fitted(H, F, at).coords
+    means = c._replace(
+        corner=V[:1, :1],
+        rows=V[:1, 1:].sum(1, keepdims=True) / (n - 1),
+        columns=V[1:, :1].sum(0, keepdims=True) / (m - 1),
+        tail=V[1:, 1:].sum(keepdims=True) / ((m - 1) * (n - 1)),
+    )
+    yield equal("the fit is the mean of the second moments over each block", nearest, means)
+    turned = (m, n) == (2, 2)
+    where = "for all U and V" if turned else "in the first frame"
+    yield vanishes(f"{where} the gradient vanishes there", slope(H, fitted(H, F, at if turned else still), F))
+    yield convex("of a convex quadratic (in the first frame; norms do not know bases)", error(H, Params(still, c), F), c)

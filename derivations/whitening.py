@@ -1,0 +1,52 @@
+r"""Whitening is the nearest I (x) M, and the nearest R (x) I ([G], Proposition 2).
+
+Over all symmetric M, $\Vert I \otimes M - F \Vert^2$ is a convex quadratic, least at $M = E[G G^T]/n$; over all R,
+$\Vert R \otimes I - F \Vert^2$ is least at $R = E[G^T G]/m$. The shipped member is $I \otimes U\, \mathrm{Diag}(q)\, U^T$ with
+q the diagonal of $U^T M U$: it is that minimum where U diagonalises M. As a basis of M it loses nothing (Schur-Horn: of all
+bases the eigenbasis has the largest $\Vert q \Vert^2$), so the claim is EXACT. With $M = U\, \mathrm{Diag}(\lambda/n)\, U^T$
+the update is $\sqrt{n}\, E[G G^T]^{-1/2} G$, and from the right $\sqrt{m}\, G\, E[G^T G]^{-1/2}$.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sympy as sp
+
+from fimlens.interpreter.interpret import symbolic
+from fimlens.proofs.evaluate import dense, fitted, update
+from fimlens.proofs.symbols import any_fisher, frame, positive, symbols, symmetric
+from fimlens.proofs.theorem import convex, equal, vanishes
+from fimlens.structure import Params
+from fimlens.structures import Columns, Rotated, Rows
+
+SIZES = ((2, 2), (2, 3), (3, 2))
+
+
+def steps(m, n):
+    F, G = any_fisher(m, n), symbols("G", m, n)
+    eye = {k: np.eye(k, dtype=int) for k in (m, n)}
+
+    def left(M, F):
+        return jnp.sum((jnp.kron(jnp.eye(n), M) - F.dense()) ** 2)
+
+    def right(R, F):
+        return jnp.sum((jnp.kron(R, jnp.eye(m)) - F.dense()) ** 2)
+
+    sides = (
+        (Rotated(Rows(), "L"), left, symbolic(lambda F: F.left())(F) / n, m, n, lambda M: np.kron(eye[n], M)),
+        (Rotated(Columns(), "R"), right, symbolic(lambda F: F.right())(F) / m, n, m, lambda R: np.kron(R, eye[m])),
+    )
+    for H, error, best, size, other, lift in sides:
+        yield vanishes(f"{H}: the gradient over all matrices vanishes at the mean", symbolic(jax.grad(error))(best, F))
+        M = symmetric("M", size)
+        yield convex(f"{H}: the error is a convex quadratic of the matrix", symbolic(error)(M, F), M)
+        at = frame(H, m, n)
+        U = at.bases.left if H.sides == "L" else at.bases.right
+        q = fitted(H, F, at).coords.ravel()
+        yield equal(f"{H}: in any basis the shipped eigenvalues are the diagonal of U^T M U", q, np.diag(U.T @ best @ U))
+        x = positive("x", size)
+        member = Params(at, (x**2 / other).reshape(fitted(H, F).coords.shape))
+        yield equal(f"{H}: the member is that matrix", dense(H, member), lift(U * x**2 @ U.T / other))
+        root = U / x @ U.T
+        divided = sp.sqrt(other) * (root @ G if H.sides == "L" else G @ root)
+        yield equal(f"{H}: the update has the factor sqrt({'n' if H.sides == 'L' else 'm'})", update(H, member, G), divided)

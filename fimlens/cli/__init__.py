@@ -1,0 +1,1 @@
+"""The command `fimlens`, one file a subcommand."""

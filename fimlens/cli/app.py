@@ -1,0 +1,54 @@
+"""The command `fimlens`."""
+
+from typing import Annotated
+
+import typer
+
+from fimlens import __version__
+from fimlens.cli.ablate import ablate
+from fimlens.cli.arguments import console
+from fimlens.cli.compare import compare
+from fimlens.cli.cost import cost
+from fimlens.cli.derive import derive
+from fimlens.cli.lens import lens
+from fimlens.cli.memory import memory
+from fimlens.cli.pretrain import pretrain
+from fimlens.cli.prove import prove
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+app.command("lens")(lens)
+
+
+app.command("derive")(derive)
+
+
+app.command("memory")(memory)
+
+
+app.command("ablate")(ablate)
+
+
+app.command("pretrain")(pretrain)
+
+
+app.command("prove")(prove)
+
+
+app.command("compare")(compare)
+
+
+app.command("cost")(cost)
+
+
+@app.callback(invoke_without_command=True)
+def main(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """A lens on optimizers: which matrix of a given structure is nearest to the Fisher?"""
+    if show_version:
+        console.print(__version__)
+        raise typer.Exit
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,27 @@
+"""fimlens derive: a structure's closed form, from its definition."""
+
+from typing import Annotated
+
+import typer
+
+from fimlens.cli.arguments import console, errors, named_structures, refusal
+from fimlens.proofs.derive import derive as derived
+
+
+def derive(
+    structure: Annotated[str, typer.Argument(help="module:Structure for your own, or a name of the lens, such as racs.")],
+    rows: Annotated[int, typer.Option("-m", min=1, help="Rows of the matrix.")] = 2,
+    columns: Annotated[int, typer.Option("-n", min=1, help="Columns of the matrix.")] = 2,
+    latex: Annotated[bool, typer.Option("--latex", help="Print the equations as LaTeX alone.")] = False,
+) -> None:
+    """Derive a structure's closed form from its definition, and hold its own fit against it; exit with 1 where that fails."""
+    try:
+        found = {name: derived(H, rows, columns) for name, H in named_structures("derive", structure).items()}
+    except (ValueError, TypeError, NotImplementedError, ArithmeticError) as error:
+        errors.print(refusal("derive", error), style="red", markup=False)
+        raise typer.Exit(2) from error
+    for each in found.values():
+        console.print(each.latex() if latex else str(each), markup=False, highlight=False, soft_wrap=True)
+    if not all(each.ok for each in found.values()):
+        errors.print("A fit was refused: see above.", style="red")
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""What an optimizer costs: memory, FLOPs, hours and money."""

@@ -1,0 +1,1 @@
+"""Comparisons and ablations: many trainings under one rule."""

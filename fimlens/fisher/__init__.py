@@ -1,0 +1,1 @@
+"""The matrix that structures approximate, and how a model gives one."""

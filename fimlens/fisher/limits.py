@@ -1,0 +1,42 @@
+"""Checks of the arrays that a Fisher is made of: their size, type and sign."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+DENSE_BYTES = 2**30  # the largest mn x mn matrix that anything here will build
+
+
+def require_dense(call: str, remedy: str, shape: tuple[int, int], itemsize: int = 8, max_bytes: int = DENSE_BYTES) -> None:
+    """Refuse an mn x mn matrix over `max_bytes`, in the name of a call and with its remedy.
+
+    Raises:
+        ValueError: the matrix would be too large.
+    """
+    size = (shape[0] * shape[1]) ** 2 * itemsize
+    if size > max_bytes:
+        raise ValueError(
+            f"{call}: a {shape[0]} x {shape[1]} matrix has a {shape[0] * shape[1]}-square Fisher of {size / 2**30:.3g} GiB, "
+            f"over the bound of {max_bytes / 2**30:.3g} GiB. {remedy}"
+        )
+
+
+def _require_real(call: str, array: Array) -> None:
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{call}: expected real numbers, got {array.dtype}. Make real and imaginary parts parameters of their own, "
+            "and take the gradients by those."
+        )
+
+
+def _require_positive(F: np.ndarray) -> None:
+    remedy = "A Fisher is E[g g^T]: build it from gradients, or project your matrix on the PSD cone first."
+    if not np.isfinite(F).all():
+        raise ValueError(f"Fisher.from_dense: F has entries that are not finite. {remedy}")
+    tolerance = 100 * len(F) * np.finfo(F.dtype).eps * np.abs(F).max(initial=0.0)
+    asymmetry = np.abs(F - F.T).max(initial=0.0)
+    if asymmetry > tolerance:
+        raise ValueError(f"Fisher.from_dense: F is not symmetric: |F - F^T| reaches {asymmetry:.3g}. {remedy}")
+    lowest = np.linalg.eigvalsh(F).min(initial=0.0)
+    if lowest < -tolerance:
+        raise ValueError(f"Fisher.from_dense: F is indefinite: its smallest eigenvalue is {lowest:.3g}. {remedy}")

@@ -1,0 +1,1 @@
+"""A language model in plain JAX, and text to train it on."""

@@ -1,0 +1,1 @@
+"""Bases, decompositions, and functions of eigenvalues: linear algebra that knows nothing of structures."""

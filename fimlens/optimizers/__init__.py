@@ -1,0 +1,1 @@
+"""The named optimizers, one family a file."""

@@ -1,0 +1,122 @@
+"""The one style of figures."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Array, Float
+from matplotlib import rc_context
+from matplotlib.colors import FuncNorm, LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+BASIS, SPECTRUM, OPTIMUM = "#30507a", "#e08a3c", "black"
+
+
+SIGNED = LinearSegmentedColormap.from_list("signed", [SPECTRUM, "white", BASIS])
+
+
+AMOUNT = LinearSegmentedColormap.from_list("amount", ["white", BASIS])
+
+
+STYLES = ("-", "--", "-.", ":", (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
+
+
+COLOURS = (BASIS, SPECTRUM, "black", "#7fa8d1", "#a3531a", "#808080")
+
+
+Matrix = Float[Array | np.ndarray, "k k"]
+
+
+def sheet(rows: int = 1, columns: int = 1, *, width: float = 6.5, height: float = 4.5) -> Figure:
+    """A blank figure with a grid of axes, each so wide and high, in inches; without the frame's upper and right sides."""
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=130)
+    with rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
+        figure.subplots(rows, columns)
+    return figure
+
+
+def panels(count: int, *, height: float) -> Figure:
+    """So many axes on one horizontal scale, at most three beside each other, together as wide as a page shows legibly."""
+    columns = min(count, 3)
+    figure = sheet(-(-count // columns), columns, width=8.4 / columns, height=height)
+    for axes in figure.axes[count:]:
+        axes.remove()
+    for axes in figure.axes[1:]:
+        axes.sharex(figure.axes[0])
+    return figure
+
+
+def legend_below(figure: Figure) -> None:
+    """One legend of all that the axes label."""
+    handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
+
+
+def portraits(rows: Sequence[Mapping[str, Matrix]], *, block: int, side: float = 2.3) -> Figure:
+    """Square matrices under their titles, row by row, on one scale: white is 0, blue positive, orange with a minus negative.
+
+    Colours go by the root of an entry, so that small ones are seen too, and the largest half per cent of a matrix may share
+    the last colour. Faint lines part blocks of `block` entries; `side` is that of a picture, in inches.
+    """
+    limit = max(float(np.quantile(np.abs(matrix), 0.995)) for row in rows for matrix in row.values())
+    scale = FuncNorm((lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda y: np.sign(y) * y**2), vmin=-limit, vmax=limit)
+    figure = sheet(len(rows), max(map(len, rows)), width=side, height=side + 0.2)
+    grid = np.array(figure.axes).reshape(len(rows), -1)
+    for line, row in zip(grid, rows, strict=True):
+        for axes in line[len(row) :]:
+            axes.remove()
+        for axes, (title, matrix) in zip(line, row.items(), strict=False):
+            size = len(matrix)
+            image = axes.imshow(matrix, cmap=SIGNED, norm=scale, interpolation="nearest")
+            y, x = np.nonzero(matrix < -0.04 * limit)  # fainter ones are near white
+            points = 72 * side / size  # of an entry
+            if points > 4:  # a smaller minus is not seen, and muddies the colour
+                axes.plot(x, y, "_", color=COLOURS[4], markersize=0.5 * points, markeredgewidth=0.12 * points)
+            edges = np.arange(block, size, block) - 0.5
+            axes.hlines(edges, -0.5, size - 0.5, color="0.85", linewidth=0.2)
+            axes.vlines(edges, -0.5, size - 0.5, color="0.85", linewidth=0.2)
+            axes.set_title(title, fontsize=9)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=figure.axes, extend="both", shrink=0.8, aspect=30, label="entry")
+    ticks = limit * np.array([-1, -0.25, 0, 0.25, 1])
+    bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+    return figure
+
+
+def numbers(
+    values: Float[np.ndarray, "rows columns"],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    label: str,
+    notes: Sequence[Sequence[str]] | None = None,
+) -> Figure:
+    """A table of numbers in [0, 1], each on a ground as dark as it is large, with a note beneath it where there are notes."""
+    figure = sheet(width=1.2 * len(columns) + 2.2, height=(0.34 if notes is None else 0.46) * len(rows) + 1.2)
+    axes = figure.axes[0]
+    image = axes.imshow(values, cmap=AMOUNT, vmin=0, vmax=1, aspect="auto")
+    for i, j in np.ndindex(values.shape):
+        written = f"{values[i, j]:.3f}" + (f"\n{notes[i][j]}" if notes and notes[i][j] else "")
+        axes.text(j, i, written, ha="center", va="center", fontsize=8, color="white" if values[i, j] > 0.55 else "black")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    axes.xaxis.tick_top()
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label=label)
+    return figure
+
+
+def curves(lines: Mapping[str, Sequence[float]], *, x: str, y: str) -> Figure:
+    """Lines over 1, 2, 3, ..., each in a colour and a style of its own."""
+    figure = sheet()
+    axes = figure.axes[0]
+    for k, (name, values) in enumerate(lines.items()):
+        steps = range(1, len(values) + 1)
+        axes.plot(steps, values, linestyle=STYLES[k % len(STYLES)], color=COLOURS[k % len(COLOURS)], label=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend(frameon=False)
+    return figure

@@ -1,0 +1,1 @@
+"""How theorems are stated, decided and printed; and `derive`."""

@@ -1,0 +1,101 @@
+"""Symbols that a theorem is stated in: matrices, Fishers, frames and members of SymPy expressions."""
+
+from dataclasses import replace
+from functools import reduce
+
+import jax
+import numpy as np
+import sympy as sp
+
+from fimlens.fisher.fisher import DenseFisher, SampleFisher
+from fimlens.interpreter.interpret import symbolic
+from fimlens.solver.fit import blank
+from fimlens.structure import Frame, Structure, Tree
+
+Symbols = np.ndarray  # of SymPy expressions
+
+
+# --- what is quantified over ------------------------------------------------------------------------------
+
+
+def symbols(name: str, *shape: int, **assumptions: bool) -> Symbols:
+    """An array of symbols, name_11, name_12, ...; real ones, unless more is said."""
+    array = np.empty(shape, object)
+    for place in np.ndindex(*shape):
+        array[place] = sp.Symbol(f"{name}_{{{''.join(str(k + 1) for k in place)}}}", **(assumptions or {"real": True}))
+    return array
+
+
+def positive(name: str, *shape: int) -> Symbols:
+    """Positive symbols. What is rational in them and holds there holds wherever both sides are defined."""
+    return symbols(name, *shape, positive=True)
+
+
+def symmetric(name: str, size: int) -> Symbols:
+    """A symmetric matrix of symbols, its diagonal positive: every positive definite matrix is one."""
+    upper = np.triu(symbols(name, size, size), 1)
+    return upper + upper.T + np.diag([sp.Symbol(f"{name}_{{{k + 1}{k + 1}}}", positive=True) for k in range(size)])
+
+
+def any_fisher(m: int, n: int, name: str = "F") -> DenseFisher:
+    """Every Fisher of an m x n matrix."""
+    return DenseFisher("every Fisher", "as symbols", symmetric(name, m * n), (m, n))
+
+
+def fisher_in_eigenbases(m: int, n: int, left: bool = False, right: bool = False) -> DenseFisher:
+    """Every Fisher as seen in the eigenbasis of E[GG^T], of E[G^T G], or both: off their diagonals these vanish."""
+    F = any_fisher(m, n)
+    covariances = [C for C, wanted in zip(symbolic(lambda F: (F.left(), F.right()))(F), (left, right), strict=True) if wanted]
+    solved = sp.solve([entry for C in covariances for entry in C[np.triu_indices(len(C), 1)]], dict=True)[0]
+    return replace(F, matrix=np.array(sp.Matrix(F.matrix).subs(solved), object))
+
+
+def diagonal_fisher(V: Symbols) -> DenseFisher:
+    """A Fisher whose second moments are V, (m, n): all of F that a spectrum's error depends on."""
+    return DenseFisher("every second moment", "as symbols", np.diag(V.T.ravel()), V.shape)
+
+
+def one_gradient(G: Symbols) -> SampleFisher:
+    """g g^T of one gradient."""
+    return SampleFisher("one gradient", "as symbols", G[None])
+
+
+def rotation(size: int, name: str) -> Symbols:
+    """Every rotation but for a set of smaller dimension: a product of plane ones, ((1 - t^2)/(1 + t^2), 2t/(1 + t^2)) each."""
+    planes = [(i, j) for i in range(size) for j in range(i + 1, size)]
+
+    def turned(Q: Symbols, plane: tuple[int, int]) -> Symbols:
+        i, j = plane
+        t = sp.Symbol(f"{name}_{{{i + 1}{j + 1}}}" if len(planes) > 1 else name, real=True)
+        c, s = (1 - t**2) / (1 + t**2), 2 * t / (1 + t**2)
+        Q = Q.copy()
+        Q[:, [i, j]] = Q[:, [i, j]] @ np.array([[c, -s], [s, c]])
+        return Q
+
+    return reduce(turned, planes, np.eye(size, dtype=int).astype(object) * sp.Integer(1))
+
+
+def frame(structure: Structure, m: int, n: int, turned: bool = True) -> Frame:
+    """The frame of a structure with every basis a rotation of its own (the first columns of one, where it is thin)."""
+    names = iter("tuwxyzabcdefgh")
+
+    def leaf(U: Symbols) -> Symbols:
+        if not turned or U.ndim < 2:
+            return U
+        if U.ndim > 2:
+            return np.stack([leaf(each) for each in U])
+        return rotation(len(U), next(names))[:, : U.shape[1]]
+
+    return jax.tree.map(leaf, symbolic(lambda: structure.frame(m, n))())
+
+
+def coordinates(structure: Structure, m: int, n: int, name: str) -> Tree:
+    """Positive symbols in the layout of a structure's coordinates."""
+    leaves, layout = jax.tree.flatten(jax.eval_shape(lambda: blank(structure, (m, n), "fits"))[1])
+    names = [name] if len(leaves) == 1 else [f"{name}{chr(0x61 + k)}" for k in range(len(leaves))]
+    return jax.tree.unflatten(layout, [positive(own, *leaf.shape) for own, leaf in zip(names, leaves, strict=True)])
+
+
+def entries_of(tree: Tree) -> list[sp.Expr]:
+    """All entries of all leaves, in order."""
+    return [sp.sympify(entry) for leaf in jax.tree.leaves(tree) for entry in np.ravel(np.asarray(leaf, object))]

@@ -1,0 +1,1 @@
+"""The nearest member of a structure: closed form, gap, numeric minimum and its certificate."""

@@ -1,0 +1,116 @@
+"""Joint optima over bases by Jacobi sweeps: simultaneous diagonalisation, one plane rotation at a time.
+
+The second way to the best basis, and a witness of the first: no chart and no derivative is used. With the other planes
+fixed, the second moments V are trigonometric in the angle, of degree 2; what linear projection leaves of ||F||^2 is
+quadratic in V, so of degree 4, and five numbers give its best angle exactly.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from fimlens.fisher.fisher import SampleFisher
+from fimlens.structure import Claim, Frame, Params, Structure
+from fimlens.structures import LowRank, Rotated
+from fimlens.structures.low_rank import Bases as LowRankBases
+from fimlens.structures.low_rank import at_door
+from fimlens.structures.rotated import Bases as RotatedBases
+from fimlens.structures.spectra import Spectrum
+
+Samples = Float[Array, "N m n"]
+
+
+def sides(structure: Structure, shape: tuple[int, int]) -> tuple[bool, bool] | None:
+    """Which sides a Jacobi sweep turns, left and right; None where the family is no rotated linear spectrum."""
+    if not isinstance(structure, Rotated | LowRank) or not isinstance(structure.inner, Spectrum):
+        return None
+    if structure.inner.claim is not Claim.EXACT:
+        return None
+    if isinstance(structure, LowRank):
+        return True, False
+    bases = jax.eval_shape(lambda: structure.frame(*shape)).bases
+    return bases.left is not None, bases.right is not None
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def jacobi(structure: Structure, fisher: SampleFisher, start: tuple[Array, Array], sweeps: int = 60) -> Params:
+    """The member at a joint optimum, swept from a pair of orthogonal starting bases (m, m) and (n, n)."""
+    empty = structure.frame(*fisher.shape)
+    G = fisher.samples if isinstance(structure, Rotated) else jax.vmap(lambda G: at_door(empty, G))(fisher.samples)
+    turn_left, turn_right = sides(structure, fisher.shape)
+    score = _score(structure, *G.shape[1:])
+    eye_left, eye_right = (jnp.eye(k, dtype=G.dtype) for k in G.shape[1:])
+    left, right = start[0] if turn_left else eye_left, start[1] if turn_right else eye_right
+
+    def sweep(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        left, right = state
+        if turn_left:
+            left = left @ _sweep(jnp.einsum("ji,kjl,lp->kip", left, G, right), score)
+        if turn_right:
+            right = right @ _sweep(jnp.einsum("ij,kil,lp->kpj", left, G, right), lambda V: score(V.T))
+        return left, right
+
+    left, right = jax.lax.fori_loop(0, sweeps, sweep, (left, right))
+    if isinstance(structure, LowRank):
+        frame = Frame(LowRankBases(left[:, : structure.rank], empty.bases.inner), empty.shape)
+    else:
+        bases = RotatedBases(left if turn_left else None, right if turn_right else None, empty.bases.inner)
+        frame = Frame(bases, empty.shape)
+    return structure.fit(structure.stats(fisher, frame), frame)
+
+
+def _score(structure: Structure, m: int, n: int) -> Callable[[Array], Array]:
+    """How much of ||F||^2 the best eigenvalues explain, given the second moments V in a full basis."""
+
+    def explained(spectrum: Spectrum, V: Array) -> Array:
+        L = spectrum.expand(spectrum.project(spectrum.moments(V)), V.shape)
+        return 0.0 if L is None else jnp.sum(2 * L * V - L**2)
+
+    if isinstance(structure, Rotated):
+        return lambda V: explained(structure.inner, V)
+    r = structure.rank
+    if r == m:
+        return lambda V: explained(structure.inner, V)
+    return lambda V: explained(structure.inner, V[:r]) + explained(structure.complement, V[r:])
+
+
+def _sweep(G: Samples, score: Callable[[Array], Array]) -> Float[Array, "m m"]:
+    """The product of the best rotations of every pair of rows."""
+    m = G.shape[1]
+    pairs = np.array(list(combinations(range(m), 2)), dtype=np.int32).reshape(-1, 2)
+    angles = jnp.arange(8) * jnp.pi / 8
+    fine = jnp.linspace(-jnp.pi / 2, jnp.pi / 2, 65)[:-1]
+
+    def best_pair(state: tuple[Samples, Array], pair: Array) -> tuple[tuple[Samples, Array], None]:
+        G, U = state
+        p, q = pair
+        V = jnp.mean(G**2, 0)
+        cross = jnp.mean(G[:, p] * G[:, q], 0)
+
+        def rotated(angle: Array) -> Array:
+            c, s = jnp.cos(angle), jnp.sin(angle)
+            upper = c**2 * V[p] + 2 * c * s * cross + s**2 * V[q]
+            return score(V.at[p].set(upper).at[q].set(V[p] + V[q] - upper))
+
+        a2, a4 = (jnp.fft.fft(jax.vmap(rotated)(angles)) / 4)[1:3]  # harmonics 2 and 4; the constant is no matter
+
+        def value(angle: Array) -> Array:
+            return jnp.real(a2 * jnp.exp(2j * angle) + a4 * jnp.exp(4j * angle))
+
+        angle = fine[jnp.argmax(value(fine) - 1e-12 * jnp.abs(fine))]  # of equal angles, the smallest
+        for _ in range(4):
+            e2, e4 = a2 * jnp.exp(2j * angle), a4 * jnp.exp(4j * angle)
+            slope, bend = jnp.real(2j * e2 + 4j * e4), jnp.real(-4 * e2 - 16 * e4)
+            angle = angle - jnp.where(bend < 0, slope / jnp.where(bend < 0, bend, 1), 0)
+        angle = jnp.where(value(angle) > value(jnp.zeros_like(angle)), angle, 0)
+        c, s = jnp.cos(angle), jnp.sin(angle)
+        plane = jnp.array([[c, -s], [s, c]])
+        U = U.at[:, pair].set(U[:, pair] @ plane)
+        return (G.at[:, pair].set(jnp.einsum("ij,kil->kjl", plane, G[:, pair])), U), None
+
+    return jax.lax.scan(best_pair, (G, jnp.eye(m, dtype=G.dtype)), jnp.asarray(pairs))[0][1]

@@ -1,0 +1,185 @@
+"""Eigenvalues that are a product of one factor per row and one per column."""
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from fimlens.fisher.fisher import Fisher
+from fimlens.linalg.perron import perron
+from fimlens.linalg.spectral_functions import inverse_root, root
+from fimlens.structure import Claim, Params, Symmetry, Tree
+from fimlens.structures.spectra import Columns, Matrix, Rows, Spectrum
+
+
+@dataclass(frozen=True)
+class _RankOne(Spectrum):
+    """Eigenvalues that are a product of one factor a row and one a column."""
+
+    symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("permutation", "permutation")
+
+    @abc.abstractmethod
+    def factors(self, coords: Tree) -> tuple[Float[Array, "m 1"], Float[Array, "1 n"]]:
+        """The two factors."""
+
+    def expand(self, coords: Tree, shape: tuple[int, int]) -> Matrix:
+        del shape
+        rows, columns = self.factors(coords)
+        return rows * columns
+
+    def over_root(self, params: Params, X: Matrix, eps: Float[ArrayLike, ""]) -> Matrix:
+        """Without eps the root is a product too: m + n roots and divisions, and not m n."""
+        if not isinstance(eps, float) or eps != 0:
+            return super().over_root(params, X, eps)
+        rows, columns = self.factors(params.coords)
+        return X * inverse_root(0.0)(rows) * inverse_root(0.0)(columns)
+
+
+@dataclass(frozen=True)
+class RowColumn(_RankOne):
+    """Diag(s) (x) Diag(q): the best rank-one q s^T of V, its leading singular pair (Perron). RACS. [G] Proposition 3.
+
+    Fitted to convergence, or by as many `sweeps` as are given, from ones along the shorter side: [G]'s Algorithm 1 takes five.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jnp.array([[[10.0, 20.0], [30.0, 40.0]]]))
+        >>> q, s = fl.fit(fl.RowColumn(), fisher).coords
+        >>> print((q * s).round())  # of rank one, and nearest to [[100, 400], [900, 1600]]
+        [[ 191.  350.]
+         [ 880. 1611.]]
+    """
+
+    sweeps: Int[ArrayLike, ""] | None = None
+    claim: ClassVar[Claim] = Claim.LIMIT
+
+    def moments(self, V: Matrix) -> Matrix:
+        return V
+
+    def project(self, moments: Matrix) -> tuple[Float[Array, "m 1"], Float[Array, "1 n"]]:
+        V = moments
+        if self.sweeps is not None and len(V) > V.shape[1]:
+            s, q = self.project(V.T)
+            return q.T, s.T
+        largest = V.max()
+        scale = _over(jnp.ones([], V.dtype), largest)  # so that no square leaves float32
+
+        def sweep(_: Array, pair: tuple[Array, Array]) -> tuple[Array, Array]:
+            s = nearest_factor(V, pair[0], scale)
+            return nearest_factor(V.T, s, scale), s
+
+        q, s = jnp.ones(V.shape[0], V.dtype), jnp.ones(V.shape[1], V.dtype)
+        if self.sweeps is None:
+            s = jnp.abs(perron(lambda s: V @ s * scale, lambda q: q @ V * scale, s))
+            q = nearest_factor(V.T, s, scale)
+        else:
+            q, s = jax.lax.fori_loop(0, self.sweeps, sweep, (q, s))
+        s = s * largest
+        return q[:, None], s[None]
+
+    def factors(self, coords: tuple[Array, Array]) -> tuple[Array, Array]:
+        return coords
+
+    def dense(self, params: Params) -> Float[Array, "mn mn"]:
+        q, s = params.coords
+        return jnp.kron(jnp.diag(s[0]), jnp.diag(q[:, 0]))
+
+
+@dataclass(frozen=True)
+class _RowAndColumnMeans(_RankOne):
+    """Spectra that keep the row means r and the column means c of V: m + n numbers."""
+
+    def moments(self, V: Matrix) -> tuple[Float[Array, "m 1"], Float[Array, "1 n"]]:
+        return Rows().moments(V), Columns().moments(V)
+
+    def project(self, moments: tuple[Array, Array]) -> tuple[Array, Array]:
+        return moments
+
+    def measured_again(
+        self, moments: tuple[Array, Array], rows: Float[Array, "m 1"] | None, columns: Float[Array, "1 n"] | None
+    ) -> tuple[Array, Array]:
+        r, c = moments
+        return Rows().measured_again(r, rows, columns), Columns().measured_again(c, rows, columns)
+
+
+@dataclass(frozen=True)
+class Marginals(_RowAndColumnMeans):
+    """The product of the marginals, r c^T / mean: Adafactor.
+
+    The best rank-one q s^T of V in generalised Kullback-Leibler divergence, sum V log(V/L) - V + L; rotated on
+    both sides, Shampoo squared, the best Kronecker product in von Neumann divergence, of which the former is
+    the diagonal case: D(F || F~) = tr(F log F - F log F~ - F + F~). Not Frobenius-optimal.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jnp.array([[[10.0, 20.0], [30.0, 40.0]]]))
+        >>> params = fl.fit(fl.Marginals(), fisher)
+        >>> [means.tolist() for means in params.coords]  # of rows and of columns of [[100, 400], [900, 1600]]
+        [[[250.0], [1250.0]], [[500.0, 1000.0]]]
+        >>> print(fl.Marginals().eigenvalues(params).round())
+        [[ 167.  333.]
+         [ 833. 1667.]]
+    """
+
+    claim: ClassVar[Claim] = Claim.OTHER
+
+    def factors(self, coords: tuple[Array, Array]) -> tuple[Array, Array]:
+        r, c = coords
+        mean = root(r.mean()) * root(c.mean())  # equal at the fit, and apart only along the chart
+        return _over(r, mean), c
+
+    def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
+        L, V = self.eigenvalues(params), fisher.second_moment()
+        seen = V > 0
+        return jnp.sum(L - jnp.where(seen, V * jnp.log(jnp.where(seen, L, 1)), 0))
+
+    def dense(self, params: Params) -> Float[Array, "mn mn"]:
+        r, c = params.coords
+        m, n = params.frame.shape
+        total = jnp.sqrt(m * r.sum() * n * c.sum())
+        return jnp.kron(jnp.diag(m * c[0]), jnp.diag(n * r[:, 0])) / jnp.where(total > 0, total, 1)
+
+
+@dataclass(frozen=True)
+class GeometricMarginals(_RowAndColumnMeans):
+    """The geometric mean of the two marginals, sqrt(r c^T). Rotated on both sides: Shampoo. [G] Theorem 3.1.
+
+    The theorem bounds ||F~ - F|| by a function that grows with the gaps of Diag(r) (x) I and I (x) Diag(c), each of
+    which the marginals minimise. It is *not* Frobenius-optimal: even where F is a Kronecker product, this is
+    not F.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jnp.array([[[1.0, 1.0], [7.0, 7.0]]]))
+        >>> params = fl.fit(fl.GeometricMarginals(), fisher)
+        >>> print(fl.GeometricMarginals().eigenvalues(params).round())  # not the product that E[G^2] is: [[1, 1], [49, 49]]
+        [[ 5.  5.]
+         [35. 35.]]
+    """
+
+    claim: ClassVar[Claim] = Claim.BOUND
+
+    def factors(self, coords: tuple[Array, Array]) -> tuple[Array, Array]:
+        r, c = coords
+        return root(r), root(c)
+
+    def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
+        rows, columns = params.coords
+        return Rows().objective(Params(params.frame, rows), fisher) + Columns().objective(Params(params.frame, columns), fisher)
+
+    def dense(self, params: Params) -> Float[Array, "mn mn"]:
+        r, c = params.coords
+        return jnp.kron(jnp.diag(c[0] ** 0.5), jnp.diag(r[:, 0] ** 0.5))
+
+
+def nearest_factor(V: Matrix, q: Float[Array, " m"], scale: Float[ArrayLike, ""] = 1.0) -> Float[Array, " n"]:
+    """The s of the q s^T nearest to scale * V, for this q: half a sweep."""
+    return _over(q @ V * scale, q @ q)  # scale over a small square would leave float32
+
+
+def _over(x: Array, size: Array) -> Array:
+    """x / size, and 0 where size is."""
+    return x / jnp.where(size == 0, 1, size)
