@@ -1,11 +1,11 @@
 r"""Every structure's update is square-root natural gradient descent.
 
-`into` and `out` are an isometry and its adjoint, and the update is $R_f = \mathrm{out} \cdot f(\lambda) \cdot \mathrm{into}$.
+`to_eigenbasis` and `from_eigenbasis` are an isometry and its adjoint, and the update is $R_f = \mathrm{out} \cdot f(\lambda) \cdot \mathrm{into}$.
 Four facts, for every G, every basis and all eigenvalues, make it $f(\tilde F)$:
 (1) $R_x g = \tilde F g$, where `dense` writes $\tilde F$ apart;
-(2) `into` undoes `out` on all that $f(\lambda)$ makes of coordinates, so that $R_f R_h = R_{fh}$;
+(2) `to_eigenbasis` undoes `from_eigenbasis` on all that $f(\lambda)$ makes of coordinates, so that $R_f R_h = R_{fh}$;
 (3) $f(\lambda) = 1/\sqrt{\lambda}$, so that $R_f R_f R_x$ is the identity on the range of the family;
-(4) what an optimizer runs, `over_root` between `into` and `out`, is that $R_f$. With $\varepsilon$,
+(4) what an optimizer runs, `precondition` between `to_eigenbasis` and `from_eigenbasis`, is that $R_f$. With $\varepsilon$,
 $f(\lambda) = 1/(\sqrt{\lambda} + \varepsilon)$.
 """
 
@@ -56,11 +56,11 @@ def steps(m, n):
     for H in (*SPECTRA, *ROTATED, *PRODUCTS, *THIN):
         member = Params(frame(H, m, n), coordinates(H, m, n, "c"))
         yield equal(f"{H}: the update's path with f(x) = x is F~ g", applied(H, member, G), written(H, member, G))
-        scaled = symbolic(lambda p, G, H=H: scale(lambda x: x, H.eigenvalues(p), H.into(p.frame, G)))(member, G)
-        again = symbolic(lambda at, X, H=H: H.into(at, H.out(at, X)))(member.frame, scaled)
-        X = symbolic(lambda p, G, H=H: H.into(p.frame, G))(member, G)
-        without = symbolic(lambda p, X, H=H: H.out(p.frame, H.over_root(p, X, 0.0)))(member, X)
-        with_eps = symbolic(lambda p, X, eps, H=H: H.out(p.frame, H.over_root(p, X, eps)))(member, X, eps)
+        scaled = symbolic(lambda p, G, H=H: scale(lambda x: x, H.eigenvalues(p), H.to_eigenbasis(p.frame, G)))(member, G)
+        again = symbolic(lambda at, X, H=H: H.to_eigenbasis(at, H.from_eigenbasis(at, X)))(member.frame, scaled)
+        X = symbolic(lambda p, G, H=H: H.to_eigenbasis(p.frame, G))(member, G)
+        without = symbolic(lambda p, X, H=H: H.from_eigenbasis(p.frame, H.precondition(p, X, 0.0)))(member, X)
+        with_eps = symbolic(lambda p, X, eps, H=H: H.from_eigenbasis(p.frame, H.precondition(p, X, eps)))(member, X, eps)
         yield equal(f"{H}: what an optimizer runs is f(F~) g", without, update(H, member, G))
         yield equal(f"{H}: with eps too", with_eps, update(H, member, G, eps))
         yield equal(f"{H}: into undoes out on what the eigenvalues scale", again, scaled)

@@ -85,7 +85,7 @@ class Params:
     coords: Tree
 
 
-class Level(NamedTuple):
+class EigenvalueBlock(NamedTuple):
     """Eigenvalues of a member, the Fisher's second moments along the same directions, and how often each occurs."""
 
     eigenvalue: Float[Array, "..."]
@@ -144,12 +144,12 @@ class Structure(OnlyFields, abc.ABC):
         """The first frame, before any gradient is seen: all that persists beside the statistics."""
 
     @abc.abstractmethod
-    def into(self, frame: Frame, G: Float[Array, "m n"]) -> Tree:
+    def to_eigenbasis(self, frame: Frame, G: Float[Array, "m n"]) -> Tree:
         """The coordinates X of G, a tree of arrays: an isometry."""
 
     @abc.abstractmethod
-    def out(self, frame: Frame, X: Tree) -> Float[Array, "m n"]:
-        """The adjoint of `into`, so that out(into(G)) == G."""
+    def from_eigenbasis(self, frame: Frame, X: Tree) -> Float[Array, "m n"]:
+        """The adjoint of `to_eigenbasis`, so that out(into(G)) == G."""
 
     @abc.abstractmethod
     def eigenvalues(self, params: Params) -> Tree:
@@ -169,14 +169,14 @@ class Structure(OnlyFields, abc.ABC):
         """The nearest member in this frame, in closed form."""
 
     def serves_turn(self, stats: Tree) -> Tree:
-        """Which statistics serve `turn` alone: a tree of True and False over them. Those have a decay and a dtype apart."""
+        """Which statistics serve `update_basis` alone: a tree of True and False over them. Those have a decay and a dtype apart."""
         return jax.tree.map(lambda _: False, stats)
 
     def start(self, stats: Tree, frame: Frame, fisher: Fisher, key: Array) -> Frame:
         """The first turn, where that differs from the others."""
-        return self.turn(stats, frame, fisher, key)
+        return self.update_basis(stats, frame, fisher, key)
 
-    def turn(self, stats: Tree, frame: Frame, fisher: Fisher, key: Array) -> Frame:
+    def update_basis(self, stats: Tree, frame: Frame, fisher: Fisher, key: Array) -> Frame:
         """Move the bases, given averaged statistics, the current Fisher (one gradient, in training) and a key."""
         del stats, fisher, key
         return frame
@@ -192,7 +192,7 @@ class Structure(OnlyFields, abc.ABC):
         del left, right
         return stats
 
-    def settle(self, fisher: Fisher, key: Array) -> Frame:
+    def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         """The frame at rest: turned until it no longer moves."""
         frame = jax.tree.map(lambda U: U.astype(fisher.dtype), self.frame(*fisher.shape))
         return turn_until_at_rest(self, frame, fisher, key) if jax.tree.leaves(frame) else frame
@@ -201,9 +201,9 @@ class Structure(OnlyFields, abc.ABC):
 
     @abc.abstractmethod
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
-        """The member written out as the paper writes it. Never by way of `into`, `out` or `apply`."""
+        """The member written out as the paper writes it. Never by way of `to_eigenbasis`, `from_eigenbasis` or `apply`."""
 
-    def bend(self, frame: Frame, z: Frame) -> Frame:
+    def retract(self, frame: Frame, z: Frame) -> Frame:
         """The frame moved by any z of the frame's layout; z = 0 leaves it. Redundancy is allowed."""
         del z
         return frame
@@ -214,28 +214,28 @@ class Structure(OnlyFields, abc.ABC):
         Non-negative coordinates move as squares, (sqrt(c) + z)^2, so that no z leaves the PSD cone.
         """
         coords = jax.tree.map(lambda c, x: (root(c) + x) ** 2, params.coords, z.coords)
-        return Params(self.bend(params.frame, z.frame), coords)
+        return Params(self.retract(params.frame, z.frame), coords)
 
     # --- derived -----------------------------------------------------------------------------------------
 
     def apply(self, params: Params, G: Float[Array, "m n"], f: Callable[[Array], Array] = lambda x: x) -> Float[Array, "m n"]:
         """Mat( f(F~) Vec(G) ), in the dtype of G; f = 1/sqrt is square-root natural gradient descent."""
-        X = self.into(params.frame, G.astype(jnp.promote_types(G.dtype, jnp.float32)))
-        return self.out(params.frame, scale(f, self.eigenvalues(params), X)).astype(G.dtype)
+        X = self.to_eigenbasis(params.frame, G.astype(jnp.promote_types(G.dtype, jnp.float32)))
+        return self.from_eigenbasis(params.frame, scale(f, self.eigenvalues(params), X)).astype(G.dtype)
 
-    def over_root(self, params: Params, X: Tree, eps: Float[ArrayLike, ""]) -> Tree:
+    def precondition(self, params: Params, X: Tree, eps: Float[ArrayLike, ""]) -> Tree:
         """X / (sqrt(eigenvalue) + eps): what an optimizer makes of coordinates. See `inverse_root`."""
         return scale(inverse_root(eps), self.eigenvalues(params), X)
 
-    def levels(self, params: Params, fisher: Fisher) -> list[Level]:
+    def eigenvalue_blocks(self, params: Params, fisher: Fisher) -> list[EigenvalueBlock]:
         """Eigenvalues beside the second moments V of the Fisher in the member's own basis."""
-        moments = fisher.second_moment(lambda G: self.into(params.frame, G))
+        moments = fisher.second_moment(lambda G: self.to_eigenbasis(params.frame, G))
         pairs = scale_with(lambda value, V: (jnp.broadcast_to(value, V.shape), V), self.eigenvalues(params), moments)
-        return [Level(value, V, 1.0) for value, V in jax.tree.leaves(pairs, is_leaf=lambda x: isinstance(x, tuple))]
+        return [EigenvalueBlock(value, V, 1.0) for value, V in jax.tree.leaves(pairs, is_leaf=lambda x: isinstance(x, tuple))]
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         """What `fit` minimises, up to a constant of the Fisher: ||F~ - F||^2 - ||F||^2 unless overridden."""
-        return excess(self.levels(params, fisher))
+        return excess(self.eigenvalue_blocks(params, fisher))
 
     def isotropic(self, m: int, n: int, scale: float | Array = 1.0) -> Params:
         """The member nearest to F = scale * I (which is that itself, on the family's range); for small matrices."""
@@ -251,7 +251,7 @@ def require_structure(call: str, inner: object) -> None:
         raise TypeError(f"{call}: expected a structure first, such as fl.Diagonal(); got {inner!r}. Classes need ().")
 
 
-def excess(levels: list[Level]) -> Float[Array, ""]:
+def excess(levels: list[EigenvalueBlock]) -> Float[Array, ""]:
     """||F~ - F||^2 - ||F||^2, from the levels of a member."""
     return sum((c * jnp.sum(value**2 - 2 * value * V) for value, V, c in levels), start=jnp.zeros([]))
 
@@ -266,7 +266,7 @@ def turn_until_at_rest(structure: Structure, frame: Frame, fisher: Fisher, key: 
 
     def step(state: tuple[Frame, Array, Array]) -> tuple[Frame, Array, Array]:
         old, _, count = state
-        new = structure.turn(structure.stats(fisher, old), old, fisher, jax.random.fold_in(key, count))
+        new = structure.update_basis(structure.stats(fisher, old), old, fisher, jax.random.fold_in(key, count))
         distances = [jnp.abs(a - b).max() for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)]
         return new, jnp.stack(distances).max(), count + 1
 

@@ -131,7 +131,7 @@ plotting.portraits([written, left_over], block=m)
 # %%
 free = {"no basis": fl.Diagonal(), "the left one": fl.Rotated(fl.Diagonal(), "L"), "both": fl.Rotated(fl.Diagonal(), "LR")}
 frames = {name: fl.fit(structure, fisher).frame for name, structure in free.items()}
-seen = {name: fisher.map(partial(free[name].into, frames[name])).dense() for name in free}
+seen = {name: fisher.map(partial(free[name].to_eigenbasis, frames[name])).dense() for name in free}
 plotting.portraits([{f"F, seen in {name}": matrix for name, matrix in seen.items()}], block=m, side=3.2)
 
 # %% [markdown]

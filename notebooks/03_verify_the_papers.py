@@ -455,7 +455,7 @@ print(f"captured: {captured(jnp.pad(V, ((0, rows - rank), (0, 0)))):.2f} by V an
 class Flipped(fl.SubspaceIteration):
     """The same subspace, its first vector with the other sign."""
 
-    def turn(self, kept, G, key):
+    def update_basis(self, kept, G, key):
         kept = fl.SubspaceIteration.turn(self, kept, G, key)
         return kept._replace(basis=kept.basis.at[:, 0].multiply(-1))
 

@@ -171,10 +171,10 @@ class TwoBlocks(fl.Structure):
     def frame(self, m, n):
         return Frame((), (m, n))
 
-    def into(self, frame, G):
+    def to_eigenbasis(self, frame, G):
         return G
 
-    def out(self, frame, X):
+    def from_eigenbasis(self, frame, X):
         return X
 
     def eigenvalues(self, params):
@@ -337,8 +337,8 @@ def test_coordinates_are_told_by_their_whole_path():
 
 @dataclass(frozen=True)
 class TurnedWrongly(fl.Rotated):
-    def into(self, frame, G):
-        return super().into(frame, G)
+    def to_eigenbasis(self, frame, G):
+        return super().to_eigenbasis(frame, G)
 
     def stats(self, fisher, frame):
         back = frame.bases._replace(left=frame.bases.left.T)

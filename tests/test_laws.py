@@ -69,7 +69,7 @@ class ChartOffCentre(fl.Diagonal):
 class TransposedOut(fl.Rotated):
     """Rotates into the basis a second time, where it should rotate back."""
 
-    def out(self, frame, X):
+    def from_eigenbasis(self, frame, X):
         return frame.bases.left.T @ X @ frame.bases.right.T
 
 
@@ -92,8 +92,8 @@ class BasisTransposed(fl.Rotated):
 class SinglePrecisionBasis(fl.Rotated):
     """Settles in float32, whatever the gradients are."""
 
-    def settle(self, fisher, key):
-        return jax.tree.map(lambda U: U.astype(jnp.float32), super().settle(fisher, key))
+    def converged_basis(self, fisher, key):
+        return jax.tree.map(lambda U: U.astype(jnp.float32), super().converged_basis(fisher, key))
 
 
 class ChartInFull(fl.Rows):
@@ -161,7 +161,7 @@ class AlwaysSinglePrecision(fl.Diagonal):
 class HalvedUnderJit(fl.Diagonal):
     """Rounds to float16, but only where it is traced."""
 
-    def into(self, frame, G):
+    def to_eigenbasis(self, frame, G):
         return G.astype(jnp.float16).astype(G.dtype) if isinstance(G, jax.core.Tracer) else G
 
 
@@ -185,7 +185,7 @@ class VarianceOfSamples(fl.Diagonal):
 class Restless(fl.Rotated):
     """Finds each basis in the coordinates of the last, and does not compose the two."""
 
-    def turn(self, stats, frame, fisher, key):
+    def update_basis(self, stats, frame, fisher, key):
         U, V, inner = frame.bases
         return fl.Frame(
             type(frame.bases)(eigenbasis(U.T @ stats.left @ U), eigenbasis(V.T @ stats.right @ V), inner), frame.shape
@@ -195,8 +195,8 @@ class Restless(fl.Rotated):
 class TailCountedOnce(fl.LowRank):
     """Forgets that one eigenvalue of the complement stands for m - r directions."""
 
-    def levels(self, params, fisher):
-        return [level._replace(multiplicity=1.0) for level in super().levels(params, fisher)]
+    def eigenvalue_blocks(self, params, fisher):
+        return [level._replace(multiplicity=1.0) for level in super().eigenvalue_blocks(params, fisher)]
 
 
 class FactorsSwapped(fl.Kronecker):

@@ -103,9 +103,9 @@ def cone(case: Case) -> float:
 def isometry(case: Case) -> float:
     """out(into(G)) == G, and into keeps norms."""
     G, frame = case.gradients[0], case.member.frame
-    X = case.structure.into(frame, G)
+    X = case.structure.to_eigenbasis(frame, G)
     norm = sum(jnp.sum(x**2) for x in jax.tree.leaves(X))
-    return max(distance(case.structure.out(frame, X), G), distance(norm, jnp.sum(G**2)))
+    return max(distance(case.structure.from_eigenbasis(frame, X), G), distance(norm, jnp.sum(G**2)))
 
 
 def application(case: Case) -> float:
@@ -220,7 +220,7 @@ def forms(case: Case) -> float:
 def rest(case: Case) -> float:
     """fit is at rest: one more turn of its frame leaves F~ where it is."""
     structure, frame = case.structure, case.fitted.frame
-    turned = structure.turn(structure.stats(case.fisher, frame), frame, case.fisher, jax.random.key(case.seed))
+    turned = structure.update_basis(structure.stats(case.fisher, frame), frame, case.fisher, jax.random.key(case.seed))
     again = structure.fit(structure.stats(case.fisher, turned), turned)
     return distance(structure.dense(again), structure.dense(case.fitted))
 

@@ -10,27 +10,27 @@ from fimlens.linalg.decompositions import eigh, orthonormal, svd
 
 
 def eigenbasis(covariance: Float[Array, "m m"], rank: int | None = None) -> Float[Array, "m r"]:
-    """Eigenvectors, leading first (the first `rank` of them), with what eigh leaves open fixed: see `completed`."""
+    """Eigenvectors, leading first (the first `rank` of them), with what eigh leaves open fixed: see `complete_basis`."""
     U, values = spectral(covariance)
-    return completed(U, values > rounding(covariance) * values[0])[:, :rank]
+    return complete_basis(U, values > rounding(covariance) * values[0])[:, :rank]
 
 
 def singular_bases(
     A: Float[Array, "m n"], left: int | None = None, right: int | None = None
 ) -> tuple[Float[Array, "m r"], Float[Array, "n s"]]:
-    """Singular vectors, leading first, as many as `left` and `right` say, with what svd leaves open fixed: see `completed`."""
+    """Singular vectors, leading first, as many as `left` and `right` say, with what svd leaves open fixed: see `complete_basis`."""
     U, values, Vt = svd(A / unit_of(A))
     sure = values > 4 * rounding(A) * values[0]  # of 1024 x 1024 matrices the noise is some 5 eps
 
     def first(W: Float[Array, "m k"], count: int) -> Float[Array, "m r"]:
         missing = max(count - len(sure), 0)
-        return completed(jnp.pad(W, ((0, 0), (0, missing)))[:, :count], jnp.pad(sure, (0, missing))[:count])
+        return complete_basis(jnp.pad(W, ((0, 0), (0, missing)))[:, :count], jnp.pad(sure, (0, missing))[:count])
 
     m, n = A.shape
     return first(U, m if left is None else left), first(Vt.T, n if right is None else right)
 
 
-def completed(U: Float[Array, "m r"], sure: Bool[Array, " r"]) -> Float[Array, "m r"]:
+def complete_basis(U: Float[Array, "m r"], sure: Bool[Array, " r"]) -> Float[Array, "m r"]:
     """The basis U with its last vectors, which are not `sure`, replaced by fixed ones made orthonormal to the others.
 
     In a null space eigh returns whatever rounding makes of it, and another device, or another order of summation, something
@@ -38,14 +38,14 @@ def completed(U: Float[Array, "m r"], sure: Bool[Array, " r"]) -> Float[Array, "
     are fixed as well, the largest entry of each vector positive.
     """
     fixed = jax.random.normal(jax.random.PRNGKey(0), U.shape, U.dtype)
-    return gauged(orthonormal(jnp.where(sure, U, fixed)))
+    return fix_signs(orthonormal(jnp.where(sure, U, fixed)))
 
 
 def power_step(powered: Float[Array, "m r"], U: Float[Array, "m r"]) -> Float[Array, "m r"]:
     """C U made orthonormal, given that product and U: one step of subspace iteration. In a null space the old vectors stay."""
     sizes = jnp.linalg.norm(powered, axis=0)
     sure = sizes > rounding(powered) * sizes.max()
-    return gauged(orthonormal(jnp.where(sure, powered, U)))
+    return fix_signs(orthonormal(jnp.where(sure, powered, U)))
 
 
 def complement(V: Float[Array, "m r"], which: Int[Array, " k"]) -> Float[Array, "m k"]:
@@ -101,7 +101,7 @@ def spectral(covariance: Float[Array, "m m"]) -> tuple[Float[Array, "m m"], Floa
     """Eigenvectors, in the gauge of `eigenbasis`, and eigenvalues, leading first."""
     unit = unit_of(covariance)
     values, U = eigh(covariance / unit)
-    return gauged(U[:, ::-1]), values[::-1] * unit
+    return fix_signs(U[:, ::-1]), values[::-1] * unit
 
 
 def square_root(covariance: Float[Array, "m m"]) -> Float[Array, "m m"]:
@@ -110,7 +110,7 @@ def square_root(covariance: Float[Array, "m m"]) -> Float[Array, "m m"]:
     return U * jnp.sqrt(jnp.where(values > rounding(covariance) * values[0], values, 0))
 
 
-def gauged(U: Float[Array, "m r"]) -> Float[Array, "m r"]:
+def fix_signs(U: Float[Array, "m r"]) -> Float[Array, "m r"]:
     """U with the largest entry of each column positive."""
     largest = jnp.take_along_axis(U, jnp.abs(U).argmax(0)[None], 0)
     return U * jnp.where(largest < 0, -1, 1).astype(U.dtype)

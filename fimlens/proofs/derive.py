@@ -13,7 +13,7 @@ from fimlens.proofs.evaluate import applied, error, written
 from fimlens.proofs.stationary import Stationary, stationary
 from fimlens.proofs.symbols import any_fisher, diagonal_fisher, entries_of, frame, positive, symbols
 from fimlens.proofs.verify_fit import brief, held, plain
-from fimlens.solver.fit import blank
+from fimlens.solver.fit import zero_state
 from fimlens.structure import Params, Structure, Tree, require_structure
 from fimlens.structures.spectra import Spectrum
 
@@ -131,7 +131,7 @@ def _layout(structure: Structure, shape: tuple[int, int], given: Any) -> Tree:
     if given is not None:
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, float), given, is_leaf=_is_shape)
     try:
-        return jax.eval_shape(lambda: blank(structure, shape, "fits"))[1]
+        return jax.eval_shape(lambda: zero_state(structure, shape, "fits"))[1]
     except NotImplementedError as error:
         raise ValueError(
             f"derive: {structure} has no fit to tell the layout of its coordinates. Give it, as in coordinates={{'c': (2, 1)}}."
@@ -159,7 +159,7 @@ def _symbols(layout: Tree) -> Tree:
 
 
 def _require_one_member(structure: Structure, params: Params) -> None:
-    """Refuse a family whose `dense` is not what its `into`, `eigenvalues` and `out` do: there are two definitions.
+    """Refuse a family whose `dense` is not what its `to_eigenbasis`, `eigenvalues` and `from_eigenbasis` do: there are two definitions.
 
     Raises:
         ValueError: they disagree.
@@ -167,6 +167,6 @@ def _require_one_member(structure: Structure, params: Params) -> None:
     G = symbols("G", *params.frame.shape)
     if not all(is_zero(entry) for entry in entries_of(applied(structure, params, G) - written(structure, params, G))):
         raise ValueError(
-            f"derive: {structure} has two definitions: `dense` times vec(G) is not what `into`, the eigenvalues (`expand`) and "
-            "`out` make of G. Correct either; fl.check names the law."
+            f"derive: {structure} has two definitions: `dense` times vec(G) is not what `to_eigenbasis`, the eigenvalues (`expand`) and "
+            "`from_eigenbasis` make of G. Correct either; fl.check names the law."
         )

@@ -63,11 +63,11 @@ def slope(structure: Structure, params: Params, fisher: Fisher, measure: Measure
 
 
 def slope_of_bases(structure: Structure, params: Params, fisher: Fisher, measure: Measure = squared_error) -> Tree:
-    """The gradient by the bases, through the shipped `bend`, where they stand."""
+    """The gradient by the bases, through the shipped `retract`, where they stand."""
     still = jax.tree.map(np.zeros_like, params.frame)
 
     def of_bend(z: Frame, params: Params, fisher: Fisher) -> Float[Array, ""]:
-        return measure(structure, Params(structure.bend(params.frame, z), params.coords), fisher)
+        return measure(structure, Params(structure.retract(params.frame, z), params.coords), fisher)
 
     return symbolic(jax.grad(of_bend))(still, params, fisher)
 

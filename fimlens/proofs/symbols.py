@@ -9,7 +9,7 @@ import sympy as sp
 
 from fimlens.fisher.fisher import DenseFisher, SampleFisher
 from fimlens.interpreter.interpret import symbolic
-from fimlens.solver.fit import blank
+from fimlens.solver.fit import zero_state
 from fimlens.structure import Frame, Structure, Tree
 
 Symbols = np.ndarray  # of SymPy expressions
@@ -91,7 +91,7 @@ def frame(structure: Structure, m: int, n: int, turned: bool = True) -> Frame:
 
 def coordinates(structure: Structure, m: int, n: int, name: str) -> Tree:
     """Positive symbols in the layout of a structure's coordinates."""
-    leaves, layout = jax.tree.flatten(jax.eval_shape(lambda: blank(structure, (m, n), "fits"))[1])
+    leaves, layout = jax.tree.flatten(jax.eval_shape(lambda: zero_state(structure, (m, n), "fits"))[1])
     names = [name] if len(leaves) == 1 else [f"{name}{chr(0x61 + k)}" for k in range(len(leaves))]
     return jax.tree.unflatten(layout, [positive(own, *leaf.shape) for own, leaf in zip(names, leaves, strict=True)])
 

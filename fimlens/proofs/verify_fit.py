@@ -130,7 +130,7 @@ def _in_every_basis(structure: Structure, F: DenseFisher) -> tuple[str, bool]:
     if _vanishes(slope(structure, fitted(structure, F, turned), F)):
         return "proved: it solves the equations, for all entries at this size, in every basis", True
     return (
-        "refused: it solves the equations in the first frame, and not in turned bases; look at `stats`, `into` and `dense`",
+        "refused: it solves the equations in the first frame, and not in turned bases; look at `stats`, `to_eigenbasis` and `dense`",
         False,
     )
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from fimlens.fisher.fisher import Fisher
 from fimlens.fisher.limits import require_dense
-from fimlens.structure import Level, Params, Structure
+from fimlens.structure import EigenvalueBlock, Params, Structure
 
 AT_ROUNDING = 1e-9  # of an eigenvalue below zero, in units of the largest
 
@@ -59,7 +59,7 @@ def fit(structure: Structure, fisher: Fisher, *, key: Array | None = None) -> Pa
 @partial(jax.jit, static_argnums=0)
 def _fit(structure: Structure, fisher: Fisher, key: Array) -> Params:
     with jax.default_matmul_precision("highest"):
-        frame = structure.settle(fisher, key)
+        frame = structure.converged_basis(fisher, key)
         return structure.fit(structure.stats(fisher, frame), frame)
 
 
@@ -100,7 +100,7 @@ def measure(structure: Structure, params: Params, fisher: Fisher) -> Gap:
 def _gap(structure: Structure, params: Params, fisher: Fisher, unit: Float[Array, ""], norm_squared: Float[Array, ""]) -> Gap:
     """In units of the largest second moment until the end, so that no square leaves float32."""
     with jax.default_matmul_precision("highest"):
-        levels = [Level(value / unit, V / unit, c) for value, V, c in structure.levels(params, fisher)]
+        levels = [EigenvalueBlock(value / unit, V / unit, c) for value, V, c in structure.eigenvalue_blocks(params, fisher)]
         size = sum(c * jnp.sum(value**2) for value, _, c in levels)
         total = norm_squared - 2 * fisher.inner(lambda G: structure.apply(params, G / unit, lambda x: x / unit)) + size
         basis = norm_squared - sum(c * jnp.sum(V**2) for _, V, c in levels)
@@ -124,7 +124,7 @@ def is_member(structure: Structure, params: Params) -> Bool[Array, ""]:
 @lru_cache
 def _layout(structure: Structure, shape: tuple[int, int]) -> Params:
     """The shapes of a member's arrays."""
-    return jax.tree.map(jnp.shape, Params(*jax.eval_shape(lambda: blank(structure, shape, "fits"))))
+    return jax.tree.map(jnp.shape, Params(*jax.eval_shape(lambda: zero_state(structure, shape, "fits"))))
 
 
 def dimension(structure: Structure, shape: tuple[int, int], *, seed: int = 0) -> int:
@@ -160,11 +160,11 @@ def state_size(structure: Structure, shape: tuple[int, int], *, average: str = "
         >>> fl.state_size(fl.RowColumn(), (512, 1376)), fl.state_size(fl.RowColumn(), (512, 1376), average="fits")
         (704512, 1888)
     """
-    slot = jax.eval_shape(lambda: blank(structure, shape, average))
+    slot = jax.eval_shape(lambda: zero_state(structure, shape, average))
     return sum(leaf.size for leaf in jax.tree.leaves(slot))
 
 
-def blank(structure: Structure, shape: tuple[int, int], average: str, dtype: Any = jnp.float32) -> tuple[Any, Any]:
+def zero_state(structure: Structure, shape: tuple[int, int], average: str, dtype: Any = jnp.float32) -> tuple[Any, Any]:
     """The first frame, and zeros where statistics or fits will be averaged."""
     if average not in ("statistics", "fits"):
         raise ValueError(f'average is "statistics" or "fits"; got {average!r}')

@@ -194,7 +194,7 @@ def in_units(member: Params, z: Params) -> Params:
 @partial(jax.jit, static_argnums=0)
 def _relative_gap(structure: Structure, params: Params, fisher: Fisher, norm_squared: Float[ArrayLike, ""]) -> Float[Array, ""]:
     """Infinite outside the PSD cone."""
-    value = 1 + excess(structure.levels(params, fisher)) / jnp.where(norm_squared > 0, norm_squared, 1)
+    value = 1 + excess(structure.eigenvalue_blocks(params, fisher)) / jnp.where(norm_squared > 0, norm_squared, 1)
     return jnp.where(is_member(structure, params), value, jnp.inf)
 
 

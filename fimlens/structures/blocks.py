@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from fimlens.fisher.fisher import Fisher, vec
-from fimlens.structure import Claim, Frame, Level, Params, Structure, Tree, require_structure
+from fimlens.structure import Claim, EigenvalueBlock, Frame, Params, Structure, Tree, require_structure
 
 Matrix = Float[Array, "m n"]
 
@@ -71,11 +71,11 @@ class Blocks(Structure):
         count = self.rows * self.columns
         return Frame(jax.tree.map(lambda U: jnp.broadcast_to(U, (count, *U.shape)), inner), (m, n))
 
-    def into(self, frame: Frame, G: Matrix) -> Tree:
-        return jax.vmap(self.inner.into)(frame.bases, self._split(G))
+    def to_eigenbasis(self, frame: Frame, G: Matrix) -> Tree:
+        return jax.vmap(self.inner.to_eigenbasis)(frame.bases, self._split(G))
 
-    def out(self, frame: Frame, X: Tree) -> Matrix:
-        return self._join(jax.vmap(self.inner.out)(frame.bases, X))
+    def from_eigenbasis(self, frame: Frame, X: Tree) -> Matrix:
+        return self._join(jax.vmap(self.inner.from_eigenbasis)(frame.bases, X))
 
     def eigenvalues(self, params: Params) -> Tree:
         return jax.vmap(self.inner.eigenvalues)(self._inner(params))
@@ -83,37 +83,37 @@ class Blocks(Structure):
     def stats(self, fisher: Fisher, frame: Frame) -> Tree:
         return jax.vmap(self.inner.stats)(self._fishers(fisher), frame.bases)
 
-    def turn(self, stats: Tree, frame: Frame, fisher: Fisher, key: Array) -> Frame:
+    def update_basis(self, stats: Tree, frame: Frame, fisher: Fisher, key: Array) -> Frame:
         keys = jax.random.split(key, self.rows * self.columns)
-        return Frame(jax.vmap(self.inner.turn)(stats, frame.bases, self._fishers(fisher), keys), frame.shape)
+        return Frame(jax.vmap(self.inner.update_basis)(stats, frame.bases, self._fishers(fisher), keys), frame.shape)
 
     def carry(self, stats: Tree, old: Frame, new: Frame) -> Tree:
         return jax.vmap(self.inner.carry)(stats, old.bases, new.bases)
 
-    def settle(self, fisher: Fisher, key: Array) -> Frame:
+    def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         keys = jax.random.split(key, self.rows * self.columns)
         shape = self.frame(*fisher.shape).shape  # refuses a grid that does not fit
-        return Frame(jax.vmap(self.inner.settle)(self._fishers(fisher), keys), shape)
+        return Frame(jax.vmap(self.inner.converged_basis)(self._fishers(fisher), keys), shape)
 
     def fit(self, stats: Tree, frame: Frame) -> Params:
         members = jax.vmap(self.inner.fit)(stats, frame.bases)
         return Params(Frame(members.frame, frame.shape), members.coords)
 
-    def bend(self, frame: Frame, z: Frame) -> Frame:
+    def retract(self, frame: Frame, z: Frame) -> Frame:
         if not jax.tree.leaves(frame):  # vmap refuses to map nothing
             return frame
-        return Frame(jax.vmap(self.inner.bend)(frame.bases, z.bases), frame.shape)
+        return Frame(jax.vmap(self.inner.retract)(frame.bases, z.bases), frame.shape)
 
-    def levels(self, params: Params, fisher: Fisher) -> list[Level]:
+    def eigenvalue_blocks(self, params: Params, fisher: Fisher) -> list[EigenvalueBlock]:
         static: list[float] = []
 
         def arrays(params: Params, fisher: Fisher) -> list[tuple[Array, Array]]:
-            levels = self.inner.levels(params, fisher)
+            levels = self.inner.eigenvalue_blocks(params, fisher)
             static[:] = [c for *_, c in levels]
             return [(value, V) for value, V, _ in levels]
 
         pairs = jax.vmap(arrays)(self._inner(params), self._fishers(fisher))
-        return [Level(value, V, c) for (value, V), c in zip(pairs, static, strict=True)]
+        return [EigenvalueBlock(value, V, c) for (value, V), c in zip(pairs, static, strict=True)]
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         return jnp.sum(jax.vmap(self.inner.objective)(self._inner(params), self._fishers(fisher)))

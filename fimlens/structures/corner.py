@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley, eigenbasis
-from fimlens.structure import Claim, Frame, Level, Params, Structure, Symmetry, Tree, excess, require_structure
+from fimlens.structure import Claim, EigenvalueBlock, Frame, Params, Structure, Symmetry, Tree, excess, require_structure
 from fimlens.structures.low_rank import require_rank
 from fimlens.structures.spectra import Diagonal
 
@@ -86,16 +86,16 @@ class Corner(Structure):
         U, V = (jnp.eye(side, min(side, self.rank)) for side in (m, n))
         return Frame(Bases(U, V, self.inner.frame(U.shape[1], V.shape[1])), (m, n))
 
-    def into(self, frame: Frame, G: Matrix) -> Parts:
+    def to_eigenbasis(self, frame: Frame, G: Matrix) -> Parts:
         U, V, inner = frame.bases
         A, B = U.T @ G, G @ V
         X = A @ V
         rows, columns = A - X @ V.T, B - U @ X
-        return Parts(self.inner.into(inner, X), rows, columns, G - U @ A - columns @ V.T)
+        return Parts(self.inner.to_eigenbasis(inner, X), rows, columns, G - U @ A - columns @ V.T)
 
-    def out(self, frame: Frame, X: Parts) -> Matrix:
+    def from_eigenbasis(self, frame: Frame, X: Parts) -> Matrix:
         U, V, inner = frame.bases
-        return U @ (self.inner.out(inner, X.corner) @ V.T + X.rows) + X.columns @ V.T + X.tail
+        return U @ (self.inner.from_eigenbasis(inner, X.corner) @ V.T + X.rows) + X.columns @ V.T + X.tail
 
     def eigenvalues(self, params: Params) -> Parts:
         return params.coords._replace(corner=self.inner.eigenvalues(self._inner(params)))
@@ -107,7 +107,7 @@ class Corner(Structure):
 
     def _means(self, fisher: Fisher, frame: Frame) -> Parts:
         """Of the second moments, over the directions that are tied; of the corner nothing."""
-        V = fisher.second_moment(lambda G: self.into(frame, G)._replace(corner=()))
+        V = fisher.second_moment(lambda G: self.to_eigenbasis(frame, G)._replace(corner=()))
         sums = Parts(None, V.rows.sum(1, keepdims=True), V.columns.sum(0, keepdims=True), V.tail.sum(keepdims=True))
         pairs = zip(sums, self._multiplicities(frame), strict=True)
         return Parts(*(total / count if count else None for total, count in pairs))
@@ -120,10 +120,10 @@ class Corner(Structure):
         corner = self.inner.stats(self._corner(fisher, frame), frame.bases.inner)
         return Seen(fisher.left(), fisher.right(), self._means(fisher, frame)._replace(corner=corner))
 
-    def turn(self, stats: Seen, frame: Frame, fisher: Fisher, key: Array) -> Frame:
+    def update_basis(self, stats: Seen, frame: Frame, fisher: Fisher, key: Array) -> Frame:
         U, V = (eigenbasis(C, old.shape[1]) for C, old in zip(stats[:2], frame.bases, strict=False))
         moved = Frame(Bases(U, V, frame.bases.inner), frame.shape)
-        inner = self.inner.turn(stats.parts.corner, frame.bases.inner, self._corner(fisher, moved), key)
+        inner = self.inner.update_basis(stats.parts.corner, frame.bases.inner, self._corner(fisher, moved), key)
         return Frame(Bases(U, V, inner), frame.shape)
 
     def carry(self, stats: Seen, old: Frame, new: Frame) -> Seen:
@@ -134,17 +134,19 @@ class Corner(Structure):
         corner = self.inner.fit(stats.parts.corner, frame.bases.inner).coords
         return Params(frame, stats.parts._replace(corner=corner))
 
-    def bend(self, frame: Frame, z: Frame) -> Frame:
+    def retract(self, frame: Frame, z: Frame) -> Frame:
         U, V = (cayley(basis, dz) for basis, dz in zip(frame.bases[:2], z.bases[:2], strict=True))
-        return Frame(Bases(U, V, self.inner.bend(frame.bases.inner, z.bases.inner)), frame.shape)
+        return Frame(Bases(U, V, self.inner.retract(frame.bases.inner, z.bases.inner)), frame.shape)
 
-    def _tied(self, params: Params, fisher: Fisher) -> list[Level]:
+    def _tied(self, params: Params, fisher: Fisher) -> list[EigenvalueBlock]:
         frame = params.frame
         tied = zip(params.coords, self._means(fisher, frame), self._multiplicities(frame), strict=True)
-        return [Level(value, V, count) for value, V, count in tied if count]
+        return [EigenvalueBlock(value, V, count) for value, V, count in tied if count]
 
-    def levels(self, params: Params, fisher: Fisher) -> list[Level]:
-        return self.inner.levels(self._inner(params), self._corner(fisher, params.frame)) + self._tied(params, fisher)
+    def eigenvalue_blocks(self, params: Params, fisher: Fisher) -> list[EigenvalueBlock]:
+        return self.inner.eigenvalue_blocks(self._inner(params), self._corner(fisher, params.frame)) + self._tied(
+            params, fisher
+        )
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         corner = self.inner.objective(self._inner(params), self._corner(fisher, params.frame))

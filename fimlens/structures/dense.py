@@ -46,11 +46,11 @@ class Dense(Structure):
         require_dense("Dense", "Take a smaller matrix, or blocks of it, as in Blocks(Dense(), columns=n).", (m, n))
         return Frame(_COLUMN.frame(m * n, 1), (m, n))
 
-    def into(self, frame: Frame, G: Float[Array, "m n"]) -> Float[Array, "mn 1"]:
-        return _COLUMN.into(frame.bases, vec(G)[:, None])
+    def to_eigenbasis(self, frame: Frame, G: Float[Array, "m n"]) -> Float[Array, "mn 1"]:
+        return _COLUMN.to_eigenbasis(frame.bases, vec(G)[:, None])
 
-    def out(self, frame: Frame, X: Float[Array, "mn 1"]) -> Float[Array, "m n"]:
-        return unvec(_COLUMN.out(frame.bases, X)[:, 0], frame.shape)
+    def from_eigenbasis(self, frame: Frame, X: Float[Array, "mn 1"]) -> Float[Array, "m n"]:
+        return unvec(_COLUMN.from_eigenbasis(frame.bases, X)[:, 0], frame.shape)
 
     def eigenvalues(self, params: Params) -> Float[Array, "mn 1"]:
         return params.coords
@@ -58,14 +58,14 @@ class Dense(Structure):
     def stats(self, fisher: Fisher, frame: Frame) -> Covariances:
         return _COLUMN.stats(fisher.map(lambda G: vec(G)[:, None]), frame.bases)
 
-    def turn(self, stats: Covariances, frame: Frame, fisher: Fisher, key: Array) -> Frame:
-        return Frame(_COLUMN.turn(stats, frame.bases, fisher.map(lambda G: vec(G)[:, None]), key), frame.shape)
+    def update_basis(self, stats: Covariances, frame: Frame, fisher: Fisher, key: Array) -> Frame:
+        return Frame(_COLUMN.update_basis(stats, frame.bases, fisher.map(lambda G: vec(G)[:, None]), key), frame.shape)
 
     def fit(self, stats: Covariances, frame: Frame) -> Params:
         return Params(frame, _COLUMN.fit(stats, frame.bases).coords)
 
-    def bend(self, frame: Frame, z: Frame) -> Frame:
-        return Frame(_COLUMN.bend(frame.bases, z.bases), frame.shape)
+    def retract(self, frame: Frame, z: Frame) -> Frame:
+        return Frame(_COLUMN.retract(frame.bases, z.bases), frame.shape)
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         Q, lam = params.frame.bases.bases.left, params.coords[:, 0]

@@ -49,11 +49,11 @@ class _Product(Structure):
     def _split(self, A: Array) -> tuple[Float[Array, "n n"] | None, Float[Array, " n"]]:
         """A basis of A (None where A is diagonal) and its eigenvalues."""
 
-    def into(self, frame: Frame, G: Matrix) -> Matrix:
+    def to_eigenbasis(self, frame: Frame, G: Matrix) -> Matrix:
         left, _, right, _ = frame.bases
         return left.T @ G if right is None else left.T @ G @ right
 
-    def out(self, frame: Frame, X: Matrix) -> Matrix:
+    def from_eigenbasis(self, frame: Frame, X: Matrix) -> Matrix:
         left, _, right, _ = frame.bases
         return left @ X if right is None else left @ X @ right.T
 
@@ -66,12 +66,12 @@ class _Product(Structure):
         A = jnp.diag(a) if right is None else (right * a) @ right.T
         return Weighted(fisher.left(A), self._right(fisher, (left * b) @ left.T))
 
-    def turn(self, stats: Weighted, frame: Frame, fisher: Fisher, key: Array) -> Frame:
+    def update_basis(self, stats: Weighted, frame: Frame, fisher: Fisher, key: Array) -> Frame:
         left, b = spectral(stats.left)
         right, a = self._split(stats.right)
         return Frame(Bases(left, _unit(b), right, _unit(a)), frame.shape)
 
-    def settle(self, fisher: Fisher, key: Array) -> Frame:
+    def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         m, n = fisher.shape
         start = jnp.eye(n, dtype=fisher.dtype) if self.frame(m, n).bases.right is not None else jnp.ones(n, fisher.dtype)
 
@@ -79,7 +79,7 @@ class _Product(Structure):
             return fisher.left(A if A.ndim == 2 else jnp.diag(A))
 
         A = perron(left, lambda B: self._right(fisher, B), start)
-        return self.turn(Weighted(left(A), A), self.frame(m, n), fisher, key)
+        return self.update_basis(Weighted(left(A), A), self.frame(m, n), fisher, key)
 
     def fit(self, stats: Weighted, frame: Frame) -> Params:
         left, b, right, _ = frame.bases
@@ -89,7 +89,7 @@ class _Product(Structure):
         columns = jnp.maximum(columns, 0) / jnp.where(total > 0, total, 1)
         return Params(frame, (jnp.maximum(rows, 0)[:, None], columns[None]))
 
-    def bend(self, frame: Frame, z: Frame) -> Frame:
+    def retract(self, frame: Frame, z: Frame) -> Frame:
         left, b, right, a = frame.bases
         turned = None if right is None else cayley(right, z.bases.right)
         return Frame(Bases(cayley(left, z.bases.left), b, turned, a), frame.shape)

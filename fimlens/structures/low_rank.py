@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley, eigenbasis
-from fimlens.structure import Claim, Frame, Level, Params, Structure, Symmetry, Tree, excess, require_structure
+from fimlens.structure import Claim, EigenvalueBlock, Frame, Params, Structure, Symmetry, Tree, excess, require_structure
 from fimlens.structures.spectra import Columns, Scalar, Spectrum
 
 Matrix = Float[Array, "m n"]
@@ -121,14 +121,14 @@ class LowRank(Structure):
             )
         return Frame(Bases(jnp.eye(short, self.rank), self.inner.frame(self.rank, long)), (m, n))
 
-    def into(self, frame: Frame, G: Matrix) -> LeadTail:
+    def to_eigenbasis(self, frame: Frame, G: Matrix) -> LeadTail:
         G, (U, inner) = at_door(frame, G), frame.bases
         sigma = U.T @ G
-        return LeadTail(self.inner.into(inner, sigma), G - U @ sigma)
+        return LeadTail(self.inner.to_eigenbasis(inner, sigma), G - U @ sigma)
 
-    def out(self, frame: Frame, X: LeadTail) -> Matrix:
+    def from_eigenbasis(self, frame: Frame, X: LeadTail) -> Matrix:
         U, inner = frame.bases
-        return at_door(frame, U @ self.inner.out(inner, X.lead) + X.tail)
+        return at_door(frame, U @ self.inner.from_eigenbasis(inner, X.lead) + X.tail)
 
     def eigenvalues(self, params: Params) -> LeadTail:
         shape = params.frame.shape
@@ -151,10 +151,10 @@ class LowRank(Structure):
 
         return self._tail(frame.shape).moments(fisher.second_moment(residual) * (m / max(m - r, 1)))
 
-    def turn(self, stats: Tracked, frame: Frame, fisher: Fisher, key: Array) -> Frame:
+    def update_basis(self, stats: Tracked, frame: Frame, fisher: Fisher, key: Array) -> Frame:
         U = eigenbasis(stats.covariance, self.rank)
         lead = fisher.map(lambda G: U.T @ at_door(frame, G))
-        return Frame(Bases(U, self.inner.turn(stats.parts.lead, frame.bases.inner, lead, key)), frame.shape)
+        return Frame(Bases(U, self.inner.update_basis(stats.parts.lead, frame.bases.inner, lead, key)), frame.shape)
 
     def carry(self, stats: Tracked, old: Frame, new: Frame) -> Tracked:
         lead = self.inner.carry(stats.parts.lead, old.bases.inner, new.bases.inner)
@@ -165,21 +165,21 @@ class LowRank(Structure):
         inner = self.inner.fit(lead, frame.bases.inner)
         return Params(frame, LeadTail(inner.coords, self._tail(frame.shape).project(tail)))
 
-    def bend(self, frame: Frame, z: Frame) -> Frame:
+    def retract(self, frame: Frame, z: Frame) -> Frame:
         U = cayley(frame.bases.lead, z.bases.lead)
-        return Frame(Bases(U, self.inner.bend(frame.bases.inner, z.bases.inner)), frame.shape)
+        return Frame(Bases(U, self.inner.retract(frame.bases.inner, z.bases.inner)), frame.shape)
 
-    def _parts(self, params: Params, fisher: Fisher) -> tuple[Fisher, list[Level]]:
+    def _parts(self, params: Params, fisher: Fisher) -> tuple[Fisher, list[EigenvalueBlock]]:
         """The Fisher of the lead, and the tail as one tied level: what it hides inside itself is basis error."""
         U = params.frame.bases.lead
         m, r = U.shape
         lead = fisher.map(lambda G: U.T @ at_door(params.frame, G))
         value, V = params.coords.tail, self._tail_moments(fisher, params.frame)
-        return lead, [] if V is None else [Level(value, V, (m - r) * max(params.frame.shape) / V.size)]
+        return lead, [] if V is None else [EigenvalueBlock(value, V, (m - r) * max(params.frame.shape) / V.size)]
 
-    def levels(self, params: Params, fisher: Fisher) -> list[Level]:
+    def eigenvalue_blocks(self, params: Params, fisher: Fisher) -> list[EigenvalueBlock]:
         lead, tail = self._parts(params, fisher)
-        return self.inner.levels(self._inner(params), lead) + tail
+        return self.inner.eigenvalue_blocks(self._inner(params), lead) + tail
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         lead, tail = self._parts(params, fisher)

@@ -30,10 +30,10 @@ class _RankOne(Spectrum):
         rows, columns = self.factors(coords)
         return rows * columns
 
-    def over_root(self, params: Params, X: Matrix, eps: Float[ArrayLike, ""]) -> Matrix:
+    def precondition(self, params: Params, X: Matrix, eps: Float[ArrayLike, ""]) -> Matrix:
         """Without eps the root is a product too: m + n roots and divisions, and not m n."""
         if not isinstance(eps, float) or eps != 0:
-            return super().over_root(params, X, eps)
+            return super().precondition(params, X, eps)
         rows, columns = self.factors(params.coords)
         return X * inverse_root(0.0)(rows) * inverse_root(0.0)(columns)
 

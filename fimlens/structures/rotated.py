@@ -95,20 +95,20 @@ class Rotated(Structure):
         left, right = self._rotated(m, n)
         return Frame(Bases(jnp.eye(m) if left else None, jnp.eye(n) if right else None, self.inner.frame(m, n)), (m, n))
 
-    def into(self, frame: Frame, G: Matrix) -> Tree:
-        return self.inner.into(frame.bases.inner, rotate(frame, G))
+    def to_eigenbasis(self, frame: Frame, G: Matrix) -> Tree:
+        return self.inner.to_eigenbasis(frame.bases.inner, rotate(frame, G))
 
-    def out(self, frame: Frame, X: Tree) -> Matrix:
+    def from_eigenbasis(self, frame: Frame, X: Tree) -> Matrix:
         left, right, inner = frame.bases
-        G = self.inner.out(inner, X)
+        G = self.inner.from_eigenbasis(inner, X)
         G = G if left is None else left @ G
         return G if right is None else G @ right.T
 
     def eigenvalues(self, params: Params) -> Tree:
         return self.inner.eigenvalues(self._inner(params))
 
-    def over_root(self, params: Params, X: Tree, eps: Float[ArrayLike, ""]) -> Tree:
-        return self.inner.over_root(self._inner(params), X, eps)
+    def precondition(self, params: Params, X: Tree, eps: Float[ArrayLike, ""]) -> Tree:
+        return self.inner.precondition(self._inner(params), X, eps)
 
     def stats(self, fisher: Fisher, frame: Frame) -> Covariances:
         left, right, inner = frame.bases
@@ -126,8 +126,8 @@ class Rotated(Structure):
     def start(self, stats: Covariances, frame: Frame, fisher: Fisher, key: Array) -> Frame:
         return self._moved(self.tracker.start, self.inner.start, stats, frame, fisher, key)
 
-    def turn(self, stats: Covariances, frame: Frame, fisher: Fisher, key: Array) -> Frame:
-        return self._moved(self.tracker.turn, self.inner.turn, stats, frame, fisher, key)
+    def update_basis(self, stats: Covariances, frame: Frame, fisher: Fisher, key: Array) -> Frame:
+        return self._moved(self.tracker.update_basis, self.inner.update_basis, stats, frame, fisher, key)
 
     def _moved(
         self,
@@ -145,10 +145,10 @@ class Rotated(Structure):
         moved = Frame(Bases(left, right, within), frame.shape)
         return _with_inner(moved, inner(stats.inner, within, fisher.map(partial(rotate, moved)), key))
 
-    def settle(self, fisher: Fisher, key: Array) -> Frame:
+    def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         frame = jax.tree.map(lambda U: U.astype(fisher.dtype), self.frame(*fisher.shape))
         started = self.start(self.stats(fisher, frame), frame, fisher, key)
-        return _with_inner(started, self.inner.settle(fisher.map(partial(rotate, started)), key))
+        return _with_inner(started, self.inner.converged_basis(fisher.map(partial(rotate, started)), key))
 
     def carry(self, stats: Covariances, old: Frame, new: Frame) -> Covariances:
         """Where the covariances determine the inner statistics in the new basis, those; else the inner's own."""
@@ -169,9 +169,9 @@ class Rotated(Structure):
     def fit(self, stats: Covariances, frame: Frame) -> Params:
         return Params(frame, self.inner.fit(stats.inner, frame.bases.inner).coords)
 
-    def bend(self, frame: Frame, z: Frame) -> Frame:
+    def retract(self, frame: Frame, z: Frame) -> Frame:
         turned = jax.tree.map(cayley, frame.bases[:2], z.bases[:2])
-        return Frame(Bases(*turned, self.inner.bend(frame.bases.inner, z.bases.inner)), frame.shape)
+        return Frame(Bases(*turned, self.inner.retract(frame.bases.inner, z.bases.inner)), frame.shape)
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         return self.inner.objective(self._inner(params), fisher.map(partial(rotate, params.frame)))

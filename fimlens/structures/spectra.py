@@ -57,11 +57,11 @@ class Spectrum(Structure):
     def frame(self, m: int, n: int) -> Frame:
         return Frame((), (m, n))
 
-    def into(self, frame: Frame, G: Matrix) -> Matrix:
+    def to_eigenbasis(self, frame: Frame, G: Matrix) -> Matrix:
         del frame
         return G
 
-    def out(self, frame: Frame, X: Matrix) -> Matrix:
+    def from_eigenbasis(self, frame: Frame, X: Matrix) -> Matrix:
         del frame
         return X
 

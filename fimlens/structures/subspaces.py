@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from fimlens._validate import require_number
-from fimlens.linalg.bases import complement, eigenbasis, gauged, power_step, singular_bases, square_root, unit_of
+from fimlens.linalg.bases import complement, eigenbasis, fix_signs, power_step, singular_bases, square_root, unit_of
 from fimlens.linalg.decompositions import orthonormal
 
 Matrix = Float[Array, "m n"]
@@ -49,10 +49,10 @@ class SubspaceTracker(abc.ABC):
 
     def start(self, kept: Any, G: Matrix, key: Array) -> Any:
         """At the first gradient."""
-        return self.turn(kept, G, key)
+        return self.update_basis(kept, G, key)
 
     @abc.abstractmethod
-    def turn(self, kept: Any, G: Matrix, key: Array) -> Any:
+    def update_basis(self, kept: Any, G: Matrix, key: Array) -> Any:
         """At a refresh, before the update, the current gradient seen."""
 
     def follow(self, kept: Any, G: Matrix, sigma: Float[Array, "r n"]) -> Any:
@@ -88,7 +88,7 @@ class AveragedCovariance(SubspaceTracker):
     def blank(self, m: int, r: int) -> Subspace:
         return Subspace(jnp.eye(m, r), jnp.zeros((m, m)))
 
-    def turn(self, kept: Subspace, G: Matrix, key: Array) -> Subspace:
+    def update_basis(self, kept: Subspace, G: Matrix, key: Array) -> Subspace:
         seen = self.follow(kept, G, G).covariance
         return kept._replace(basis=eigenbasis(seen, kept.basis.shape[1]))
 
@@ -147,13 +147,13 @@ class SubspaceIteration(SubspaceTracker):
     def start(self, kept: Subspace, G: Matrix, key: Array) -> Subspace:
         return kept._replace(basis=self._switched(_singular(G, kept.basis.shape[1]), key))
 
-    def turn(self, kept: Subspace, G: Matrix, key: Array) -> Subspace:
+    def update_basis(self, kept: Subspace, G: Matrix, key: Array) -> Subspace:
         U, H = kept.basis, (1 - self.b3) ** 0.5 * G
         if kept.covariance is not None:
             H = jnp.concatenate([H, self.b3**0.5 * U @ square_root(kept.covariance)], 1)
         H = H / unit_of(H)  # Q = H H^T
         V = power_step(H @ (H.T @ U), U)
-        V = gauged(V @ _singular(V.T @ H, V.shape[1]))
+        V = fix_signs(V @ _singular(V.T @ H, V.shape[1]))
         return kept._replace(basis=self._switched(V, key))
 
     def _switched(self, V: Basis, key: Array) -> Basis:
@@ -164,7 +164,7 @@ class SubspaceIteration(SubspaceTracker):
         if self.switch.startswith("gaussian"):
             stay = V[:, : 0 if self.switch == "gaussian" else leading]
             drawn = jax.random.normal(key, (m, r - stay.shape[1]), V.dtype)
-            return gauged(orthonormal(jnp.concatenate([stay, drawn], 1)))
+            return fix_signs(orthonormal(jnp.concatenate([stay, drawn], 1)))
         if self.switch == "full":
             drawn = jax.random.permutation(key, m - leading)[: r - leading]
             own = V[:, jnp.minimum(leading + drawn, r - 1)]
@@ -196,7 +196,7 @@ class CurrentGradient(SubspaceTracker):
         ((1, 3, 2), None)
     """
 
-    def turn(self, kept: Subspace, G: Matrix, key: Array) -> Subspace:
+    def update_basis(self, kept: Subspace, G: Matrix, key: Array) -> Subspace:
         return Subspace(_singular(G, kept.basis.shape[1]))
 
 
@@ -226,7 +226,7 @@ class RandomProjection(SubspaceTracker):
     def basis(self, kept: Drawn, m: int, r: int) -> Basis:
         return jax.random.normal(kept.key, (m, r)) / r**0.5
 
-    def turn(self, kept: Drawn, G: Matrix, key: Array) -> Drawn:
+    def update_basis(self, kept: Drawn, G: Matrix, key: Array) -> Drawn:
         return Drawn(key)
 
 

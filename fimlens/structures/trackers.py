@@ -26,7 +26,7 @@ class Tracker(abc.ABC):
     def start(self, covariance: Basis | None, U: Basis, singular: Callable[[], Basis]) -> Basis:
         """The first basis, and the one at rest; U is that of the frame so far."""
 
-    def turn(self, covariance: Basis | None, U: Basis, singular: Callable[[], Basis]) -> Basis:
+    def update_basis(self, covariance: Basis | None, U: Basis, singular: Callable[[], Basis]) -> Basis:
         """The basis that follows U."""
         return self.start(covariance, U, singular)
 
@@ -55,7 +55,7 @@ class PowerStep(Tracker):
         >>> import jax.numpy as jnp, fimlens as fl
         >>> soap = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "LR", fl.PowerStep()), update_interval=10)
         >>> C, U = jnp.diag(jnp.array([9.0, 1.0])), jnp.array([[0.8, -0.6], [0.6, 0.8]])
-        >>> turned = fl.PowerStep().turn(C, U, lambda: U)
+        >>> turned = fl.PowerStep().update_basis(C, U, lambda: U)
         >>> print(f"{abs(turned[0, 0]):.3f}")  # from 0.8 towards 1, an eigenvector of C
         0.997
     """
@@ -63,7 +63,7 @@ class PowerStep(Tracker):
     def start(self, covariance: Basis, U: Basis, singular: Callable[[], Basis]) -> Basis:
         return eigenbasis(covariance)
 
-    def turn(self, covariance: Basis, U: Basis, singular: Callable[[], Basis]) -> Basis:
+    def update_basis(self, covariance: Basis, U: Basis, singular: Callable[[], Basis]) -> Basis:
         return power_step(covariance / unit_of(covariance) @ U, U)
 
 

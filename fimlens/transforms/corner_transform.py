@@ -22,7 +22,7 @@ from fimlens.structures.corner import Corner, Parts
 from fimlens.structures.subspaces import SubspaceTracker
 from fimlens.transforms.norms import growth_limit
 from fimlens.transforms.stacked_subspaces import Stack, Subspaces, require_options
-from fimlens.transforms.stacking import bounded, clipped, unview, views
+from fimlens.transforms.stacking import clip_for_squaring, clip_squares, unview, views
 from fimlens.transforms.state import StructureState, refreshed_if_due, require_state
 from fimlens.transforms.structure_transform import scale_by_structure
 
@@ -116,7 +116,7 @@ def scale_by_corner(
         subspaces, tied, norms, corners = {}, {}, {}, {}
         for name, G in views(params, stacked=True).items():
             k, (r1, r2) = len(G), ranks(G)
-            subspaces[name] = tuple(map(subspaces_of.blank, sides(G), ranks(G)))
+            subspaces[name] = tuple(map(subspaces_of.zero_state, sides(G), ranks(G)))
             corners[name] = jnp.zeros((k, r1, r2), G.dtype)
             shapes = zip(((k, r1, 1), (k, 1, r2), (k, 1, 1)), counts(G), strict=True)
             numbers = [jnp.zeros(shape, second_moment_dtype or G.dtype) if count else None for shape, count in shapes]
@@ -129,7 +129,7 @@ def scale_by_corner(
         keys = jax.random.split(jax.random.fold_in(state.key, state.count), max(len(stacks), 1))
         subspaces, tied, turns = {}, dict(state.tied), ({}, {})
         for key, (name, G) in zip(keys, stacks.items(), strict=False):
-            of_sides = zip(state.subspaces[name], sides(clipped(G)), ranks(G), jax.random.split(key), strict=True)
+            of_sides = zip(state.subspaces[name], sides(clip_for_squaring(G)), ranks(G), jax.random.split(key), strict=True)
             moved = [subspaces_of.refreshed(how, old, seen, r, own) for old, seen, r, own in of_sides]
             subspaces[name], (L, R) = tuple(kept for kept, _ in moved), (T for _, T in moved)
             turns[0][name], turns[1][name] = L, R
@@ -175,13 +175,13 @@ def scale_by_corner(
         with jax.default_matmul_precision("highest"):
             stacks = views(updates, stacked=True)
             as_it_is = dict(state.subspaces), state.inner, dict(state.tied)
-            hows = [lambda how=how: refreshed(state, stacks, how) for how in (tracker.turn, tracker.start)]
+            hows = [lambda how=how: refreshed(state, stacks, how) for how in (tracker.update_basis, tracker.start)]
             subspaces, kept, tied = refreshed_if_due(state.count, update_interval, as_it_is, *hows)
             seen = {}
             for name, G in stacks.items():
                 U, V = map(subspaces_of.bases, subspaces[name], sides(G), ranks(G))
-                A = above_rounding(clipped(U.mT @ G), _squares(G, 1))
-                B = above_rounding(clipped(G @ V), _squares(G, 2))
+                A = above_rounding(clip_for_squaring(U.mT @ G), _squares(G, 1))
+                B = above_rounding(clip_for_squaring(G @ V), _squares(G, 2))
                 seen[name] = U, V, A, B, above_rounding(A @ V, _squares(A, 2), _squares(B, 1), times=32)
             D, kept = inner.update({name: X for name, (*_, X) in seen.items()}, kept)
             count = optax.safe_increment(state.count)
@@ -201,4 +201,4 @@ def scale_by_corner(
 
 def _squares(X: Stack, axis: int | tuple[int, int]) -> Array:
     """||X||^2 of each matrix, or of each of its columns (1) or rows (2)."""
-    return bounded(jnp.sum(X**2, axis, keepdims=True))
+    return clip_squares(jnp.sum(X**2, axis, keepdims=True))

@@ -21,7 +21,7 @@ from fimlens.structures.subspaces import SubspaceTracker
 from fimlens.transforms.compensation import Compensation, Seen, nearest
 from fimlens.transforms.norms import growth_limit
 from fimlens.transforms.stacked_subspaces import Stack, Subspaces, require_options
-from fimlens.transforms.stacking import bounded, clipped, unview, views
+from fimlens.transforms.stacking import clip_for_squaring, clip_squares, unview, views
 from fimlens.transforms.state import StructureState, refreshed_if_due, require_state
 from fimlens.transforms.structure_transform import scale_by_structure
 
@@ -135,7 +135,7 @@ def scale_by_low_rank(
         subspaces, tails, norms, leads = {}, {}, {}, {}
         for name, G in stacks.items():
             (k, _, n), r = G.shape, rank(G)
-            subspaces[name] = subspaces_of.blank(G, r)
+            subspaces[name] = subspaces_of.zero_state(G, r)
             leads[name] = jnp.zeros((k, r, n), G.dtype)
             tail = tail_moments(G, jnp.zeros((k, 1, n), G.dtype))
             tails[name] = jax.tree.map(lambda x: x.astype(second_moment_dtype or x.dtype), tail)
@@ -148,7 +148,7 @@ def scale_by_low_rank(
         subspaces, turns = {}, {}
         for key, (name, G) in zip(keys, stacks.items(), strict=False):
             old = state.subspaces[name]
-            subspaces[name], turns[name] = subspaces_of.refreshed(how, old, clipped(G), rank(G), key)
+            subspaces[name], turns[name] = subspaces_of.refreshed(how, old, clip_for_squaring(G), rank(G), key)
         leads = {name: jnp.zeros((len(G), rank(G), G.shape[2]), G.dtype) for name, G in stacks.items()}
         return subspaces, subspaces_of.moved(structure.inner, inner, state.inner, leads, turns)
 
@@ -180,11 +180,11 @@ def scale_by_low_rank(
         with jax.default_matmul_precision("highest"):
             seen = views(updates, stacked=True)
             stacks = _lying(seen)
-            hows = [lambda how=how: refreshed(state, stacks, how) for how in (tracker.turn, tracker.start)]
+            hows = [lambda how=how: refreshed(state, stacks, how) for how in (tracker.update_basis, tracker.start)]
             subspaces, kept = refreshed_if_due(state.count, update_interval, (dict(state.subspaces), state.inner), *hows)
             U = {name: subspaces_of.bases(subspaces[name], G, rank(G)) for name, G in stacks.items()}
-            whole = {name: bounded(jnp.sum(G**2, 1, keepdims=True)) for name, G in stacks.items()}
-            sigma = {name: above_rounding(clipped(U[name].mT @ G), whole[name]) for name, G in stacks.items()}
+            whole = {name: clip_squares(jnp.sum(G**2, 1, keepdims=True)) for name, G in stacks.items()}
+            sigma = {name: above_rounding(clip_for_squaring(U[name].mT @ G), whole[name]) for name, G in stacks.items()}
             D, kept = inner.update(sigma, kept)
             count = optax.safe_increment(state.count)
             weight = 1 - b_tail**count if bias_correction else jnp.ones([])

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._validate import require_real
 from fimlens.transforms.norms import _wide
-from fimlens.transforms.stacking import clipped
+from fimlens.transforms.stacking import clip_for_squaring
 
 
 class MomentumState(NamedTuple):
@@ -63,7 +63,7 @@ def guarded_adam(*, nesterov: bool = False) -> optax.GradientTransformation:
     adam = keeping_dtypes(optax.scale_by_adam(nesterov=nesterov))
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        within = jax.tree.map(lambda G: G if jnp.iscomplexobj(G) else clipped(_wide(G)), updates)
+        within = jax.tree.map(lambda G: G if jnp.iscomplexobj(G) else clip_for_squaring(_wide(G)), updates)
         moved, state = adam.update(within, state, params)
         return jax.tree.map(lambda U, G: U.astype(G.dtype), moved, updates), state
 

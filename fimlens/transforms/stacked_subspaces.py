@@ -36,7 +36,7 @@ class Subspaces:
     moments: str
     dtype: DTypeLike | None
 
-    def blank(self, G: Stack, r: int) -> Tree:
+    def zero_state(self, G: Stack, r: int) -> Tree:
         """What is kept before any gradient is seen."""
         kept = self.tracker.blank(G.shape[1], r)
         kept = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(G), *x.shape)), kept)
@@ -47,7 +47,7 @@ class Subspaces:
         return jax.vmap(lambda kept: self.tracker.basis(kept, G.shape[1], r))(kept).astype(G.dtype)
 
     def refreshed(self, how: Callable[..., Any], old: Tree, G: Stack, r: int, key: Array) -> tuple[Tree, Array | None]:
-        """What is kept after the tracker's `start` or `turn`, and T = U_new^T U_old where moments are rotated."""
+        """What is kept after the tracker's `start` or `update_basis`, and T = U_new^T U_old where moments are rotated."""
         new, T = jax.vmap(how)(_in_dtype(old, G.dtype), G, jax.random.split(key, len(G))), None
         if self.moments == "rotate":
             T = above_rounding(self.bases(new, G, r).mT @ self.bases(old, G, r), jnp.ones([], G.dtype))

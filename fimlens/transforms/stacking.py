@@ -98,14 +98,14 @@ def _matrices(leaf: Array) -> Matrices:
     return leaf if leaf.ndim >= 2 else leaf.reshape(-1, 1)
 
 
-def clipped(G: Float[Array, "..."]) -> Float[Array, "..."]:
+def clip_for_squaring(G: Float[Array, "..."]) -> Float[Array, "..."]:
     """G within bounds whose products, summed, stay in its dtype; what is not finite becomes NaN, so that it is seen."""
     bound = float(jnp.finfo(G.dtype).max) ** 0.5 / 1e3
     return jnp.where(jnp.isfinite(G), jnp.clip(G, -bound, bound), jnp.nan)
 
 
-def bounded(squares: Array) -> Array:
-    """Sums of squares within what `clipped` gradients have, so that their products stay in the dtype.
+def clip_squares(squares: Array) -> Array:
+    """Sums of squares within what `clip_for_squaring` gradients have, so that their products stay in the dtype.
 
     Subnormal ones are zero, which CPUs make of them anyway: they have no inverse, and an accelerator would divide by them.
     """

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from fimlens.solver.fit import blank
+from fimlens.solver.fit import zero_state
 from fimlens.structure import Frame, Params, Structure, Tree
 from fimlens.transforms.stacking import Matrices, over, shared_out, views
 
 
-class Slot(NamedTuple):
+class MatrixState(NamedTuple):
     """What is kept for the matrices of one leaf, or for all those of one shape, stacked along a leading axis."""
 
     frame: Frame | None
@@ -59,7 +59,7 @@ def members(structure: Structure, state: StructureState, params: PyTree, *, aver
         (3, 1)
     """
     leaves, treedef = jax.tree.flatten(views(params, has_bases(structure)))
-    slots = slots_of(structure, treedef, leaves, state)
+    slots = unpack_state(structure, treedef, leaves, state)
     fitted = treedef.unflatten(
         [members_of(structure, slot, state.weight, average, G) for slot, G in zip(slots, leaves, strict=True)]
     )
@@ -91,24 +91,24 @@ def has_bases(structure: Structure) -> bool:
         return True
 
 
-def assembled(structure: Structure, treedef: Any, slots: list[Slot]) -> Slot:
-    """A Slot of trees, from a tree of Slots; leaf by leaf, with the parameters' tree innermost, as others expect it."""
+def pack_state(structure: Structure, treedef: Any, slots: list[MatrixState]) -> MatrixState:
+    """A MatrixState of trees, from a tree of MatrixStates; leaf by leaf, with the parameters' tree innermost, as others expect it."""
     frame, averaged, momentum = (treedef.unflatten([slot[i] for slot in slots]) for i in range(3))
     if has_bases(structure):
-        return Slot(frame, averaged, momentum)
+        return MatrixState(frame, averaged, momentum)
     inner = jax.tree.structure(slots[0].averaged) if slots else jax.tree.structure(None)
     parts = [treedef.unflatten(part) for part in zip(*(jax.tree.leaves(slot.averaged) for slot in slots), strict=True)]
     kept = momentum if any(slot.momentum is not None for slot in slots) else None
-    return Slot(None, inner.unflatten(parts), kept)
+    return MatrixState(None, inner.unflatten(parts), kept)
 
 
-def slots_of(structure: Structure, treedef: Any, leaves: list[Array], state: StructureState) -> list[Slot]:
-    """The state's Slots, one for each entry of the views of the updates: what `assembled` did, undone."""
+def unpack_state(structure: Structure, treedef: Any, leaves: list[Array], state: StructureState) -> list[MatrixState]:
+    """The state's MatrixStates, one for each entry of the views of the updates: what `pack_state` did, undone."""
     stacked = has_bases(structure)
     try:
         if stacked:
             trees = (state.frame, state.averaged, state.momentum)
-            slots = [Slot(*kept) for kept in zip(*(treedef.flatten_up_to(tree) for tree in trees), strict=True)]
+            slots = [MatrixState(*kept) for kept in zip(*(treedef.flatten_up_to(tree) for tree in trees), strict=True)]
         else:
             slots = _leaf_by_leaf(structure, treedef, leaves, state)
         fits = all(_is_of(structure, slot, G) for slot, G in zip(slots, leaves, strict=True))
@@ -137,7 +137,7 @@ def _of_others(call: str, seen: PyTree) -> ValueError:
     )
 
 
-def _is_of(structure: Structure, slot: Slot, G: Matrices) -> bool:
+def _is_of(structure: Structure, slot: MatrixState, G: Matrices) -> bool:
     """Whether what is kept was made for matrices like G."""
     count, shape = G.shape[:-2], G.shape[-2:]
     if any(x.shape[: G.ndim - 2] != count for x in jax.tree.leaves(slot)):
@@ -149,22 +149,24 @@ def _is_of(structure: Structure, slot: Slot, G: Matrices) -> bool:
     if slot.momentum is not None and slot.momentum.shape != G.shape:  # without bases it is like G itself
         return False
     kept = jax.tree.map(lambda x: x.shape[len(count) :], slot.averaged)
-    made = [jax.eval_shape(lambda average=average: blank(structure, shape, average)[1]) for average in ("statistics", "fits")]
+    made = [
+        jax.eval_shape(lambda average=average: zero_state(structure, shape, average)[1]) for average in ("statistics", "fits")
+    ]
     return slot.averaged is None or kept in [jax.tree.map(jnp.shape, averaged) for averaged in made]
 
 
-def _leaf_by_leaf(structure: Structure, treedef: Any, leaves: list[Array], state: StructureState) -> list[Slot]:
+def _leaf_by_leaf(structure: Structure, treedef: Any, leaves: list[Array], state: StructureState) -> list[MatrixState]:
     frames = [structure.frame(*G.shape[-2:]) for G in leaves]
     momenta = [None] * len(leaves) if state.momentum is None else treedef.flatten_up_to(state.momentum)
     if not jax.tree.leaves(state.averaged):
-        return [Slot(frame, None, momentum) for frame, momentum in zip(frames, momenta, strict=True)]
+        return [MatrixState(frame, None, momentum) for frame, momentum in zip(frames, momenta, strict=True)]
     is_part = lambda x: jax.tree.structure(x) == treedef  # noqa: E731
     parts, inner = jax.tree.flatten(state.averaged, is_leaf=is_part)
     averaged = [inner.unflatten(part) for part in zip(*(treedef.flatten_up_to(part) for part in parts), strict=True)]
-    return [Slot(*kept) for kept in zip(frames, averaged, momenta, strict=True)]
+    return [MatrixState(*kept) for kept in zip(frames, averaged, momenta, strict=True)]
 
 
-def members_of(structure: Structure, slot: Slot, weight: Any, average: str, G: Matrices) -> Params:
+def members_of(structure: Structure, slot: MatrixState, weight: Any, average: str, G: Matrices) -> Params:
     slot = jax.tree.map(lambda x: x.astype(G.dtype), slot)
     averaged = jax.tree.map(lambda x: x / jnp.asarray(weight, x.dtype), slot.averaged)
     return over(G, structure.fit)(averaged, slot.frame) if average == "statistics" else Params(slot.frame, averaged)
@@ -181,7 +183,7 @@ def carried_by(
         for side in (left, right)
     )
     slots = []
-    for slot, G, L, R in zip(slots_of(structure, treedef, leaves, state), leaves, lefts, rights, strict=True):
+    for slot, G, L, R in zip(unpack_state(structure, treedef, leaves, state), leaves, lefts, rights, strict=True):
         averaged = jax.tree.map(lambda x, G=G: x.astype(G.dtype), slot.averaged)
         averaged = over(G, structure.carried_by)(L, R, averaged)
         momentum = None
@@ -190,7 +192,7 @@ def carried_by(
             momentum = momentum if R is None else momentum @ R.mT
         moved = slot._replace(averaged=averaged, momentum=momentum)
         slots.append(jax.tree.map(lambda x, like: x.astype(like.dtype), moved, slot))
-    kept = assembled(structure, treedef, slots)
+    kept = pack_state(structure, treedef, slots)
     return state._replace(frame=kept.frame, averaged=kept.averaged, momentum=kept.momentum)
 
 

@@ -12,10 +12,18 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 from fimlens._validate import path_name, require_real
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import above_their_rounding
-from fimlens.solver.fit import blank, fit
+from fimlens.solver.fit import fit, zero_state
 from fimlens.structure import Frame, Structure, Tree, require_structure
-from fimlens.transforms.stacking import Matrices, bounded, clipped, over, sides, unview, views
-from fimlens.transforms.state import Slot, StructureState, assembled, has_bases, members_of, refreshed_if_due, slots_of
+from fimlens.transforms.stacking import Matrices, clip_for_squaring, clip_squares, over, sides, unview, views
+from fimlens.transforms.state import (
+    MatrixState,
+    StructureState,
+    has_bases,
+    members_of,
+    pack_state,
+    refreshed_if_due,
+    unpack_state,
+)
 
 Decay = Float[ArrayLike, ""] | Callable[[Float[Array, ""]], Float[Array, ""]]
 
@@ -89,56 +97,58 @@ def scale_by_structure(
     def serves_turn(averaged: Tree) -> Tree:
         return jax.tree.map(lambda _: False, averaged) if fitted_average else structure.serves_turn(averaged)
 
-    def stored(slot: Slot) -> Slot:
+    def stored(slot: MatrixState) -> MatrixState:
         """In the dtypes that were asked for."""
         averaged = slot.averaged
         if averaged is not None:
             dtypes = factor_dtype, second_moment_dtype
             averaged = jax.tree.map(lambda slow, x: _cast(x, dtypes[0 if slow else 1]), serves_turn(averaged), averaged)
         frame = jax.tree.map(lambda x: _cast(x, factor_dtype), slot.frame)
-        return Slot(frame, averaged, jax.tree.map(lambda x: _cast(x, momentum_dtype), slot.momentum))
+        return MatrixState(frame, averaged, jax.tree.map(lambda x: _cast(x, momentum_dtype), slot.momentum))
 
-    def first_slot(G: Matrices) -> Slot:
-        frame, averaged = (None, None) if current_only else blank(structure, G.shape[-2:], average, G.dtype)
+    def first_slot(G: Matrices) -> MatrixState:
+        frame, averaged = (None, None) if current_only else zero_state(structure, G.shape[-2:], average, G.dtype)
         frame, averaged = jax.tree.map(lambda x: jnp.broadcast_to(x, (*G.shape[:-2], *x.shape)), (frame, averaged))
         if b1 is None:
-            return stored(Slot(frame, averaged, None))
+            return stored(MatrixState(frame, averaged, None))
         zeros = jnp.zeros_like(G)
-        return stored(Slot(frame, averaged, zeros if momentum == "original" else over(G, structure.into)(frame, zeros)))
+        return stored(
+            MatrixState(frame, averaged, zeros if momentum == "original" else over(G, structure.to_eigenbasis)(frame, zeros))
+        )
 
     def init(params: PyTree) -> StructureState:
         _require_suited(structure, params)
         leaves, treedef = jax.tree.flatten(views(params, stacked))
-        kept = assembled(structure, treedef, [first_slot(G) for G in leaves])
+        kept = pack_state(structure, treedef, [first_slot(G) for G in leaves])
         return StructureState(jnp.zeros([], jnp.int32), jnp.zeros([]), jax.random.PRNGKey(seed), *kept)
 
     def stats(G: Matrices, frame: Frame) -> Tree:
         seen = over(G, lambda g, frame: structure.stats(Fisher.of_one(g), frame))(G, frame)
-        return jax.tree.map(bounded, seen)
+        return jax.tree.map(clip_squares, seen)
 
-    def mixed(old: Tree, new: Tree, now: _Now) -> Tree:
+    def mixed(old: Tree, new: Tree, now: StepCoefficients) -> Tree:
         return jax.tree.map(lambda slow, x, y: (now.slow if slow else now.fitted)(x, y), serves_turn(old), old, new)
 
-    def turned(slot: Slot, seen: Tree, G: Matrices, key: Array, how: Callable[..., Frame]) -> Slot:
+    def turned(slot: MatrixState, seen: Tree, G: Matrices, key: Array, how: Callable[..., Frame]) -> MatrixState:
         keys = jax.random.split(key, G.shape[:-2])
         frame = over(G, lambda s, f, g, k: how(s, f, Fisher.of_one(g), k))(seen, slot.frame, G, keys)
         averaged, carried = slot.averaged, slot.momentum
         if not fitted_average:
             averaged = over(G, structure.carry)(averaged, slot.frame, frame)
         if momentum == "rotated" and b1 is not None:
-            carried = over(G, structure.into)(frame, over(G, structure.out)(slot.frame, carried))
-        return Slot(frame, averaged, carried)
+            carried = over(G, structure.to_eigenbasis)(frame, over(G, structure.from_eigenbasis)(slot.frame, carried))
+        return MatrixState(frame, averaged, carried)
 
-    def turned_if_due(slot: Slot, seen: Callable[[], Tree], G: Matrices, state: StructureState) -> Slot:
+    def turned_if_due(slot: MatrixState, seen: Callable[[], Tree], G: Matrices, state: StructureState) -> MatrixState:
         if update_interval is None or not jax.tree.leaves(slot.frame):
             return slot
         key = jax.random.fold_in(state.key, state.count)
-        hows = [lambda how=how: turned(slot, seen(), G, key, how) for how in (structure.turn, structure.start)]
+        hows = [lambda how=how: turned(slot, seen(), G, key, how) for how in (structure.update_basis, structure.start)]
         return refreshed_if_due(state.count, update_interval, slot, *hows)
 
-    def step(kept: Slot, G: Matrices, state: StructureState, now: _Now) -> tuple[Slot, Matrices]:
+    def step(kept: MatrixState, G: Matrices, state: StructureState, now: StepCoefficients) -> tuple[MatrixState, Matrices]:
         slot = jax.tree.map(lambda x: x.astype(G.dtype), kept)
-        moved = clipped(G)  # of statistics it is the squares that are bounded, which spares them a pass over G
+        moved = clip_for_squaring(G)  # of statistics it is the squares that are bounded, which spares them a pass over G
         G = moved if stacked else G
         if current_only:
             members = over(G, lambda g: fit(structure, Fisher.of_one(g)))(G)
@@ -150,7 +160,7 @@ def scale_by_structure(
                 return new if fitted_average else mixed(slot.averaged, new, now)
 
             slot = turned_if_due(slot, seen, G, state)
-        into, out = over(G, structure.into), over(G, structure.out)
+        into, out = over(G, structure.to_eigenbasis), over(G, structure.from_eigenbasis)
         X = into(slot.frame, moved) if b1 is None or momentum == "rotated" else moved
         if b1 is not None:
             slot = slot._replace(momentum=jax.tree.map(now.momentum, slot.momentum, X))
@@ -163,7 +173,7 @@ def scale_by_structure(
             members = members_of(structure, slot, now.weight_2, average, G)
         if jax.tree.leaves(slot.frame):
             X = over(G, above_their_rounding)(X)
-        U = out(slot.frame, over(G, lambda member, x: structure.over_root(member, x, eps))(members, X))
+        U = out(slot.frame, over(G, lambda member, x: structure.precondition(member, x, eps))(members, X))
         if current_only:
             slot = slot._replace(frame=None)
         elif turn == "after":
@@ -176,17 +186,17 @@ def scale_by_structure(
         with jax.default_matmul_precision("highest"):
             count = optax.safe_increment(state.count)
             leaves, treedef = jax.tree.flatten(views(updates, stacked))
-            slots = slots_of(structure, treedef, leaves, state)
+            slots = unpack_state(structure, treedef, leaves, state)
             now = _now(count, turn, b1, b2, b3, bias_correction)
             moved = [step(slot, G, state, now) for slot, G in zip(slots, leaves, strict=True)]
-            kept = assembled(structure, treedef, [slot for slot, _ in moved])
+            kept = pack_state(structure, treedef, [slot for slot, _ in moved])
             scaled = unview(treedef.unflatten([U for _, U in moved]), updates, stacked)
             return scaled, StructureState(count, jnp.asarray(now.weight_2, state.weight.dtype), state.key, *kept)
 
     return optax.GradientTransformation(init, update)
 
 
-class _Now(NamedTuple):
+class StepCoefficients(NamedTuple):
     """What is true of one step of all matrices: how old and new are mixed, and what the averages sum up to."""
 
     momentum: Mix | None
@@ -197,7 +207,7 @@ class _Now(NamedTuple):
     moves: Array | bool
 
 
-def _now(count: Array, turn: str, b1: Any, b2: Any, b3: Any, bias_correction: bool) -> _Now:
+def _now(count: Array, turn: str, b1: Any, b2: Any, b3: Any, bias_correction: bool) -> StepCoefficients:
     moves: Array | bool = True
     t = count
     if turn == "after":  # the first step only starts the basis: it does not count
@@ -216,7 +226,7 @@ def _now(count: Array, turn: str, b1: Any, b2: Any, b3: Any, bias_correction: bo
         return 1.0 if b is None or callable(b) or not bias_correction else _or_one_for_a_sum(b, 1 - b**t)
 
     slow = mixing(None if b2 is None else b if b3 is None else b3)
-    return _Now(mixing(b1, moves), mixing(b, moves), slow, weight(b1), weight(b2), moves)
+    return StepCoefficients(mixing(b1, moves), mixing(b, moves), slow, weight(b1), weight(b2), moves)
 
 
 def _or_one_for_a_sum(b: Any, otherwise: Any) -> Any:
