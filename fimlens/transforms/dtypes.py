@@ -1,0 +1,34 @@
+"""The dtypes in which an optimizer keeps its state between steps."""
+
+from typing import NamedTuple
+
+from jax.typing import DTypeLike
+
+
+class StateDtypes(NamedTuple):
+    """Dtypes of an optimizer's state, one for each kind of array; None keeps the dtype of the computation.
+
+    Give it as `dtypes` to any optimizer or transform; a single dtype there stands for all three. Statistics are computed in
+    float32 at least, whatever the dtype in which they are stored.
+
+    Args:
+        momentum: averages of gradients.
+        second_moment: statistics that eigenvalues are fitted to, or averaged fits.
+        basis: bases, and the covariances that they follow.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> tx = fl.scale_by_structure(fl.Diagonal(), dtypes=fl.StateDtypes(momentum=jnp.bfloat16))
+        >>> state = tx.init(jnp.ones((2, 3)))
+        >>> state.momentum.dtype.name, state.averaged.dtype.name
+        ('bfloat16', 'float32')
+    """
+
+    momentum: DTypeLike | None = None
+    second_moment: DTypeLike | None = None
+    basis: DTypeLike | None = None
+
+
+def state_dtypes(given: StateDtypes | DTypeLike | None) -> StateDtypes:
+    """The three dtypes: as given, or one dtype for all."""
+    return given if isinstance(given, StateDtypes) else StateDtypes(given, given, given)
