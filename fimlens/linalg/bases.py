@@ -4,6 +4,7 @@ from functools import reduce
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fimlens.linalg.decompositions import eigh, orthonormal, svd
@@ -114,6 +115,24 @@ def fix_signs(U: Float[Array, "m r"]) -> Float[Array, "m r"]:
     """U with the largest entry of each column positive."""
     largest = jnp.take_along_axis(U, jnp.abs(U).argmax(0)[None], 0)
     return U * jnp.where(largest < 0, -1, 1).astype(U.dtype)
+
+
+def short_side_first(G: Float[Array, "..."], like: Array | None = None) -> Float[Array, "..."]:
+    """Transpose the matrices of G if they have more rows than columns. With `like`, transpose G if those of `like` do.
+
+    Leading axes index matrices; vectors and numbers stay as they are.
+
+    So `short_side_first(U, like=G)` takes an update U that was computed for `short_side_first(G)` back to the shape of G.
+    """
+    shape = jnp.shape(G if like is None else like)
+    return G.mT if len(shape) >= 2 and shape[-2] > shape[-1] else G
+
+
+def cast_floating(tree: PyTree, dtype: DTypeLike | None) -> PyTree:
+    """A tree with its floating-point arrays in another dtype; keys and counters stay, and None leaves all as it is."""
+    if dtype is None:
+        return tree
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 def cayley(U: Float[Array, "m r"], z: Float[Array, "m r"]) -> Float[Array, "m r"]:
