@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from fimlens.optimizers.full_chain import Number, Rate, Transform, decayed, require_rate
 from fimlens.structures import Diagonal
-from fimlens.transforms.momentum import keeping_dtypes
+from fimlens.transforms.momentum import keep_state_dtypes
 from fimlens.transforms.structure_transform import scale_by_structure
 
 # --- of every leaf --------------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ def sgd(
         [2.75, 6.75]
     """
     require_rate("sgd", "learning_rate", learning_rate)
-    averaged = [] if momentum is None else [keeping_dtypes(optax.trace(momentum, nesterov, momentum_dtype))]
+    averaged = [] if momentum is None else [keep_state_dtypes(optax.trace(momentum, nesterov, momentum_dtype))]
     return optax.chain(*averaged, *decayed(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
 
 

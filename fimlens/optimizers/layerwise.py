@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from fimlens.optimizers.full_chain import Number, Rate, Transform, decayed, require_rate
 from fimlens.structures import Diagonal, Scalar
-from fimlens.transforms.momentum import keeping_dtypes
+from fimlens.transforms.momentum import keep_state_dtypes
 from fimlens.transforms.norms import scale_by_trust_ratio
 from fimlens.transforms.structure_transform import scale_by_structure
 
@@ -42,7 +42,7 @@ def lars(
         scale_by_structure(Scalar(), b1=None, b2=None, eps=eps),
         scale_by_trust_ratio(trust_coefficient),
         optax.scale_by_learning_rate(learning_rate),
-        keeping_dtypes(optax.trace(momentum, nesterov, momentum_dtype)),
+        keep_state_dtypes(optax.trace(momentum, nesterov, momentum_dtype)),
     )
 
 

@@ -9,7 +9,7 @@ from fimlens._validate import require_number
 from fimlens.optimizers.eigenbasis import Whole
 from fimlens.optimizers.full_chain import Number, Rate, Transform, decayed, full_chain, require_rate
 from fimlens.structures import Marginals, RowColumn
-from fimlens.transforms.momentum import keeping_dtypes
+from fimlens.transforms.momentum import keep_state_dtypes
 from fimlens.transforms.norms import clip_by_rms, limit_norm_growth, scale_by_weight_rms
 from fimlens.transforms.structure_transform import scale_by_structure
 
@@ -51,7 +51,7 @@ def adafactor(
     if multiply_by_parameter_scale:
         steps.append(scale_by_weight_rms())
     if momentum is not None:
-        steps.append(keeping_dtypes(optax.ema(momentum, debias=False, accumulator_dtype=momentum_dtype)))
+        steps.append(keep_state_dtypes(optax.ema(momentum, debias=False, accumulator_dtype=momentum_dtype)))
     return optax.chain(*steps, *decayed(weight_decay, mask), optax.scale(-1))
 
 

@@ -7,9 +7,9 @@ from fimlens._validate import require_number
 from fimlens.optimizers.eigenbasis import Whole
 from fimlens.optimizers.full_chain import Number, Transform, full_chain
 from fimlens.structures import Rotated, Rows, Singular
-from fimlens.transforms.momentum import average_updates, guarded_adam
+from fimlens.transforms.momentum import adam_with_guards, average_updates
 from fimlens.transforms.norms import standardize_rows
-from fimlens.transforms.orthogonalize import orthogonalize, over_longer_side, scale_by_shape, shorter_side_first
+from fimlens.transforms.orthogonalize import orthogonalize, over_longer_side, scale_by_shape, with_short_side_first
 from fimlens.transforms.structure_transform import scale_by_structure
 
 # --- of matrices ----------------------------------------------------------------------------------------------
@@ -74,12 +74,12 @@ def whiten() -> Transform:
         [[2. 0. 0. 0.]
          [0. 2. 0. 0.]]
     """
-    return shorter_side_first(scale_by_structure(Rotated(Rows(), "L", Singular()), b1=None, b2=None, eps=0.0))
+    return with_short_side_first(scale_by_structure(Rotated(Rows(), "L", Singular()), b1=None, b2=None, eps=0.0))
 
 
 # --- the full chains of those ---------------------------------------------------------------------------------
 
-muon = full_chain(scale_by_muon, adam=guarded_adam(nesterov=True))  # as Optax's Muon
+muon = full_chain(scale_by_muon, adam=adam_with_guards(nesterov=True))  # as Optax's Muon
 
 
 swan = full_chain(scale_by_swan)
