@@ -88,6 +88,7 @@ from fimlens.transforms.as_matrix import Axes as Axes
 from fimlens.transforms.as_matrix import as_matrix as as_matrix
 from fimlens.transforms.corner_transform import CornerState as CornerState
 from fimlens.transforms.corner_transform import scale_by_corner as scale_by_corner
+from fimlens.transforms.dtypes import StateDtypes as StateDtypes
 from fimlens.transforms.low_rank_transform import LowRankState as LowRankState
 from fimlens.transforms.low_rank_transform import scale_by_low_rank as scale_by_low_rank
 from fimlens.transforms.norms import limit_norm_growth as limit_norm_growth

@@ -86,17 +86,6 @@ def above_their_rounding(X: PyTree) -> PyTree:
     return jax.tree.map(above, X)
 
 
-def short_side_first(G: Float[Array, "..."], like: Array | None = None) -> Float[Array, "..."]:
-    """Transpose the matrices of G if they have more rows than columns. With `like`, transpose G if those of `like` do.
-
-    Leading axes index matrices; vectors and numbers stay as they are.
-
-    So `short_side_first(U, like=G)` takes an update U that was computed for `short_side_first(G)` back to the shape of G.
-    """
-    shape = jnp.shape(G if like is None else like)
-    return G.mT if len(shape) >= 2 and shape[-2] > shape[-1] else G
-
-
 def unit_of(A: Float[Array, "*stack m n"], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
     """max|A|, and 1 where A is zero: in these units no square leaves float32. Axes that are given are kept, of length 1."""
     largest = jnp.abs(A).max(axis, keepdims=axis is not None, initial=0)
@@ -125,6 +114,17 @@ def fix_signs(U: Float[Array, "m r"]) -> Float[Array, "m r"]:
     """U with the largest entry of each column positive."""
     largest = jnp.take_along_axis(U, jnp.abs(U).argmax(0)[None], 0)
     return U * jnp.where(largest < 0, -1, 1).astype(U.dtype)
+
+
+def short_side_first(G: Float[Array, "..."], like: Array | None = None) -> Float[Array, "..."]:
+    """Transpose the matrices of G if they have more rows than columns. With `like`, transpose G if those of `like` do.
+
+    Leading axes index matrices; vectors and numbers stay as they are.
+
+    So `short_side_first(U, like=G)` takes an update U that was computed for `short_side_first(G)` back to the shape of G.
+    """
+    shape = jnp.shape(G if like is None else like)
+    return G.mT if len(shape) >= 2 and shape[-2] > shape[-1] else G
 
 
 def cayley(U: Float[Array, "m r"], z: Float[Array, "m r"]) -> Float[Array, "m r"]:

@@ -20,6 +20,7 @@ from fimlens.linalg.spectral_functions import inverse_root
 from fimlens.structure import Tree
 from fimlens.structures.corner import Corner, Parts
 from fimlens.structures.subspaces import SubspaceTracker
+from fimlens.transforms.dtypes import StateDtypes, state_dtypes
 from fimlens.transforms.norms import growth_limit
 from fimlens.transforms.stacked_subspaces import Stack, Subspaces, require_options
 from fimlens.transforms.stacking import clip_for_squaring, clip_squares, unview, views
@@ -63,9 +64,7 @@ def scale_by_corner(
     update_interval: Int[ArrayLike, ""] | None = 200,
     moments: str = "keep",
     bias_correction: bool = False,
-    momentum_dtype: DTypeLike | None = None,
-    second_moment_dtype: DTypeLike | None = None,
-    factor_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
     seed: Int[ArrayLike, ""] = 0,
 ) -> optax.GradientTransformation:
     """Scale each matrix by the inverse root of a `Corner`: momentum in the corner alone, compensation outside it.
@@ -88,6 +87,7 @@ def scale_by_corner(
         raise TypeError(f"scale_by_corner: expected a fl.Corner first; got {structure!r}.")
     b_tied = b1 if b_tied is None else b_tied
     require_options("scale_by_corner", tracker, moments, update_interval, b_tied, alpha_c, gamma, eps)
+    dtypes = state_dtypes(dtypes)
     inner = scale_by_structure(
         structure.inner,
         b1=b1,
@@ -95,11 +95,10 @@ def scale_by_corner(
         eps=eps,
         update_interval=update_interval,
         bias_correction=bias_correction,
-        momentum_dtype=momentum_dtype,
-        second_moment_dtype=second_moment_dtype,
+        dtypes=dtypes,
         seed=seed,
     )
-    subspaces_of = Subspaces(tracker, moments, factor_dtype)
+    subspaces_of = Subspaces(tracker, moments, dtypes.basis)
 
     def ranks(G: Stack) -> tuple[int, int]:
         return tuple(min(side, structure.rank) for side in G.shape[1:])
@@ -119,7 +118,7 @@ def scale_by_corner(
             subspaces[name] = tuple(map(subspaces_of.zero_state, sides(G), ranks(G)))
             corners[name] = jnp.zeros((k, r1, r2), G.dtype)
             shapes = zip(((k, r1, 1), (k, 1, r2), (k, 1, 1)), counts(G), strict=True)
-            numbers = [jnp.zeros(shape, second_moment_dtype or G.dtype) if count else None for shape, count in shapes]
+            numbers = [jnp.zeros(shape, dtypes.second_moment or G.dtype) if count else None for shape, count in shapes]
             tied[name] = Parts(None, *numbers)
             norms[name] = None if gamma is None else jnp.zeros((k, 1, 1), G.dtype)
         count = jnp.zeros([], jnp.int32)

@@ -19,6 +19,7 @@ from fimlens.structure import Tree
 from fimlens.structures.low_rank import LowRank
 from fimlens.structures.subspaces import SubspaceTracker
 from fimlens.transforms.compensation import Compensation, Seen, nearest
+from fimlens.transforms.dtypes import StateDtypes, state_dtypes
 from fimlens.transforms.norms import growth_limit
 from fimlens.transforms.stacked_subspaces import Stack, Subspaces, require_options
 from fimlens.transforms.stacking import clip_for_squaring, clip_squares, unview, views
@@ -65,9 +66,7 @@ def scale_by_low_rank(
     update_interval: Int[ArrayLike, ""] | None = 200,
     moments: str = "keep",
     bias_correction: bool = True,
-    momentum_dtype: DTypeLike | None = None,
-    second_moment_dtype: DTypeLike | None = None,
-    factor_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
     seed: Int[ArrayLike, ""] = 0,
 ) -> optax.GradientTransformation:
     """Scale each matrix's lead by the inner structure's inverse root, and each column of the rest by its compensation.
@@ -90,7 +89,7 @@ def scale_by_low_rank(
         moments: what becomes of the lead's averages at a refresh: "keep" (as if the basis had not moved), "rotate"
             (into the new basis, by T = U_new^T U_old), or "reset".
         bias_correction: divide all averages by the weight they have gathered.
-        momentum_dtype, second_moment_dtype, factor_dtype: of the lead's momentum, of what is fitted, of the subspaces.
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. By default the dtype of the computation.
         seed: of the key that refreshes draw from, kept in the state.
 
     Raises:
@@ -108,6 +107,7 @@ def scale_by_low_rank(
         raise TypeError(f"scale_by_low_rank: expected a fl.LowRank first; got {structure!r}.")
     b_tail = b1 if b_tail is None else b_tail
     require_options("scale_by_low_rank", tracker, moments, update_interval, b_tail, alpha_c, gamma, eps)
+    dtypes = state_dtypes(dtypes)
     inner = scale_by_structure(
         structure.inner,
         b1=b1,
@@ -115,11 +115,10 @@ def scale_by_low_rank(
         eps=eps,
         update_interval=update_interval,
         bias_correction=bias_correction,
-        momentum_dtype=momentum_dtype,
-        second_moment_dtype=second_moment_dtype,
+        dtypes=dtypes,
         seed=seed,
     )
-    subspaces_of = Subspaces(tracker, moments, factor_dtype)
+    subspaces_of = Subspaces(tracker, moments, dtypes.basis)
 
     def rank(G: Stack) -> int:
         return min(structure.rank, G.shape[1])
@@ -138,7 +137,7 @@ def scale_by_low_rank(
             subspaces[name] = subspaces_of.zero_state(G, r)
             leads[name] = jnp.zeros((k, r, n), G.dtype)
             tail = tail_moments(G, jnp.zeros((k, 1, n), G.dtype))
-            tails[name] = jax.tree.map(lambda x: x.astype(second_moment_dtype or x.dtype), tail)
+            tails[name] = jax.tree.map(lambda x: x.astype(dtypes.second_moment or x.dtype), tail)
             norms[name] = None if gamma is None else jnp.zeros((k, 1, 1), G.dtype)
         count = jnp.zeros([], jnp.int32)
         return LowRankState(count, jax.random.PRNGKey(seed), subspaces, inner.init(leads), tails, norms)

@@ -14,6 +14,7 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import above_their_rounding
 from fimlens.solver.fit import fit, zero_state
 from fimlens.structure import Frame, Structure, Tree, require_structure
+from fimlens.transforms.dtypes import StateDtypes, state_dtypes
 from fimlens.transforms.stacking import Matrices, clip_for_squaring, clip_squares, over, sides, unview, views
 from fimlens.transforms.state import (
     MatrixState,
@@ -43,9 +44,7 @@ def scale_by_structure(
     momentum: str = "original",
     average: str = "statistics",
     bias_correction: bool = True,
-    momentum_dtype: DTypeLike | None = None,
-    second_moment_dtype: DTypeLike | None = None,
-    factor_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
     seed: Int[ArrayLike, ""] = 0,
 ) -> optax.GradientTransformation:
     """Scale each matrix by the inverse root of the structure's nearest member to the Fisher of its gradients.
@@ -73,8 +72,7 @@ def scale_by_structure(
             basis turns.
         average: "statistics", a fit of averages, or "fits", an average of fits (for `RowColumn()` m + n numbers, not m n).
         bias_correction: divide momentum and averages by the weight they have gathered.
-        momentum_dtype, second_moment_dtype, factor_dtype: of what is kept: the momentum; what is fitted; the bases and the
-            covariances that they follow. By default the dtype of the computation.
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. By default the dtype of the computation.
         seed: of the key that turns at random draw from, kept in the state.
 
     Raises:
@@ -90,6 +88,7 @@ def scale_by_structure(
         (3, 4)
     """
     _require_options(structure, b1, b2, b3, update_interval, turn, momentum, average)
+    momentum_dtype, second_moment_dtype, factor_dtype = state_dtypes(dtypes)
     stacked = has_bases(structure)
     current_only = b2 is None
     fitted_average = average == "fits"
@@ -101,8 +100,9 @@ def scale_by_structure(
         """In the dtypes that were asked for."""
         averaged = slot.averaged
         if averaged is not None:
-            dtypes = factor_dtype, second_moment_dtype
-            averaged = jax.tree.map(lambda slow, x: _cast(x, dtypes[0 if slow else 1]), serves_turn(averaged), averaged)
+            averaged = jax.tree.map(
+                lambda slow, x: _cast(x, factor_dtype if slow else second_moment_dtype), serves_turn(averaged), averaged
+            )
         frame = jax.tree.map(lambda x: _cast(x, factor_dtype), slot.frame)
         return MatrixState(frame, averaged, jax.tree.map(lambda x: _cast(x, momentum_dtype), slot.momentum))
 
