@@ -178,7 +178,9 @@ def test_without_an_interval_the_first_basis_stays():
 @pytest.mark.parametrize("name", ["fira", *(pytest.param(name, marks=pytest.mark.slow) for name in ("alice", "low_rank_soap"))])
 def test_a_basis_kept_in_bfloat16_leaves_no_rest_of_its_own(name):
     """Gradients in the subspace: outside it there is what rounding U to bfloat16 makes of the lead, and no compensation."""
-    tx = getattr(fl, f"scale_by_{name}")(rank=3, factor_dtype=jnp.bfloat16, **({"leading": 3} if name != "fira" else {}))
+    tx = getattr(fl, f"scale_by_{name}")(
+        rank=3, dtypes=fl.StateDtypes(basis=jnp.bfloat16), **({"leading": 3} if name != "fira" else {})
+    )
     rng = np.random.default_rng(0)
     U = np.linalg.qr(rng.normal(size=(64, 3)))[0]
     update, state = jax.jit(tx.update), tx.init(jnp.zeros((64, 96)))

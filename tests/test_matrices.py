@@ -92,11 +92,11 @@ def test_the_rule_is_replaced_by_a_pattern_a_function_or_a_tree():
 @pytest.mark.parametrize(
     ("route", "message"),
     [
-        ({"embedding": True}, "says nothing of parameter 'column'"),
-        ({"embedding": "muon"}, "matrices: route says of each leaf True or \"method\".*got 'muon'"),
-        (lambda path, leaf: None, "matrices: route says of each leaf.*got None"),
-        (2, "matrices: route says of each leaf.*got 2"),
-        ("(", r"matrices: route '\(' is no regular expression: .*unterminated"),
+        ({"embedding": True}, "has no entry for parameter 'column'"),
+        ({"embedding": "muon"}, "matrices: route answers for each leaf True or \"method\".*got 'muon'"),
+        (lambda path, leaf: None, "matrices: route answers for each leaf.*got None"),
+        (2, "matrices: route answers for each leaf.*got 2"),
+        ("(", r"matrices: route '\(' is not a regular expression: .*unterminated"),
     ],
 )
 def test_routes_that_do_not_say_are_refused(route, message):

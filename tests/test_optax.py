@@ -247,12 +247,12 @@ def test_float32_gradients_of_bfloat16_weights_leave_the_state_its_dtypes(name):
 
 
 DTYPES = {
-    "adam": ("momentum_dtype", "second_moment_dtype"),
-    "soap": ("momentum_dtype", "second_moment_dtype", "factor_dtype"),
-    "racs": ("second_moment_dtype",),
-    "shampoo": ("factor_dtype",),
-    "muon": ("momentum_dtype",),
-    "alice": ("momentum_dtype", "second_moment_dtype", "factor_dtype"),
+    "adam": ("momentum", "second_moment"),
+    "soap": ("momentum", "second_moment", "basis"),
+    "racs": ("second_moment",),
+    "shampoo": ("second_moment", "basis"),
+    "muon": ("momentum",),
+    "alice": ("momentum", "second_moment", "basis"),
 }
 
 
@@ -260,8 +260,8 @@ DTYPES = {
 def test_the_dtypes_of_the_state_are_chosen_and_stay(name):
     """Each choice changes some leaf, none from step to step, and the steps stay near those of float32."""
     plain = jax.tree.map(jnp.result_type, named(name)(0.1).init(tree(0)))
-    for option in DTYPES[name]:
-        tx = named(name)(0.1, **{option: jnp.bfloat16})
+    for kind in DTYPES[name]:
+        tx = named(name)(0.1, dtypes=fl.StateDtypes(**{kind: jnp.bfloat16}))
         chosen = jax.tree.map(jnp.result_type, tx.init(tree(0)))
         assert chosen != plain
         moved, state = run(tx, steps=2)

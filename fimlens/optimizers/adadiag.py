@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 from jax.typing import DTypeLike
 
-from fimlens.optimizers.eigenbasis import Whole
-from fimlens.optimizers.full_chain import Number, Transform, full_chain
+from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.structure import Structure
 from fimlens.structures import Diagonal, Marginals, Rotated, Singular
+from fimlens.transforms.dtypes import StateDtypes
 from fimlens.transforms.structure_transform import scale_by_structure
 
 
-def _of_current_gradient(name: str, structure: Structure, says: str, bases: str, averaged: str) -> Callable[..., Transform]:
-    """[D]'s directions differ in their structure alone, and so in what they keep of a 3 x 4 matrix."""
+def _in_basis_of_gradient(name: str, structure: Structure, summary: str, bases: str, averaged: str) -> Callable[..., Transform]:
+    """The direction of [D] for a structure; `bases` and `averaged` are the shapes of its state for a 3 x 4 matrix."""
 
     def direction(
         *,
@@ -20,61 +20,69 @@ def _of_current_gradient(name: str, structure: Structure, says: str, bases: str,
         b2: Number = 0.999,
         eps: Number = 1e-8,
         update_interval: Whole = 200,
-        momentum_dtype: DTypeLike | None = None,
-        second_moment_dtype: DTypeLike | None = None,
-        factor_dtype: DTypeLike | None = None,
+        dtypes: StateDtypes | DTypeLike | None = None,
     ) -> Transform:
         return scale_by_structure(
-            structure,
-            b1=b1,
-            b2=b2,
-            eps=eps,
-            update_interval=update_interval,
-            momentum="rotated",
-            momentum_dtype=momentum_dtype,
-            second_moment_dtype=second_moment_dtype,
-            factor_dtype=factor_dtype,
+            structure, b1=b1, b2=b2, eps=eps, update_interval=update_interval, momentum="rotated", dtypes=dtypes
         )
 
     direction.__name__ = direction.__qualname__ = name
-    direction.__doc__ = f"""{says}
+    direction.__doc__ = f"""{summary}
 
-    The basis is that of the singular vectors of the current gradient; no covariance is kept, and moments live in the
-    rotated space. Repaired: the momentum is carried along when the basis turns.
+    The basis is that of the singular vectors of the current gradient, so no covariance is stored; momentum and second moments
+    are those of the coordinates. Unlike in [D], the momentum changes basis at a refresh.
+
+    Args:
+        b1: decay of the momentum. Default: 0.9, as in Adam.
+        b2: decay of the second moments. Default: 0.999, as in Adam.
+        eps: number added to the root of each second moment. Default: 1e-8, as in Adam.
+        update_interval: steps between refreshes of the basis, the first at the first step. Default: 200.
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
+
+    Raises:
+        TypeError: (at init) a parameter is not of real floating point.
+        ValueError: an option is out of its range.
 
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
         >>> state = fl.{name}(update_interval=100).init(jnp.ones((3, 4)))
         >>> [x.shape for x in jax.tree.leaves(state.frame)]  # the bases
         {bases}
-        >>> [x.shape for x in jax.tree.leaves(state.averaged)]  # of what is fitted; no covariance
+        >>> [x.shape for x in jax.tree.leaves(state.averaged)]  # the second moments; no covariance
         {averaged}
     """
     return direction
 
 
-scale_by_adadiag = _of_current_gradient(
+scale_by_adadiag = _in_basis_of_gradient(
     "scale_by_adadiag",
     Rotated(Diagonal(), "short", Singular()),
-    "AdaDiag ([D]): `osoap`'s H, ONE_STEP. State: 2 m n + r^2.",
+    """AdaDiag ([D]): Adam in a basis of the shorter side. Use it where `osoap`'s covariance is too large.
+
+    H is `osoap`'s, ONE_STEP. State: 2 m n + r^2.""",
     bases="[(1, 3, 3)]",
     averaged="[(1, 3, 4)]",
 )
 
 
-scale_by_adadiag_pp = _of_current_gradient(
+scale_by_adadiag_pp = _in_basis_of_gradient(
     "scale_by_adadiag_pp",
     Rotated(Diagonal(), "LR", Singular()),
-    "AdaDiag++ ([D]): `soap`'s H, ONE_STEP. State: 2 m n + m^2 + n^2.",
+    """AdaDiag++ ([D]): Adam in bases of both sides. Use it where `soap`'s covariances are too large.
+
+    H is `soap`'s, ONE_STEP. State: 2 m n + m^2 + n^2.""",
     bases="[(1, 3, 3), (1, 4, 4)]",
     averaged="[(1, 3, 4)]",
 )
 
 
-scale_by_adafacdiag = _of_current_gradient(
+scale_by_adafacdiag = _in_basis_of_gradient(
     "scale_by_adafacdiag",
     Rotated(Marginals(), "short", Singular()),
-    "AdafacDiag ([D]): `adadiag` with Adafactor's spectrum, OTHER: generalised KL. State: m n + m + n + r^2.",
+    """AdafacDiag ([D]): Adafactor in a basis of the shorter side. Use it where `adadiag`'s second moments are too large.
+
+    H = {(I (x) U) (Diag(s) (x) Diag(q)) (I (x) U)^T}, OTHER: the spectrum is nearest in generalised KL. State: m n + m + n +
+    r^2.""",
     bases="[(1, 3, 3)]",
     averaged="[(1, 3, 1), (1, 1, 4)]",
 )

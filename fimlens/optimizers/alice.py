@@ -1,9 +1,7 @@
-"""The named optimizers of low rank: each a tracker of the subspace, and a compensation for what it leaves out.
+"""Alice and Alice-0 ([G]): Adam in a tracked and switched subspace, and a compensation for the rest of each column.
 
-Their updates are one expression: see `scale_by_low_rank`. Alice and Alice-0 are of [G], Gong et al. 2025 (arXiv 2502.07752),
-GaLore, Fira and Apollo of their authors; `low_rank_soap` is derived in docs/corner.md. State is counted in elements for an
-m x n matrix, m <= n (others are transposed), beside counters, keys and one number a matrix for the limiter. A matrix whose
-shorter side is below `rank` is seen whole.
+The update of every low-rank optimizer is one expression: see `fl.scale_by_low_rank`. A matrix with m > n is transposed, and one
+whose shorter side is below `rank` is seen whole.
 """
 
 import inspect
@@ -12,25 +10,22 @@ from typing import Any
 
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import ArrayLike, Int
 
-from fimlens.optimizers.full_chain import Number, Transform, full_chain
+from fimlens.optimizers.docstrings import argument_lines, with_arguments
+from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.structures import Columns, Diagonal, Drop, LowRank
 from fimlens.structures.low_rank import require_rank
-from fimlens.structures.subspaces import SubspaceIteration
+from fimlens.structures.trackers import SubspaceIteration
 from fimlens.transforms import compensation as rules
+from fimlens.transforms.dtypes import StateDtypes
 from fimlens.transforms.low_rank_transform import scale_by_low_rank
 
-Whole = Int[ArrayLike, ""]
-
-
-RULES = {"optimal": rules.nearest, "fira": rules.column_ratios, "fira+": rules.matched_column_ratios, "none": rules.none}
-
-
-def _rule(call: str, compensation: str) -> rules.Compensation:
-    if compensation not in RULES:
-        raise ValueError(f"{call}: compensation is one of {', '.join(map(repr, RULES))}; got {compensation!r}")
-    return RULES[compensation]
+COMPENSATIONS = {
+    "optimal": rules.nearest,
+    "fira": rules.column_ratios,
+    "fira+": rules.matched_column_ratios,
+    "none": rules.none,
+}
 
 
 def scale_by_alice(
@@ -49,63 +44,88 @@ def scale_by_alice(
     moments: str = "reset",
     bias_correction: bool = False,
     eps: Number = 1e-8,
-    momentum_dtype: DTypeLike | None = None,
-    second_moment_dtype: DTypeLike | None = None,
-    factor_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
     seed: Whole = 0,
 ) -> Transform:
-    """Alice ([G]): H = LowRank(Diagonal(), rank, Columns()), ONE_STEP in U; the tail EXACT given U (Theorem 5.1).
+    """Alice ([G]): Adam in a subspace, compensated outside it. Use it for a low loss with little state and a cheap step.
 
-    State: 2 n r + m r + n + r^2: momentum and second moments of the lead, U, p, Q~. [G]'s rate is 0.02, with rank / leading
-    of 128 / 40 at 60M parameters, 256 / 40 at 130M and 350M, 512 / 160 (alpha 0.25, alpha_c 0.2) at 1.3B.
+    H = LowRank(Diagonal(), rank, Columns()), ONE_STEP in U; the tail is EXACT given U ([G] Theorem 5.1). State:
+    2 n r + m r + n + r^2 with r = rank: momentum and second moments of sigma = U^T G, U, p and Q~. [G]'s learning rate is 0.02.
 
-    `switch` is "complement", "full", "gaussian", "gaussian-mix" or "none" (see `fl.SubspaceIteration`), `compensation`
-    "optimal", "fira", "fira+" or "none". `moments` at a refresh are "keep" (as printed), "rotate" or "reset": held-out losses
-    of 1.733, 1.721 and 1.718 nats a byte over three seeds of a small language model (benchmarks/README.md). That is thin
-    ground for the default: "reset" is below "keep" in each seed, but seeds differ by 0.02 and one favours "rotate", over 240
-    steps with refreshes every 20 and a rate tuned for "keep"; and as Q~ is begun anew too, tracking reaches back one interval
-    only. As printed there is no bias correction. Repaired: U V and not V is the basis after the r x r eigenproblem; the first
-    basis is that of the first gradient's leading left singular vectors, where iteration from zero is void; signs of
-    eigenvectors are fixed; eps stands beside the lead's roots; m > n is transposed; no compensation where
-    nothing is left (m = r, and columns in the subspace to rounding); where r - leading > m - r, all m - r are switched.
+    Differences from [G]. After the r x r eigenproblem the basis is U V, where Algorithm 10 returns V. The first basis holds
+    the leading left singular vectors of the first gradient, because an iteration from zero finds nothing. Eigenvectors have a
+    fixed sign. eps is added to the roots of the second moments of sigma. A matrix with m > n is transposed. There is no
+    compensation where the subspace leaves nothing: for m = r, and for columns that lie in it to rounding. If the complement
+    has fewer than rank - leading directions, all of them are switched in.
+
+    Args:
+        rank: dimension r of the subspace. [G] takes 128 at 60M parameters, 256 at 130M and 350M, 512 at 1.3B.
+        leading: directions that a refresh keeps; it switches the other rank - leading. [G] takes 40, and 160 at 1.3B.
+        update_interval: steps between refreshes, the first at the first step; None for that one alone. Default: 200, as in [G].
+        b1: decay of the momentum and of p, the squares outside the subspace. Default: 0.9, as in [G].
+        b2: decay of the second moments of sigma. Default: 0.9, as in [G].
+        b3: decay of Q~, the average of sigma sigma^T that a refresh tracks; 0 for no tracking. Default: 0.999, as in [G].
+        alpha: factor of the whole update, so that matrices can share a rate with other leaves. Default: 0.3, as in [G], which
+            has 0.25 at 1.3B.
+        alpha_c: factor of the compensation, within alpha. Default: 0.4, as in [G], which has 0.2 at 1.3B.
+        gamma: largest growth of the compensation's norm in one step; None for no limit. Default: 1.01, as in [G].
+        switch: where new directions come from: "complement", "full", "gaussian", "gaussian-mix" or "none"; see
+            `fl.SubspaceIteration`. Default: "complement", as in [G].
+        compensation: the scale of each column outside the subspace: "optimal" ([G] Theorem 5.1), "fira", "fira+" or "none".
+            Default: "optimal", as in [G].
+        moments: what a refresh does to momentum, second moments and Q~: "keep" them as if the basis had not moved, as in [G];
+            "rotate" them into the new basis; or "reset" them to zero. Default: "reset", on thin ground: over three seeds of a
+            small language model the means were 1.718 nats a byte for "reset", 1.721 for "rotate" and 1.733 for "keep". Seeds
+            differ by 0.02, one favours "rotate", and the rate was tuned for "keep" (benchmarks/README.md). With "reset",
+            tracking reaches back one interval only.
+        bias_correction: whether averages are divided by the weight that they have gathered. Default: False, as in [G].
+        eps: number added to the root of each second moment of sigma. Default: 1e-8, as in Adam.
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
+        seed: seed of the random key that refreshes draw from. Default: 0.
+
+    Raises:
+        TypeError: rank or leading is not a whole number, or (at init) a parameter is not of real floating point.
+        ValueError: an option is out of its range, or leading is over rank.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> state, _ = fl.scale_by_alice(rank=2, leading=1).init(jnp.ones((3, 4)))
         >>> subspace = state.subspaces["3 x 4"]
-        >>> subspace.basis.shape, subspace.covariance.shape  # U, and Q~
+        >>> subspace.basis.shape, subspace.covariance.shape  # U and Q~
         ((1, 3, 2), (1, 2, 2))
-        >>> state.inner.momentum["3 x 4"].shape, state.tail["3 x 4"].shape  # of the lead; p, one number a column
+        >>> state.inner.momentum["3 x 4"].shape, state.tail["3 x 4"].shape  # of sigma; p, one number for each column
         ((1, 2, 4), (1, 1, 4))
     """
     require_leading("alice", rank, leading)
+    if compensation not in COMPENSATIONS:
+        raise ValueError(f"alice: compensation is one of {', '.join(map(repr, COMPENSATIONS))}; got {compensation!r}")
+    # The other rules need no average of the squares outside, and Drop() stores none.
     complement = Columns() if compensation == "optimal" else Drop()
-    return optax.chain(
-        scale_by_low_rank(
-            LowRank(Diagonal(), rank, complement),
-            SubspaceIteration(leading, b3, switch),
-            compensation=_rule("alice", compensation),
-            b1=b1,
-            b2=b2,
-            alpha_c=alpha_c,
-            gamma=gamma,
-            eps=eps,
-            update_interval=update_interval,
-            moments=moments,
-            bias_correction=bias_correction,
-            momentum_dtype=momentum_dtype,
-            second_moment_dtype=second_moment_dtype,
-            factor_dtype=factor_dtype,
-            seed=seed,
-        ),
-        optax.scale(alpha),
+    direction = scale_by_low_rank(
+        LowRank(Diagonal(), rank, complement, tracker=SubspaceIteration(leading, b3, switch, seed)),
+        compensation=COMPENSATIONS[compensation],
+        b1=b1,
+        b2=b2,
+        alpha_c=alpha_c,
+        gamma=gamma,
+        eps=eps,
+        update_interval=update_interval,
+        moments=moments,
+        bias_correction=bias_correction,
+        dtypes=dtypes,
     )
+    return optax.chain(direction, optax.scale(alpha))
 
 
 def scale_by_alice0(**options: Any) -> Transform:
-    """Alice-0 ([G]): `alice` without tracking, b3 = 0: the subspace follows the current gradient alone.
+    """Alice-0 ([G]): `alice` without tracking, b3 = 0. Use it to save Q~.
 
-    State: 2 n r + m r + n. Options as `alice`'s.
+    H, claim and differences from [G] are Alice's. State: 2 n r + m r + n. A refresh follows the current gradient alone. [G]
+    reports about the same perplexity as Alice's at 1.3B parameters.
+
+    Raises:
+        TypeError: as `scale_by_alice`.
+        ValueError: as `scale_by_alice`.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -116,18 +136,19 @@ def scale_by_alice0(**options: Any) -> Transform:
     return scale_by_alice(b3=0.0, **options)
 
 
-_of_alice = inspect.signature(scale_by_alice)
-
-
-scale_by_alice0.__signature__ = _of_alice.replace(parameters=[p for p in _of_alice.parameters.values() if p.name != "b3"])
+_parameters = [p for p in inspect.signature(scale_by_alice).parameters.values() if p.name != "b3"]
+scale_by_alice0.__signature__ = inspect.Signature(_parameters)
+scale_by_alice0.__doc__ = with_arguments(
+    scale_by_alice0.__doc__, argument_lines(scale_by_alice.__doc__), [p.name for p in _parameters]
+)
 
 
 def require_leading(call: str, rank: Any, leading: Any) -> None:
     """Refuse a rank and a number of leading directions that do not go together.
 
     Raises:
-        TypeError: they are not whole numbers.
-        ValueError: rank is not positive, or leading over it.
+        TypeError: one is not a whole number.
+        ValueError: rank is not positive, or leading is over it.
     """
     for name, value in (("rank", rank), ("leading", leading)):
         if isinstance(value, bool) or not isinstance(value, Integral):

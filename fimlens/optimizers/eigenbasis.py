@@ -1,20 +1,13 @@
-"""The named optimizers: each a structure, and what stands around it in the chain.
-
-A bare name is the full chain, learning rate first, as in Optax; `scale_by_*` is the direction alone. State is counted in
-elements for an m x n matrix, r = min(m, n), beside counters, keys and one number a matrix for a limiter. "[G]" is Gong et
-al. 2025 (arXiv 2502.07752), "[D]" Nguyen et al. 2025 (arXiv 2502.07488).
-"""
+"""Shampoo, SOAP and one-sided SOAP: eigenbases of averaged covariances."""
 
 from typing import Any
 
 from jax.typing import DTypeLike
-from jaxtyping import ArrayLike, Int
 
-from fimlens.optimizers.full_chain import Number, Transform, full_chain
+from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.structures import Diagonal, Eigen, GeometricMarginals, PowerStep, Rotated
+from fimlens.transforms.dtypes import StateDtypes
 from fimlens.transforms.structure_transform import scale_by_structure
-
-Whole = Int[ArrayLike, ""]
 
 
 def scale_by_shampoo(
@@ -24,16 +17,27 @@ def scale_by_shampoo(
     eps: Number = 1e-8,
     update_interval: Whole = 10,
     bias_correction: bool = True,
-    momentum_dtype: DTypeLike | None = None,
-    factor_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
-    """Shampoo (Gupta et al., 2018): H = {R^{1/2} (x) L^{1/2}}, a BOUND; L^{-1/4} G R^{-1/4}, L = E[GG^T]/n, R = E[G^T G]/m.
+    """Shampoo (Gupta et al., 2018): L^{-1/4} G R^{-1/4}. Use it as the reference that SOAP improves on.
 
-    The minimiser of [G] Theorem 3.1's upper bound, not the nearest Kronecker product. State: m^2 + n^2, the factors; as
-    much again for their cached roots (bases, and m + n eigenvalues); m n with momentum (`b1`). With b2 = 1 the factors are
-    sums, as published; below, averages. Every `update_interval` steps the bases are found anew; between, the eigenvalues
-    go on in them (diag U^T L U), where published codes keep stale roots: at an interval of 1 the two are one. eps is
-    added to the root of each eigenvalue of F~, where Gupta et al. start L and R at eps I.
+    H = {R^{1/2} (x) L^{1/2}}, a BOUND, with L = E[GG^T]/n and R = E[G^T G]/m: it minimises [G] Theorem 3.1's upper bound and is
+    not the nearest Kronecker product. State: m^2 + n^2 for the factors, and as many for their bases; m n with momentum. Two
+    differences from Gupta et al. Between refreshes the eigenvalues follow the factors in the old bases (diag U^T L U), where
+    published code keeps old roots; at an interval of 1 the two agree. And eps is added to the root of each eigenvalue, where
+    L and R start at eps I.
+
+    Args:
+        b1: decay of the momentum. Default: None, no momentum, as in Gupta et al.
+        b2: decay of the factors; 1 sums them, as in Gupta et al. Default: 0.999, as in Adam.
+        eps: number added to the root of each eigenvalue. Default: 1e-8, as in Adam.
+        update_interval: steps between refreshes of the bases, the first at the first step. Default: 10.
+        bias_correction: whether averages are divided by the weight that they have gathered. Default: True, as in Adam.
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
+
+    Raises:
+        TypeError: (at init) a parameter is not of real floating point.
+        ValueError: an option is out of its range.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -49,17 +53,8 @@ def scale_by_shampoo(
         eps=eps,
         update_interval=update_interval,
         bias_correction=bias_correction,
-        momentum_dtype=momentum_dtype,
-        second_moment_dtype=factor_dtype,
-        factor_dtype=factor_dtype,
+        dtypes=dtypes,
     )
-
-
-def _soap(call: str, sides: str, refresh: str, **options: Any) -> Transform:
-    trackers = {"eigh": Eigen(), "qr": PowerStep()}
-    if refresh not in trackers:
-        raise ValueError(f"{call}: refresh is one of {', '.join(map(repr, trackers))}; got {refresh!r}")
-    return scale_by_structure(Rotated(Diagonal(), sides, trackers[refresh]), momentum="rotated", **options)
 
 
 def scale_by_soap(
@@ -71,18 +66,30 @@ def scale_by_soap(
     update_interval: Whole = 10,
     refresh: str = "qr",
     turn: str = "after",
-    momentum_dtype: DTypeLike | None = None,
-    second_moment_dtype: DTypeLike | None = None,
-    factor_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
-    """SOAP (Vyas et al., 2024, Algorithm 3): H = {(U_R (x) U_L) D (U_R (x) U_L)^T}, ONE_STEP ([G] Theorem 3.3).
+    """SOAP (Vyas et al., 2024, Algorithm 3): Adam in the eigenbases of both sides. Use it where state and products are cheap.
 
-    State: 2 m n + 2 m^2 + 2 n^2: momentum, second moments in the basis, covariances, bases. The momentum is kept as
-    coordinates and carried along as the basis turns: the publication's, without rotating it at every step. `refresh` is
-    "qr", one power step as published, or "eigh"; the first basis is always by eigh. `turn` is "after" the update, as
-    published, when the first step only starts the basis and moves nothing; or "before" it, as in [G]. `b3`, of the
-    covariances, is b2 by default. Repaired: the gauge of every basis vector is fixed, and coordinates at rounding get no
-    update, so that arbitrary null-space vectors move nothing; eps stands beside the bias-corrected root, as in Adam.
+    H = {(U_R (x) U_L) D (U_R (x) U_L)^T}, ONE_STEP ([G] Theorem 3.3). State: 2 m n + 2 m^2 + 2 n^2: momentum, second moments
+    in the bases, covariances, bases. The momentum is stored as coordinates and changes basis at a refresh: this equals
+    Algorithm 3 and saves a rotation at each step. Differences from Algorithm 3: the sign of every basis vector is fixed; a
+    coordinate that may be rounding alone gets no update, so that the arbitrary vectors of a null space move nothing; eps is
+    added to the bias-corrected root, as in Adam. The first basis comes from an eigendecomposition whatever `refresh` is.
+
+    Args:
+        b1: decay of the momentum. Default: 0.95, as in Vyas et al.
+        b2: decay of the second moments. Default: 0.95, as in Vyas et al.
+        b3: decay of the covariances that the bases follow. Default: None, b2.
+        eps: number added to the root of each second moment. Default: 1e-8, as in Vyas et al.
+        update_interval: steps between refreshes of the bases, the first at the first step. Default: 10, as in Vyas et al.
+        refresh: "qr", one power step from the old basis, or "eigh", an eigendecomposition. Default: "qr", as in Vyas et al.
+        turn: when a refresh takes place. "after" the update: no gradient meets a basis that it chose, and the first step
+            only starts the bases and moves nothing. "before" it: as in [G]. Default: "after", as in Vyas et al.
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
+
+    Raises:
+        TypeError: (at init) a parameter is not of real floating point.
+        ValueError: an option is out of its range.
 
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
@@ -103,13 +110,26 @@ def scale_by_osoap(
     update_interval: Whole = 10,
     refresh: str = "eigh",
     turn: str = "before",
-    momentum_dtype: DTypeLike | None = None,
-    second_moment_dtype: DTypeLike | None = None,
-    factor_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
-    """One-sided SOAP, [G]'s Eigen-Adam: H = {DiagB(U D_j U^T)}, ONE_STEP ([G] Theorem 3.2), U of the shorter side.
+    """One-sided SOAP, [G]'s Eigen-Adam: Adam in the eigenbasis of the shorter side. Use it for SOAP's loss with less state.
 
-    State: 2 m n + 2 r^2. Options as `soap`'s, with [G]'s order: the basis turns before the update.
+    H = {DiagB(U D_j U^T)}, ONE_STEP ([G] Theorem 3.2), U of the shorter side. State: 2 m n + 2 r^2. Signs, rounding and eps are
+    as in `soap`.
+
+    Args:
+        b1: decay of the momentum. Default: 0.9, as in Adam.
+        b2: decay of the second moments. Default: 0.999, as in Adam.
+        b3: decay of the covariance that the basis follows. Default: None, b2.
+        eps: number added to the root of each second moment. Default: 1e-8, as in Adam.
+        update_interval: steps between refreshes of the basis, the first at the first step. Default: 10, as in SOAP.
+        refresh: "qr", one power step from the old basis, or "eigh", an eigendecomposition. Default: "eigh", as in [G].
+        turn: when a refresh takes place: "before" the update, or "after" it; see `soap`. Default: "before", as in [G].
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
+
+    Raises:
+        TypeError: (at init) a parameter is not of real floating point.
+        ValueError: an option is out of its range.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -118,6 +138,13 @@ def scale_by_osoap(
         ((1, 3, 3), (1, 3, 3))
     """
     return _soap("osoap", "short", **locals())
+
+
+def _soap(call: str, sides: str, refresh: str, b3: Number | None, **options: Any) -> Transform:
+    trackers = {"eigh": Eigen, "qr": PowerStep}
+    if refresh not in trackers:
+        raise ValueError(f"{call}: refresh is one of {', '.join(map(repr, trackers))}; got {refresh!r}")
+    return scale_by_structure(Rotated(Diagonal(), sides, trackers[refresh](b3)), momentum="rotated", **options)
 
 
 shampoo = full_chain(scale_by_shampoo)

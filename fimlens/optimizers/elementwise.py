@@ -1,16 +1,15 @@
-"""SGD, Adam and AdamW."""
+"""SGD, Adam and AdamW: the same step for each entry of every leaf."""
 
 from typing import Any
 
 import optax
 from jax.typing import DTypeLike
 
-from fimlens.optimizers.full_chain import Number, Rate, Transform, decayed, require_rate
+from fimlens.optimizers.full_chain import Number, Rate, Transform, decay_links, require_rate
 from fimlens.structures import Diagonal
-from fimlens.transforms.momentum import keeping_dtypes
+from fimlens.transforms.dtypes import StateDtypes, state_dtypes
+from fimlens.transforms.momentum import keep_state_dtypes
 from fimlens.transforms.structure_transform import scale_by_structure
-
-# --- of every leaf --------------------------------------------------------------------------------------------
 
 
 def sgd(
@@ -20,11 +19,23 @@ def sgd(
     nesterov: bool = False,
     weight_decay: Number = 0.0,
     mask: Any = None,
-    momentum_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
-    """Gradient descent: H = {c I}, its c left to the learning rate. `optax.sgd`, with decay.
+    """Gradient descent: the baseline without any state, or with a momentum alone. `optax.sgd`, with weight decay.
 
-    State: nothing; m n with momentum. There is no eps: nothing is divided by.
+    H = {c I}, whose c is left to the learning rate. State: nothing; m n with momentum. There is no eps, because nothing is
+    divided by.
+
+    Args:
+        learning_rate: step size: a number, an array or an Optax schedule.
+        momentum: decay of the sum of gradients. Default: None, no momentum.
+        nesterov: whether the momentum looks one step ahead. Default: False.
+        weight_decay: decoupled weight decay: each step subtracts it times the rate times the weights. Default: 0.
+        mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype; here of the momentum. Default: None, the weights' dtype.
+
+    Raises:
+        TypeError: the learning rate is neither a number, an array nor a schedule.
 
     Examples:
         >>> import jax.numpy as jnp, optax, fimlens as fl
@@ -37,8 +48,8 @@ def sgd(
         [2.75, 6.75]
     """
     require_rate("sgd", "learning_rate", learning_rate)
-    averaged = [] if momentum is None else [keeping_dtypes(optax.trace(momentum, nesterov, momentum_dtype))]
-    return optax.chain(*averaged, *decayed(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
+    traced = [] if momentum is None else [keep_state_dtypes(optax.trace(momentum, nesterov, state_dtypes(dtypes).momentum))]
+    return optax.chain(*traced, *decay_links(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
 
 
 def adam(
@@ -49,12 +60,25 @@ def adam(
     eps: Number = 1e-8,
     weight_decay: Number = 0.0,
     mask: Any = None,
-    momentum_dtype: DTypeLike | None = None,
-    second_moment_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
-    """Adam (Kingma and Ba, 2015): H = {Diag(v)}, EXACT, v = E[g^2] ([G] Proposition 1). `optax.adam`.
+    """Adam (Kingma and Ba, 2015): the default for any model, and the baseline of every comparison here. `optax.adam`.
 
-    State: 2 m n, momentum and v, in float32 by default whatever the weights are.
+    H = {Diag(v)}, EXACT, v = E[g^2] ([G] Proposition 1). State: 2 m n, momentum and v, in float32 by default whatever the
+    dtype of the weights.
+
+    Args:
+        learning_rate: step size: a number, an array or an Optax schedule.
+        b1: decay of the momentum. Default: 0.9, as in Kingma and Ba.
+        b2: decay of the second moments. Default: 0.999, as in Kingma and Ba.
+        eps: number added to the root of each second moment. Default: 1e-8, as in Kingma and Ba.
+        weight_decay: decoupled weight decay: each step subtracts it times the rate times the weights. Default: 0.
+        mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
+
+    Raises:
+        TypeError: the learning rate is neither a number, an array nor a schedule, or (at init) a parameter is not of real
+            floating point.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -66,10 +90,8 @@ def adam(
         ((1, 2), (1, 2))
     """
     require_rate("adam", "learning_rate", learning_rate)
-    direction = scale_by_structure(
-        Diagonal(), b1=b1, b2=b2, eps=eps, momentum_dtype=momentum_dtype, second_moment_dtype=second_moment_dtype
-    )
-    return optax.chain(direction, *decayed(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
+    direction = scale_by_structure(Diagonal(), b1=b1, b2=b2, eps=eps, dtypes=dtypes)
+    return optax.chain(direction, *decay_links(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
 
 
 def adamw(
@@ -80,27 +102,32 @@ def adamw(
     eps: Number = 1e-8,
     weight_decay: Number = 1e-4,
     mask: Any = None,
-    momentum_dtype: DTypeLike | None = None,
-    second_moment_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
-    """`adam` with decoupled weight decay (Loshchilov and Hutter, 2019). `optax.adamw`.
+    """AdamW (Loshchilov and Hutter, 2019): `adam` with decoupled weight decay by default. `optax.adamw`.
+
+    H, claim and state are Adam's.
+
+    Args:
+        learning_rate: step size: a number, an array or an Optax schedule.
+        b1: decay of the momentum. Default: 0.9, as in Adam.
+        b2: decay of the second moments. Default: 0.999, as in Adam.
+        eps: number added to the root of each second moment. Default: 1e-8, as in Adam.
+        weight_decay: decoupled weight decay: each step subtracts it times the rate times the weights. Default: 1e-4, as in
+            Optax.
+        mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
+
+    Raises:
+        TypeError: as `adam`.
 
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
         >>> params = {"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)}
         >>> tx = fl.adamw(0.5, weight_decay=0.25, mask={"kernel": True, "bias": False})
         >>> updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
-        >>> updates["kernel"].tolist(), bool((updates["bias"] == 0).all())  # with no gradient the decay is left
+        >>> updates["kernel"].tolist(), bool((updates["bias"] == 0).all())  # without a gradient only the decay moves
         ([[-0.125, -0.125]], True)
     """
     require_rate("adamw", "learning_rate", learning_rate)
-    return adam(
-        learning_rate,
-        b1=b1,
-        b2=b2,
-        eps=eps,
-        weight_decay=weight_decay,
-        mask=mask,
-        momentum_dtype=momentum_dtype,
-        second_moment_dtype=second_moment_dtype,
-    )
+    return adam(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask, dtypes=dtypes)

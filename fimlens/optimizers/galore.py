@@ -1,16 +1,16 @@
-"""GaLore, Fira and Apollo: low rank, in the subspace of the current gradient."""
+"""GaLore, Fira and Apollo: Adam in a subspace of the current gradient, or of random directions."""
 
 from typing import Any
 
 import optax
 from jax.typing import DTypeLike
 
-from fimlens.optimizers.alice import Whole
-from fimlens.optimizers.full_chain import Number, Transform, full_chain
+from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.structures import Diagonal, Drop, LowRank
 from fimlens.structures.low_rank import require_rank
-from fimlens.structures.subspaces import CurrentGradient, RandomProjection
+from fimlens.structures.trackers import RandomProjection, Singular
 from fimlens.transforms import compensation as rules
+from fimlens.transforms.dtypes import StateDtypes
 from fimlens.transforms.low_rank_transform import scale_by_low_rank
 
 
@@ -23,14 +23,29 @@ def scale_by_galore(
     alpha: Number = 0.3,
     moments: str = "keep",
     eps: Number = 1e-8,
-    momentum_dtype: DTypeLike | None = None,
-    second_moment_dtype: DTypeLike | None = None,
-    factor_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
-    """GaLore (Zhao et al., 2024): H = LowRank(Diagonal(), rank, Drop()), ONE_STEP: Adam in the subspace, nothing outside.
+    """GaLore (Zhao et al., 2024): Adam in the gradient's leading subspace. Use it as the low-rank baseline.
 
-    State: 2 n r + m r. U is the leading left singular vectors of the current gradient. [G]'s rate is 0.02 (at 1.3B 0.01, and
-    alpha 0.25). The moments are kept at a refresh, as published and as in `optax.contrib.galore`.
+    H = LowRank(Diagonal(), rank, Drop()), ONE_STEP: nothing outside the subspace moves. State: 2 n r + m r with r = rank. U
+    holds the leading left singular vectors of the current gradient. [G]'s learning rate is 0.02, and 0.01 at 1.3B.
+
+    Args:
+        rank: dimension r of the subspace. [G] takes 128 at 60M parameters, 256 at 130M and 350M, 512 at 1.3B.
+        update_interval: steps between refreshes, the first at the first step; None for that one alone. Default: 200, as in
+            Zhao et al.
+        b1: decay of the momentum. Default: 0.9, as in Adam.
+        b2: decay of the second moments. Default: 0.999, as in Adam.
+        alpha: factor of the whole update, so that matrices can share a rate with other leaves. Default: 0.3, as in [G], which
+            has 0.25 at 1.3B.
+        moments: what a refresh does to momentum and second moments: "keep" them as if the basis had not moved, "rotate" them
+            into the new basis, or "reset" them to zero. Default: "keep", as in Zhao et al. and `optax.contrib.galore`.
+        eps: number added to the root of each second moment. Default: 1e-8, as in Adam.
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
+
+    Raises:
+        TypeError: rank is not a whole number, or (at init) a parameter is not of real floating point.
+        ValueError: an option is out of its range.
 
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
@@ -38,7 +53,7 @@ def scale_by_galore(
         >>> state.inner.momentum["3 x 4"].shape, state.inner.averaged["3 x 4"].shape, jax.tree.leaves(state.tail)
         ((1, 2, 4), (1, 2, 4), [])
     """
-    return _on_current_gradient("galore", rules.none, gamma=None, **locals())
+    return _in_subspace_of_gradient("galore", rules.none, gamma=None, **locals())
 
 
 def scale_by_fira(
@@ -52,26 +67,43 @@ def scale_by_fira(
     plus: bool = False,
     moments: str = "keep",
     eps: Number = 1e-8,
-    momentum_dtype: DTypeLike | None = None,
-    second_moment_dtype: DTypeLike | None = None,
-    factor_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
-    """Fira (Chen et al., 2024): `galore`, and the rest of each column times ||D_j|| / ||sigma_j||, its norm's growth limited.
+    """Fira (Chen et al., 2024): `galore` that also moves outside the subspace. Use it where GaLore's loss is too high.
 
-    The lead is LowRank(Diagonal(), rank, Drop())'s, ONE_STEP in U; the compensation is no structure's. State: 2 n r + m r.
-    `plus` is [G]'s Fira+: the compensation is first brought to the norm of the lead's update.
+    Outside the subspace each column of the gradient is scaled by ||D_j|| / ||sigma_j||, with sigma = U^T G and D what Adam
+    makes of it, and the norm's growth is limited. The update in the subspace is that of LowRank(Diagonal(), rank, Drop()),
+    ONE_STEP in U; the compensation belongs to no structure. State: 2 n r + m r with r = rank.
+
+    Args:
+        rank: dimension r of the subspace. [G] takes 128 at 60M parameters, 256 at 130M and 350M, 512 at 1.3B.
+        update_interval: steps between refreshes, the first at the first step; None for that one alone. Default: 200, as in [G].
+        b1: decay of the momentum. Default: 0.9, as in Adam.
+        b2: decay of the second moments. Default: 0.999, as in Adam.
+        alpha: factor of the whole update, so that matrices can share a rate with other leaves. Default: 0.3, as in [G], which
+            has 0.25 at 1.3B.
+        gamma: largest growth of the compensation's norm in one step; None for no limit. Default: 1.01, as in Chen et al.
+        plus: whether the compensation is first scaled to the norm of D, [G]'s Fira+. Default: False, as in Chen et al.
+        moments: what a refresh does to momentum and second moments: "keep" them as if the basis had not moved, "rotate" them
+            into the new basis, or "reset" them to zero. Default: "keep", as in Chen et al.
+        eps: number added to the root of each second moment. Default: 1e-8, as in Adam.
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
+
+    Raises:
+        TypeError: rank is not a whole number, or (at init) a parameter is not of real floating point.
+        ValueError: an option is out of its range.
 
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
         >>> w = jnp.ones((3, 4))
         >>> fira_plus, galore = fl.scale_by_fira(rank=2, plus=True), fl.scale_by_galore(rank=2)
-        >>> [sum(x.size for x in jax.tree.leaves(tx.init(w))) for tx in (fira_plus, galore)]  # one more, of the limiter
+        >>> [sum(x.size for x in jax.tree.leaves(tx.init(w))) for tx in (fira_plus, galore)]  # one more, for the limiter
         [30, 29]
     """
     rule = rules.matched_column_ratios if plus else rules.column_ratios
     options = locals()
     del options["plus"], options["rule"]
-    return _on_current_gradient("fira", rule, **options)
+    return _in_subspace_of_gradient("fira", rule, **options)
 
 
 def scale_by_apollo(
@@ -85,17 +117,34 @@ def scale_by_apollo(
     gamma: Number | None = 1.01,
     moments: str = "keep",
     eps: Number = 1e-8,
-    momentum_dtype: DTypeLike | None = None,
-    second_moment_dtype: DTypeLike | None = None,
-    factor_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
     seed: Whole = 0,
 ) -> Transform:
-    """Apollo (Zhu et al., 2024): the gradient, column j times ||D_j|| / ||sigma_j||, D what Adam makes of sigma = P G.
+    """Apollo (Zhu et al., 2024): the gradient with Adam's scale of each column, estimated in a subspace. Use it to save state.
 
-    No structure's update, but an estimate of Adam's scale a column. `variant` is "random", P of entries N(0, 1/r) drawn anew
-    at each refresh; "svd", P the leading left singular vectors of the current gradient; or "mini", random with rank 1 and
-    one scale for the whole matrix. State: 2 n r (2 n for "mini"), and m r more for "svd"; a random P is kept as its key.
-    `alpha` is 1 by default, and 128^(1/2) for "mini", as published; the growth of the whole update's norm is limited.
+    Column j of the gradient is scaled by ||D_j|| / ||sigma_j||, with sigma = P G and D what Adam makes of it; the growth of
+    the update's norm is limited. This update belongs to no structure. State: 2 n r with r = rank (2 n for "mini"), and m r
+    more for "svd"; a random P is stored as its key.
+
+    Args:
+        rank: dimension r of the subspace; it has no effect on "mini", whose rank is 1. Default: None, for "mini" alone.
+        variant: "random", P with entries N(0, 1/r), new at each refresh; "svd", P the leading left singular vectors of the
+            current gradient; or "mini", random with rank 1 and one scale for the whole matrix. Default: "random".
+        update_interval: steps between refreshes, the first at the first step; None for that one alone. Default: 200, as in
+            Zhu et al.
+        b1: decay of the momentum of sigma. Default: 0.9, as in Adam.
+        b2: decay of the second moments of sigma. Default: 0.999, as in Adam.
+        alpha: factor of the whole update. Default: None, 1, and 128^(1/2) for "mini", as in Zhu et al.
+        gamma: largest growth of the update's norm in one step; None for no limit. Default: 1.01, as in Fira.
+        moments: what a refresh does to momentum and second moments: "keep" them as if the basis had not moved, "rotate" them
+            into the new basis ("svd" alone), or "reset" them to zero. Default: "keep", as in Zhu et al.
+        eps: number added to the root of each second moment. Default: 1e-8, as in Adam.
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
+        seed: seed of the random key that refreshes draw from. Default: 0.
+
+    Raises:
+        TypeError: rank is not a whole number, or (at init) a parameter is not of real floating point.
+        ValueError: an option is out of its range, or rank is missing.
 
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
@@ -114,8 +163,7 @@ def scale_by_apollo(
     if not mini:
         require_rank("apollo", rank)
     direction = scale_by_low_rank(
-        LowRank(Diagonal(), 1 if mini else rank, Drop()),
-        CurrentGradient() if variant == "svd" else RandomProjection(),
+        LowRank(Diagonal(), 1 if mini else rank, Drop(), tracker=Singular() if variant == "svd" else RandomProjection(seed)),
         compensation=rules.matrix_ratio if mini else rules.column_ratios,
         lift=False,
         b1=b1,
@@ -124,17 +172,14 @@ def scale_by_apollo(
         eps=eps,
         update_interval=update_interval,
         moments=moments,
-        momentum_dtype=momentum_dtype,
-        second_moment_dtype=second_moment_dtype,
-        factor_dtype=factor_dtype,
-        seed=seed,
+        dtypes=dtypes,
     )
     return optax.chain(direction, optax.scale((128**0.5 if mini else 1.0) if alpha is None else alpha))
 
 
-def _on_current_gradient(call: str, rule: rules.Compensation, *, rank: Whole, alpha: Number, **options: Any) -> Transform:
+def _in_subspace_of_gradient(call: str, rule: rules.Compensation, *, rank: Whole, alpha: Number, **options: Any) -> Transform:
     require_rank(call, rank)
-    direction = scale_by_low_rank(LowRank(Diagonal(), rank, Drop()), CurrentGradient(), compensation=rule, **options)
+    direction = scale_by_low_rank(LowRank(Diagonal(), rank, Drop(), tracker=Singular()), compensation=rule, **options)
     return optax.chain(direction, optax.scale(alpha))
 
 

@@ -1,13 +1,14 @@
-"""LARS and LAMB: one trust ratio per matrix."""
+"""LARS and LAMB: the norm of each matrix's update follows the norm of its weights."""
 
 from typing import Any
 
 import optax
 from jax.typing import DTypeLike
 
-from fimlens.optimizers.full_chain import Number, Rate, Transform, decayed, require_rate
+from fimlens.optimizers.full_chain import Number, Rate, Transform, decay_links, require_rate
 from fimlens.structures import Diagonal, Scalar
-from fimlens.transforms.momentum import keeping_dtypes
+from fimlens.transforms.dtypes import StateDtypes, state_dtypes
+from fimlens.transforms.momentum import keep_state_dtypes
 from fimlens.transforms.norms import scale_by_trust_ratio
 from fimlens.transforms.structure_transform import scale_by_structure
 
@@ -21,12 +22,28 @@ def lars(
     eps: Number = 0.0,
     weight_decay: Number = 0.0,
     mask: Any = None,
-    momentum_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
-    """LARS (You et al., 2017): H = {c I}, EXACT for the current gradient, c = ||G||^2 / (m n); then times ||W||.
+    """LARS (You et al., 2017): momentum SGD for very large batches, with a step relative to each matrix's norm. `optax.lars`.
 
-    State: m n, the momentum. `optax.lars`, matrix by matrix where that takes leaf by leaf; where ||W|| is zero the update is
-    G / sqrt(c), and in Optax G.
+    H = {c I}, EXACT for the current gradient, c = ||G||^2 / (m n); the update is then scaled by ||W||. State: m n, the
+    momentum. Two differences from Optax: it takes one ratio for each leaf, and this one for each matrix; where ||W|| is zero
+    the update is G in Optax, and G / sqrt(c) here.
+
+    Args:
+        learning_rate: step size: a number, an array or an Optax schedule.
+        momentum: decay of the sum of scaled updates. Default: 0.9, as in You et al.
+        nesterov: whether the momentum looks one step ahead. Default: False.
+        trust_coefficient: norm of the update before the rate, relative to ||W||. Default: 0.001, as in You et al.
+        eps: number added to sqrt(c). Default: 0, as in Optax.
+        weight_decay: number times the weights that is added to the gradient before it is scaled. Default: 0.
+        mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype; here of the momentum. Default: None, the weights' dtype.
+
+    Raises:
+        TypeError: the learning rate is neither a number, an array nor a schedule, or (at init) a parameter is not of real
+            floating point.
+        ValueError: (at update) the parameters are not given.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -38,11 +55,12 @@ def lars(
     """
     require_rate("lars", "learning_rate", learning_rate)
     return optax.chain(
-        *decayed(weight_decay, mask),
+        *decay_links(weight_decay, mask),
         scale_by_structure(Scalar(), b1=None, b2=None, eps=eps),
         scale_by_trust_ratio(trust_coefficient),
+        # The rate stands before the momentum, as in You et al.: old steps keep the rate of their time.
         optax.scale_by_learning_rate(learning_rate),
-        keeping_dtypes(optax.trace(momentum, nesterov, momentum_dtype)),
+        keep_state_dtypes(optax.trace(momentum, nesterov, state_dtypes(dtypes).momentum)),
     )
 
 
@@ -54,12 +72,26 @@ def lamb(
     eps: Number = 1e-6,
     weight_decay: Number = 0.0,
     mask: Any = None,
-    momentum_dtype: DTypeLike | None = None,
-    second_moment_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
-    """LAMB (You et al., 2020): Adam's H = {Diag(v)}, EXACT; then a trust ratio for each matrix. `optax.lamb`.
+    """LAMB (You et al., 2020): Adam for very large batches, with a step relative to each matrix's norm. `optax.lamb`.
 
-    State: 2 m n. Optax takes the ratio leaf by leaf; for leaves of up to two axes the two are one.
+    H = {Diag(v)}, EXACT, as in Adam; the update is then scaled by ||W|| / ||U||. State: 2 m n. Optax takes one ratio for each
+    leaf, and this one for each matrix; for leaves of up to two axes the two agree.
+
+    Args:
+        learning_rate: step size: a number, an array or an Optax schedule.
+        b1: decay of the momentum. Default: 0.9, as in You et al.
+        b2: decay of the second moments. Default: 0.999, as in You et al.
+        eps: number added to the root of each second moment. Default: 1e-6, as in You et al.
+        weight_decay: number times the weights that is added to Adam's update before it is scaled. Default: 0.
+        mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
+
+    Raises:
+        TypeError: the learning rate is neither a number, an array nor a schedule, or (at init) a parameter is not of real
+            floating point.
+        ValueError: (at update) the parameters are not given.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -70,8 +102,6 @@ def lamb(
         0.0500
     """
     require_rate("lamb", "learning_rate", learning_rate)
-    direction = scale_by_structure(
-        Diagonal(), b1=b1, b2=b2, eps=eps, momentum_dtype=momentum_dtype, second_moment_dtype=second_moment_dtype
-    )
+    direction = scale_by_structure(Diagonal(), b1=b1, b2=b2, eps=eps, dtypes=dtypes)
     rate = optax.scale_by_learning_rate(learning_rate)
-    return optax.chain(direction, *decayed(weight_decay, mask), scale_by_trust_ratio(), rate)
+    return optax.chain(direction, *decay_links(weight_decay, mask), scale_by_trust_ratio(), rate)

@@ -1,4 +1,4 @@
-"""RACS and Adafactor: one factor per row and one per column."""
+"""RACS and Adafactor: one factor for each row and one for each column."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import optax
 from jax.typing import DTypeLike
 
 from fimlens._validate import require_number
-from fimlens.optimizers.eigenbasis import Whole
-from fimlens.optimizers.full_chain import Number, Rate, Transform, decayed, full_chain, require_rate
+from fimlens.optimizers.full_chain import Number, Rate, Transform, Whole, decay_links, full_chain, require_rate
 from fimlens.structures import Marginals, RowColumn
-from fimlens.transforms.momentum import keeping_dtypes
+from fimlens.transforms.dtypes import StateDtypes, state_dtypes
+from fimlens.transforms.momentum import keep_state_dtypes
 from fimlens.transforms.norms import clip_by_rms, limit_norm_growth, scale_by_weight_rms
 from fimlens.transforms.structure_transform import scale_by_structure
 
@@ -24,15 +24,34 @@ def adafactor(
     eps: Number = 0.0,
     weight_decay: Number = 0.0,
     mask: Any = None,
-    momentum_dtype: DTypeLike | None = None,
-    second_moment_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
-    """Adafactor (Shazeer and Stern, 2018): H = {Diag(s) (x) Diag(q)}, OTHER: r c^T / mean is nearest in generalised KL.
+    """Adafactor (Shazeer and Stern, 2018): second moments in m + n numbers. Use it for little memory and a cheap step.
 
-    State: m + n (a vector: its length); m n more with momentum. `optax.adafactor(min_dim_size_to_factor=1)`, but that
-    its eps = 1e-30 is added to every g^2 and here eps, 0 by default, to the root of each eigenvalue; it factors a leaf of
-    three axes or more along its two largest, and clips and scales it whole; here each matrix is by itself.
-    `weight_decay` is not times the rate, in Optax neither: what `adamw` calls w is here w times the rate.
+    H = {Diag(s) (x) Diag(q)}, OTHER: the fit r c^T / mean is nearest in generalised KL. State: m + n (the length, for a
+    vector); m n more with momentum. `optax.adafactor(min_dim_size_to_factor=1)` with two differences. Optax adds eps = 1e-30
+    to every g^2, and eps here is added to the root of each eigenvalue. Optax factors a leaf of three axes or more along its
+    two largest, and clips and scales it as a whole; here each matrix is on its own.
+
+    Args:
+        learning_rate: step size: a number, an array or an Optax schedule.
+        decay_rate: the second moments decay by 1 - t^-decay_rate at step t. Default: 0.8, as in Shazeer and Stern.
+        clipping_threshold: largest root mean square of an update, before the rate; None for no limit. Default: 1, as in
+            Shazeer and Stern.
+        multiply_by_parameter_scale: whether updates are scaled by the root mean square of the weights. Default: True, as in
+            Shazeer and Stern.
+        momentum: decay of the average of updates. Default: None, no momentum.
+        eps: number added to the root of each eigenvalue. Default: 0.
+        weight_decay: number times the weights that each step subtracts. As in Optax the rate does not scale it: `adamw`'s w
+            is w times the rate here. Default: 0.
+        mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 factors, and the
+            momentum in the weights' dtype.
+
+    Raises:
+        TypeError: the learning rate is neither a number, an array nor a schedule, or (at init) a parameter is not of real
+            floating point.
+        ValueError: (at update) the parameters are not given, and multiply_by_parameter_scale is True.
 
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
@@ -41,9 +60,8 @@ def adafactor(
         [(3, 1), (1, 4)]
     """
     require_rate("adafactor", "learning_rate", learning_rate)
-    direction = scale_by_structure(
-        Marginals(), b1=None, b2=lambda t: 1 - t**-decay_rate, eps=eps, second_moment_dtype=second_moment_dtype
-    )
+    dtypes = state_dtypes(dtypes)
+    direction = scale_by_structure(Marginals(), b1=None, b2=lambda t: 1 - t**-decay_rate, eps=eps, dtypes=dtypes)
     steps = [direction]
     if clipping_threshold is not None:
         steps.append(clip_by_rms(clipping_threshold))
@@ -51,8 +69,9 @@ def adafactor(
     if multiply_by_parameter_scale:
         steps.append(scale_by_weight_rms())
     if momentum is not None:
-        steps.append(keeping_dtypes(optax.ema(momentum, debias=False, accumulator_dtype=momentum_dtype)))
-    return optax.chain(*steps, *decayed(weight_decay, mask), optax.scale(-1))
+        steps.append(keep_state_dtypes(optax.ema(momentum, debias=False, accumulator_dtype=dtypes.momentum)))
+    # The sign comes last, so that the decay is added to an update that still points up the gradient.
+    return optax.chain(*steps, *decay_links(weight_decay, mask), optax.scale(-1))
 
 
 def scale_by_racs(
@@ -63,15 +82,30 @@ def scale_by_racs(
     sweeps: Whole = 5,
     eps: Number = 0.0,
     bias_correction: bool = False,
-    second_moment_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
-    """RACS ([G] Algorithm 1): H = {S (x) Q}, both diagonal, LIMIT: the fixed point is E[G^2]'s best rank one (Proposition 3).
+    """RACS ([G] Algorithm 1): one factor for each row and column. Use it for little memory and a cheap step.
 
-    State: m + n and the limiter's one: row and column factors by `sweeps` from q = 1, averaged by beta. [G]'s rate is
-    0.02. Matrices with m > n are swept transposed, as [G] has m <= n. `bias_correction` is an option that the print lacks:
-    its first update is 1/(1-beta) too large; yet without it a small language model ended 0.004 to 0.024 nats a byte lower, in
-    each of six pairs of runs (benchmarks/README.md), so it is off. Repaired: a zero last update does not freeze a matrix; no
-    sum of squares within the sweeps leaves float32.
+    H = {S (x) Q}, both diagonal, LIMIT: its fixed point is the best rank-one approximation of E[G^2] (Proposition 3). State:
+    m + n: the factors of rows and columns. [G]'s learning rate is 0.02. Two differences from [G]. A matrix whose last update
+    was zero is not frozen by the limiter. The sweeps divide by the largest entry, so that no square overflows float32.
+    Matrices with m > n are swept transposed, because [G] assumes m <= n.
+
+    Args:
+        beta: decay of the row and column factors. Default: 0.9, as in [G].
+        alpha: factor of the whole update, so that matrices can share a rate with other leaves. Default: 0.05, as in [G], which
+            has 0.02 at 1.3B parameters.
+        gamma: largest growth of the update's norm in one step; see `fl.limit_norm_growth`. Default: 1.01, as in [G].
+        sweeps: alternations between row and column factors that fit one gradient. Default: 5, as in [G].
+        eps: number added to the root of each eigenvalue. Default: 0, as in [G].
+        bias_correction: whether the averages are divided by the weight that they have gathered. Default: False, as in [G],
+            although the first update is then 1/(1-beta) times too large: without it a small language model ended 0.004 to
+            0.024 nats a byte lower in each of six pairs of runs (benchmarks/README.md).
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype; here of the factors. Default: None, float32 at least.
+
+    Raises:
+        TypeError: (at init) a parameter is not of real floating point.
+        ValueError: an option is out of its range.
 
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
@@ -84,13 +118,7 @@ def scale_by_racs(
     require_number("racs", "sweeps", sweeps, 1, whole=True)
     require_number("racs", "eps", eps, 0)
     direction = scale_by_structure(
-        RowColumn(sweeps),
-        b1=None,
-        b2=beta,
-        eps=eps,
-        average="fits",
-        bias_correction=bias_correction,
-        second_moment_dtype=second_moment_dtype,
+        RowColumn(sweeps), b1=None, b2=beta, eps=eps, average="fits", bias_correction=bias_correction, dtypes=dtypes
     )
     return optax.chain(direction, limit_norm_growth(gamma), optax.scale(alpha))
 

@@ -4,15 +4,13 @@ import optax
 from jax.typing import DTypeLike
 
 from fimlens._validate import require_number
-from fimlens.optimizers.eigenbasis import Whole
-from fimlens.optimizers.full_chain import Number, Transform, full_chain
+from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.structures import Rotated, Rows, Singular
-from fimlens.transforms.momentum import average_updates, guarded_adam
+from fimlens.transforms.dtypes import StateDtypes, state_dtypes
+from fimlens.transforms.momentum import adam_with_guards, average_updates
 from fimlens.transforms.norms import standardize_rows
-from fimlens.transforms.orthogonalize import orthogonalize, over_longer_side, scale_by_shape, shorter_side_first
+from fimlens.transforms.orthogonalize import orthogonalize, over_longer_side, scale_by_shape, with_short_side_first
 from fimlens.transforms.structure_transform import scale_by_structure
-
-# --- of matrices ----------------------------------------------------------------------------------------------
 
 
 def scale_by_muon(
@@ -23,18 +21,32 @@ def scale_by_muon(
     steps: Whole = 5,
     scale: str = "width",
     eps: Number = 1e-8,
-    momentum_dtype: DTypeLike | None = None,
+    dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
-    """Muon (Jordan, 2024): H = {I (x) M}, EXACT for the momentum alone, M = E[GG^T] / n ([G] Proposition 2).
+    """Muon (Jordan, 2024): the polar factor of the momentum. Use it for the lowest loss at one moment of state.
 
-    State: m n, the momentum. `root` is "newton-schulz", as in `optax.contrib.muon`, whose trajectory this follows, and only
-    near that root; or "exact", the polar factor itself, which is the one that the lens judges, and has no use for `steps` and
-    `eps`. `scale`: see `scale_by_shape`.
+    H = {I (x) M}, EXACT for the momentum's own outer product, M = E[GG^T] / n ([G] Proposition 2). State: m n, the momentum.
+    It follows `optax.contrib.muon` step by step.
+
+    Args:
+        beta: decay of the momentum. Default: 0.95, as in Jordan.
+        nesterov: whether the momentum looks one step ahead. Default: True, as in Jordan.
+        root: "newton-schulz", the iteration of Jordan and Optax, which brings singular values between 0.7 and 1.2; or "exact",
+            the polar factor itself, which `fl.compare` judges and which ignores `steps` and `eps`. Default: "newton-schulz".
+        steps: number of Newton-Schulz iterations. Default: 5, as in Jordan.
+        scale: scale by the matrix's shape: "width", "fisher" or "rms", the last for updates as large as Adam's (Liu et al.,
+            2025). Default: "width", sqrt(max(1, n/m)), as in Jordan.
+        eps: number added to the norm that the iteration divides by. Default: 1e-8, as in Optax.
+        dtypes: `fl.StateDtypes` of the stored state, or one dtype; here of the momentum. Default: None, the weights' dtype.
+
+    Raises:
+        TypeError: (at init) a parameter is not of real floating point.
+        ValueError: an option is out of its range.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
-        >>> tx = fl.scale_by_muon(scale="rms", momentum_dtype=jnp.bfloat16)  # updates about as large as Adam's
-        >>> momentum = tx.init(jnp.ones((3, 4)))[0].momentum  # all that is kept
+        >>> tx = fl.scale_by_muon(scale="rms", dtypes=jnp.bfloat16)  # updates about as large as Adam's
+        >>> momentum = tx.init(jnp.ones((3, 4)))[0].momentum  # the whole state
         >>> momentum.shape, momentum.dtype.name
         ((3, 4), 'bfloat16')
     """
@@ -44,27 +56,40 @@ def scale_by_muon(
     roots = {"newton-schulz": orthogonalize(steps, eps=eps), "exact": optax.chain(whiten(), over_longer_side())}
     if root not in roots:
         raise ValueError(f"muon: root is one of {', '.join(map(repr, roots))}; got {root!r}")
-    return optax.chain(average_updates(beta, nesterov=nesterov, dtype=momentum_dtype), roots[root], scale_by_shape(scale))
+    momentum = average_updates(beta, nesterov=nesterov, dtype=state_dtypes(dtypes).momentum)
+    return optax.chain(momentum, roots[root], scale_by_shape(scale))
 
 
 def scale_by_swan(*, eps: Number = 1e-8) -> Transform:
-    """SWAN (Ma et al., 2024): rows standardised, then whitened: H = {I (x) M}, EXACT for what the standardisation leaves.
+    """SWAN (Ma et al., 2024): standardised rows, then whitening, without any state. Use it where memory allows none.
 
-    State: nothing. Rows are those of the matrix as given (of x @ W one for each input); only the whitening has the shorter
-    side first. It is the exact root, with [G]'s factor, the root of the longer side. eps, of the standardisation, is relative
-    to the largest entry of its row.
+    H = {I (x) M}, EXACT for the standardised gradient. State: nothing. Rows are those of the given matrix, one for each input
+    in x @ W; only the whitening transposes a matrix to put its shorter side first. The root is exact, and the update has [G]'s
+    factor, the root of the longer side.
+
+    Args:
+        eps: number added to the standard deviation of a row, relative to the row's largest entry. Default: 1e-8.
+
+    Raises:
+        TypeError: (at update) a gradient is not of real floating point.
 
     Examples:
         >>> import jax, jax.numpy as jnp, optax, fimlens as fl
         >>> tx = optax.chain(fl.matrices(fl.scale_by_swan()), optax.scale_by_learning_rate(1e-3))
-        >>> jax.tree.leaves(tx.init({"kernel": jnp.ones((3, 4))})[0].inner_states["method"])  # nothing is kept
+        >>> jax.tree.leaves(tx.init({"kernel": jnp.ones((3, 4))})[0].inner_states["method"])  # no state
         []
     """
     return optax.chain(standardize_rows(eps), whiten())
 
 
 def whiten() -> Transform:
-    """The longer side's root times the polar factor: Mat(F~^{-1/2} Vec(G)), F~ nearest to the current gradient's Fisher.
+    """Whiten each gradient exactly: the building block of SWAN, and of Muon with root="exact".
+
+    The update is Mat(F~^{-1/2} Vec(G)), F~ nearest to the current gradient's Fisher in H = {I (x) M}: the polar factor times
+    the root of the longer side ([G] Proposition 2). State: nothing.
+
+    Raises:
+        TypeError: (at update) a gradient is not of real floating point.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -74,12 +99,11 @@ def whiten() -> Transform:
         [[2. 0. 0. 0.]
          [0. 2. 0. 0.]]
     """
-    return shorter_side_first(scale_by_structure(Rotated(Rows(), "L", Singular()), b1=None, b2=None, eps=0.0))
+    return with_short_side_first(scale_by_structure(Rotated(Rows(), "L", Singular()), b1=None, b2=None, eps=0.0))
 
 
-# --- the full chains of those ---------------------------------------------------------------------------------
-
-muon = full_chain(scale_by_muon, adam=guarded_adam(nesterov=True))  # as Optax's Muon
+# Optax's Muon gives the other leaves Nesterov's Adam, so this chain follows it for every leaf.
+muon = full_chain(scale_by_muon, adam=adam_with_guards(nesterov=True))
 
 
 swan = full_chain(scale_by_swan)

@@ -14,7 +14,7 @@ from fimlens.costs.memory import FORMULAS
 from fimlens.language_model import llama
 from fimlens.language_model.trial import papers_schedule
 from fimlens.pretrain.model import CONFIGS
-from fimlens.transforms.momentum import kept_in
+from fimlens.transforms.momentum import store_state_in
 
 OPTIMIZERS = tuple(name for name in FORMULAS if hasattr(fimlens, name))
 
@@ -119,5 +119,5 @@ class Plan:
             known = ", ".join(list(inspect.signature(make).parameters)[1:])
             raise ValueError(f"pretrain: {self.optimizer} has no option {unknown[0]!r}. It has {known}.")
         tx = make(self.schedule, **self.options)
-        tx = tx if self.state_dtype == "float32" else kept_in(tx, self.state_dtype)
+        tx = tx if self.state_dtype == "float32" else store_state_in(tx, self.state_dtype)
         return tx if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), tx)

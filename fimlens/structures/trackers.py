@@ -67,8 +67,9 @@ class Tracker(abc.ABC):
 
     orthonormal: ClassVar[bool] = True  # whether U^T U = I, so that averages can be turned from one basis into the next
     averages_covariance: ClassVar[bool] = False  # whether the average is E[GG^T] itself, which states moments in any basis
-    b3: ClassVar[Any] = None  # decay of the average; None for the transform's b2
-    seed: ClassVar[Any] = None  # of the key to draw from; None where nothing is drawn
+    # Without annotations: a ClassVar would take the place of a subclass's field of that name in the order of arguments.
+    b3 = None  # decay of the average; None for the transform's b2
+    seed = None  # of the key to draw from; None where nothing is drawn
 
     def init(self, m: int, r: int) -> Any:
         """What stands for U in an optimizer's state before any gradient is seen."""

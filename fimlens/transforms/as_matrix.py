@@ -1,6 +1,7 @@
 """Leaves of any number of axes seen as matrices."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -9,14 +10,19 @@ import optax
 from jaxtyping import Array, PyTree
 
 from fimlens._validate import path_name
-from fimlens.transforms.leaf_rules import Leaf, Rule, _said
+from fimlens.transforms.leaf_rules import Leaf, Rule, leaf_rule
 
 
 class Axes(NamedTuple):
-    """Which axes of a leaf are a matrix's inputs (`reduction`), its outputs, and which count more matrices (`batch`).
+    """Declare which axes of a leaf are a matrix's inputs, which its outputs, and which index several matrices.
 
-    x @ W sums over the reduction axes, so that the matrix has shape (inputs, outputs). `batch` may be left out: the
-    axes not named. Negative axes count from the end.
+    Give it as `axes` to `as_matrix` or to any full chain, for leaves of three axes or more. x @ W sums over the reduction axes,
+    so the matrix has shape (inputs, outputs). Negative axes count from the end.
+
+    Args:
+        reduction: the axes of the inputs.
+        output: the axes of the outputs.
+        batch: the axes that index matrices. Default: all axes that are not named.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -35,13 +41,16 @@ class Axes(NamedTuple):
 def as_matrix(
     tx: optax.GradientTransformation, axes: Axes | Rule | PyTree | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Let `tx` see every leaf as matrices, and undo it.
+    """Show `tx` every leaf as matrices, and bring its updates back to the shapes of the leaves.
+
+    Use it for attention projections and convolution kernels, whose leaves have more than two axes.
 
     Args:
-        tx: the method; it sees leaves of shape (*batch, m, n), with m the product of the reduction axes.
+        tx: the method; it sees leaves of shape (*batch, m, n), where m is the product of the reduction axes and n that of the
+            output axes.
         axes: `Axes`, or Optax's MuonDimensionNumbers, for all leaves; a function of path and leaf to either, or None; or
-            a tree of them like the parameters. Where they say None: leaves of up to two axes are as they are, three
-            are a stack of matrices, four or more a convolution kernel, whose last axis is the output.
+            a tree of them like the parameters. Where this is None, a leaf of up to two axes stays as it is, one of three axes
+            is a stack of matrices, and one of four or more is a convolution kernel, whose last axis is the output.
 
     Raises:
         ValueError: the axes of a leaf are not all named once, or are not given as `Axes`.
@@ -53,69 +62,89 @@ def as_matrix(
         >>> state.averaged.shape
         (8, 1)
     """
-    rule = _viewing(axes)
+    rule = axes_rule(axes)
     tx = optax.with_extra_args_support(tx)
 
-    def seen(tree: PyTree) -> PyTree:
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: _View(path_name(path), leaf, rule).forth(leaf), tree)
+    def views_of(tree: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: view_of(path_name(path), leaf, rule), tree)
+
+    def seen(views: PyTree, tree: PyTree) -> PyTree:
+        return jax.tree.map(LeafView.to_matrix, views, tree)
 
     def init(params: PyTree) -> Any:
-        return tx.init(seen(params))
+        return tx.init(seen(views_of(params), params))
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
-        moved, state = tx.update(seen(updates), state, None if params is None else seen(params), **extra)
-        back = jax.tree_util.tree_map_with_path(lambda path, g, u: _View(path_name(path), g, rule).back(u), updates, moved)
-        return back, state
+        views = views_of(updates)
+        moved, state = tx.update(seen(views, updates), state, None if params is None else seen(views, params), **extra)
+        return jax.tree.map(LeafView.to_leaf, views, moved), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-class _View:
-    """One leaf as (*batch, m, n), and back."""
+@dataclass(frozen=True)
+class LeafView:
+    """How one leaf becomes matrices of shape `matrix`: its axes in this `order`, then merged. No order: it stays as it is.
 
-    def __init__(self, path: str, leaf: Leaf, rule: Rule) -> None:
-        rank = jnp.ndim(leaf)
-        declared = rule(path, leaf)
-        self.matrix = jnp.shape(leaf)
-        self.untouched = declared is None and rank < 4
-        if self.untouched:
-            return
-        if declared is None:
-            declared = Axes(tuple(range(rank - 1)), rank - 1, ())
-        reduction, output = (_tuple(axes, rank) for axes in declared[:2])
-        batch = declared.batch if isinstance(declared, Axes) else None
-        left = tuple(axis for axis in range(rank) if axis not in reduction + output)
-        batch = left if batch is None else _tuple(batch, rank)
-        self.order = batch + reduction + output
-        if sorted(self.order) != list(range(rank)) or not reduction or not output:
-            raise ValueError(
-                f"as_matrix: {path!r} has shape {jnp.shape(leaf)}; its axes are to be named once each, some as reduction and "
-                f"some as output; got {declared}."
-            )
-        self.shape = tuple(leaf.shape[axis] for axis in self.order)
-        sizes = [math.prod(leaf.shape[axis] for axis in axes) for axes in (reduction, output)]
-        self.matrix = (*self.shape[: len(batch)], *sizes)
+    `permuted` is the leaf's shape with the axes in that order.
+    """
 
-    def forth(self, leaf: Array) -> Array:
-        return leaf if self.untouched else leaf.transpose(self.order).reshape(self.matrix)
+    matrix: tuple[int, ...]
+    order: tuple[int, ...] = ()
+    permuted: tuple[int, ...] = ()
 
-    def back(self, matrix: Array) -> Array:
-        if self.untouched:
+    def to_matrix(self, leaf: Array) -> Array:
+        return leaf.transpose(self.order).reshape(self.matrix) if self.order else leaf
+
+    def to_leaf(self, matrix: Array) -> Array:
+        if not self.order:
             return matrix
         inverse = tuple(sorted(range(len(self.order)), key=self.order.__getitem__))
-        return matrix.reshape(self.shape).transpose(inverse)
+        return matrix.reshape(self.permuted).transpose(inverse)
 
 
-def _tuple(axes: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
+def view_of(path: str, leaf: Leaf, rule: Rule) -> LeafView:
+    """The view of the leaf at this path, by the axes that the rule declares.
+
+    Raises:
+        ValueError: its axes are not all named once.
+    """
+    shape, rank = jnp.shape(leaf), jnp.ndim(leaf)
+    declared = rule(path, leaf)
+    if declared is None and rank < 4:
+        return LeafView(shape)
+    if declared is None:
+        declared = Axes(tuple(range(rank - 1)), rank - 1, ())
+    reduction, output = (_axis_tuple(axes, rank) for axes in declared[:2])
+    batch = declared.batch if isinstance(declared, Axes) else None  # Optax's declaration has no batch
+    unnamed = tuple(axis for axis in range(rank) if axis not in reduction + output)
+    batch = unnamed if batch is None else _axis_tuple(batch, rank)
+    order = batch + reduction + output
+    if sorted(order) != list(range(rank)) or not reduction or not output:
+        raise ValueError(
+            f"as_matrix: {path!r} has shape {shape}; name each of its axes once, some as reduction and some as output; "
+            f"got {declared}."
+        )
+    permuted = tuple(shape[axis] for axis in order)
+    sizes = [math.prod(shape[axis] for axis in axes) for axes in (reduction, output)]
+    return LeafView((*permuted[: len(batch)], *sizes), order, permuted)
+
+
+def axes_rule(axes: Axes | Rule | PyTree | None) -> Rule:
+    """The rule that gives the axes of a leaf, or None.
+
+    Raises:
+        ValueError: `axes` is of another kind.
+    """
+    if _is_axes(axes):
+        return lambda path, leaf: axes if jnp.ndim(leaf) >= 2 else None
+    return leaf_rule("as_matrix", axes, _is_axes, "axes are None or fl.Axes(reduction, output), such as fl.Axes(0, (1, 2))")
+
+
+def _axis_tuple(axes: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """The axes counted from the front; one that the leaf does not have stays as it is, for the message to show."""
     return tuple(axis % rank if -rank <= axis < rank else axis for axis in ((axes,) if isinstance(axes, int) else axes))
 
 
 def _is_axes(x: Any) -> bool:
     return x is None or isinstance(x, Axes | optax.contrib.MuonDimensionNumbers)
-
-
-def _viewing(axes: Axes | Rule | PyTree | None) -> Rule:
-    """The axes of a leaf, or None."""
-    if _is_axes(axes):
-        return lambda path, leaf: axes if jnp.ndim(leaf) >= 2 else None
-    return _said("as_matrix", axes, _is_axes, "axes are None or fl.Axes(reduction, output), such as fl.Axes(0, (1, 2))")

@@ -1,4 +1,7 @@
-"""Compensations: the scale d_j that a low-rank update gives column j of the gradient, or of what its subspace leaves of it."""
+"""Compensations: the scale d_j that a low-rank update gives to column j outside the subspace, or to the whole column.
+
+Each is a function of what one step measured; give it to `fl.scale_by_low_rank` as `compensation`.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +15,7 @@ Columns = Float[Array, "k 1 n"]
 
 
 class Seen(NamedTuple):
-    """What there is to go by: the lead sigma = U^T G, its update D, ||g_j||^2 less ||sigma_j||^2 and the tail's eigenvalue."""
+    """What one step measured: sigma = U^T G, its update D, ||g_j||^2 - ||sigma_j||^2, and the complement's eigenvalue."""
 
     sigma: Float[Array, "k r n"]
     update: Float[Array, "k r n"]
@@ -24,7 +27,7 @@ Compensation = Callable[[Seen], Columns | None]
 
 
 def none(seen: Seen) -> None:
-    """No compensation. GaLore."""
+    """No compensation: GaLore (Zhao et al., 2024)."""
     return
 
 
@@ -39,14 +42,14 @@ def column_ratios(seen: Seen) -> Columns:
 
 
 def matched_column_ratios(seen: Seen) -> Columns:
-    """Those, made such that the compensation's norm is ||D||: [G]'s Fira+."""
+    """`column_ratios`, scaled so that the compensation's norm equals ||D||: [G]'s Fira+."""
     d = column_ratios(seen)
     norm = jnp.sqrt(jnp.sum(d**2 * seen.left, -1, keepdims=True))
     return d * _ratio(_norm(seen.update, (-2, -1)), norm)
 
 
 def matrix_ratio(seen: Seen) -> Columns:
-    """||D|| / ||sigma||, one for the matrix: Apollo-mini."""
+    """||D|| / ||sigma||, one ratio for the whole matrix: Apollo-mini."""
     d = _ratio(_norm(seen.update, (-2, -1)), _norm(seen.sigma, (-2, -1)))
     return jnp.broadcast_to(d, seen.left.shape)
 
@@ -56,4 +59,5 @@ def _norm(x: Float[Array, "k r n"], axes: int | tuple[int, int]) -> Float[Array,
 
 
 def _ratio(a: Array, b: Array) -> Array:
+    """a / b, and 0 where b is zero: a column without a lead gives no scale to compensate by."""
     return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))

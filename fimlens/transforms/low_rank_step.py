@@ -126,9 +126,7 @@ def _refreshed(recipe: LowRankRecipe, kept: StackState, G: Stack, key: Array, fi
     return StackState(left, right, _transported(recipe, kept.lead, L, R), complement, kept.norm)
 
 
-def _moved(
-    recipe: LowRankRecipe, kept: Subspace, G: Stack, key: Array, right: bool, first: bool
-) -> tuple[Subspace, Turn]:
+def _moved(recipe: LowRankRecipe, kept: Subspace, G: Stack, key: Array, right: bool, first: bool) -> tuple[Subspace, Turn]:
     """A side's subspaces after the tracker's step, and what turns coordinates in the old bases into those in the new ones."""
     tracker, b3 = recipe.structure.tracker, recipe.structure.tracker.b3
     b3 = recipe.lead.b2 if b3 is None else b3
@@ -230,13 +228,18 @@ def _scales(
     """The scale of each part, zero where nothing is left, times alpha_c and the limit of growth; and the new norm."""
     rule, squares = recipe.compensation, rest if recipe.lift else whole
     values = (eigenvalues.rows, seen.eigenvalue, eigenvalues.tail)
-    found = [None if square is None else rule(seen._replace(eigenvalue=value)) for square, value in zip(squares[1:], values, strict=True)]
+    found = [
+        None if square is None else rule(seen._replace(eigenvalue=value))
+        for square, value in zip(squares[1:], values, strict=True)
+    ]
     pairs = [(d, square) for d, square in zip(found, squares[1:], strict=True) if d is not None]
     if not pairs:
         return Parts(None, None, None, None), phi
     eta = recipe.alpha_c
     if recipe.gamma is not None:
-        norm = jnp.sqrt(sum(jnp.sum(jnp.where(square == 0, 0, d) ** 2 * square, (-2, -1), keepdims=True) for d, square in pairs))
+        norm = jnp.sqrt(
+            sum(jnp.sum(jnp.where(square == 0, 0, d) ** 2 * square, (-2, -1), keepdims=True) for d, square in pairs)
+        )
         limit = growth_limit(norm, phi.astype(norm.dtype), recipe.gamma)
         eta, phi = eta * limit, (norm * limit).astype(phi.dtype)
     scales = (d if d is None else jnp.where(square == 0, square, d) * eta for d, square in zip(found, squares[1:], strict=True))

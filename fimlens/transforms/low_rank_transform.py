@@ -1,6 +1,6 @@
 """The optimizers of low rank, as one Optax transform: momentum and second moments on the lead alone, compensation outside it."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._validate import require_number, require_real
-from fimlens.structure import Tree
-from fimlens.structures.low_rank import LowRank, Parts
+from fimlens.structures.low_rank import LowRank
 from fimlens.structures.move import MOMENTS
 from fimlens.transforms.compensation import Compensation, nearest, none
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes

@@ -83,8 +83,10 @@ def coefficients(recipe: Recipe, count: Int[Array, ""], key: Array | None) -> St
 
 def init_matrices(recipe: Recipe, G: Matrices) -> MatrixState:
     """The state before any gradient is seen, for matrices like those of G."""
-    frame, stats = (None, Statistics(None, None)) if recipe.b2 is None else zero_state(
-        recipe.structure, G.shape[-2:], recipe.average, G.dtype
+    frame, stats = (
+        (None, Statistics(None, None))
+        if recipe.b2 is None
+        else zero_state(recipe.structure, G.shape[-2:], recipe.average, G.dtype)
     )
     frame, stats = jax.tree.map(lambda x: jnp.broadcast_to(x, (*G.shape[:-2], *x.shape)), (frame, stats))
     momentum = None

@@ -1,4 +1,4 @@
-"""Averages of updates, and Adam with guards."""
+"""Running averages of updates, Adam that cannot overflow, and wrappers that fix the dtypes of a state."""
 
 import math
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._validate import require_real
-from fimlens.transforms.norms import _wide
+from fimlens.transforms.norms import at_least_float32
 from fimlens.transforms.stacking import clip_for_squaring
 
 
 class MomentumState(NamedTuple):
-    """An exponential average of the updates, and its step."""
+    """The number of steps taken, and the exponential average of the updates."""
 
     count: Int[Array, ""]
     momentum: PyTree
@@ -24,9 +24,10 @@ class MomentumState(NamedTuple):
 def average_updates(
     decay: Float[ArrayLike, ""], *, nesterov: bool = False, dtype: DTypeLike | None = None
 ) -> optax.GradientTransformation:
-    """The bias-corrected exponential average of the updates; with `nesterov`, looked at one step ahead.
+    """Replace updates by their bias-corrected exponential average.
 
-    As in Optax's Adam and Muon: b m_t / (1 - b^(t+1)) + (1 - b) g_t / (1 - b^t) (Dozat, 2016).
+    With `nesterov` the average looks one step ahead, as in Optax's Adam and Muon:
+    b m_t / (1 - b^(t+1)) + (1 - b) g_t / (1 - b^t) (Dozat, 2016).
     """
 
     def init(params: PyTree) -> MomentumState:
@@ -42,14 +43,18 @@ def average_updates(
             moved = optax.tree.update_moment(now, ahead, decay, 1)
         else:
             moved = optax.tree.bias_correction(averaged, decay, count)
-        kept = jax.tree.map(lambda old, new: new.astype(old.dtype), state.momentum, averaged)
-        return jax.tree.map(lambda u, g: u.astype(g.dtype), moved, updates), MomentumState(count, kept)
+        stored = jax.tree.map(lambda old, new: new.astype(old.dtype), state.momentum, averaged)
+        return jax.tree.map(lambda u, g: u.astype(g.dtype), moved, updates), MomentumState(count, stored)
 
     return optax.GradientTransformation(init, update)
 
 
-def keeping_dtypes(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Let the state of `tx` keep the dtypes that it starts with, when gradients are of another than the weights."""
+def keep_state_dtypes(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keep the state of `tx` in the dtypes of its first state.
+
+    Without this, float32 gradients of bfloat16 weights would widen an Optax state at the first step, and the step would
+    compile twice.
+    """
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         moved, new = tx.update(updates, state, params)
@@ -58,34 +63,36 @@ def keeping_dtypes(tx: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.GradientTransformation(tx.init, update)
 
 
-def guarded_adam(*, nesterov: bool = False) -> optax.GradientTransformation:
-    """Optax's Adam in float32 at least, of gradients clipped where their squares would leave it."""
-    adam = keeping_dtypes(optax.scale_by_adam(nesterov=nesterov))
+def adam_with_guards(*, nesterov: bool = False) -> optax.GradientTransformation:
+    """Optax's Adam, computed in float32 at least, on gradients that are clipped where their squares would overflow."""
+    adam = keep_state_dtypes(optax.scale_by_adam(nesterov=nesterov))
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        within = jax.tree.map(lambda G: G if jnp.iscomplexobj(G) else clip_for_squaring(_wide(G)), updates)
-        moved, state = adam.update(within, state, params)
+        # Complex leaves pass unclipped: they have no order to clip by, and Optax's Adam takes them.
+        clipped = jax.tree.map(lambda G: G if jnp.iscomplexobj(G) else clip_for_squaring(at_least_float32(G)), updates)
+        moved, state = adam.update(clipped, state, params)
         return jax.tree.map(lambda U, G: U.astype(G.dtype), moved, updates), state
 
-    return optax.GradientTransformation(lambda params: adam.init(jax.tree.map(_wide, params)), update)
+    return optax.GradientTransformation(lambda params: adam.init(jax.tree.map(at_least_float32, params)), update)
 
 
-def kept_in(tx: optax.GradientTransformation, dtype: DTypeLike) -> optax.GradientTransformation:
-    """Keep the state of `tx` in a dtype between steps, and compute in its own.
+def store_state_in(tx: optax.GradientTransformation, dtype: DTypeLike) -> optax.GradientTransformation:
+    """Store the state of `tx` in one dtype between steps, and compute each step in the dtypes of `tx`.
 
-    All that is as large as a row is: moments, statistics, bases. Counts, norms and sums of weights stay as they are.
+    This applies to every array with a row or more to a matrix: moments, statistics, bases. Counts, norms and sums of weights
+    keep their dtypes: they take no memory, and an average needs them exact.
     """
 
-    def down(state: PyTree) -> PyTree:
-        def kept(x: Array) -> Array:
+    def narrowed(state: PyTree) -> PyTree:
+        def stored(x: Array) -> Array:
             large = jnp.issubdtype(x.dtype, jnp.floating) and math.prod(x.shape[-2:]) > 1
             return x.astype(dtype) if large else x
 
-        return jax.tree.map(kept, state)
+        return jax.tree.map(stored, state)
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         own = jax.eval_shape(tx.init, updates if params is None else params)
         moved, new = tx.update(updates, jax.tree.map(lambda x, like: x.astype(like.dtype), state, own), params)
-        return moved, down(new)
+        return moved, narrowed(new)
 
-    return optax.GradientTransformation(lambda params: down(tx.init(params)), update)
+    return optax.GradientTransformation(lambda params: narrowed(tx.init(params)), update)

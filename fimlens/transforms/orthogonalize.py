@@ -1,19 +1,20 @@
-"""The polar factor of each matrix, by Newton-Schulz iteration."""
+"""The polar factor of each matrix by Newton-Schulz iteration, and the scales that Muon gives it."""
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-from fimlens.linalg.bases import unit_of
-from fimlens.transforms.norms import Matrix, _norm
-from fimlens.transforms.stacking import sides, unview, views
+from fimlens.linalg.bases import short_side_first, unit_of
+from fimlens.transforms.norms import Matrix, matrix_norm
+from fimlens.transforms.stacking import sides, stack_matrices, unstack
 
 
 def orthogonalize(steps: Int[ArrayLike, ""] = 5, eps: Float[ArrayLike, ""] = 1e-8) -> optax.GradientTransformation:
-    """Each matrix's polar factor U V^T, nearly: a quintic Newton-Schulz iteration takes singular values to 0.7 to 1.2.
+    """Replace each matrix by its polar factor U V^T, approximately: singular values end between 0.7 and 1.2.
 
-    With Jordan's coefficients (2024). Matrices of one shape, transposed or not, are one stack with the shorter side first.
+    A quintic Newton-Schulz iteration with the coefficients of Jordan (2024). Matrices of one shape, transposed or not, form
+    one stack with the shorter side first.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
 
@@ -23,37 +24,45 @@ def orthogonalize(steps: Int[ArrayLike, ""] = 5, eps: Float[ArrayLike, ""] = 1e-
 
     def factor(G: Matrix) -> Matrix:
         unit = unit_of(G, (-2, -1))
-        X = G / unit
-        size = _norm(X) + eps / unit
+        X = G / unit  # before the norm, whose squares would leave float32 for very large or small entries
+        size = matrix_norm(X) + eps / unit
         X = X / jnp.where(size == 0, 1, size)
+        # A traced number of steps, as under optax.inject_hyperparams, cannot be unrolled.
         return jax.lax.fori_loop(0, steps, iterate, X, unroll=True if isinstance(steps, int) else None)
 
     def update(updates: PyTree, params: PyTree = None) -> PyTree:
         del params
         with jax.default_matmul_precision("highest"):
-            factors = jax.tree.map(factor, views(updates, stacked=True))
-        return unview(factors, updates, stacked=True)
+            factors = jax.tree.map(factor, stack_matrices(updates))
+        return unstack(factors, updates)
 
-    return shorter_side_first(optax.stateless(update))
+    return with_short_side_first(optax.stateless(update))
 
 
-def shorter_side_first(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Let `tx`, which keeps nothing, see every matrix with its shorter side first."""
+def with_short_side_first(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Give the stateless `tx` every matrix with its shorter side first, and transpose its updates back."""
 
     def update(updates: PyTree, params: PyTree) -> PyTree:
         del params
-        lying = jax.tree.map(_lying, updates)
-        moved, _ = tx.update(lying, tx.init(lying))
-        return jax.tree.map(lambda G, U: U.mT if _tall(G) else U, updates, moved)
+        given = jax.tree.map(short_side_first, updates)
+        moved, _ = tx.update(given, tx.init(given))
+        return jax.tree.map(short_side_first, moved, updates)
 
     return optax.stateless(update)
 
 
 def scale_by_shape(scale: str = "width") -> optax.GradientTransformation:
-    """Make up for the norm of a polar factor, which knows only the shorter side of its (m, n) matrix, x @ W.
+    """Scale each polar factor by a function of its matrix's shape (m, n), as in x @ W.
 
-    "width": sqrt(max(1, n/m)), as Jordan's and Optax's Muon; "fisher": the root of the longer side, with which the polar
-    factor is Mat(F~^{-1/2} Vec(G)) ([G] Proposition 2); "rms": 0.2 times that, near Adam's root mean square (Liu et al., 2025).
+    The norm of a polar factor depends on the shorter side alone; each scale restores a dependence on the other side.
+
+    Args:
+        scale: "width", sqrt(max(1, n/m)), as in Jordan's and Optax's Muon; "fisher", the root of the longer side, which makes
+            the update Mat(F~^{-1/2} Vec(G)) ([G] Proposition 2); or "rms", 0.2 times that, which gives about the root mean
+            square of Adam's updates (Liu et al., 2025).
+
+    Raises:
+        ValueError: the scale is none of these.
     """
     if scale not in ("width", "fisher", "rms"):
         raise ValueError(f'scale_by_shape: scale is "width", "fisher" or "rms"; got {scale!r}')
@@ -66,13 +75,5 @@ def scale_by_shape(scale: str = "width") -> optax.GradientTransformation:
 
 
 def over_longer_side() -> optax.GradientTransformation:
-    """Each matrix over the root of its longer side."""
+    """Divide each matrix by the root of its longer side: this undoes the factor of `whiten`."""
     return optax.stateless(lambda updates, params: jax.tree.map(lambda U: U / max(1, *sides(U.shape)) ** 0.5, updates))
-
-
-def _tall(G: Array) -> bool:
-    return G.ndim >= 2 and G.shape[-2] > G.shape[-1]
-
-
-def _lying(G: Array) -> Array:
-    return G.mT if _tall(G) else G

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Float, Int, PyTree
+from jaxtyping import ArrayLike, Float, Int, PyTree
 
 from fimlens._validate import path_name, require_real
 from fimlens.structure import Structure, require_structure
@@ -73,9 +73,7 @@ def scale_by_structure(
         (3, 4)
     """
     require_structure("scale_by_structure", structure)
-    recipe = Recipe(
-        structure, b1, b2, eps, update_interval, turn, momentum, average, bias_correction, state_dtypes(dtypes)
-    )
+    recipe = Recipe(structure, b1, b2, eps, update_interval, turn, momentum, average, bias_correction, state_dtypes(dtypes))
     _require_options(recipe)
     stacked, key = has_bases(structure), random_key(structure)
 
