@@ -132,10 +132,10 @@ def _negative_eigenvalue(structure: Structure, member: Params, F: DenseFisher) -
     for value in entries_of(symbolic(structure.eigenvalues)(member)):
         for large in diagonal if not value.is_nonnegative else []:
             if value.subs(off | {d: 1000 if d == large else 1 for d in diagonal}).is_negative:
-                where = f"its eigenvalue {shorten(value, '.shipped')} is negative where {plain_text(large)}"
+                negative, large = shorten(value, ".shipped"), plain_text(large)
                 return (
-                    f"{where} is much larger than the others; no Fisher has a negative eigenvalue, so the smallest allowed gap "
-                    "is at a bound there"
+                    f"its eigenvalue {negative} is negative where {large} is much larger than the others; no Fisher has a "
+                    "negative eigenvalue, so the smallest allowed gap is at a bound there"
                 )
     return ""
 
