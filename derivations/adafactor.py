@@ -41,7 +41,7 @@ def steps(m, n):
     shipped = error(H, Params(nearest.frame, (r, c)), F, objective)
     yield vanishes("the objective is the divergence, up to a constant", sp.expand_log(shipped - divergence))
     yield vanishes("the gradient of the objective vanishes at the fit", slope(H, nearest, F, objective))
-    a, b = symbols("a", m), symbols("b", n)
+    a, b = symbols("a", m), symbols("b", n)  # alpha and beta
     L = np.vectorize(sp.exp)(np.add.outer(a, b))
     convex_form = (L - V * np.add.outer(a, b)).sum()
     both = np.eye(m + n, dtype=int)

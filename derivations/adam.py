@@ -28,5 +28,6 @@ def steps(m, n):
     yield convex(
         "the error is a convex quadratic of v, so the fit is its global minimum", error(H, Params(adam.frame, v), F), v
     )
+    # Eigenvalues that are squares have rational roots, which keeps the step an identity of rational functions.
     x, G = positive("x", m, n), symbols("G", m, n)
     yield equal("the update is G divided by the root of the eigenvalues", update(H, Params(adam.frame, x**2), G), G / x)

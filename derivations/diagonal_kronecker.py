@@ -1,8 +1,8 @@
 r"""The nearest S (x) M with diagonal S is the limit of two half steps ([G], Theorem D.1).
 
 Theorem. Let $S = \mathrm{Diag}(s)$ (n x n) be diagonal and $M$ (m x m) symmetric. Given $M$, the best $S$ has $s_j =
-(E[G^T M G])_{jj} / \Vert M \Vert^2$; given $S$, the best $M$ is $E[G S G^T] / \Vert S \Vert^2$. The alternation of the
-two converges to the nearest $S \otimes M$, which can be chosen PSD.
+(E[G^T M G])_{jj} / \Vert M \Vert^2$; given $S$, the best $M$ is $E[G S G^T] / \Vert S \Vert^2$. The limit of
+their alternation is the nearest $S \otimes M$, which can be chosen PSD.
 
 Proof. Given $M$ the error is a convex quadratic of $s$, and given $S$ it is one of $M$; the gradient vanishes at the
 two formulas. They are the half steps of the power iteration in `van_loan_pitsianis`, with $A$ restricted to diagonal

@@ -46,7 +46,7 @@ FAMILIES = (
 
 def steps(m, n):
     F, unit = any_fisher(m, n), sp.Symbol("u", positive=True)
-    size = sum(F.matrix.ravel() ** 2)
+    size = sum(F.matrix.ravel() ** 2)  # ||F||^2; the shipped gap works in a unit of its own, and any unit must give the same
     for H in FAMILIES:
         member = Params(frame(H, m, n), coordinates(H, m, n, "c"))
         # The function under `jit` is called, so that a cached trace cannot stand in for the code as it is now.

@@ -25,6 +25,7 @@ SIZES = ((2, 2), (2, 3))
 
 
 def steps(m, n):
+    # Positive entries decide the comparison of the norms with zero in the trust ratio.
     H, F, G, W = Scalar(), any_fisher(m, n), positive("G", m, n), positive("W", m, n)
     nearest = fitted(H, F)
     yield equal("the fit is tr F / (m n)", nearest.coords.ravel(), np.array([np.trace(F.matrix) / (m * n)]))

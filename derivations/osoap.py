@@ -8,7 +8,7 @@ The result is the best for this $U$, but $U$ is not the best basis for free $D_j
 Proof. Step one is `whitening`, step two is `error_split`. Now let $D_j$ be free and $V = E[(U^T G)^2]$. The gradient
 with respect to a rotation of the rows $i$ and $k$ is proportional to $\sum_j F_{ij,kj} (V_{ij} - V_{kj})$, where
 $F_{ij,kj}$ is the covariance of the entries $(i, j)$ and $(k, j)$ of $U^T G$. In the eigenbasis of $E[G G^T]$ only
-$\sum_j F_{ij,kj} = 0$ holds. So the gradient does not vanish, unless $V$ does not depend on $j$ or $n = 1$.
+$\sum_j F_{ij,kj} = 0$ holds. So in general the gradient does not vanish; it does if $V$ does not depend on $j$, or $n = 1$.
 """
 
 from fimlens.interpreter.interpret import symbolic
@@ -33,6 +33,7 @@ def steps(m, n):
         error(H, Params(standard, c), F),
         c,
     )
+    # The error is the same in every basis, so F may be written in the eigenbasis, which is then the standard one.
     F = fisher_in_eigenbases(m, n, left=True)
     yield vanishes(
         "in the eigenbasis the gradient with respect to U vanishes if all D are equal", slope_of_bases(tied, fitted(tied, F), F)

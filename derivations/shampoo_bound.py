@@ -12,8 +12,8 @@ The inequality of Powers and Stormer is $\Vert A^{1/2} - B^{1/2} \Vert^2 \leq \V
 Together with $\Vert \cdot \Vert_1 \leq \sqrt{mn}\, \Vert \cdot \Vert$ it gives the bound. The bound grows with $a$ and
 with $b$, so it is smallest where each of them is; by `whitening` that is at the means above.
 
-Even if $F$ is a Kronecker product, $\tilde F \neq F$: the bound is not tight, and its minimiser does not minimise the
-error.
+Even if $F$ is a Kronecker product, $\tilde F$ is in general not $F$: the bound is not tight, and its minimiser does not
+minimise the error.
 """
 
 import numpy as np
@@ -29,6 +29,7 @@ SIZES = ((2, 2), (2, 3))
 
 
 def steps(m, n):
+    # Symbols that do not commute stand for matrices of any size.
     X, Y, A = sp.symbols("X Y F", commutative=False)
     telescoped = sp.expand((X - A) * (Y - A) + (X - A) * A + A * (Y - A) - (X * Y - A * A))
     yield vanishes("the difference X Y - F^2 telescopes, at every size", telescoped)

@@ -6,8 +6,8 @@ and of $E[G^T G]$ as bases; they solve Shampoo's problem. Given them, the best e
 The bases are not the best for free $D$.
 
 Proof. By `whitening` the bases are stationary for the nearest $I \otimes M$ and for the nearest $R \otimes I$. By
-`error_split` the eigenvalues are the global minimum in the given bases. The gradient of the error with respect to
-either basis does not vanish.
+`error_split` the eigenvalues are the global minimum in the given bases. In general the gradient of the error
+with respect to either basis does not vanish.
 """
 
 from fimlens.interpreter.interpret import symbolic
@@ -22,6 +22,7 @@ SIZES = ((2, 3), (2, 2))
 
 def steps(m, n):
     H, F = Rotated(Diagonal()), any_fisher(m, n)
+    # With a rotation of size 3, the gradient is too long to write out.
     at = frame(H, m, n, turned=(m, n) == (2, 2))
     V = symbolic(lambda U, W, F: F.second_moment(lambda G: U.T @ G @ W))(at.bases.left, at.bases.right, F)
     where = "in all bases" if (m, n) == (2, 2) else "in the standard bases"
@@ -33,6 +34,7 @@ def steps(m, n):
         error(H, Params(standard, c), F),
         c,
     )
+    # The error is the same in every basis, so F may be written in the eigenbases, which are then the standard ones.
     F = fisher_in_eigenbases(m, n, left=True, right=True)
     for tied in (Rotated(Rows(), "L"), Rotated(Columns(), "R")):
         yield vanishes(f"the eigenbasis is stationary for {tied}", slope_of_bases(tied, fitted(tied, F), F))

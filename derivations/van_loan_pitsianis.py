@@ -1,7 +1,7 @@
 r"""The nearest Kronecker product is a leading singular pair (Van Loan and Pitsianis, 1993).
 
 Theorem. Let $\mathcal{R}$ map a symmetric $A$ (n x n) to $E[G A G^T]$ (m x m). Its adjoint $\mathcal{R}^*$ maps a
-symmetric $B$ (m x m) to $E[G^T B G]$ (n x n). The nearest $A \otimes B$ to $F$ is the leading singular pair of
+symmetric $B$ (m x m) to $E[G^T B G]$ (n x n). The nearest $A \otimes B$ to $F$ is given by the leading singular pair of
 $\mathcal{R}$, and $A$ and $B$ can be chosen PSD.
 
 Proof. The identities
@@ -48,6 +48,7 @@ def steps(m, n):
         np.array(hessian(symbolic(error)(B, A, F), B)),
         curvature,
     )
+    # A PSD matrix is a sum of matrices v v^T and F a mean over single gradients, so one of each is enough for the cone.
     G, v = symbols("G", m, n), symbols("v", n)
     one = symbolic(lambda F, A: F.left(A))(one_gradient(G), np.outer(v, v))
     yield equal("for one gradient R(v v^T) = (G v)(G v)^T, so R keeps the PSD cone", one, np.outer(G @ v, G @ v))

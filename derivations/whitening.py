@@ -4,7 +4,7 @@ Theorem. Among the matrices $I \otimes M$ with symmetric $M$ (m x m), the neares
 update is $\sqrt{n}\, E[G G^T]^{-1/2} G$. Among the matrices $R \otimes I$ with symmetric $R$ (n x n), the nearest has
 $R = E[G^T G] / m$. Its update is $\sqrt{m}\, G\, E[G^T G]^{-1/2}$.
 
-Proof. The error is a convex quadratic of $M$, and its gradient vanishes at $E[G G^T] / n$; $R$ is alike.
+Proof. The error is a convex quadratic of $M$, and its gradient vanishes at $E[G G^T] / n$; likewise for $R$.
 
 The shipped member is $I \otimes U\, \mathrm{Diag}(q)\, U^T$, where $q$ (length m) is the diagonal of $U^T M U$ for an
 orthonormal basis $U$ (m x m). It is the minimum if $U$ diagonalises $M$. The eigenbasis is also the best basis: of all
@@ -48,6 +48,7 @@ def steps(m, n):
         U = at.bases.left if H.sides == "L" else at.bases.right
         q = fitted(H, F, at).coords.ravel()
         yield equal(f"{H}: in every basis the shipped eigenvalues are the diagonal of U^T M U", q, np.diag(U.T @ best @ U))
+        # Eigenvalues that are squares have rational roots.
         x = positive("x", size)
         member = Params(at, (x**2 / other).reshape(fitted(H, F).coords.shape))
         yield equal(

@@ -49,12 +49,12 @@ def table() -> str:
         H = _of_lens(lens_name)
         derived = derive(H, m, n)
         rows.append(
-            f"| {name} | `{H}` | {H.claim.name} | {_first(derived)} | {derived.fit.partition(',')[0].partition(' (')[0]} |"
+            f"| {name} | `{H}` | {H.claim.name} | {_first_coordinates(derived)} | {derived.fit.partition(',')[0].partition(' (')[0]} |"
         )
     return "\n".join(rows)
 
 
-def _first(derived: Derived) -> str:
+def _first_coordinates(derived: Derived) -> str:
     """The first coordinate of each part of the tree, in closed form or given the others.
 
     A structure that minimises another objective than the gap shows the coordinates of its shipped fit.

@@ -34,10 +34,11 @@ def prose(text: str) -> str:
     Raises:
         ValueError: mathtext does not know the LaTeX of a formula; the message names the place.
     """
-    return "".join(_marked(part) for part in MARKED.split(text))
+    return "".join(_element(part) for part in MARKED.split(text))
 
 
-def _marked(part: str) -> str:
+def _element(part: str) -> str:
+    """HTML of one part of a text: a formula, code, or plain text."""
     if part.startswith("$$"):
         return f'<span class="display">{formula(part[2:-2])}</span>'
     if part.startswith("$"):
