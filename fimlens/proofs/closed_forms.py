@@ -48,9 +48,8 @@ def table() -> str:
     for name, lens_name in LENS_NAMES.items():
         H = _of_lens(lens_name)
         derived = derive(H, m, n)
-        rows.append(
-            f"| {name} | `{H}` | {H.claim.name} | {_first_coordinates(derived)} | {derived.fit.partition(',')[0].partition(' (')[0]} |"
-        )
+        verdict = derived.fit.partition(",")[0].partition(" (")[0]
+        rows.append(f"| {name} | `{H}` | {H.claim.name} | {_first_coordinates(derived)} | {verdict} |")
     return "\n".join(rows)
 
 

@@ -134,6 +134,7 @@ def derive(structure: Structure, m: int, n: int, *, coordinates: Any = None) -> 
     coords = _symbols(_layout(structure, (m, n), coordinates))
     if not entries_of(coords):
         raise ValueError(f"derive: {structure} has no coordinates at {m} x {n}, so there is nothing to derive.")
+    # The gap of a wrong `dense` could be solved all the same, so compare the two definitions of the matrix first.
     _require_one_member(structure, Params(at, coords))
     spectral = isinstance(structure, Spectrum)
     # The fit of a spectrum depends on F through its diagonal alone, and one symbol for each entry keeps the gap short.

@@ -35,27 +35,30 @@ def stationary(gap: sp.Expr, blocks: list[list[sp.Symbol]]) -> Stationary:
     equations = tuple(sp.Eq(sp.factor(sp.diff(gap, c)), 0, evaluate=False) for c in coordinates)
     of_roots = not gap.is_polynomial(*coordinates)
     if of_roots:
+        # The coordinates are positive, so `force` may reduce sqrt(c**2) to c.
         gap = sp.powdenest(gap.subs({c: c**2 for c in coordinates}, simultaneous=True), force=True)
     if not gap.is_polynomial(*coordinates):
         return Stationary(
             equations, {}, False, "unknown: the gap is not a polynomial of the coordinates or of their square roots"
         )
-    solution = _linear(gap, coordinates)
+    solution = _solve_linear(gap, coordinates)
     if solution is not None:
-        kind = _of_quadratic(sp.hessian(gap, coordinates), "the coordinates' square roots" if of_roots else "the coordinates")
+        kind = _describe_quadratic(
+            sp.hessian(gap, coordinates), "the coordinates' square roots" if of_roots else "the coordinates"
+        )
         if not all(value.is_nonnegative for value in solution.values()):
             kind += "; if a value is negative, the smallest allowed gap is at a bound instead"
-        return Stationary(equations, _in_squares(solution, of_roots), True, kind)
+        return Stationary(equations, _squared(solution, of_roots), True, kind)
     solution = {}
     for block in blocks:
-        found = _linear(gap, block)
-        solution |= _one_by_one(gap, block) if found is None else found
+        found = _solve_linear(gap, block)
+        solution |= _solve_one_by_one(gap, block) if found is None else found
     closed = len(solution) == len(coordinates) and not any(value.has(*coordinates) for value in solution.values())
-    kind = _at_point(sp.hessian(gap, coordinates).subs(solution)) if closed else _of_blocks(gap, blocks)
-    return Stationary(equations, _in_squares(solution, of_roots), closed, kind)
+    kind = _describe_point(sp.hessian(gap, coordinates).subs(solution)) if closed else _describe_blocks(gap, blocks)
+    return Stationary(equations, _squared(solution, of_roots), closed, kind)
 
 
-def _linear(gap: sp.Expr, block: list[sp.Symbol]) -> dict[sp.Symbol, sp.Expr] | None:
+def _solve_linear(gap: sp.Expr, block: list[sp.Symbol]) -> dict[sp.Symbol, sp.Expr] | None:
     """The stationary point in this block alone, or None if its equations are not linear. Redundant coordinates stay free."""
     slopes = sp.Matrix([sp.expand(sp.diff(gap, c)) for c in block])
     matrix = slopes.jacobian(block)
@@ -65,7 +68,7 @@ def _linear(gap: sp.Expr, block: list[sp.Symbol]) -> dict[sp.Symbol, sp.Expr] | 
     return {c: sp.factor_terms(sp.cancel(value)) for c, value in found[0].items()} if found else {}
 
 
-def _one_by_one(gap: sp.Expr, block: list[sp.Symbol]) -> dict[sp.Symbol, sp.Expr]:
+def _solve_one_by_one(gap: sp.Expr, block: list[sp.Symbol]) -> dict[sp.Symbol, sp.Expr]:
     """Solve for each coordinate given all others; leave out a coordinate without exactly one positive value."""
     solution = {}
     for c in block:
@@ -77,14 +80,15 @@ def _one_by_one(gap: sp.Expr, block: list[sp.Symbol]) -> dict[sp.Symbol, sp.Expr
     return solution
 
 
-def _in_squares(solution: dict[sp.Symbol, sp.Expr], of_roots: bool) -> dict[sp.Symbol, sp.Expr]:
+def _squared(solution: dict[sp.Symbol, sp.Expr], of_roots: bool) -> dict[sp.Symbol, sp.Expr]:
     """The values of the coordinates from those of their square roots."""
     if not of_roots:
         return solution
+    # A value may contain other coordinates, which also stand for their roots.
     return {c: (value**2).subs({x: sp.sqrt(x) for x in value.free_symbols & set(solution)}) for c, value in solution.items()}
 
 
-def _of_quadratic(hessian: sp.Matrix, variables: str) -> str:
+def _describe_quadratic(hessian: sp.Matrix, variables: str) -> str:
     """Say what the stationary point of a quadratic is."""
     if hessian.is_positive_definite:
         return f"the only minimum for these bases: the gap is a strictly convex quadratic of {variables}"
@@ -96,7 +100,7 @@ def _of_quadratic(hessian: sp.Matrix, variables: str) -> str:
     return "not a minimum: the Hessian is constant and indefinite"
 
 
-def _at_point(hessian: sp.Matrix) -> str:
+def _describe_point(hessian: sp.Matrix) -> str:
     """Say what the only stationary point of a gap that is not quadratic is."""
     if _is_positive_diagonal(hessian):
         return "a strict local minimum, and the only stationary point with positive coordinates"
@@ -109,7 +113,7 @@ def _is_positive_diagonal(hessian: sp.Matrix) -> bool:
     return hessian.is_diagonal() and all(entry.is_positive for entry in hessian.diagonal())
 
 
-def _of_blocks(gap: sp.Expr, blocks: list[list[sp.Symbol]]) -> str:
+def _describe_blocks(gap: sp.Expr, blocks: list[list[sp.Symbol]]) -> str:
     """Say what a point is that solves each block given the others."""
     if all(_is_positive_diagonal(sp.hessian(gap, block)) for block in blocks):
         return "the only minimum of each block given the others; that it is a global minimum needs a theorem of its own"

@@ -92,7 +92,7 @@ def frame(structure: Structure, m: int, n: int, turned: bool = True) -> Frame:
         turned: make every basis a rotation with parameters of its own, or, for a thin basis, the first columns of a rotation.
             False gives the initial frame, in which every basis is the standard one.
     """
-    names = iter("tuwxyzabcdefgh")
+    names = iter("tuwxyzabcdefgh")  # every basis needs parameters of its own, or two bases would rotate together
 
     def leaf(U: Symbols) -> Symbols:
         if not turned or U.ndim < 2:
