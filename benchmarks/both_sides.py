@@ -10,13 +10,13 @@ import statistics
 from functools import partial
 
 import optax
+from fimlens.language_model.trial import held_out_loss
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 import fimlens as fl
 from fimlens.experiments.ablation import ADAM_RATE
-from fimlens.language_model.trial import held_out_loss
 
 SIZES = {"rank": 16, "leading": 5, "update_interval": 20}
 METHODS = {"alice": partial(fl.alice, **SIZES), "low_rank_soap": partial(fl.low_rank_soap, **SIZES)}

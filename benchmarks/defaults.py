@@ -9,13 +9,13 @@ import argparse
 import statistics
 
 import optax
+from fimlens.language_model.trial import held_out_loss
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 import fimlens as fl
 from fimlens.language_model import llama
-from fimlens.language_model.trial import held_out_loss
 
 CONFIG = llama.Config(vocabulary=256, hidden=64, mlp=172, heads=4, layers=4)
 

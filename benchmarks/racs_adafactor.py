@@ -13,13 +13,13 @@ import statistics
 from pathlib import Path
 
 import optax
+from fimlens.language_model.trial import held_out_loss
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 import fimlens as fl
 from fimlens.experiments.tuning import best_power, tuned
-from fimlens.language_model.trial import held_out_loss
 from fimlens.optimizers.full_chain import full_chain
 from fimlens.transforms.norms import clip_by_rms, limit_norm_growth, scale_by_weight_rms
 

@@ -33,7 +33,8 @@ from jax.flatten_util import ravel_pytree
 import fimlens as fl
 from fimlens import plotting
 from fimlens.costs import memory
-from fimlens.language_model import llama, text, trial
+from fimlens.experiments import trial
+from fimlens.language_model import llama, text
 from fimlens.proofs import theorem as proof
 from fimlens.proofs.verdicts import Proof, attempt
 
