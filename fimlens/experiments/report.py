@@ -150,10 +150,10 @@ def legend(reference: str) -> str:
     """Explain the headings of both tables in words; `reference` is the name of the first optimizer."""
     return (
         "Loss is held out, in nats per token: the median over seeds, with its spread. Steps are those that the optimizer needs "
-        f"to reach {reference}'s final loss. Speed-up is {reference}'s step count divided by these steps; in time, each step "
-        f"counts by its measured duration. Effective tokens/s are {reference}'s tokens over that time. Share of step is the "
-        "optimizer's part of a step's time. Memory is weights and optimizer state. The first seed chose the rates, by this "
-        "loss; * marks a best rate at the edge of those tried."
+        f"to reach {reference}'s final loss. Speed-up is {reference}'s step count divided by these steps. In time is the same "
+        "ratio with seconds: steps times the measured time of a step. Effective tokens/s are "
+        f"{reference}'s tokens over that time. Share of step is the optimizer's part of a step's time. Memory is weights and "
+        "optimizer state. The first seed chose the rates, by this loss; * marks a best rate at the edge of those tried."
     )
 
 
