@@ -31,8 +31,8 @@ def optimizer(name: str, steps: int) -> optax.GradientTransformation:
     if name == "adam":
         return optax.adamw(rate)
     # Alice is made for the matrices of layers. fl.alice gives it these, and gives Adam all other leaves: vectors, and leaves
-    # whose names say embedding, norm or head. So names matter: if "position_embedding" were called "positions", Alice would get it
-    # too.
+    # whose names say embedding, norm or head. So names matter: if "position_embedding" were called "positions", Alice would
+    # get it too.
     return fl.alice(
         rate,  # for Alice; Adam has 0.3 times this rate, unless you give adam_learning_rate
         rank=WIDTH // 4,  # directions of a matrix's shorter side in which Alice stores moments
