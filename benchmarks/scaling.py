@@ -117,10 +117,8 @@ def main(json_file: Path = typer.Option(None, "--json"), only: str = typer.Optio
     for name, seconds in out["statistics at N = 64, 128, 256"].items():
         table.add_row(f"statistics of {name}", "at N = 64, 128, 256:", *(f"{value:.3f}" for value in seconds))
     console = Console(width=110)
-    console.print(
-        table, f"Times are in seconds. The first call compiles; the other time is the least of {runs} more calls. ||F||^2 takes"
-    )
-    console.print("{:.2f} s, and {:.1e} s when it is asked for again.".format(*out["norm_squared"]))
+    console.print(table, f"Times are in seconds. The first call compiles; the other time is the least of {runs} more calls.")
+    console.print("||F||^2 takes {:.2f} s, and {:.1e} s when it is asked for again.".format(*out["norm_squared"]))
     console.print(f"Peak {out['GB']:.2f} GB, of which {out['GB before the first fit']:.2f} before the first fit.")
     if only is None:
         out["32 x 32, N = 64"] = small = beside_svd()

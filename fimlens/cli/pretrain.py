@@ -13,7 +13,7 @@ from fimlens.cli.arguments import console, errors, refusal
 
 def pretrain(
     model: Annotated[
-        str, typer.Option(help="cpu-1m, cpu-5m, llama-60m, llama-130m, llama-350m, llama-1b or llama-7b.")
+        str, typer.Option(help="One of cpu-1m, cpu-5m, llama-60m, llama-130m, llama-350m, llama-1b and llama-7b.")
     ] = "cpu-1m",
     optimizer: Annotated[str, typer.Option(help="Name of an optimizer of fimlens.")] = "adam",
     rate: Annotated[float, typer.Option(help="Peak of the learning rate.")] = 1e-2,

@@ -70,7 +70,7 @@ def make_rows(entries: list[Entry], results: dict[str, Results], costs: dict[str
     reference = results[entries[0].name]
     goals = {seed: reference[_best(reference), seed].loss for seed in _seeds(reference)}
     if not all(map(math.isfinite, goals.values())):
-        raise ValueError(f"compare: {entries[0].name} diverged, and others are measured by it. Name another one first.")
+        raise ValueError(f"compare: {entries[0].name} diverged, and others are compared with it. Name another one first.")
     rows = []
     for each in entries:
         runs, cost = results[each.name], costs[each.name]

@@ -1,7 +1,7 @@
 """Which learning rates to try: one rule and one budget for every optimizer.
 
-Rates are a usual one times powers of two. The rule first tries the usual rate and both neighbours, then goes on beyond
-whichever end is best, until the best rate lies between two others or the budget is spent. The first seed chooses the rate;
+Rates are a usual one times powers of two. The rule first tries the usual rate and both neighbours, then continues beyond
+the best end, until the best rate lies between two others or the budget is spent. The first seed chooses the rate;
 other seeds are trained at the best rate only. A fixed grid would favour the optimizer that it was drawn around.
 """
 

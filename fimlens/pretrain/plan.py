@@ -44,7 +44,7 @@ class Plan:
         scan: scan over the layers, so that one layer is compiled instead of all.
         remat: recompute each layer in the backward pass, which saves memory and costs time.
         on_nonfinite: what to do when a step's loss, gradient or update is not finite. Its update is never applied; the run
-            then stops ("stop") or goes on with the next batch ("skip").
+            then stops ("stop") or continues with the next batch ("skip").
 
     Raises:
         ValueError: a name is unknown or a number is out of its range.
