@@ -33,7 +33,8 @@ from jax.flatten_util import ravel_pytree
 import fimlens as fl
 from fimlens import derivations, plotting
 from fimlens.costs import memory
-from fimlens.language_model import llama, text, trial
+from fimlens.experiments import trial
+from fimlens.language_model import llama, text
 from fimlens.proofs.evaluate import objective, squared_error
 from fimlens.proofs.theorem import load_derivations
 from fimlens.proofs.verdicts import Proof, try_to_prove
