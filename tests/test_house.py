@@ -1,0 +1,52 @@
+"""The layout that docs/design.md draws is the layout of the package."""
+
+import importlib.util
+import tomllib
+from graphlib import CycleError
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+spec = importlib.util.spec_from_file_location("house", ROOT / "benchmarks" / "house.py")
+house = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(house)
+
+
+def test_no_room_imports_a_room_above_it():
+    graph, floor = house.rooms(), house.floors(house.rooms())
+    assert {"structure", "structures", "transforms", "derivations"} <= graph.keys()
+    assert all(floor[name] > floor[other] for name, below in graph.items() for other in below)
+
+
+def test_a_cycle_is_found():
+    graph = {**house.rooms(), "linalg": frozenset({"optimizers"})}
+    with pytest.raises(CycleError):
+        house.floors(graph)
+
+
+def test_imports_inside_functions_and_of_submodules_count(tmp_path):
+    modules = dict.fromkeys(("fimlens", "fimlens.lens", "fimlens.lens.check", "fimlens.structures"))
+    (tmp_path / "a.py").write_text(
+        "from fimlens.lens import check\ndef f():\n    import fimlens.structures\n    from fimlens import gap\n"
+    )
+    assert set(house.imported(tmp_path / "a.py", modules)) == {"fimlens.lens.check", "fimlens.structures", "fimlens"}
+
+
+def test_no_file_is_over_250_lines():
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in house.sources().values()}
+    assert not {name: count for name, count in lines.items() if count > 250}
+
+
+def test_every_package_is_installed():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert sorted(packages) == sorted(name for name, path in house.sources().items() if path.name == "__init__.py")
+
+
+def test_every_room_has_its_sentence_on_the_page():
+    assert house.listed() in house.PAGE.read_text(), "run python benchmarks/house.py"
+
+
+def test_the_picture_shows_the_imports_of_today():
+    assert Image.open(house.PICTURE).text["Description"] == house.described(), "run python benchmarks/house.py"
