@@ -1,7 +1,7 @@
 """The rooms of the package: what each imports, as a picture; and the package's sizes beside those of other libraries.
 
-    python benchmarks/house.py                                            # write docs/rooms.png, and the rooms in docs/design.md
-    python benchmarks/house.py --beside lineax optimistix optax matfree   # a Markdown table; they must be installed
+    python benchmarks/house.py                                           # write docs/rooms.png and its table in docs/design.md
+    python benchmarks/house.py --beside lineax optimistix optax matfree  # print a Markdown table
 
 A room is a subpackage, or a module at the top of the package. Its floor is the longest path of imports below it, so that
 every import goes down. A cycle between rooms has no floors and raises an error. Imports inside functions count too. Every
