@@ -128,8 +128,8 @@ def drawn() -> Figure:
         places = [place[name] for name in ordered if floor[name] == level]
         axes.text(5.5, statistics.fmean(places), f"floor {level}", ha="right", va="center", fontsize=8, color="0.4")
     angle = np.linspace(-np.pi / 2, np.pi / 2)
-    for name, below in needed(graph).items():
-        for other in below:
+    for name, below in sorted(needed(graph).items()):
+        for other in sorted(below):
             middle, radius = (place[name] + place[other]) / 2, (place[name] - place[other]) / 2
             axes.plot(-0.3 * radius * np.cos(angle), middle + radius * np.sin(angle), color=BASIS, linewidth=0.9)
     axes.plot(np.zeros(len(ordered)), list(place.values()), "o", color=BASIS, markersize=4)

@@ -1,6 +1,7 @@
 """The layout that docs/design.md draws is the layout of the package."""
 
 import importlib.util
+import re
 import tomllib
 from graphlib import CycleError
 from pathlib import Path
@@ -50,3 +51,11 @@ def test_every_room_has_its_sentence_on_the_page():
 
 def test_the_picture_shows_the_imports_of_today():
     assert Image.open(house.PICTURE).text["Description"] == house.described(), "run python benchmarks/house.py"
+
+
+def test_every_new_name_in_the_changelog_is_there():
+    tables = (ROOT / "CHANGELOG.md").read_text().split("### Old and new names")[1]
+    new = [row.split(" | ")[1] for row in tables.split("\n") if row.startswith("| `")]
+    paths = [path for cell in new for path in re.findall(r"`([\w./]+(?:\.py|/))`", cell)]
+    assert len(paths) > 40
+    assert not [path for path in paths if not (ROOT / "fimlens" / path).exists()]
