@@ -10,6 +10,7 @@ number is read from source files with `ast` and `tokenize`: no library is import
 
 import argparse
 import ast
+import importlib.metadata
 import importlib.util
 import io
 import json
@@ -168,13 +169,14 @@ def measures(package: str) -> dict[str, str]:
     largest = max(lines, key=lines.get)
     core = PROTOCOL.get(package)
     return {
+        "version": importlib.metadata.version(package),
         "files / lines": f"{len(files)} / {sum(lines.values()):,}",
         "modules at the top level": str(sum(path.parent == home for path in files)),
         "subpackages": str(len(subpackages)),
         "function length, median / p90": f"{statistics.median(lengths):.0f} / {lengths[int(0.9 * len(lengths))]}",
         "largest file": f"{lines[largest]:,} (`{largest.name}`)",
         "public names at the root": str(len(public(trees[home / "__init__.py"]))),
-        "members of the core protocol": f"{members(trees.values(), core)} (`{core}`)" if core else "functions alone",
+        "members of the core protocol": f"{len(members(trees.values(), core))} (`{core}`)" if core else "functions alone",
         "comments per 100 lines of code": f"{100 * comments / code:.1f}",
     }
 
@@ -220,12 +222,12 @@ def public(root: ast.Module) -> set[str]:
     return {name for name in names if not name.startswith("_")}
 
 
-def members(trees: Iterable[ast.Module], name: str) -> int:
-    """Return how many public methods and fields the body of a class has; operators such as `__add__` are not counted."""
+def members(trees: Iterable[ast.Module], name: str) -> set[str]:
+    """Return the public methods and fields that the body of a class has; operators such as `__add__` are left out."""
     body = next(node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name).body
-    fields = {node.target.id for node in body if isinstance(node, ast.AnnAssign)}
-    fields |= {target.id for node in body if isinstance(node, ast.Assign) for target in node.targets}
-    return len({name for name in fields | {node.name for node in body if isinstance(node, ast.FunctionDef)} if name[0] != "_"})
+    names = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    names |= {node.target.id for node in body if isinstance(node, ast.AnnAssign)}
+    return {each for each in names if not each.startswith("_")}
 
 
 def table(packages: Sequence[str]) -> str:

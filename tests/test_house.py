@@ -1,5 +1,6 @@
 """The layout that docs/design.md draws is the layout of the package."""
 
+import ast
 import importlib.util
 import re
 import tomllib
@@ -47,6 +48,12 @@ def test_every_package_is_installed():
 
 def test_every_room_has_its_sentence_on_the_page():
     assert house.listed() in house.PAGE.read_text(), "run python benchmarks/house.py"
+
+
+def test_the_protocol_on_the_page_is_that_of_the_class():
+    tree = ast.parse((ROOT / "fimlens" / "structure.py").read_text())
+    table = house.PAGE.read_text().split("| group | members |")[1].split("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", table)) == house.members([tree], "Structure")
 
 
 def test_the_picture_shows_the_imports_of_today():
