@@ -233,12 +233,9 @@ def members(trees: Iterable[ast.Module], name: str) -> set[str]:
 def table(packages: Sequence[str]) -> str:
     """Return the sizes of packages as a Markdown table, one column a package."""
     columns = [measures(package) for package in packages]
-    rows = [
-        ["", *packages],
-        ["---"] * (len(packages) + 1),
-        *([name, *(column[name] for column in columns)] for name in columns[0]),
-    ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    lines = [f"| {' | '.join(row)} |" for row in [["", *packages], *rows]]
+    return "\n".join([lines[0], "|---" * (len(packages) + 1) + "|", *lines[1:]])
 
 
 if __name__ == "__main__":
