@@ -58,8 +58,8 @@ def imported(path: Path, modules: Mapping[str, Path]) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in modules)
         elif isinstance(node, ast.ImportFrom) and node.module in modules:
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            yield from inner & modules.keys() or {node.module}
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in modules else node.module for name in names)
 
 
 def rooms() -> Rooms:
@@ -84,7 +84,7 @@ def floors(graph: Rooms) -> dict[str, int]:
 
 
 def needed(graph: Rooms) -> Rooms:
-    """Return the imports that no longer path implies: the only ones worth a line in the picture."""
+    """Return the imports that no path through another room implies: those that the picture shows."""
     reached = {}
     for name in TopologicalSorter(graph).static_order():
         reached[name] = graph[name].union(*(reached[below] for below in graph[name]))
