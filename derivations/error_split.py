@@ -14,7 +14,7 @@ from fimlens.interpreter.interpret import symbolic
 from fimlens.proofs.evaluate import error
 from fimlens.proofs.symbols import any_fisher, coordinates, frame
 from fimlens.proofs.theorem import equal
-from fimlens.solver.fit import _gap
+from fimlens.solver.fit import gap_in_units
 from fimlens.structure import Params
 from fimlens.structures import Corner, Diagonal, Drop, Kronecker, LowRank, Rotated, RowColumn, Rows, Scalar
 
@@ -41,7 +41,9 @@ def steps(m, n):
     size = sum(F.matrix.ravel() ** 2)
     for H in FAMILIES:
         member = Params(frame(H, m, n), coordinates(H, m, n, "c"))
-        parts = symbolic(lambda p, F, unit, size, H=H: _gap.__wrapped__(H, p, F, unit, size))(member, F, unit, size / unit**2)
+        parts = symbolic(lambda p, F, unit, size, H=H: gap_in_units.__wrapped__(H, p, F, unit, size))(
+            member, F, unit, size / unit**2
+        )
         yield equal(f"{H}: the shipped total is ||F~ - F||^2", parts.total, error(H, member, F))
         if isinstance(member.coords, np.ndarray) and H in (Diagonal(), Rotated(Diagonal(), "L"), Rotated(Diagonal())):
             left, right, *_ = (*(member.frame.bases or (None, None)), None)

@@ -6,7 +6,8 @@ be asked of samples or of the matrix. Proved for two gradients: a sum over more 
 
 import numpy as np
 
-from fimlens.fisher.fisher import DenseFisher, SampleFisher
+from fimlens.fisher.dense_form import DenseFisher
+from fimlens.fisher.sample_form import SampleFisher
 from fimlens.interpreter.interpret import symbolic
 from fimlens.proofs.symbols import symbols
 from fimlens.proofs.theorem import equal

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from fimlens._validate import OnlyFields
-from fimlens.fisher.fisher import Fisher, SampleFisher, unvec
+from fimlens.fisher.fisher import Fisher, unvec
 from fimlens.fisher.limits import require_dense
+from fimlens.fisher.sample_form import SampleFisher
 from fimlens.linalg.spectral_functions import inverse_root, root, scale, scale_with
 
 Tree = Any  # a pytree of arrays whose layout is the structure's own

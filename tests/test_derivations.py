@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from fimlens import structure
-from fimlens.fisher import fisher
+from fimlens.fisher import dense_form, fisher, sample_form
 from fimlens.linalg import bases, spectral_functions
 from fimlens.proofs import theorem
 from fimlens.structures import Dense, blocks, corner, kronecker, low_rank, rank_one, rotated, spectra
@@ -20,7 +20,7 @@ SLIPS = [  # derivation, where the function ships, its name, what a line says, a
     ("adam", spectra.Diagonal, "project", "return moments", "return 2 * moments"),
     ("adam", spectra.Spectrum, "dense", "vec(jnp", "jnp.ravel(jnp"),
     ("adam", spectral_functions, "inverse_root", "jnp.sqrt(x) + eps", "jnp.sqrt(x) + eps + 1e-8"),
-    ("adam", fisher.DenseFisher, "second_moment", "t * tf", "t * t"),
+    ("adam", dense_form.DenseFisher, "second_moment", "t * tf", "t * t"),
     (
         "whitening",
         spectra.Rows,
@@ -41,9 +41,9 @@ SLIPS = [  # derivation, where the function ships, its name, what a line says, a
     ("square_root_ngd", low_rank.LowRank, "to_eigenbasis", "G - U @ sigma", "G"),
     ("square_root_ngd", corner.Corner, "to_eigenbasis", "G - U @ A - columns @ V.T", "G - U @ A - B @ V.T"),
     ("square_root_ngd", structure.Structure, "precondition", "inverse_root(eps)", "inverse_root(2 * eps)"),
-    ("fisher_forms", fisher.SampleFisher, "_mean", "x / N", "x"),
-    ("fisher_forms", fisher.SampleFisher, "right", "B.T @ G", "B @ G"),
-    ("fisher_forms", fisher.SampleFisher, "inner", "jnp.sum(G", "2 * jnp.sum(G"),
+    ("fisher_forms", sample_form.SampleFisher, "_mean", "x / N", "x"),
+    ("fisher_forms", sample_form.SampleFisher, "right", "B.T @ G", "B @ G"),
+    ("fisher_forms", sample_form.SampleFisher, "inner", "jnp.sum(G", "2 * jnp.sum(G"),
     ("compensation", low_rank.LowRank, "_tail_moments", "m - r, 1", "m - 1, 1"),
     ("error_split", corner.Corner, "_multiplicities", "Parts(None, n - r2, m - r1,", "Parts(None, n, m,"),
     ("error_split", low_rank.LowRank, "_parts", "(m - r) *", "m *"),
@@ -60,8 +60,8 @@ SLIPS = [  # derivation, where the function ships, its name, what a line says, a
     ("soap", rotated.Rotated, "dense", "@ B.T", "@ B"),
     ("racs", rank_one, "nearest_factor", "q @ q", "jnp.sum(q)"),
     ("racs", rank_one.RowColumn, "project", "s = s * largest", "s = s"),
-    ("van_loan_pitsianis", fisher.DenseFisher, "left", "self._tensor, A)", "self._tensor, 2 * A)"),
-    ("van_loan_pitsianis", fisher.DenseFisher, "right", "self._tensor, B)", "self._tensor, B**2)"),
+    ("van_loan_pitsianis", dense_form.DenseFisher, "left", "self._tensor, A)", "self._tensor, 2 * A)"),
+    ("van_loan_pitsianis", dense_form.DenseFisher, "right", "self._tensor, B)", "self._tensor, B**2)"),
     ("van_loan_pitsianis", kronecker._Product, "stats", "(left * b) @ left.T", "(left * a[: len(b)]) @ left.T"),
     ("diagonal_kronecker", kronecker._Product, "fit", "total = b @ rows", "total = b @ b"),
     ("diagonal_kronecker", kronecker.DiagonalKronecker, "_right", "fisher.right(B)", "fisher.right()"),

@@ -12,7 +12,7 @@ import pytest
 import fimlens as fl
 from fimlens._validate import require_number
 from fimlens.optimizers.full_chain import require_rate
-from fimlens.solver.fit import require
+from fimlens.solver.fit import require_structure_and_fisher
 from fimlens.structures import EXAMPLES
 
 G = jax.random.normal(jax.random.key(0), (5, 3, 4))
@@ -126,9 +126,9 @@ def test_bad_values_are_refused(k):
 def test_bad_types_are_refused():
     """By the check that fit, gap, solve and compare begin with, since the types of these are checked while testing."""
     with pytest.raises(TypeError, match=r"fit: .*Classes need"):
-        require("fit", fl.Rows, FISHER)
+        require_structure_and_fisher("fit", fl.Rows, FISHER)
     with pytest.raises(TypeError, match=r"solve: .*from_gradients"):
-        require("solve", fl.Rows(), G)
+        require_structure_and_fisher("solve", fl.Rows(), G)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ class NotCompared(fl.Rows):
 )
 def test_what_would_make_different_instances_equal_is_refused(make):
     """Or the second would run with the code that was compiled for the first."""
-    with pytest.raises(TypeError, match=r": k would not tell two instances apart.*fields of a @dataclass\(frozen=True\)"):
+    with pytest.raises(TypeError, match=r": instances that differ in k would be equal.*field of a @dataclass\(frozen=True\)"):
         make()
 
 

@@ -45,7 +45,7 @@ def test_the_dense_form_is_the_mean_of_outer_products(both):
 
 def test_chunks_of_samples_change_nothing(monkeypatch, both):
     whole = both[0].second_moment()
-    monkeypatch.setattr("fimlens.fisher.fisher.CHUNK_BYTES", 2 * 3 * 4 * 8)  # two samples at a time, of five
+    monkeypatch.setattr("fimlens.fisher.sample_form.CHUNK_BYTES", 2 * 3 * 4 * 8)  # two samples at a time, of five
     np.testing.assert_allclose(both[0].second_moment(), whole, rtol=1e-14)
 
 

@@ -1,4 +1,4 @@
-"""What of a mesh matters to stacked matrices: the axes that a stack lies along."""
+"""The axes of a device mesh that a stack of matrices is sharded along."""
 
 import math
 
@@ -6,7 +6,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 
 def dividing(length: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """As many axes of a mesh, the longest first, as divide a length."""
+    """Return the axes of a mesh, longest first, whose sizes together divide a length: as many as fit."""
     taken: list[str] = []
     for axis, size in sorted(mesh.shape.items(), key=lambda item: -item[1]):
         if size > 1 and length % (size * math.prod(mesh.shape[a] for a in taken)) == 0:

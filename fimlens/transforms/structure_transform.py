@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._validate import path_name, require_real
 from fimlens.fisher.fisher import Fisher
-from fimlens.linalg.bases import above_their_rounding
+from fimlens.linalg.bases import tree_above_rounding
 from fimlens.solver.fit import fit, zero_state
 from fimlens.structure import Frame, Structure, Tree, require_structure
 from fimlens.transforms.stacking import Matrices, clip_for_squaring, clip_squares, over, sides, unview, views
@@ -172,7 +172,7 @@ def scale_by_structure(
             slot = slot._replace(averaged=mixed(slot.averaged, measured, now))
             members = members_of(structure, slot, now.weight_2, average, G)
         if jax.tree.leaves(slot.frame):
-            X = over(G, above_their_rounding)(X)
+            X = over(G, tree_above_rounding)(X)
         U = out(slot.frame, over(G, lambda member, x: structure.precondition(member, x, eps))(members, X))
         if current_only:
             slot = slot._replace(frame=None)
