@@ -61,7 +61,7 @@ def require_number(call: str, name: str, value: Any, least: int, below: int | No
     Raises:
         ValueError: the number is out of range, or not whole.
     """
-    if not isinstance(value, float | int):
+    if not isinstance(value, float | int):  # under optax.inject_hyperparams the value is an array, and traced
         return
     if not (value >= least and (below is None or value < below) and (not whole or float(value).is_integer())):
         kind = "a whole number" if whole else "a number"

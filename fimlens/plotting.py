@@ -34,6 +34,7 @@ Matrix = Float[Array | np.ndarray, "k k"]
 
 def sheet(rows: int = 1, columns: int = 1, *, width: float = 6.5, height: float = 4.5) -> Figure:
     """Return a blank figure with a grid of axes, each of the given size in inches."""
+    # Not pyplot, which keeps every figure in memory until it is closed.
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=130)
     with rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         figure.subplots(rows, columns)
@@ -44,7 +45,7 @@ def panels(count: int, *, height: float) -> Figure:
     """Return `count` axes that share a horizontal scale, at most three side by side and as wide together as a page."""
     columns = min(count, 3)
     figure = sheet(-(-count // columns), columns, width=8.4 / columns, height=height)
-    for axes in figure.axes[count:]:
+    for axes in figure.axes[count:]:  # the last row may be short
         axes.remove()
     for axes in figure.axes[1:]:
         axes.sharex(figure.axes[0])

@@ -40,6 +40,7 @@ def attribute(option: str, reference: str) -> Any:
         raise ValueError(
             f"{option}: {name!r} is no name. Give it one in the module: write mine = {name} there, and pass {module}:mine."
         )
+    # The console script does not search the current directory, as `python -m` does.
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:

@@ -78,6 +78,7 @@ def lens(
         state_dtype = named_dtype("--dtype", dtype)
         if fisher not in FISHERS:
             raise ValueError(f"--fisher: one of {', '.join(FISHERS)}; got {fisher!r}")
+        # Everything that can be refused is refused before minutes of work.
         out.mkdir(parents=True, exist_ok=True)
         for option, path in (("--out", out / "lens.png"), ("--out", out / "lens.json"), ("--json", json_file)):
             require_writable(option, path)
@@ -197,7 +198,7 @@ def _compare(
         def advance(structure: str, matrix: str = name) -> None:
             bar.update(task, advance=1, description=f"{matrix}: {structure}")
 
-        key = jax.random.key(seed)
+        key = jax.random.key(seed)  # the same draws for every matrix
         comparisons.append(
             compare(chosen, fisher, matrix=name, key=key, solve_up_to=solve_up_to, dtype=dtype, progress=advance)
         )

@@ -92,6 +92,7 @@ def trace_shapes(call: str, model: Callable[[PyTree, PyTree], Array], params: Py
         return jax.eval_shape(model, params, batch)
     except Exception as error:
         shapes = [jnp.shape(x) for x in jax.tree.leaves(batch)]
+        # A note keeps the user's own exception, with its type and traceback.
         error.add_note(f"{call}: this was at a batch of arrays of shapes {shapes}. Pass a single batch as [batch].")
         raise
 
@@ -138,6 +139,7 @@ def map_in_chunks(
     programs: dict[Any, Any] = {}
 
     def run(batch: PyTree) -> Matrices:
+        # The compiled program accepts one layout only, and a last batch is often shorter.
         layout = jax.tree.structure(batch), *((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(batch))
         if layout not in programs:
             programs[layout] = fitted(batch)

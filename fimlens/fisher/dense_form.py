@@ -41,6 +41,7 @@ class DenseFisher(Fisher):
         return jax.vmap(lambda row: linear(unvec(row, self.shape)))(rows)
 
     def second_moment(self, into: Linear = lambda G: G) -> Any:
+        # With T the matrix of `into`, E[into(G)^2] is the diagonal of T F T^T, which is the row sums of T * (T F).
         T = self._map_rows(into, jnp.eye(len(self.matrix), dtype=self.matrix.dtype))
         return jax.tree.map(lambda t, tf: jnp.sum(t * tf, 0), T, self._map_rows(into, self.matrix))
 

@@ -78,6 +78,7 @@ def empirical_fisher(
     def one(example: PyTree, chosen: Matrices) -> Matrices:
         return jax.grad(lambda W: loss(merge(W), jax.tree.map(lambda x: x[None], example)))(chosen)
 
+    # Per-example gradients: vmap over a loss of one example works for every loss, and needs no hooks into layers.
     chunked = map_in_chunks("empirical_fisher", one, chosen, max_bytes)
 
     def gradients(batch: PyTree) -> Matrices:
@@ -197,6 +198,7 @@ def model_fisher(
                 f"model_fisher: logits must be (batch, ..., classes), of {count} inputs; got "
                 f"{getattr(out, 'shape', out)}. For a loss that returns a scalar, use empirical_fisher."
             )
+        # The mean is over predictions, so batches with other numbers of positions or classes would be weighed wrongly.
         sizes.add((math.prod(out.shape[1:-1]), out.shape[-1]))
         per_input = chunked((inputs, jax.random.split(key, count)))
         return jax.tree.map(lambda g: g.reshape(-1, *g.shape[-2:]), per_input)

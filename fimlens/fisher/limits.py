@@ -42,6 +42,7 @@ def require_positive_semidefinite(F: np.ndarray) -> None:
     remedy = "A Fisher is E[g g^T]: build it from gradients, or project your matrix on the PSD cone first."
     if not np.isfinite(F).all():
         raise ValueError(f"Fisher.from_dense: F has entries that are not finite. {remedy}")
+    # A matrix assembled in its own precision is symmetric and positive only up to rounding, which grows with its size.
     tolerance = 100 * len(F) * np.finfo(F.dtype).eps * np.abs(F).max(initial=0.0)
     asymmetry = np.abs(F - F.T).max(initial=0.0)
     if asymmetry > tolerance:

@@ -80,7 +80,7 @@ class SampleFisher(Fisher):
         return replace(self, samples=jax.lax.map(linear, self.samples, batch_size=self._chunk))
 
     def scaled(self, factor: Float[ArrayLike, ""]) -> "SampleFisher":
-        return replace(self, samples=self.samples * jnp.sqrt(factor))
+        return replace(self, samples=self.samples * jnp.sqrt(factor))  # F is quadratic in the samples
 
     def dense(self, *, max_bytes: int = DENSE_BYTES) -> Float[Array, "mn mn"]:
         remedy = "Stay in the sample form (fit and gap never need the dense one), or raise max_bytes."

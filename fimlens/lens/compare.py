@@ -112,7 +112,7 @@ def compare(
         for name, structure in named:
             try:
                 jax.eval_shape(lambda s=structure: s.frame(*fisher.shape))
-            except ValueError as error:
+            except ValueError as error:  # such as a rank over the shorter side: known from the frame alone
                 unsuited[name] = str(error)
                 progress(name)
                 continue

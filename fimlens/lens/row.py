@@ -77,12 +77,13 @@ def measure_row(name: str, structure: Structure, fisher: Fisher, key: Array, sol
     """Fit, solve and run the optimizer of one structure, and judge what they say. Arguments are those of `compare`."""
     fitted = fit(structure, fisher, key=key)
     error = gap(structure, fitted, fisher)
-    norm = float(fisher.norm_squared) or 1.0
+    norm = float(fisher.norm_squared) or 1.0  # the errors of a zero Fisher are zero, not 0/0
     slope, least = stationarity(structure, fisher, fitted), float(least_eigenvalue(structure, fitted))
     member = bool(is_member(structure, fitted))
-    solution = None
+    solution = None  # the solver is by far the most expensive part, so it runs on small matrices only
     if member and np.prod(fisher.shape) <= solve_up_to and float(error.relative) > 1e-12:  # no member beats an exact one
         solution = solve(structure, fisher, key=key, starts=1)
+    # Other claims do not say that the fit is nearest, so a nearer member is no contradiction.
     optimal = structure.claim in (Claim.EXACT, Claim.LIMIT)
     excess = solution.certificate.excess if solution is not None and optimal else 0.0
     deviations = optimizer_deviations(structure, fisher, fitted)

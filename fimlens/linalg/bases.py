@@ -62,6 +62,7 @@ def complement(V: Float[Array, "m r"], which: Int[Array, " k"]) -> Float[Array, 
     m, r = V.shape
     A, s, Bt = svd(V[:r])
     W = V.at[:r].add(A @ Bt)
+    # Applied to unit vectors, P costs O(m r k): the (m, m) matrix is never formed.
     unit = jnp.zeros((m, len(which)), V.dtype).at[r + which, jnp.arange(len(which))].set(1)
     return unit - (W @ (Bt.T / (1 + s))) @ (Bt @ V[r + which].T)
 
@@ -133,7 +134,7 @@ def fix_signs(U: Float[Array, "m r"]) -> Float[Array, "m r"]:
 
 def cayley(U: Float[Array, "m r"], z: Float[Array, "m r"]) -> Float[Array, "m r"]:
     """Move the orthonormal basis U along any z, with U itself at z = 0: the Cayley transform of the skew part of z U^T."""
-    S = (z @ U.T - U @ z.T) / 2
+    S = (z @ U.T - U @ z.T) / 2  # I - S is invertible for every skew S, so every z names a basis
     return _inverse(jnp.eye(len(U), dtype=U.dtype) - S) @ (U + S @ U)
 
 

@@ -72,6 +72,7 @@ def perron(
         r, energy = residual(x, image)
         size = jnp.sqrt(jnp.vdot(r, r)) / jnp.where(energy > 0, energy, 1)
         falling = size <= least / 2
+        # Below 64 eps, where rounding shows, steps that do not halve the residual are counted.
         idle = jnp.where(falling | (size > 64 * eps), 0, idle + 1)
         return x, image, jnp.tensordot(c[1:], S[1:], 1), r, energy, jnp.where(falling, size, least), idle, step + 1
 

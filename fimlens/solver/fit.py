@@ -108,6 +108,7 @@ def gap(structure: Structure, params: Params, fisher: Fisher) -> Gap:
             f"gap: the member is for a {params.frame.shape} matrix and the Fisher for a {fisher.shape} one. "
             "Fit it to this Fisher."
         )
+    # With arrays of other shapes, broadcasting could go through and give a wrong number.
     if jax.tree.map(jnp.shape, params) != _member_shapes(structure, fisher.shape):
         raise ValueError(
             f"gap: the member is not one of {structure}, whose bases and coordinates have other shapes. "
@@ -131,6 +132,7 @@ def gap_in_units(
     """
     with jax.default_matmul_precision("highest"):
         levels = [EigenvalueBlock(value / unit, V / unit, c) for value, V, c in structure.eigenvalue_blocks(params, fisher)]
+        # ||F~ - F||^2 = ||F||^2 - 2 <F, F~> + ||F~||^2, where only the middle term needs F, and as an expectation.
         size = sum(c * jnp.sum(value**2) for value, _, c in levels)
         total = norm_squared - 2 * fisher.inner(lambda G: structure.apply(params, G / unit, lambda x: x / unit)) + size
         basis = norm_squared - sum(c * jnp.sum(V**2) for _, V, c in levels)
@@ -177,6 +179,7 @@ def dimension(structure: Structure, shape: tuple[int, int], *, seed: int = 0) ->
         6
     """
     require_dense("dimension", "Take a smaller matrix.", shape)
+    # A rank is decided by small singular values, so in float64.
     with jax.enable_x64(True):
         member = structure.isotropic(*shape)
         flat, unravel = ravel_pytree(member)

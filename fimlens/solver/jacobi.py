@@ -55,6 +55,7 @@ def jacobi(structure: Structure, fisher: SampleFisher, start: tuple[Array, Array
             right = right @ _sweep(jnp.einsum("ij,kil,lp->kpj", left, G, right), lambda V: score(V.T))
         return left, right
 
+    # A fixed number of sweeps, which is more than small matrices need.
     left, right = jax.lax.fori_loop(0, sweeps, sweep, (left, right))
     if isinstance(structure, LowRank):
         frame = Frame(LowRankBases(left[:, : structure.rank], empty.bases.inner), empty.shape)
@@ -86,6 +87,7 @@ def _sweep(G: Samples, score: Callable[[Array], Array]) -> Float[Array, "m m"]:
     angles = jnp.arange(8) * jnp.pi / 8  # half a turn is one period, as the sign of a direction does not matter
     fine = jnp.linspace(-jnp.pi / 2, jnp.pi / 2, 65)[:-1]
 
+    # One pair after the other, as each rotation changes the second moments that the next one sees.
     def best_pair(state: tuple[Samples, Array], pair: Array) -> tuple[tuple[Samples, Array], None]:
         G, U = state
         p, q = pair
@@ -94,6 +96,7 @@ def _sweep(G: Samples, score: Callable[[Array], Array]) -> Float[Array, "m m"]:
 
         def rotated(angle: Array) -> Array:
             c, s = jnp.cos(angle), jnp.sin(angle)
+            # The trace over the plane is invariant, so one of the two new rows gives the other.
             upper = c**2 * V[p] + 2 * c * s * cross + s**2 * V[q]
             return score(V.at[p].set(upper).at[q].set(V[p] + V[q] - upper))
 

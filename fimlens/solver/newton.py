@@ -61,14 +61,17 @@ def descend(
 
     def step(member: Params, value: Array) -> tuple[Params, Array, Array]:
         zero = jnp.zeros_like(ravel_pytree(member)[0])
+        # Linearised once, the gradient gives Hessian products at the price of one tangent each.
         slope, curve = jax.linearize(lambda z: jax.grad(gap_at)(z, member), zero)
         newton = _truncated_newton(slope, curve)
         newton = newton * jnp.minimum(1, 2 / jnp.linalg.norm(newton))  # a trust region: z is of order 1
+        # In place of a line search all steps are tried at once: members are small, and a vmap has no branches.
         trials = jnp.array(STEPS)[:, None] * newton
         values = jax.vmap(lambda z: gap_at(z, member))(trials)
         values = jnp.where(jnp.isfinite(values), values, jnp.inf)
         best = jnp.argmin(values)
         better = values[best] < value
+        # Without an improvement the member stays, so values never rise.
         moved = jax.tree.map(lambda new, old: jnp.where(better, new, old), move(member, trials[best]), member)
         return moved, jnp.where(better, values[best], value), jnp.linalg.norm(slope)
 
@@ -86,7 +89,7 @@ def descend(
         member, value, slope, *_ = jax.lax.while_loop(unconverged, advance, (member, value, jnp.inf, 0, 0))
         return member, value, slope
 
-    return jax.lax.map(descend_from, members)
+    return jax.lax.map(descend_from, members)  # not vmap, under which every start would run until the last has converged
 
 
 def _truncated_newton(slope: Array, curve: Callable[[Array], Array]) -> Array:
@@ -105,7 +108,8 @@ def _truncated_newton(slope: Array, curve: Callable[[Array], Array]) -> Array:
         p, r, d, _, count = state
         image = curve(d)
         energy, square = jnp.vdot(d, image), jnp.vdot(r, r)
-        negative = energy <= 1e-14 * jnp.vdot(d, d)
+        negative = energy <= 1e-14 * jnp.vdot(d, d)  # zero counts: redundant charts are flat along some directions
+        # Along negative curvature the model has no minimum: take a step of length 1, for the line search to scale.
         alpha = jnp.where(negative, 1 / jnp.linalg.norm(d), square / jnp.where(negative, 1, energy))
         new = r - alpha * image
         return p + alpha * d, new, new + jnp.vdot(new, new) / square * d, negative, count + 1

@@ -118,21 +118,16 @@ def solve(
         key = jax.random.key(0) if key is None else jax.random.wrap_key_data(jax.random.key_data(key))  # old keys pass too
         samples = _in_few_samples(fisher)
         norm_squared = float(samples.norm_squared)
-        fit_key, jacobi_key, random_key = jax.random.split(key, 3)
-        members = [("closed form", fit(structure, samples, key=fit_key))]
-        if rotated_sides(structure, fisher.shape) is not None:
-            members += _jacobi_starts(structure, samples, jacobi_key)
-        members += [("random", _random_member(structure, samples, k)) for k in jax.random.split(random_key, starts)]
-        origins, stack = zip(*members, strict=True)
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *stack)
+        origins, members = zip(*_start_members(structure, samples, key, starts), strict=True)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
         ends, values, slopes = descend(structure, stacked, samples, norm_squared, iterations)
-        closed = float(relative_gap(structure, stack[0], samples, norm_squared))
-        values = np.where(np.isfinite(values), values, np.inf)
+        closed = float(relative_gap(structure, members[0], samples, norm_squared))
+        values = np.where(np.isfinite(values), values, np.inf)  # argmin would pick NaN
         best = int(np.argmin(values))
         if not np.isfinite(values[best]):
             raise ValueError(
                 f"solve: all {len(values)} starts of {structure} have a negative eigenvalue or a gap that is not finite. A "
-                "chart of members takes any numbers to eigenvalues of 0 or more."
+                "chart must map every z to eigenvalues of 0 or more."
             )
         certificate = Certificate(
             gradient_norm=float(slopes[best]),
@@ -145,11 +140,21 @@ def solve(
         return Solution(jax.tree.map(lambda x: x[best], ends), float(values[best]) * norm_squared, certificate)
 
 
+def _start_members(structure: Structure, fisher: SampleFisher, key: Array, random: int) -> list[tuple[str, Params]]:
+    """Return the members to start from, each with its origin: the closed form first."""
+    fit_key, jacobi_key, random_key = jax.random.split(key, 3)
+    members = [("closed form", fit(structure, fisher, key=fit_key))]
+    if rotated_sides(structure, fisher.shape) is not None:
+        members += _jacobi_starts(structure, fisher, jacobi_key)
+    return members + [("random", _random_member(structure, fisher, k)) for k in jax.random.split(random_key, random)]
+
+
 def _in_few_samples(fisher: Fisher) -> SampleFisher:
     """Return the same F in float64, as at most mn samples: scaled eigenvectors if it has more."""
     m, n = fisher.shape
     if isinstance(fisher, SampleFisher) and len(fisher.samples) <= m * n:
         return SampleFisher(fisher.kind, fisher.normalisation, fisher.samples.astype(jnp.float64))
+    # Every evaluation of the gap is linear in the number of samples, and F has at most mn directions.
     values, Q = np.linalg.eigh(np.asarray(fisher.dense(), np.float64))
     g = Q * np.sqrt(np.maximum(values, 0) * len(values))
     return SampleFisher(fisher.kind, fisher.normalisation, jax.vmap(lambda g: unvec(g, (m, n)))(jnp.asarray(g.T)))
@@ -170,7 +175,7 @@ def _orthogonal(key: Array, size: int) -> Float[Array, "k k"]:
 def _random_member(structure: Structure, fisher: Fisher, key: Array) -> Params:
     """Draw a member far from the isotropic one, and of the size of F."""
     m, n = fisher.shape
-    mean = jnp.mean(fisher.second_moment())
+    mean = jnp.mean(fisher.second_moment())  # tr(F) / mn: the scale of the isotropic member nearest to F
     centre = structure.isotropic(m, n, jnp.where(mean > 0, mean, 1))
     flat, unravel = ravel_pytree(centre)
     return structure.chart(scale_coordinates(centre, unravel(2 * jax.random.normal(key, flat.shape))), centre)

@@ -25,6 +25,7 @@ def stationarity(structure: Structure, fisher: Fisher, fitted: Params) -> float:
 
 @partial(jax.jit, static_argnums=0)
 def _slope(structure: Structure, fisher: Fisher, fitted: Params) -> Params:
+    # Along z in units of the coordinates, and relative to ||F||^2: the slope then does not depend on the scale of F.
     def objective(z: Params) -> Array:
         member = structure.chart(scale_coordinates(fitted, z), fitted)
         norm_squared = fisher.norm_squared
