@@ -4,17 +4,19 @@
     python benchmarks/optimizer_share.py --timed --dtype bfloat16 --accumulate 4  # on an accelerator
 
 Counted, nothing is run: gradient and update are compiled for this machine from shapes alone. Updates are those between
-refreshes; the last column has what products and decompositions take by formula (fimlens/step_flops.py), refreshes shared out
-over the default interval.
-XLA counts the body of a loop once: RACS is counted with one of its five sweeps, and the other four are in its formula.
+refreshes; the last column has the products and decompositions of the traced update (fimlens/costs/flops.py), refreshes shared
+out over the default interval.
+XLA counts the body of a loop once: it counts one of RACS's five sweeps, and the trace counts all five.
 
 Timed, gradient and what follows it are run alone, refreshes shared out (fimlens/pretrain/speed.py), on bytes, whatever the
 model's vocabulary.
 """
 
 import argparse
+import inspect
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -23,9 +25,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-import fimlens
-from fimlens.costs.flops import REFRESH, step_flops
+from fimlens.costs.flops import step_flops
 from fimlens.experiments.comparison import Entry, entries, plan_of
+from fimlens.optimizers import OPTIMIZERS
 from fimlens.pretrain.data import of_files
 from fimlens.pretrain.model import CONFIGS, first_weights
 from fimlens.pretrain.plan import Plan
@@ -48,8 +50,9 @@ def counted(contestants: list[Entry], base: Plan) -> list[dict[str, str]]:
     matrices = [leaf for leaf in jax.tree.leaves(weights["layers"]) if leaf.ndim == 2]
     rows = []
     for each in track(contestants, "compiling"):
-        between = {"update_interval": None} if each.optimizer in REFRESH else {}
-        tx = getattr(fimlens, each.optimizer)(1e-3, **each.options | between)
+        make = partial(OPTIMIZERS[each.optimizer], 1e-3, **each.options)
+        refreshes = "update_interval" in inspect.signature(make).parameters
+        tx = make(update_interval=None) if refreshes else make()
         flops, moved = compiled_cost(tx.update, weights, jax.eval_shape(tx.init, weights), weights)
         rows.append(
             {
@@ -60,7 +63,7 @@ def counted(contestants: list[Entry], base: Plan) -> list[dict[str, str]]:
                 "gradient, GB": f"{gradient[1] / 1e9:.3g}",
                 "update, GB": f"{moved / 1e9:.3g}",
                 "share of bytes": f"{moved / (moved + gradient[1]):.3%}",
-                "by formula, GFLOP": f"{step_flops(each.optimizer, matrices, each.options.get('rank', 0)) / 1e9:.3g}",
+                "traced, GFLOP": f"{step_flops(make(), matrices) / 1e9:.3g}",
             }
         )
     return rows

@@ -9,15 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-import fimlens
-from fimlens.costs.memory import FORMULAS
 from fimlens.language_model import llama
 from fimlens.language_model.trial import papers_schedule
+from fimlens.optimizers import OPTIMIZERS
 from fimlens.pretrain.model import CONFIGS
 from fimlens.transforms.momentum import kept_in
-
-OPTIMIZERS = tuple(name for name in FORMULAS if hasattr(fimlens, name))
-
 
 DTYPES = ("float32", "bfloat16")
 
@@ -103,7 +99,7 @@ class Plan:
     @property
     def update_interval(self) -> int:
         """Steps between the optimizer's refreshes; 1 where it has none."""
-        parameters = inspect.signature(getattr(fimlens, self.optimizer)).parameters
+        parameters = inspect.signature(OPTIMIZERS[self.optimizer]).parameters
         default = parameters["update_interval"].default if "update_interval" in parameters else 1
         return self.options.get("update_interval", default) or 1
 
@@ -113,7 +109,7 @@ class Plan:
         Raises:
             ValueError: an option is none of the optimizer's.
         """
-        make: Callable[..., optax.GradientTransformation] = getattr(fimlens, self.optimizer)
+        make: Callable[..., optax.GradientTransformation] = OPTIMIZERS[self.optimizer]
         unknown = sorted(set(self.options) - set(list(inspect.signature(make).parameters)[1:]))
         if unknown:
             known = ", ".join(list(inspect.signature(make).parameters)[1:])
