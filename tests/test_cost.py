@@ -124,7 +124,7 @@ def test_adam_by_hand():
 
 
 def test_alice_by_hand():
-    """At rank r = 128 with 32 leading vectors, a step of 131072 tokens: 4 m n r + 2 n r^2 for each matrix, and a refresh in 200.
+    """At rank r = 128 with 32 leading vectors, 131072 tokens a step: 4 m n r + 2 n r^2 for each matrix, and a refresh in 200.
 
     A refresh of an m x n matrix, by one subspace iteration on the n + r columns of the gradient and the tracked average:
     the average's root    9 r^3 for its eigenvectors, 2 m r^2 for the product with the basis

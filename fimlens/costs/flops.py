@@ -18,11 +18,11 @@ from jax.interpreters import partial_eval
 from jaxtyping import PyTree
 
 # Steps 1 to 63000: a multiple of all update intervals up to 10 and of 20, 50, 100, 200, 500 and 1000, so that refreshes get
-# their exact share. Step 0 is left out: it starts the bases, once in a training, by a dearer decomposition.
+# their exact share. Step 0 is left out: it starts the bases, once in a training, by a more expensive decomposition.
 STEPS = 63_000
 
 
-# Of an m x n matrix, m >= n, with all vectors.
+# FLOPs of the decomposition of an m x n matrix, m >= n, with all its vectors.
 DECOMPOSITIONS: dict[str, Callable[[int, int], float]] = {
     "eigh": lambda m, n: 9 * n**3,
     "svd": lambda m, n: 6 * m * n**2 + 20 * n**3,
@@ -41,7 +41,11 @@ Flops = float | np.ndarray  # where they change from step to step, a number for 
 
 
 class Value(NamedTuple):
-    """What the count knows of an array: equal expressions share a name, and a step counter has its value at each step."""
+    """What the count knows of an array.
+
+    Arrays share a `name` where equal expressions make them. `by_step` has the value of a step counter, and of any integer that
+    follows from it, at each of STEPS: it tells which branch of a `cond` each step takes.
+    """
 
     name: Hashable
     by_step: np.ndarray | None = None
@@ -92,9 +96,9 @@ def _count(jaxpr: Any, inputs: list[Value], seen: dict[Hashable, list[Value]]) -
     values = dict(zip(jaxpr.invars, inputs, strict=True))
 
     def value(x: Any) -> Value:
-        if isinstance(x, Literal):
-            return Value(("literal", str(x.val)), np.full(STEPS, x.val, x.aval.dtype) if x.aval.shape == () else None)
-        return values.setdefault(x, Value(object()))
+        if isinstance(x, Literal) and x.aval.shape == ():
+            return Value(("literal", str(x.val)), np.full(STEPS, x.val, x.aval.dtype))
+        return Value(object()) if isinstance(x, Literal) else values.setdefault(x, Value(object()))
 
     total: Flops = 0.0
     for eqn in jaxpr.eqns:
