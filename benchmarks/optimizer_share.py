@@ -4,17 +4,19 @@
     python benchmarks/optimizer_share.py --timed --dtype bfloat16 --accumulate 4  # on an accelerator
 
 Without --timed nothing runs: gradient and update are compiled for this machine from shapes alone. The update is one between
-refreshes. The last column has the FLOPs of products and decompositions by formula (fimlens/costs/flops.py), with refreshes
-averaged over the default interval. XLA counts the body of a loop once, so it counts one of the five sweeps of RACS; the formula
-has all five.
+refreshes. The last column has the FLOPs of products and decompositions in the traced update (fimlens/costs/flops.py), with
+refreshes averaged over the default interval. XLA counts the body of a loop once, so it counts one of the five sweeps of RACS; the
+trace counts all five.
 
 With --timed, the gradient and the update are run and timed alone (fimlens/pretrain/timing.py). The text is bytes, whatever the
 model's vocabulary is.
 """
 
 import argparse
+import inspect
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -23,9 +25,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fimlens import optimizers
-from fimlens.costs.flops import REFRESH, step_flops
+from fimlens.costs.flops import step_flops
 from fimlens.experiments.comparison import Entry, make_entries, plan_for
+from fimlens.optimizers import OPTIMIZERS
 from fimlens.pretrain.data import read_files
 from fimlens.pretrain.model import CONFIGS, initial_weights
 from fimlens.pretrain.plan import Plan
@@ -48,8 +50,9 @@ def counted(entries: list[Entry], base: Plan) -> list[dict[str, str]]:
     matrices = [leaf for leaf in jax.tree.leaves(weights["layers"]) if leaf.ndim == 2]
     rows = []
     for each in track(entries, "compiling"):
-        between = {"update_interval": None} if each.optimizer in REFRESH else {}  # never refresh
-        tx = getattr(optimizers, each.optimizer)(1e-3, **each.options | between)
+        make = partial(OPTIMIZERS[each.optimizer], 1e-3, **each.options)
+        refreshes = "update_interval" in inspect.signature(make).parameters
+        tx = make(update_interval=None) if refreshes else make()
         flops, moved = compiled_cost(tx.update, weights, jax.eval_shape(tx.init, weights), weights)
         rows.append(
             {
@@ -60,7 +63,7 @@ def counted(entries: list[Entry], base: Plan) -> list[dict[str, str]]:
                 "gradient, GB": f"{gradient[1] / 1e9:.3g}",
                 "update, GB": f"{moved / 1e9:.3g}",
                 "share of bytes": f"{moved / (moved + gradient[1]):.3%}",
-                "by formula, GFLOP": f"{step_flops(each.optimizer, matrices, each.options.get('rank', 0)) / 1e9:.3g}",
+                "traced, GFLOP": f"{step_flops(make(), matrices) / 1e9:.3g}",
             }
         )
     return rows

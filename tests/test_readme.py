@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import typer
 from sympy.parsing.sympy_parser import convert_xor, implicit_multiplication, parse_expr, standard_transformations
+from test_memory import FORMULAS
 
 from fimlens import derivations
 from fimlens.cli.app import app
-from fimlens.costs import memory
 from fimlens.proofs import closed_forms
 from fimlens.proofs.theorem import derivations
 from fimlens.structures.named import STRUCTURES
@@ -99,11 +99,11 @@ def test_states_are_those_of_the_formulas(rank):
     implicit = (*standard_transformations, convert_xor, implicit_multiplication)
     checked = 0
     for names, cells in rows_told():
-        names = [name for name in names if name in memory.FORMULAS and (name in low_rank) == (rank == 3)]
+        names = [name for name in names if name in FORMULAS and (name in low_rank) == (rank == 3)]
         told = cells[3].partition(", and")[0].replace("²", "^2").replace("(+", "+ (").split(", ")
         for name, formula in zip(names, told * len(names), strict=False):
             number = parse_expr(formula, {"m": 5, "n": 7, "r": rank}, implicit)
-            assert number == memory.FORMULAS[name](5, 7, rank, rank), name
+            assert number == FORMULAS[name](5, 7, rank), name
             checked += 1
     assert checked == (6 if rank == 3 else 15)
 

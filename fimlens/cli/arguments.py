@@ -13,6 +13,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from fimlens.costs.memory import Optimizer, optimizers_of
 from fimlens.structure import Structure
 from fimlens.structures.named import STRUCTURES
 
@@ -93,4 +94,17 @@ def parse_structures(option: str, names: str) -> dict[str, Structure]:
         else:
             known = ", ".join(STRUCTURES)
             raise ValueError(f"{option}: there is no structure {name!r}. There are {known}, or your own as module:attribute.")
+    return chosen
+
+
+def named_optimizers(option: str, names: list[str]) -> dict[str, Optimizer]:
+    """Optimizers by fimlens's names for them, or as module:function of the learning rate."""
+    chosen: dict[str, Optimizer] = {}
+    for name in names:
+        if ":" not in name:
+            chosen |= optimizers_of([name])
+            continue
+        chosen[name] = attribute(option, name)
+        if not callable(chosen[name]):
+            raise ValueError(f"{option}: {name} is a {type(chosen[name]).__name__}, not a function of the learning rate.")
     return chosen

@@ -1,4 +1,4 @@
-"""fimlens cost: what a training run costs with one optimizer and with another."""
+"""fimlens cost: what a training run costs with each optimizer."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
-from fimlens.cli.arguments import console, errors, named_dtype, refusal, require_writable, table
+from fimlens.cli.arguments import console, errors, named_dtype, named_optimizers, refusal, require_writable, table
 from fimlens.costs.devices import DEVICES
-from fimlens.costs.memory import GIB, RANKS
+from fimlens.costs.memory import GIB, require_known
 from fimlens.costs.page import page
-from fimlens.costs.run import USABLE, Batch, Row, SpeedUp, Terms, costs, require_known
+from fimlens.costs.papers import RANKS, SpeedUp
+from fimlens.costs.run import USABLE, Row, Terms, costs
+from fimlens.costs.training import Batch
 from fimlens.language_model import llama
 
 COMPARED = ["adam", "racs", "alice"]
@@ -30,33 +32,46 @@ def cost(
         list[str] | None, typer.Argument(help="More optimizers, and speed-ups as name=ratio, after their options.")
     ] = None,
     model: Annotated[str, typer.Option(help=", ".join(llama.CONFIGS))] = "llama-1b",
-    tokens: Annotated[float, typer.Option(help="That Adam is trained on.")] = TOKENS,
-    optimizer: Annotated[list[str] | None, typer.Option(help=f"An optimizer; {', '.join(COMPARED)} by default.")] = None,
+    tokens: Annotated[float, typer.Option(help="Tokens that Adam is trained on.")] = TOKENS,
+    optimizer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"An optimizer, or your own as module:function of the learning rate; default: {', '.join(COMPARED)}."
+        ),
+    ] = None,
     speed_up: Annotated[
-        list[str] | None, typer.Option(help="name=ratio, Adam's steps over the optimizer's to one loss; by default [G]'s.")
+        list[str] | None,
+        typer.Option(help="name=ratio: Adam's steps over the optimizer's to the same loss; default: [G]'s figure, else 1."),
     ] = None,
     hardware: Annotated[str, typer.Option(help=", ".join(DEVICES))] = "h100",
-    devices: Annotated[int | None, typer.Option(min=1, help="How many; by default as few as fit.")] = None,
-    memory_gib: Annotated[float | None, typer.Option(help="Of a device, in place of the vendor's.")] = None,
-    flops: Annotated[float | None, typer.Option(help="Peak FLOP/s of a device, in place of the vendor's.")] = None,
-    price: Annotated[float | None, typer.Option(help="Of a device and hour.")] = None,
-    utilisation: Annotated[float | None, typer.Option(help=f"Share of the peak; {UTILISATION} is assumed.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of weights, gradients, state and activations.")] = "bfloat16",
-    rank: Annotated[int | None, typer.Option(help="Of the low-rank methods; the paper's for its models.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Number of devices; default: as few as fit.")] = None,
+    memory_gib: Annotated[float | None, typer.Option(help="Memory of a device in GiB; default: the vendor's figure.")] = None,
+    flops: Annotated[float | None, typer.Option(help="Peak FLOP/s of a device; default: the vendor's figure.")] = None,
+    price: Annotated[float | None, typer.Option(help="Price of a device for an hour; default: an assumed one.")] = None,
+    utilisation: Annotated[
+        float | None, typer.Option(help=f"Share of the peak that training reaches; default: {UTILISATION}, assumed.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Data type of weights, gradients, state and activations.")] = "bfloat16",
+    rank: Annotated[int | None, typer.Option(help="Rank of the low-rank methods; default: the paper's for the model.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences in a step.")] = 512,
     sequence: Annotated[int, typer.Option(min=1, help="Tokens in a sequence.")] = 256,
     micro_batch: Annotated[int, typer.Option(min=1, help="Sequences on a device at once.")] = 8,
-    rematerialise: Annotated[bool, typer.Option("--rematerialise", help="Compute activations anew in the backward.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write an interactive page here as well.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here as well.")] = None,
+    rematerialise: Annotated[
+        bool, typer.Option("--rematerialise", help="Compute activations again in the backward pass.")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write an interactive page to this file.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,
 ) -> None:
-    """Memory, devices, hours and money of a training run, the saving against Adam, and every assumption behind them."""
+    """Compare what a training run costs with each optimizer: memory, devices, hours, money, and the saving against Adam.
+
+    Every assumption behind the figures is printed below the table.
+    """
     try:
         require_writable("--html", html)
         require_writable("--json", json_file)
         words = [word for given in [*(optimizer or []), *(more or [])] for word in given.split(",")]
-        names = list(dict.fromkeys(word for word in words if "=" not in word)) or COMPARED
-        measured = _speed_ups([*(speed_up or []), *(word for word in words if "=" in word)], names)
+        chosen = named_optimizers("--optimizer", [word for word in words if "=" not in word] or COMPARED)
+        measured = _speed_ups([*(speed_up or []), *(word for word in words if "=" in word)], list(chosen))
         require_known("hardware", hardware, DEVICES)
         device, shape = DEVICES[hardware], Batch(batch, sequence, micro_batch, rematerialise)
         terms = Terms(
@@ -68,7 +83,7 @@ def cost(
             price=device.price if price is None else price,
         )
         rows = costs(
-            names, model=model, terms=terms, speed_ups=measured, batch=shape, dtype=named_dtype("--dtype", dtype), rank=rank
+            chosen, model=model, terms=terms, speed_ups=measured, batch=shape, dtype=named_dtype("--dtype", dtype), rank=rank
         )
         title = f"{model} on {hardware}"
         sources = {
@@ -76,7 +91,7 @@ def cost(
             "peak": device.source if flops is None else GIVEN,
             "price": "assumed; set it with --price" if price is None else GIVEN,
             "utilisation": "assumed; set it with --utilisation" if utilisation is None else GIVEN,
-            "rank": "[G]'s; GaLore's at 7B" if rank is None else GIVEN,
+            "rank": "as in [G]; GaLore's at 7B" if rank is None else GIVEN,
         }
         assumed = _assumptions(rows, terms, shape, dtype, RANKS[model] if rank is None else rank, sources)
         if html is not None:
@@ -89,7 +104,7 @@ def cost(
         errors.print(refusal("cost", error), style="red", markup=False)
         raise typer.Exit(2) from error
     console.print(f"{title}, {tokens:.4g} tokens for Adam.", style="bold", markup=False, highlight=False)
-    shown = table("optimizer", "speed-up", "GiB each", "needs", "devices", "hours", "money", "saving")
+    shown = table("optimizer", "speed-up", "GiB each", "needed", "devices", "hours", "money", "saving")
     for row in rows:
         shown.add_row(*_cells(row))
     console.print(shown)
@@ -104,7 +119,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _speed_ups(words: list[str], names: list[str]) -> dict[str, SpeedUp]:
-    """name=ratio, of optimizers that are in the table."""
+    """Speed-ups given as name=ratio, for optimizers of the table."""
     found = {}
     for word in (part for given in words for part in given.split(",")):
         name, _, ratio = word.partition("=")
@@ -119,28 +134,29 @@ def _speed_ups(words: list[str], names: list[str]) -> dict[str, SpeedUp]:
 
 
 def _assumptions(rows: list[Row], terms: Terms, batch: Batch, dtype: str, rank: int, sources: dict[str, str]) -> dict[str, str]:
-    """What the figures rest on, and where each is from."""
+    """What the figures rest on, each with its source."""
     steps = terms.tokens / (batch.sequences * batch.length)
     own = ", ".join(f"{row.optimizer} {1 - row.adams_flops_per_token / row.flops_per_token:.1%}" for row in rows)
-    once_more = "with a second forward, as activations are rematerialised" if batch.rematerialise else "no rematerialisation"
+    once_more = "a second forward pass, as activations are rematerialised" if batch.rematerialise else "no rematerialisation"
     return {
         "[G]": "Gong, Scetbon, Ma and Meeds, 2025, arXiv 2502.07752: LLaMA of 60M to 1.3B parameters on C4",
         "Tokens for Adam": f"{terms.tokens:.4g} ({'[G], 1.3B: 100K steps' if terms.tokens == TOKENS else GIVEN})",
-        "Tokens for the others": "as many over the speed-up (assumed to hold at this size, and with a schedule that short)",
-        "Batch": f"{batch.sequences} sequences of {batch.length} tokens, so {steps:,.0f} steps of Adam's ([G]: 512 of 256)",
+        "Tokens for the others": "Adam's divided by the speed-up (assumed to hold at this size and with the shorter schedule)",
+        "Batch": f"{batch.sequences} sequences of {batch.length} tokens, so Adam takes {steps:,.0f} steps ([G]: 512 of 256)",
         **{f"Speed-up of {row.optimizer}": f"{row.speed_up.ratio:g} ({row.speed_up.source})" for row in rows},
-        "Memory of a device": f"{terms.memory / GIB:.1f} GiB ({sources['memory']}), of which {USABLE:.0%} usable (assumed)",
-        "Peak of a device": f"{terms.peak:.3g} FLOP/s, dense, of products in bfloat16 whatever --dtype ({sources['peak']})",
-        "Price of a device and hour": f"{terms.price:g} ({sources['price']})",
+        "Memory of a device": f"{terms.memory / GIB:.1f} GiB ({sources['memory']}), of which {USABLE:.0%} is usable (assumed)",
+        "Peak of a device": f"{terms.peak:.3g} FLOP/s, dense, for products in bfloat16 whatever --dtype ({sources['peak']})",
+        "Price of a device for an hour": f"{terms.price:g} ({sources['price']})",
         "Utilisation": f"{terms.utilisation:g} of the peak, on any number of devices ({sources['utilisation']})",
         "Weights, gradients and state": f"{dtype}, shared evenly by the devices (assumed), counted as by `fimlens memory`",
         "Activations": f"{rows[0].working / GIB:.2f} GiB, {batch.at_once} sequences on a device at once, {dtype}: 8 hidden + 4 "
-        f"mlp numbers of a token and layer, and logits in float32 (assumed: fused attention; {once_more})",
+        f"mlp numbers for each token and layer, and logits in float32 (assumed: fused attention; {once_more})",
         "Output head, embedding and norms": "left to Adam, where an optimizer has the choice (assumed)",
-        "Rank": f"{rank} of the low-rank methods ({sources['rank']})",
-        "The model's FLOPs": f"{rows[0].adams_flops_per_token:.4g} a token: 6 a weight that multiplies (Kaplan et al., 2020), "
-        f"12 x sequence x hidden a layer for attention (Chowdhery et al., 2022); {once_more}",
-        "The optimizer's FLOPs": f"products, and decompositions at the default intervals; of all FLOPs: {own}",
+        "Rank": f"{rank} for the low-rank methods ({sources['rank']})",
+        "The model's FLOPs": f"{rows[0].adams_flops_per_token:.4g} a token: 6 for each weight that multiplies (Kaplan et al., "
+        f"2020), 12 x sequence x hidden a layer for attention (Chowdhery et al., 2022); {once_more}",
+        "The optimizer's FLOPs": "products and decompositions at the default intervals, counted on its traced update; share of "
+        f"all FLOPs: {own}",
         "Left out": "the optimizer's passes over single elements (benchmarks/README.md has measured steps), communication, "
-        "evaluation, restarts, tuning (assumed: within the utilisation, or alike for all)",
+        "evaluation, restarts and tuning (assumed: within the utilisation, or the same for all)",
     }

@@ -1,4 +1,4 @@
-"""fimlens memory: what weights and optimizer state take."""
+"""fimlens memory: the memory that weights and optimizer state take."""
 
 import json
 from functools import partial
@@ -8,39 +8,45 @@ from typing import Annotated, Any
 import jax
 import typer
 
-from fimlens.cli.arguments import attribute, console, errors, named_dtype, refusal, require_writable, table
-from fimlens.costs.memory import FORMULAS, GIB, Row, account
+from fimlens.cli.arguments import attribute, console, errors, named_dtype, named_optimizers, refusal, require_writable, table
+from fimlens.costs.memory import GIB, NAMED, Row, account
 from fimlens.language_model import llama
 
 SHOWN = {"matrices": ("matrices",), "head": ("head",), "others": ("embedding", "vectors")}
 
 
 def memory(
-    more: Annotated[list[str] | None, typer.Argument(help="More optimizers, after the option or in its place.")] = None,
+    more: Annotated[list[str] | None, typer.Argument(help="More optimizers, with or without the option.")] = None,
     model: Annotated[
-        str, typer.Option(help=f"{', '.join(llama.CONFIGS)}, all of these, or module:function giving shapes.")
+        str, typer.Option(help=f"{', '.join(llama.CONFIGS)}, all of these, or module:function that returns parameters.")
     ] = "llama-60m",
-    optimizer: Annotated[list[str] | None, typer.Option(help="An optimizer; all by default.")] = None,
-    weight_dtype: Annotated[str, typer.Option(help="Of the weights.")] = "bfloat16",
-    state_dtype: Annotated[str, typer.Option(help="Of the optimizer's state.")] = "bfloat16",
-    rank: Annotated[int | None, typer.Option(min=1, help="Of the low-rank methods; the paper's for its models.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here as well, in bytes.")] = None,
+    optimizer: Annotated[
+        list[str] | None, typer.Option(help="An optimizer, or your own as module:function of the rate; default: all.")
+    ] = None,
+    weight_dtype: Annotated[str, typer.Option(help="Data type of the weights.")] = "bfloat16",
+    state_dtype: Annotated[str, typer.Option(help="Data type of the optimizer's state.")] = "bfloat16",
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Rank of the low-rank methods; default: the paper's for its models, else 128.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file, in bytes.")] = None,
 ) -> None:
-    """Weights and optimizer state in GiB, by group, from shapes alone; beside the formula's and the paper's figure.
+    """Count the memory of weights and optimizer state in GiB, from shapes alone.
 
-    Where a method can have the output head ("own") or leave it to Adam, one row for each. The state is counted from what
-    init makes, keys and counters included; the formula counts [G]'s numbers (p and Q~ of Alice at four bytes, as its figure
-    needs).
+    The state is counted on the arrays that the optimizer's init would make, step counters and random keys included. An
+    optimizer that can take the output head ("own") or leave it to Adam ("adam") has a row for each. The last columns are for
+    comparison: the total by the paper's formula, and the total that [G] prints. The formula counts Alice's p and Q~ at four
+    bytes a number, as [G]'s total needs.
     """
     try:
         require_writable("--json", json_file)
-        names = [name for given in [*(optimizer or []), *(more or [])] for name in given.split(",")] or list(FORMULAS)
+        names = [name for given in [*(optimizer or []), *(more or [])] for name in given.split(",")]
+        chosen = named_optimizers("--optimizer", names or list(NAMED))
         dtypes = {
             "weight_dtype": named_dtype("--weight-dtype", weight_dtype),
             "state_dtype": named_dtype("--state-dtype", state_dtype),
         }
         models = list(llama.CONFIGS) if model == "all" else [model]
-        rows = {name: account(_shapes(name), names, model=name, rank=rank, **dtypes) for name in models}
+        rows = {name: account(_shapes(name), chosen, model=name, rank=rank, **dtypes) for name in models}
         if json_file is not None:
             numbers = [{"model": name} | row._asdict() for name in models for row in rows[name]]
             json_file.write_text(json.dumps(numbers, indent=2) + "\n")
@@ -58,9 +64,9 @@ def memory(
 
 def _cells(row: Row) -> list[str]:
     state = (sum(row.state[group] for group in groups) / GIB for groups in SHOWN.values())
-    parts = [sum(row.weights.values()) / GIB, *state, row.total, row.formula / GIB]
+    parts = [sum(row.weights.values()) / GIB, *state, row.total, None if row.formula is None else row.formula / GIB, row.paper]
     head = "own" if row.head == row.optimizer else row.head
-    return [row.optimizer, head, *(f"{part:.2f}" for part in parts), "" if row.paper is None else f"{row.paper:.2f}"]
+    return [row.optimizer, head, *("" if part is None else f"{part:.2f}" for part in parts)]
 
 
 def _shapes(model: str) -> Any:
@@ -68,7 +74,7 @@ def _shapes(model: str) -> Any:
         return jax.eval_shape(partial(llama.init, llama.CONFIGS[model]), jax.random.key(0))
     if ":" not in model:
         raise ValueError(
-            f"--model: there is no model {model!r}. There are {', '.join(llama.CONFIGS)}, or your own as module:function."
+            f"--model: there is no model {model!r}. Take {', '.join(llama.CONFIGS)}, or your own as module:function."
         )
     made = attribute("--model", model)
     return jax.eval_shape(made) if callable(made) else made

@@ -1,1 +1,1 @@
-"""What an optimizer costs: memory, FLOPs, hours and money."""
+"""What an optimizer costs: memory, FLOPs, hours and money, from the shapes of a model alone."""

@@ -1,4 +1,4 @@
-"""Accelerators by name: what vendors state of them, and a price that is assumed."""
+"""Accelerators by name: memory and peak speed as their vendors state them, and an assumed price."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,10 @@ from fimlens.costs.memory import GIB
 
 
 class Device(NamedTuple):
-    """Bytes of memory and peak dense FLOP/s in bfloat16, and where both are from; and an assumed price, dollars an hour."""
+    """One accelerator: bytes of memory, peak dense FLOP/s in bfloat16, the source of both, and dollars an hour.
+
+    The price is an assumption: it differs between providers and contracts.
+    """
 
     memory: float
     peak: float
@@ -14,12 +17,12 @@ class Device(NamedTuple):
     price: float
 
 
-# GB are read as 10^9 bytes, the smaller reading. Peaks of GPUs are half of the data sheets', which are with sparsity.
+# GB are read as 10^9 bytes, the smaller reading. NVIDIA's data sheets state peaks with sparsity: half of those are here.
 DEVICES = {
     "a100": Device(80e9, 312e12, "NVIDIA A100 Tensor Core GPU data sheet, 80 GB SXM", 2.0),
     "h100": Device(80e9, 989e12, "NVIDIA H100 Tensor Core GPU data sheet, SXM", 3.0),
     "h200": Device(141e9, 989e12, "NVIDIA H200 Tensor Core GPU data sheet, SXM", 4.0),
-    "tpu-v5e": Device(16e9, 197e12, "Google Cloud TPU documentation, v5e, of a chip", 1.2),
-    "tpu-v5p": Device(95 * GIB, 459e12, "Google Cloud TPU documentation, v5p, of a chip", 4.2),
-    "tpu-v6e": Device(32e9, 918e12, "Google Cloud TPU documentation, v6e, of a chip", 2.7),
+    "tpu-v5e": Device(16e9, 197e12, "Google Cloud TPU documentation, one v5e chip", 1.2),
+    "tpu-v5p": Device(95 * GIB, 459e12, "Google Cloud TPU documentation, one v5p chip", 4.2),
+    "tpu-v6e": Device(32e9, 918e12, "Google Cloud TPU documentation, one v6e chip", 2.7),
 }

@@ -1,18 +1,21 @@
-"""What weights and optimizer state take, from shapes alone."""
+"""Bytes of weights and optimizer state, from the shapes of a model alone."""
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from difflib import get_close_matches
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-import fimlens
 from fimlens._validate import path_name
+from fimlens.costs.papers import FIGURES, FORMULAS, IN_FLOAT32, RANKS
+from fimlens.optimizers import OPTIMIZERS
 from fimlens.transforms.routing import role, routes
 from fimlens.transforms.stacking import sides
 
@@ -22,137 +25,118 @@ GIB = 2**30
 GROUPS = ("matrices", "head", "embedding", "vectors")
 
 
-# Numbers of state for an m x n matrix, m <= n, beside counters, keys and the limiter's scalars; Adam's and [G]'s own formulas.
-# Ranks r and s are of the short and the long side, neither over it.
-FORMULAS: dict[str, Callable[[int, int, int, int], int]] = {
-    "sgd": lambda m, n, r, s: 0,
-    "adam": lambda m, n, r, s: 2 * m * n,
-    "adamw": lambda m, n, r, s: 2 * m * n,
-    "adafactor": lambda m, n, r, s: m + n,
-    "lars": lambda m, n, r, s: m * n,
-    "lamb": lambda m, n, r, s: 2 * m * n,
-    "muon": lambda m, n, r, s: m * n,
-    "swan": lambda m, n, r, s: 0,
-    "shampoo": lambda m, n, r, s: m**2 + n**2,
-    "osoap": lambda m, n, r, s: 2 * m * n + 2 * m**2,
-    "soap": lambda m, n, r, s: 2 * m * n + 2 * m**2 + 2 * n**2,
-    "racs": lambda m, n, r, s: m + n,
-    "adadiag": lambda m, n, r, s: 2 * m * n + m**2,
-    "adadiag_pp": lambda m, n, r, s: 2 * m * n + m**2 + n**2,
-    "adafacdiag": lambda m, n, r, s: m * n + m + n + m**2,
-    "alice": lambda m, n, r, s: 2 * n * r + m * r + n * (r < m) + r**2,
-    "alice0": lambda m, n, r, s: 2 * n * r + m * r + n * (r < m),
-    "galore": lambda m, n, r, s: 2 * n * r + m * r,
-    "fira": lambda m, n, r, s: 2 * n * r + m * r,
-    "apollo": lambda m, n, r, s: 2 * n * r + m * r,
-    "apollo-mini": lambda m, n, r, s: 2 * n,
-    "low_rank_soap": lambda m, n, r, s: m * r + n * s + (r + s) ** 2 + r * (s < n) + s * (r < m) + (r < m) * (s < n),
+Optimizer = Callable[..., optax.GradientTransformation]
+
+
+# Every optimizer by its name. [G] reports Apollo with singular vectors as its basis, where `fl.apollo` draws a random one.
+NAMED: dict[str, Optimizer] = OPTIMIZERS | {
+    "apollo": partial(OPTIMIZERS["apollo"], variant="svd"),
+    "apollo-mini": partial(OPTIMIZERS["apollo"], variant="mini"),
 }
 
 
-VARIANTS = {"apollo": {"variant": "svd"}, "apollo-mini": {"variant": "mini"}}  # [G] reports Apollo-svd
-
-
-IN_FULL = {"alice": lambda m, n, r: n * (r < m) + r**2}  # p and Q~: [G]'s figure needs them at four bytes an element
-
-
-RANKS = {"llama-60m": 128, "llama-130m": 256, "llama-350m": 256, "llama-1b": 512, "llama-7b": 1024}  # 7B: GaLore's
-
-
-# [G]'s figures for its 1.3B run, GiB of weights and state in bfloat16: (head on Adam, head on the method).
-PAPER = {
-    "llama-1b": {
-        "adam": (7.48, None), "muon": (5.23, None), "racs": (2.98, None), "galore": (None, 4.25), "fira": (None, 4.25),
-        "apollo": (4.43, None), "alice0": (None, 4.25), "alice": (None, 4.42),
-    }
-}  # fmt: skip
-
-
 class Row(NamedTuple):
-    """Bytes of weights and of state per group of parameters.
+    """Bytes of weights and of optimizer state, by group of parameters.
 
-    `head` is the optimizer of the output head; `formula` is bytes in all by the formula, `paper` GiB.
+    `optimizer` has the matrices and `head` names the optimizer of the output head. `formula` is the total in bytes by the
+    papers' formula, and `paper` the total in GiB that the paper itself prints; both are None where no paper states one.
     """
 
     optimizer: str
     head: str
     weights: dict[str, int]
     state: dict[str, int]
-    formula: int
+    formula: int | None
     paper: float | None
 
     @property
     def total(self) -> float:
-        """GiB in all."""
+        """Weights and state together, in GiB."""
         return (sum(self.weights.values()) + sum(self.state.values())) / GIB
 
 
 def account(
     shapes: PyTree,
-    names: list[str],
+    optimizers: Iterable[str] | Mapping[str, Optimizer],
     *,
     weight_dtype: DTypeLike = jnp.bfloat16,
     state_dtype: DTypeLike = jnp.bfloat16,
     model: str | None = None,
     rank: int | None = None,
 ) -> list[Row]:
-    """One row for each optimizer, two where it can have the output head or leave it to Adam.
+    """Count the bytes that a model's weights and the state of each optimizer take, before anything is allocated.
+
+    The state is counted on the arrays that the optimizer's own `init` would make. An optimizer that can either take the
+    output head or leave it to Adam gets two rows, Adam's first.
 
     Args:
-        shapes: a tree of arrays or jax.ShapeDtypeStructs.
-        names: of optimizers, such as "racs".
-        weight_dtype, state_dtype: in which elements are counted; counters and keys as they are.
-        model: a name for which the paper states figures.
-        rank: of the low-rank methods; by default the paper's for the model, and 128 for others.
+        shapes: the parameters, as arrays or jax.ShapeDtypeStructs.
+        optimizers: names such as "racs", or functions of the learning rate by a name of your own.
+        weight_dtype, state_dtype: the dtypes in which floating-point elements are counted; counters and keys keep theirs.
+        model: the name of a model for which the paper states figures.
+        rank: the rank of the low-rank methods. Default: the paper's for `model`, and 128 for any other model.
 
     Raises:
-        ValueError: a name is unknown.
+        ValueError: no optimizer has that name.
 
     Examples:
-        >>> import jax, jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp, optax
         >>> from fimlens.costs.memory import account
-        >>> account({"w": jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}, ["adam"])[0].state["matrices"] // 2**20
-        4
+        >>> shapes = {"w": jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}
+        >>> rows = account(shapes, ["adam", "sgd"]) + account(shapes, {"lion": optax.lion})
+        >>> [row.state["matrices"] // 2**20 for row in rows]
+        [4, 0, 2]
     """
     groups = grouped(shapes)
     weights = {group: _bytes(tree, weight_dtype) for group, tree in groups.items()}
-    stated = PAPER.get(model or "", {})
     rank = RANKS.get(model or "", 128) if rank is None else rank
     rows = []
-    for name in names:
-        if name not in FORMULAS:
-            raise ValueError(f"there is no optimizer {name!r}. There are {', '.join(FORMULAS)}.")
-        make = _maker(name, rank)
+    for name, function in optimizers_of(optimizers).items():
+        make = at_rank(function, rank)
         routed = "head" in inspect.signature(make).parameters
-        for head, paper in zip((False, True) if routed else (True,), stated.get(name, (None, None)), strict=False):
-            state = _state(make(1.0, head=head) if routed else make(1.0), groups, state_dtype)
-            by_formula = sum(weights.values()) + _by_formula(name, groups, rank, head, routed, state_dtype)
-            rows.append(Row(name, name if head else "adam", weights, state, by_formula, paper))
+        figures = FIGURES.get(model or "", {}).get(name, (None, None))
+        for head, paper in zip((False, True) if routed else (True,), figures, strict=False):
+            tx = make(1.0, head=head) if routed else make(1.0)
+            stated = _stated(name, groups, rank, head, routed, state_dtype) if name in FORMULAS else None
+            formula = None if stated is None else sum(weights.values()) + stated
+            rows.append(Row(name, name if head else "adam", weights, _state(tx, groups, state_dtype), formula, paper))
     return rows
 
 
-def _maker(name: str, rank: int) -> Callable[..., Any]:
-    make = getattr(fimlens, name.removesuffix("-mini"))
-    sizes, known = {"rank": rank, "leading": rank // 4}, inspect.signature(make).parameters
-    return partial(make, **{size: value for size, value in sizes.items() if size in known}, **VARIANTS.get(name, {}))
+def optimizers_of(optimizers: Iterable[str] | Mapping[str, Optimizer]) -> dict[str, Optimizer]:
+    """Optimizers by name as functions of the learning rate; a mapping to functions stays as it is.
+
+    Raises:
+        ValueError: no optimizer has that name.
+    """
+    if isinstance(optimizers, Mapping):
+        return dict(optimizers)
+    chosen = list(optimizers)
+    for name in chosen:
+        require_known("optimizer", name, NAMED)
+    return {name: NAMED[name] for name in chosen}
 
 
-def _by_formula(name: str, groups: dict[str, PyTree], rank: int, head: bool, routed: bool, dtype: DTypeLike) -> int:
-    """Bytes of state: the formula's numbers for the method's leaves, as it sees them, and Adam's two for the others."""
-    width, numbers, wide = jnp.dtype(dtype).itemsize, 0, 0
-    for group, tree in groups.items():
-        own = not routed or group == "matrices" or (head and group == "head")
-        seen = routes(tree, route=lambda path, leaf: True).values() if routed and own else map(jnp.shape, jax.tree.leaves(tree))
-        for shape in seen:
-            m, n = sorted(sides(shape))
-            count, r, s = math.prod(shape[:-2]), min(rank, m), min(rank, n)
-            numbers += count * FORMULAS[name if own else "adam"](m, n, r, s)
-            wide += count * IN_FULL[name](m, n, r) if own and name in IN_FULL else 0
-    return numbers * width + wide * (4 - width)
+def at_rank(optimizer: Optimizer, rank: int) -> Optimizer:
+    """Fix an optimizer's rank, and a quarter of that as its number of leading vectors, where it has these arguments."""
+    known = inspect.signature(optimizer).parameters
+    sizes = {"rank": rank, "leading": rank // 4}
+    return partial(optimizer, **{size: value for size, value in sizes.items() if size in known})
+
+
+def require_known(what: str, name: str, known: Collection[str]) -> None:
+    """Refuse a name that is not known, and suggest the nearest one.
+
+    Raises:
+        ValueError: the name is not known.
+    """
+    if name not in known:
+        nearest = "".join(f" Is it {near!r}?" for near in get_close_matches(name, known, 1))
+        raise ValueError(f"there is no {what} {name!r}.{nearest} There are {', '.join(known)}.")
 
 
 def grouped(shapes: PyTree) -> dict[str, PyTree]:
-    """The tree once for each group, in float32, with None for the leaves of the others."""
+    """The tree once for each group, in float32, with None in place of the leaves of other groups."""
 
     def only(group: str) -> PyTree:
         def own(path: Any, leaf: Any) -> jax.ShapeDtypeStruct | None:
@@ -164,8 +148,23 @@ def grouped(shapes: PyTree) -> dict[str, PyTree]:
     return {group: only(group) for group in GROUPS}
 
 
-def _state(tx: Any, groups: dict[str, PyTree], dtype: DTypeLike) -> dict[str, int]:
-    """Of each group by itself, less what there is without any parameter: that is counted with the matrices."""
+def _stated(name: str, groups: dict[str, PyTree], rank: int, head: bool, routed: bool, dtype: DTypeLike) -> int:
+    """Bytes of state by the papers: the method's formula on the leaves that it has, and Adam's on all others."""
+    width, numbers, wide = jnp.dtype(dtype).itemsize, 0, 0
+    for group, tree in groups.items():
+        own = not routed or group == "matrices" or (head and group == "head")
+        # The full chains see leaves of more than two axes as one matrix; plain optimizers see a stack of them.
+        seen = routes(tree, route=lambda path, leaf: True).values() if routed and own else map(jnp.shape, jax.tree.leaves(tree))
+        for shape in seen:
+            m, n = sorted(sides(shape))
+            count, r = math.prod(shape[:-2]), min(rank, m)
+            numbers += count * FORMULAS[name if own else "adam"](m, n, r)
+            wide += count * IN_FLOAT32[name](m, n, r) if own and name in IN_FLOAT32 else 0
+    return numbers * width + wide * (4 - width)
+
+
+def _state(tx: optax.GradientTransformation, groups: dict[str, PyTree], dtype: DTypeLike) -> dict[str, int]:
+    """Bytes of state by group; those that are there without any parameter, such as counters, count with the matrices."""
 
     def init(tree: PyTree) -> int:
         return _bytes(jax.eval_shape(tx.init, tree), dtype)

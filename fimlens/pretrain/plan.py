@@ -8,15 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from fimlens import optimizers
-from fimlens.costs.memory import FORMULAS
 from fimlens.language_model import llama
+from fimlens.optimizers import OPTIMIZERS
 from fimlens.pretrain.model import CONFIGS
 from fimlens.pretrain.schedule import warmup_cosine
 from fimlens.transforms.momentum import store_state_in
-
-OPTIMIZERS = tuple(name for name in FORMULAS if hasattr(optimizers, name))
-
 
 DTYPES = ("float32", "bfloat16")
 
@@ -118,7 +114,7 @@ class Plan:
     @property
     def update_interval(self) -> int:
         """The number of steps between refreshes of the optimizer's bases; 1 for an optimizer without refreshes."""
-        parameters = inspect.signature(getattr(optimizers, self.optimizer)).parameters
+        parameters = inspect.signature(OPTIMIZERS[self.optimizer]).parameters
         default = parameters["update_interval"].default if "update_interval" in parameters else 1
         return self.options.get("update_interval", default) or 1
 
@@ -128,7 +124,7 @@ class Plan:
         Raises:
             ValueError: the optimizer has no option of a given name.
         """
-        make = getattr(optimizers, self.optimizer)
+        make = OPTIMIZERS[self.optimizer]
         known = list(inspect.signature(make).parameters)[1:]  # the first is the learning rate
         unknown = sorted(set(self.options) - set(known))
         if unknown:

@@ -1,0 +1,66 @@
+"""What the papers state: sizes of state, totals, ranks and speed-ups. [G] is Gong et al., 2025 (arXiv 2502.07752).
+
+An optimizer whose publication states none of them needs no entry here.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+# The independent witness of the counts in `memory`, which are made without it: `fimlens memory` prints both, and tests
+# compare them.
+# Numbers of state for an m x n matrix, m <= n, at rank r; counters, keys and the limiter's scalars come on top.
+FORMULAS: dict[str, Callable[[int, int, int], int]] = {
+    "sgd": lambda m, n, r: 0,
+    "adam": lambda m, n, r: 2 * m * n,
+    "adamw": lambda m, n, r: 2 * m * n,
+    "adafactor": lambda m, n, r: m + n,
+    "lars": lambda m, n, r: m * n,
+    "lamb": lambda m, n, r: 2 * m * n,
+    "muon": lambda m, n, r: m * n,
+    "swan": lambda m, n, r: 0,
+    "shampoo": lambda m, n, r: m**2 + n**2,
+    "osoap": lambda m, n, r: 2 * m * n + 2 * m**2,
+    "soap": lambda m, n, r: 2 * m * n + 2 * m**2 + 2 * n**2,
+    "racs": lambda m, n, r: m + n,
+    "adadiag": lambda m, n, r: 2 * m * n + m**2,
+    "adadiag_pp": lambda m, n, r: 2 * m * n + m**2 + n**2,
+    "adafacdiag": lambda m, n, r: m * n + m + n + m**2,
+    "alice": lambda m, n, r: 2 * n * r + m * r + n * (r < m) + r**2,
+    "alice0": lambda m, n, r: 2 * n * r + m * r + n * (r < m),
+    "galore": lambda m, n, r: 2 * n * r + m * r,
+    "fira": lambda m, n, r: 2 * n * r + m * r,
+    "apollo": lambda m, n, r: 2 * n * r + m * r,
+    "apollo-mini": lambda m, n, r: 2 * n,
+}
+
+
+# Of those, the numbers that [G]'s figure needs at four bytes each, whatever the dtype: Alice's p and Q~.
+IN_FLOAT32 = {"alice": lambda m, n, r: n * (r < m) + r**2}
+
+
+# Ranks of the low-rank methods by model, as in [G]; GaLore's at 7B.
+RANKS = {"llama-60m": 128, "llama-130m": 256, "llama-350m": 256, "llama-1b": 512, "llama-7b": 1024}
+
+
+# GiB of weights and state in bfloat16 of [G]'s 1.3B run, with the output head (on Adam, on the method itself).
+FIGURES = {
+    "llama-1b": {
+        "adam": (7.48, None), "muon": (5.23, None), "racs": (2.98, None), "galore": (None, 4.25), "fira": (None, 4.25),
+        "apollo": (4.43, None), "alice0": (None, 4.25), "alice": (None, 4.42),
+    }
+}  # fmt: skip
+
+
+class SpeedUp(NamedTuple):
+    """Adam's steps over the optimizer's to the same loss, and the source of this ratio."""
+
+    ratio: float
+    source: str
+
+
+# [G], LLaMA of 60M to 1.3B parameters on C4.
+SPEED_UPS = {
+    "adam": SpeedUp(1.0, "the others are compared with it"),
+    "racs": SpeedUp(1.5, "the lower end of the 1.5 to 2.4 that [G] reports in wall clock, taken here for steps"),
+    "alice": SpeedUp(2.0, "the lower end of the 2.0 to 2.8 times fewer steps that [G] reports"),
+}
