@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from fimlens._validate import OnlyFields
 from fimlens.fisher.fisher import Fisher
@@ -118,7 +118,7 @@ class BasisStep(NamedTuple):
 
     key: Array
     mix: Mix = Mix(1.0, 0.0)
-    first: bool = False
+    first: Bool[ArrayLike, ""] = False
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from fimlens.language_model import llama, text
 from fimlens.proofs.evaluate import objective, squared_error
 from fimlens.proofs.theorem import load_derivations
 from fimlens.proofs.verdicts import Proof, try_to_prove
+from fimlens.structures.trackers import Side
 
 # %matplotlib inline
 jax.config.update("jax_enable_x64", True)
@@ -427,8 +428,9 @@ def captured(U):
 # %%
 void, _ = jnp.linalg.qr(jnp.zeros((rows, rank)))
 tracker = fl.SubspaceIteration(leading=rank, switch="none")
-started = tracker.start(tracker.blank(rows, rank), gradients[0], jax.random.key(0))
-print(f"captured: {captured(void):.2f} from zero, {captured(started.basis):.2f} from the first gradient")
+first = fl.BasisStep(jax.random.key(0), first=True)
+started = tracker.update(None, tracker.init(rows, rank), Side(fl.Fisher.of_one(gradients[0])), first)
+print(f"captured: {captured(void):.2f} from zero, {captured(started):.2f} from the first gradient")
 
 # %% [markdown]
 # ### The switch returns $V$ instead of $UV$
@@ -439,7 +441,7 @@ print(f"captured: {captured(void):.2f} from zero, {captured(started.basis):.2f} 
 
 # %%
 Q = jnp.mean(gradients @ gradients.mT, 0)
-U, _ = jnp.linalg.qr(Q @ started.basis)
+U, _ = jnp.linalg.qr(Q @ started)
 _, V = jnp.linalg.eigh(U.T @ Q @ U)
 print(f"V is {sized(V.shape)}, a basis for these gradients is {rows} x {rank}")
 print(f"captured: {captured(jnp.pad(V, ((0, rows - rank), (0, 0)))):.2f} by V and zeros, {captured(U @ V):.2f} by U V")
@@ -457,15 +459,13 @@ print(f"captured: {captured(jnp.pad(V, ((0, rows - rank), (0, 0)))):.2f} by V an
 class Flipped(fl.SubspaceIteration):
     """The same subspace, its first vector with the other sign."""
 
-    def update_basis(self, kept, G, key):
-        kept = fl.SubspaceIteration.turn(self, kept, G, key)
-        return kept._replace(basis=kept.basis.at[:, 0].multiply(-1))
+    def update(self, average, kept, side, step):
+        return fl.SubspaceIteration.update(self, average, kept, side, step).at[:, 0].multiply(-1 if not step.first else 1)
 
 
 def updates(kind, moments):
     tx = fl.scale_by_low_rank(
-        fl.LowRank(fl.Diagonal(), rank),
-        kind(leading=rank, switch="none"),
+        fl.LowRank(fl.Diagonal(), rank, tracker=kind(leading=rank, switch="none")),
         b2=0.9,
         alpha_c=0.4,
         update_interval=20,
@@ -551,7 +551,7 @@ p = jnp.sum(G**2, 0) - jnp.sum((U.T @ G) ** 2, 0)
 compensation = (tall - inside) ** 0.5 * (G - U @ (U.T @ G)) / jnp.sqrt(p)
 negative, lost = int((p < 0).sum()), int(jnp.isnan(compensation).sum())
 print(f"as printed: {negative} of {wide} columns have p < 0, {lost} entries are not numbers")
-tx = fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), inside), fl.CurrentGradient(), gamma=None)
+tx = fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), inside, tracker=fl.Singular()), gamma=None)
 single, double = (jax.jit(tx.update)(G, tx.init(G))[0] for G in (G, G.astype(jnp.float64)))
 off = jnp.linalg.norm(single - double) / jnp.linalg.norm(double)
 print(f"fimlens: {int(jnp.isnan(single).sum())} are not numbers, and the update is that of float64 to {off:.0e}")

@@ -340,9 +340,10 @@ class WronglyRotated(fl.Rotated):
     def to_eigenbasis(self, frame, G):
         return super().to_eigenbasis(frame, G)
 
-    def stats(self, fisher, frame):
+    def stats(self, fisher, member):
+        frame = member.frame
         back = frame.bases._replace(left=frame.bases.left.T)
-        return super().stats(fisher, Frame(back, frame.shape))
+        return super().stats(fisher, fl.Params(Frame(back, frame.shape), None))
 
 
 def test_a_wrong_basis_inside_blocks_is_found():

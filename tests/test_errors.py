@@ -93,9 +93,9 @@ REFUSED = [
     (lambda: fl.apollo(0.1, rank=0), "^apollo: rank is a positive number"),
     (lambda: fl.alice(0.1, rank=0, leading=0), "^alice: rank is a positive number"),
     (lambda: fl.alice(0.1, rank=2, leading=1, b3=1.5), "b3 is a number, at least 0 and below 1"),
-    (lambda: fl.AveragedCovariance(-0.5), "AveragedCovariance: b3 is a number"),
+    (lambda: fl.Eigen(-0.5), "Eigen: b3 is a number"),
     (lambda: fl.alice(0.1, rank=2, leading=1, gamma=0.0), "scale_by_low_rank: gamma is a number, at least 1"),
-    (lambda: fl.low_rank_soap(0.1, rank=2, leading=1, alpha_c=-1.0), "scale_by_corner: alpha_c is a number"),
+    (lambda: fl.low_rank_soap(0.1, rank=2, leading=1, alpha_c=-1.0), "scale_by_low_rank: alpha_c is a number"),
     (lambda: fl.osoap(0.1, refresh="x"), "osoap: refresh is one of"),
     (lambda: fl.empirical_fisher(loss, {}, [BATCH]), "empty pytree.*model's parameters"),
     (lambda: fl.empirical_fisher(loss, {"b": jnp.ones(3)}, [BATCH]), "no parameter is a matrix"),
@@ -286,13 +286,12 @@ def test_updates_of_other_shapes_are_refused():
         tx.update({"w": jnp.ones((3, 4))}, other)
 
 
-@pytest.mark.parametrize("name", ["low_rank", "corner"])
-def test_updates_of_other_shapes_are_refused_by_the_low_rank_ones(name):
-    structure = fl.Corner(2) if name == "corner" else fl.LowRank(fl.Diagonal(), 2)
-    tx = getattr(fl, f"scale_by_{name}")(structure, fl.SubspaceIteration(1))
+@pytest.mark.parametrize("sides", ["short", "LR"])
+def test_updates_of_other_shapes_are_refused_by_the_low_rank_ones(sides):
+    tx = fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2, sides=sides, tracker=fl.SubspaceIteration(1)))
     state = tx.init({"w": jnp.ones((3, 4))})
     for shape in ((4, 3), (2, 3, 4), (3, 5)):
-        with pytest.raises(ValueError, match=f"scale_by_{name}: .*state that init made"):
+        with pytest.raises(ValueError, match="scale_by_low_rank: .*state that init made"):
             tx.update({"w": jnp.ones(shape)}, state)
     with jax.enable_x64(True), pytest.raises(ValueError, match="state that init made"):
         tx.update({"w": jnp.ones((3, 4), jnp.float64)}, state)

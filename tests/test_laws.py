@@ -13,14 +13,14 @@ from fimlens.structures import EXAMPLES
 
 # By every run: one of each kind; all of them, at every shape, by `make slow`.
 QUICK = list({type(structure): structure for structure in reversed(EXAMPLES)}.values())
-SLOWEST = {fl.Dense: (2, 3), fl.Kronecker: (3, 2), fl.Corner: (3, 3)}
+SLOWEST = {fl.Dense: (2, 3), fl.Kronecker: (3, 2)}
 SHAPES = [
     SLOWEST.get(type(structure), (3, 4) if "Blocks" in str(structure) else ((3, 4), (4, 3), (4, 4))[i % 3])
     for i, structure in enumerate(QUICK)
 ]
 
 
-@pytest.mark.parametrize(("structure", "shape"), zip(QUICK, SHAPES, strict=True), ids=str)
+@pytest.mark.parametrize(("structure", "shape"), list(zip(QUICK, SHAPES, strict=True)), ids=str)
 def test_every_law_holds(structure, shape):
     assert fl.check(structure, shapes=[shape]).ok
 
@@ -178,18 +178,18 @@ class AverageOfRoots(fl.Diagonal):
 class VarianceOfSamples(fl.Diagonal):
     """Subtracts the mean gradient where it sees samples."""
 
-    def stats(self, fisher, frame):
-        return fisher.samples.var(0) if isinstance(fisher, SampleFisher) else super().stats(fisher, frame)
+    def stats(self, fisher, member):
+        stats = super().stats(fisher, member)
+        return fl.Statistics(None, fisher.samples.var(0)) if isinstance(fisher, SampleFisher) else stats
 
 
 class Restless(fl.Rotated):
     """Finds each basis in the coordinates of the last, and does not compose the two."""
 
-    def update_basis(self, stats, frame, fisher, key):
-        U, V, inner = frame.bases
-        return fl.Frame(
-            type(frame.bases)(eigenbasis(U.T @ stats.left @ U), eigenbasis(V.T @ stats.right @ V), inner), frame.shape
-        )
+    def update_basis(self, stats, frame, fisher, step):
+        (U, V, inner), averages = frame.bases, stats.basis
+        moved = eigenbasis(U.T @ averages.left @ U), eigenbasis(V.T @ averages.right @ V)
+        return fl.Frame(type(frame.bases)(*moved, inner), frame.shape), stats
 
 
 class TailCountedOnce(fl.LowRank):

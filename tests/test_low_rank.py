@@ -12,21 +12,19 @@ from test_fidelity import gradients
 
 import fimlens as fl
 from fimlens.linalg.spectral_functions import inverse_root
-from fimlens.structures.low_rank import LeadTail
 from fimlens.transforms.compensation import nearest
 
 
 def drawn(state, m, r):
     """U of the one matrix that a state holds, or of both its sides."""
-    kept = next(x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)).subspaces
-    (kept,) = kept.values()
-    if hasattr(kept, "key"):
-        return jax.random.normal(kept.key[0], (m, r)) / r**0.5
-    return kept.basis[0] if hasattr(kept, "basis") else [side.basis[0] for side in kept]
+    (kept,) = next(x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)).stacks.values()
+    if kept.left.basis.dtype == jnp.uint32:  # a key that the basis is drawn from
+        return jax.random.normal(kept.left.basis[0], (m, r)) / r**0.5
+    return kept.left.basis[0] if kept.right is None else [side.basis[0] for side in (kept.left, kept.right)]
 
 
 def is_state(x):
-    return isinstance(x, fl.LowRankState | fl.CornerState)
+    return isinstance(x, fl.LowRankState)
 
 
 def follow(make, paper, shape, rank, dtype, tolerance):
@@ -98,14 +96,16 @@ def test_mini_follows_its_paper():
     follow(ours, partial(witness.apollo, variant="mini"), (5, 7), 1, jnp.float64, 1e-10)
 
 
-STRUCTURES = [fl.LowRank(fl.Diagonal(), 2), fl.Corner(2)]
-LIKE_THEM = [fl.LowRank(fl.Diagonal(), 2, fl.Scalar()), fl.LowRank(fl.RowColumn(), 2, fl.Drop()), fl.Corner(2, fl.Marginals())]
+ONE = fl.SubspaceIteration(1)
+STRUCTURES = [fl.LowRank(fl.Diagonal(), 2, tracker=ONE), fl.LowRank(fl.Diagonal(), 2, sides="LR", tracker=ONE)]
+LIKE_THEM = [
+    fl.LowRank(fl.Diagonal(), 2, fl.Scalar(), tracker=ONE),
+    fl.LowRank(fl.RowColumn(), 2, fl.Drop(), tracker=ONE),
+    fl.LowRank(fl.Marginals(), 2, sides="LR", tracker=ONE),
+    fl.LowRank(fl.Diagonal(), 2, fl.Scalar(), "LR", ONE),
+    fl.LowRank(fl.Diagonal(), 2, fl.Drop(), "LR", ONE),
+]
 STRUCTURES += [pytest.param(structure, marks=pytest.mark.slow) for structure in LIKE_THEM]
-
-
-def the_one(trees):
-    """Of dicts with one stack of one matrix, the matrix."""
-    return jax.tree.map(lambda kept: next(iter(kept.values()))[0], trees, is_leaf=lambda x: isinstance(x, dict))
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
@@ -114,21 +114,15 @@ def test_without_momentum_the_update_is_the_members(structure, shape):
     """Mat(F~^{-1/2} Vec(G)) of the structure's own `apply`, F~ made of the averages in the state."""
     with jax.enable_x64(True):
         options = {"b1": 0.0, "b2": 0.9, "alpha_c": 1.0, "gamma": None, "eps": 0.0, "bias_correction": False}
-        corner = isinstance(structure, fl.Corner)
-        make, own = (fl.scale_by_corner, "b_tied") if corner else (fl.scale_by_low_rank, "b_tail")
-        tx = make(structure, fl.SubspaceIteration(1), update_interval=2, **options, **{own: 0.9})
+        tx = fl.scale_by_low_rank(structure, update_interval=2, **options)
         state, step = tx.init(jnp.zeros(shape)), jax.jit(tx.update)
         for G in gradients(shape, 3):
             update, state = step(jnp.asarray(G), state)
         frame = structure.frame(*shape)
-        lead = structure.inner.fit(the_one(state.inner.averaged), frame.bases.inner).coords
-        (space,) = state.subspaces.values()
-        if corner:
-            bases = frame.bases._replace(left=space[0].basis[0], right=space[1].basis[0])
-            coords = jax.tree.map(lambda x: x[0], next(iter(state.tied.values())))._replace(corner=lead)
-        else:
-            bases = frame.bases._replace(lead=space.basis[0])
-            coords = LeadTail(lead, jax.tree.map(lambda x: x[0], next(iter(state.tail.values()))))
+        (kept,) = (jax.tree.map(lambda x: x[0], stack) for stack in state.stacks.values())
+        lead = structure.inner.fit(fl.Statistics(None, kept.lead.averaged), frame.bases.inner).coords
+        bases = frame.bases._replace(left=kept.left.basis, right=None if kept.right is None else kept.right.basis)
+        coords = kept.complement._replace(lead=lead)
         member = fl.Params(fl.Frame(bases, shape), coords)
         np.testing.assert_allclose(update, structure.apply(member, jnp.asarray(G), inverse_root(0.0)), rtol=1e-9, atol=1e-9)
 
@@ -165,13 +159,13 @@ def test_without_an_interval_the_first_basis_stays():
     update = lambda tx, G, state: jax.jit(tx.update)(G, state)[1]  # noqa: E731
     tx = fl.scale_by_galore(rank=2, update_interval=None)
     state = update(tx, second, update(tx, first, tx.init(first)))
-    for G, U in zip(first, state[0].subspaces["5 x 7"].basis, strict=True):
+    for G, U in zip(first, state[0].stacks["5 x 7"].left.basis, strict=True):
         theirs = np.linalg.svd(G)[0][:, :2]
         np.testing.assert_allclose(U @ U.T, theirs @ theirs.T, atol=1e-5)
     keys = []
     for seed in (0, 1):
         tx = fl.scale_by_apollo(rank=2, update_interval=None, seed=seed)
-        keys += list(update(tx, first, tx.init(first))[0].subspaces["5 x 7"].key)
+        keys += list(update(tx, first, tx.init(first))[0].stacks["5 x 7"].left.basis)
     assert len({tuple(map(int, key)) for key in keys}) == 4
 
 
@@ -240,7 +234,7 @@ def test_in_its_own_singular_vectors_a_gradient_is_diagonal():
     G = jnp.asarray(L * 2.0 ** np.arange(4) @ R.T, jnp.float32)
     tx = fl.scale_by_low_rank_soap(rank=4, leading=4, switch="none")
     moved, state = jax.jit(tx.update)(G, tx.init(G))
-    U, V = (np.asarray(side.basis[0]) for side in state[0].subspaces["24 x 32"])
+    U, V = (np.asarray(side.basis[0]) for side in state[0].stacks["24 x 32"][:2])
     X = U.T @ np.asarray(moved) @ V
     assert np.abs(X - np.diag(np.diag(X))).max() < 1e-4 * np.abs(X).max()
 
@@ -252,7 +246,7 @@ def test_sizes_that_do_not_fit_are_served_or_refused():
         tx = fl.scale_by_alice(rank=rank, leading=0)
         update, (state, _) = jax.jit(tx.update)(G, tx.init(G))
         assert np.isfinite(update).all()
-        U = np.asarray(state.subspaces["5 x 7"].basis[0])
+        U = np.asarray(state.stacks["5 x 7"].left.basis[0])
         np.testing.assert_allclose(U.T @ U, np.eye(min(rank, 5)), atol=1e-5)
     with pytest.raises(ValueError, match="over the rank"):
         fl.alice(0.1, rank=2, leading=3)
@@ -278,8 +272,7 @@ def drawn_bases(make, seeds=(0,), steps=1):
         state, bases = make(seed=seed).init(stack), []
         for _ in range(steps):
             _, state = update(stack, state)
-            kept = state[0].subspaces["16 x 20"]
-            bases.append(np.asarray(kept.key if hasattr(kept, "key") else kept.basis))
+            bases.append(np.asarray(state[0].stacks["16 x 20"].left.basis))
         found.append(bases)
     return np.asarray(found), G
 
@@ -319,7 +312,7 @@ def test_a_random_projection_is_drawn_anew():
 
 def test_a_compensation_of_ones_own_sees_the_tails_eigenvalue():
     tx, own = (
-        fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2), fl.SubspaceIteration(1), compensation=rule)
+        fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2, tracker=fl.SubspaceIteration(1)), compensation=rule)
         for rule in (nearest, lambda seen: nearest(seen))
     )
     G = jnp.asarray(gradients((5, 7), 1)[0], jnp.float32)
@@ -331,17 +324,17 @@ def test_tied_averages_begun_anew_are_corrected_by_the_steps_since():
     m, n, r = 5, 7, 2
     G = jnp.asarray(gradients((m, n), 1)[0], jnp.float32)
     options = {"update_interval": 3, "moments": "reset", "bias_correction": True, "gamma": None, "alpha_c": 1.0}
-    tx = fl.scale_by_corner(fl.Corner(r), fl.SubspaceIteration(0), **options)
+    tx = fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), r, sides="LR", tracker=fl.SubspaceIteration(0)), b2=0.9, **options)
     update, state, tails = jax.jit(tx.update), tx.init(G), []
     for _ in range(5):
         moved, state = update(G, state)
-        U, V = (np.asarray(side.basis[0]) for side in state.subspaces["5 x 7"])
+        U, V = (np.asarray(side.basis[0]) for side in state.stacks["5 x 7"][:2])
         moved = np.asarray(moved)
         rows, columns = U.T @ moved @ (np.eye(n) - V @ V.T), (np.eye(m) - U @ U.T) @ moved @ V
         tail = (np.eye(m) - U @ U.T) @ moved @ (np.eye(n) - V @ V.T)
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), (n - r) ** 0.5, rtol=1e-4)
         np.testing.assert_allclose(np.linalg.norm(columns, axis=0), (m - r) ** 0.5, rtol=1e-4)
-        tails.append(float(state.tied["5 x 7"].tail.squeeze()))
+        tails.append(float(state.stacks["5 x 7"].complement.tail.squeeze()))
     assert np.linalg.norm(tail) > 0
     assert tails[3] > 0.5 * tails[2]  # kept over the refresh
 
@@ -349,12 +342,12 @@ def test_tied_averages_begun_anew_are_corrected_by_the_steps_since():
 def test_an_averaged_covariance_leads_to_its_eigenvectors():
     """Those of the average of GG^T that NumPy takes, the current gradient in it."""
     with jax.enable_x64(True):
-        tx = fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2), fl.AveragedCovariance(0.8), update_interval=3)
+        tx = fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2, tracker=fl.Eigen(0.8)), update_interval=3)
         state, step, average = tx.init(jnp.zeros((4, 6))), jax.jit(tx.update), 0.0
         for G in gradients((4, 6), 4):
             _, state = step(jnp.asarray(G), state)
             average = 0.8 * average + 0.2 * G @ G.T
-        (space,) = state.subspaces.values()
-        np.testing.assert_allclose(space.covariance[0], average, rtol=1e-10)
+        space = state.stacks["4 x 6"].left
+        np.testing.assert_allclose(space.average[0], average, rtol=1e-10)
         U, theirs = space.basis[0], np.linalg.eigh(average)[1][:, -2:]
         np.testing.assert_allclose(U @ U.T, theirs @ theirs.T, atol=1e-10)

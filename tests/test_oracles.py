@@ -278,7 +278,7 @@ def test_low_rank_is_the_update_of_alice_in_the_paper(shape, rank):
     G = ensemble(shape, 40, 0)
     structure = fl.LowRank(fl.Diagonal(), rank, fl.Columns())
     params = fl.fit(structure, fl.Fisher.from_gradients(G))
-    U, g = np.asarray(params.frame.bases.lead), G[0]
+    U, g = np.asarray(params.frame.bases.left), G[0]
     sigma = U.T @ G
     p = np.mean(np.sum(G**2, axis=1) - np.sum(sigma**2, axis=1), axis=0)
     lead = U @ (sigma[0] / np.sqrt(np.mean(sigma**2, axis=0)))
@@ -307,5 +307,5 @@ def test_the_lens_accepts_a_fisher_of_one_gradient():
 
 def test_a_full_rank_leaves_no_tail():
     structure, fisher = fl.LowRank(fl.Diagonal(), 3), fl.Fisher.from_gradients(ensemble((4, 3), 5, 0))
-    assert structure.eigenvalues(fl.fit(structure, fisher)).tail is None
+    assert structure.eigenvalues(fl.fit(structure, fisher)).columns is None
     assert fl.check(structure, shapes=[(3, 4)], laws=("chart", "isometry", "application", "layout", "rest", "split", "gaps")).ok

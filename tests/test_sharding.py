@@ -170,7 +170,7 @@ def test_stacks_of_any_length_and_lying_or_standing_can_be_laid_out(name):
     alice = fl.state_partition_specs(
         fl.scale_by_alice(rank=5, leading=2), jnp.zeros((24, 16)), P("fsdp", "tensor"), mesh=mesh()
     )
-    assert alice[0].subspaces["24 x 16"].basis == P(None, "tensor", None)
+    assert alice[0].stacks["24 x 16"].left.basis == P(None, "tensor", None)
     assert alice[0].inner.momentum["24 x 16"] == P(None, None, "fsdp")
 
 

@@ -143,9 +143,8 @@ class PowerStep(Eigen):
 
     def update(self, average: Float[Array, "m m"], kept: Basis, side: Side, step: BasisStep) -> Basis:
         C = _mixed(average, side, step)
-        if step.first:
-            return eigenbasis(C, kept.shape[1])
-        return power_step(C / unit_of(C) @ kept, kept)
+        start, follow = lambda: eigenbasis(C, kept.shape[1]), lambda: power_step(C / unit_of(C) @ kept, kept)
+        return jax.lax.cond(step.first, start, follow)
 
 
 @dataclass(frozen=True)
@@ -203,15 +202,16 @@ class SubspaceIteration(Tracker):
 
     def update(self, average: Float[Array, "r r"] | None, kept: Basis, side: Side, step: BasisStep) -> Basis:
         r = kept.shape[1]
-        if step.first:
-            return switched(side.singular(r), self.switch, self.leading, step.key)
+        V = jax.lax.cond(step.first, lambda: side.singular(r), lambda: self._iterate(average, kept, side, step))
+        return switched(V, self.switch, self.leading, step.key)
+
+    def _iterate(self, average: Float[Array, "r r"] | None, kept: Basis, side: Side, step: BasisStep) -> Basis:
         H = step.mix.new**0.5 * side.root()
         if average is not None:
             H = jnp.concatenate([H, step.mix.old**0.5 * kept @ square_root(average)], 1)
         H = H / unit_of(H)  # Q = H H^T
         V = power_step(H @ (H.T @ kept), kept)
-        V = fix_signs(V @ singular_bases(V.T @ H, r, r)[0])
-        return switched(V, self.switch, self.leading, step.key)
+        return fix_signs(V @ singular_bases(V.T @ H, V.shape[1], V.shape[1])[0])
 
     def transport(self, T: Turn, average: Average) -> Average:
         return None if average is None else turned_covariance(T, average)

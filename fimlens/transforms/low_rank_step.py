@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import above_rounding, cast_floating, short_side_first
@@ -97,7 +97,7 @@ def refresh_stacks(recipe: LowRankRecipe, state: Any, matrices: dict[str, Stack]
     if not matrices:
         return state.lead_count, {}
 
-    def refreshed(first: bool) -> tuple[Array, dict[str, StackState]]:
+    def refreshed(first: Bool[Array, ""]) -> tuple[Array, dict[str, StackState]]:
         key = jax.random.PRNGKey(0) if state.key is None else state.key  # no tracker draws from the former
         keys = jax.random.split(jax.random.fold_in(key, state.count), len(matrices))
         stacks = {
@@ -113,7 +113,7 @@ def _seen(recipe: LowRankRecipe, G: Stack) -> Stack:
     return short_side_first(G) if recipe.structure.sides == "short" else G
 
 
-def _refreshed(recipe: LowRankRecipe, kept: StackState, G: Stack, key: Array, first: bool) -> StackState:
+def _refreshed(recipe: LowRankRecipe, kept: StackState, G: Stack, key: Array, first: Bool[Array, ""]) -> StackState:
     """The subspaces moved, and all averages that were measured in them transported: one rule for each side."""
     keys = (key, None) if kept.right is None else jax.random.split(key)
     left, L = _moved(recipe, kept.left, clip_for_squaring(G), keys[0], False, first)
@@ -126,7 +126,7 @@ def _refreshed(recipe: LowRankRecipe, kept: StackState, G: Stack, key: Array, fi
     return StackState(left, right, _transported(recipe, kept.lead, L, R), complement, kept.norm)
 
 
-def _moved(recipe: LowRankRecipe, kept: Subspace, G: Stack, key: Array, right: bool, first: bool) -> tuple[Subspace, Turn]:
+def _moved(recipe: LowRankRecipe, kept: Subspace, G: Stack, key: Array, right: bool, first: Bool[Array, ""]) -> tuple[Subspace, Turn]:
     """A side's subspaces after the tracker's step, and what turns coordinates in the old bases into those in the new ones."""
     tracker, b3 = recipe.structure.tracker, recipe.structure.tracker.b3
     b3 = recipe.lead.b2 if b3 is None else b3

@@ -7,6 +7,7 @@ Arrays have any leading axes before the last two, which are a matrix: a stack of
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -160,14 +161,11 @@ def _refreshed_if_due(recipe: Recipe, state: MatrixState, G: Matrices, now: Step
     if recipe.update_interval is None or not jax.tree.leaves(state.frame):
         return state
 
-    def refreshed(first: bool) -> MatrixState:
-        return _refreshed(recipe, state, G, now, mix, first)
-
-    return refresh_if_due(now.count, recipe.update_interval, state, refreshed)
+    return refresh_if_due(now.count, recipe.update_interval, state, partial(_refreshed, recipe, state, G, now, mix))
 
 
 def _refreshed(
-    recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients, mix: Mix | None, first: bool
+    recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients, mix: Mix | None, first: Bool[Array, ""]
 ) -> MatrixState:
     structure, stats = recipe.structure, Statistics(state.covariances, state.averaged)
     if recipe.average == "fits":  # no statistics are averaged: the bases follow the current gradient alone
@@ -187,13 +185,14 @@ def _refreshed(
     return MatrixState(frame, *averages, momentum)
 
 
-def refresh_if_due(count: Array, interval: Any, kept: Tree, refreshed: Callable[[bool], Tree]) -> Tree:
-    """What is kept, or refreshed(first): at the first step and then every `interval` steps; None for the first alone."""
-    start = lambda: refreshed(True)  # noqa: E731
-    if interval is None:
-        return jax.lax.cond(count == 0, start, lambda: kept)
-    which = jnp.where(count == 0, 2, count % interval == 0)
-    return jax.lax.switch(which, [lambda: kept, lambda: refreshed(False), start])
+def refresh_if_due(count: Array, interval: Any, kept: Tree, refreshed: Callable[[Bool[Array, ""]], Tree]) -> Tree:
+    """What is kept, or refreshed(first): at the first step and then every `interval` steps; None for the first alone.
+
+    `first` is traced, so that a refresh is one program: a tracker that starts in its own way has a branch of its own.
+    """
+    first = count == 0
+    due = first if interval is None else count % interval == 0
+    return jax.lax.cond(due, lambda: refreshed(first), lambda: kept)
 
 
 def _stored(recipe: Recipe, state: MatrixState) -> MatrixState:
