@@ -45,7 +45,7 @@ def steps(m, n):
     first = symbolic(H.stats)(F, Frame(still.bases._replace(a=s), (m, n))).left.diagonal()
     norm = sp.sqrt((first**2).sum())
     settled = Frame(still.bases._replace(b=first / norm, a=s), (m, n))  # B as one power step from S leaves it
-    member = symbolic(lambda F, at: H.fit(H.stats(F, at), at))(F, settled)
+    member = symbolic(lambda F, at: H.fit(H.stats(F, Params(at, None)), at))(F, settled)
     yield vanishes("of the shipped fit, so settled, the gradient by s vanishes", slope(H, member, F)[1])
     c, d = positive("c", m, 1), positive("d", 1, n)
     product = np.kron(np.diag(d[0]), U * c[:, 0] @ U.T)

@@ -17,7 +17,7 @@ from fimlens.interpreter.interpret import symbolic
 from fimlens.proofs.evaluate import hessian, multiplicities
 from fimlens.proofs.symbols import any_fisher, frame, one_gradient, positive, symbols, symmetric
 from fimlens.proofs.theorem import equal, vanishes
-from fimlens.structure import Frame
+from fimlens.structure import Frame, Params
 from fimlens.structures import Kronecker
 
 SIZES = ((2, 2), (2, 3))
@@ -48,7 +48,7 @@ def steps(m, n):
     at = frame(H, m, n)
     (U, _, W, _), (b, a) = at.bases, (positive("b", m), positive("a", n))
     unit = Frame(at.bases._replace(b=b, a=a), (m, n))
-    rows, columns = symbolic(lambda F, at: H.stats(F, at))(F, unit)
+    rows, columns = symbolic(lambda F, at: H.stats(F, Params(at, None)).spectrum)(F, unit)
     yield equal(
         "the shipped statistics are R(A) and R*(B)",
         [rows, columns],

@@ -33,6 +33,14 @@ class OnlyFields:
             raise TypeError(f"{cls.__name__}: {', '.join(loose)} would not tell two instances apart. {REMEDY}")
         return super().__new__(cls)
 
+    def __str__(self) -> str:
+        parts: list[str] = []
+        for place, f in enumerate(fields(self)):
+            value = getattr(self, f.name)
+            if value != f.default:  # a value is named once one before it was left out
+                parts.append(str(value) if len(parts) == place else f"{f.name}={value}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
     def __setattr__(self, name: str, value: Any) -> None:
         raise TypeError(f"{type(self).__name__}: {name} would not tell two instances apart, as it is no field. {REMEDY}")
 

@@ -1,19 +1,19 @@
 """A structure: a family H of positive semi-definite matrices, and the member nearest to a Fisher.
 
-The only file to read first. A member F~ of a family acts on Vec(G), where G is an (m, n) gradient and Vec
-stacks columns. In suitable coordinates X every member is diagonal:
+Read this file first. A member F~ of a family acts on Vec(G), where G is an (m, n) gradient and Vec stacks
+columns. In its eigenbasis every member is diagonal:
 
-    F~ Vec(G) = Vec( out( eigenvalues * into(G) ) )
+    F~ Vec(G) = Vec( from_eigenbasis( eigenvalues * to_eigenbasis(G) ) )
 
-so a structure says where it looks (its *frame*: bases, found slowly), what it averages there (its
-*statistics*, linear in the Fisher), and which eigenvalues are nearest to them (its *coordinates*, in closed
-form). The optimizer, the gap, the solver and the laws are derived from these sentences.
+A structure therefore says three things: where its eigenbasis is (its *frame*, found slowly), what it averages
+there (its *statistics*, linear in the Fisher), and which eigenvalues are nearest to them (its *coordinates*, in
+closed form). The optimizer, the gap, the solver and the laws are derived from these three.
 """
 
 import abc
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -21,13 +21,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from fimlens._validate import OnlyFields
-from fimlens.fisher.fisher import Fisher, SampleFisher, unvec
-from fimlens.fisher.limits import require_dense
+from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.spectral_functions import inverse_root, root, scale, scale_with
 
 Tree = Any  # a pytree of arrays whose layout is the structure's own
-
-
 Symmetry = str | None  # "permutation", "orthogonal" or None
 
 
@@ -48,11 +45,16 @@ class Claim(enum.Enum):
     BOUND = "the minimiser of an upper bound only"
     OTHER = "the minimiser of another divergence"
 
+    @property
+    def in_given_basis(self) -> "Claim":
+        """The claim that is left where the basis is given, and found by solving an easier problem."""
+        return Claim.ONE_STEP if self in (Claim.EXACT, Claim.LIMIT) else self
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Frame:
-    """Where a structure looks: its bases (an empty tuple for a spectrum), and the shape of its matrix.
+    """The eigenbasis of a member: its bases (an empty tuple for a spectrum), and the shape of its matrix.
 
     Examples:
         >>> import fimlens as fl
@@ -85,6 +87,13 @@ class Params:
     coords: Tree
 
 
+class Statistics(NamedTuple):
+    """What a structure averages, linear in the Fisher: for its basis (None where it has none), and for its eigenvalues."""
+
+    basis: Tree
+    spectrum: Tree
+
+
 class EigenvalueBlock(NamedTuple):
     """Eigenvalues of a member, the Fisher's second moments along the same directions, and how often each occurs."""
 
@@ -93,25 +102,45 @@ class EigenvalueBlock(NamedTuple):
     multiplicity: float
 
 
+class Mix(NamedTuple):
+    """Weights of an average so far and of a new observation: average <- old * average + new * observation."""
+
+    old: Float[ArrayLike, ""]
+    new: Float[ArrayLike, ""]
+
+    def __call__(self, average: Array, observation: Array) -> Array:
+        return (self.old * average + self.new * observation).astype(average.dtype)
+
+
+class BasisStep(NamedTuple):
+    """How a basis is to move: the key to draw from, the weights that mix averages with the Fisher, and whether it is the
+    first step."""
+
+    key: Array
+    mix: Mix = Mix(1.0, 0.0)
+    first: bool = False
+
+
 @dataclass(frozen=True)
 class Structure(OnlyFields, abc.ABC):
-    """A family H of PSD matrices. Frozen, hashable, printable: hyper-parameters are fields, never closures.
+    """Base class of every family H of PSD matrices; subclass it for a family with bases of its own.
 
-    A new family defines the abstract methods. The defaults of the others suit a family without bases; most
-    such families are shorter still as a `Spectrum`.
+    A structure is frozen, hashable and printable: its hyper-parameters are dataclass fields. A new family defines the
+    abstract methods; the defaults of the others suit a family without bases. A family that is diagonal in the
+    coordinates of the gradient is shorter as a `Spectrum`.
 
     Raises:
         TypeError: an instance has an attribute that is no compared field, so that nothing would tell it from another.
 
     Examples:
-        >>> import jax.numpy as jnp, fimlens as fl
+        >>> import jax, fimlens as fl
         >>> family = fl.Rotated(fl.Diagonal(), "L")
         >>> print(family, family.claim.name, family.symmetry)
         Rotated(Diagonal(), L) ONE_STEP ('orthogonal', 'permutation')
-        >>> member = family.isotropic(2, 3, scale=0.25)  # I / 4
-        >>> print(family.apply(member, jnp.ones((2, 3)), lambda x: x**-0.5).round())
-        [[2. 2. 2.]
-         [2. 2. 2.]]
+        >>> G = jax.random.normal(jax.random.key(0), (8, 2, 3))
+        >>> member = fl.fit(family, fl.Fisher.from_gradients(G))
+        >>> family.apply(member, G[0], lambda x: x**-0.5).shape  # square-root natural gradient descent
+        (2, 3)
     """
 
     @property
@@ -121,27 +150,19 @@ class Structure(OnlyFields, abc.ABC):
 
     @property
     def symmetry(self) -> tuple[Symmetry, Symmetry]:
-        """The invariance stated, left and right: F of P G Q has F~ turned alike, for P and Q of these kinds."""
+        """The invariance, left and right: for P and Q of these kinds, gradients P G Q turn F~ by Q^T (x) P."""
         return None, None
 
     @property
     def rotated_claim(self) -> Claim:
         """What stays true inside a basis that diagonalises the covariances E[GG^T], E[G^T G]."""
-        return Claim.ONE_STEP if self.claim in (Claim.EXACT, Claim.LIMIT) else self.claim
+        return self.claim.in_given_basis
 
-    def __str__(self) -> str:
-        parts: list[str] = []
-        for place, f in enumerate(fields(self)):
-            value = getattr(self, f.name)
-            if value != f.default:  # by name, once one before it was left out
-                parts.append(str(value) if len(parts) == place else f"{f.name}={value}")
-        return f"{type(self).__name__}({', '.join(parts)})"
-
-    # --- where it looks -------------------------------------------------------------------------------
+    # --- the eigenbasis -------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def frame(self, m: int, n: int) -> Frame:
-        """The first frame, before any gradient is seen: all that persists beside the statistics."""
+        """The first frame of an m x n matrix, before any gradient is seen."""
 
     @abc.abstractmethod
     def to_eigenbasis(self, frame: Frame, G: Float[Array, "m n"]) -> Tree:
@@ -149,7 +170,7 @@ class Structure(OnlyFields, abc.ABC):
 
     @abc.abstractmethod
     def from_eigenbasis(self, frame: Frame, X: Tree) -> Float[Array, "m n"]:
-        """The adjoint of `to_eigenbasis`, so that out(into(G)) == G."""
+        """The adjoint of `to_eigenbasis`, so that from_eigenbasis(to_eigenbasis(G)) == G."""
 
     @abc.abstractmethod
     def eigenvalues(self, params: Params) -> Tree:
@@ -158,58 +179,52 @@ class Structure(OnlyFields, abc.ABC):
         None stands for a part outside the family's range: its eigenvalue is zero, and so is every f of it.
         """
 
-    # --- how it is fitted -----------------------------------------------------------------------------
+    # --- the fit --------------------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def stats(self, fisher: Fisher, frame: Frame) -> Tree:
-        """What is averaged: linear in F. One gradient is a Fisher with N = 1; the caller averages."""
+    def stats(self, fisher: Fisher, member: Params) -> Statistics:
+        """What is averaged: linear in F. One gradient is a Fisher with N = 1; the caller averages.
+
+        `member` is the last one fitted, in whose frame the statistics are measured; its coordinates are None before
+        the first fit, and zero before the first average.
+        """
 
     @abc.abstractmethod
-    def fit(self, stats: Tree, frame: Frame) -> Params:
+    def fit(self, stats: Statistics, frame: Frame) -> Params:
         """The nearest member in this frame, in closed form."""
 
-    def serves_turn(self, stats: Tree) -> Tree:
-        """Which statistics serve `update_basis` alone: a tree of True and False over them. Those have a decay and a dtype apart."""
-        return jax.tree.map(lambda _: False, stats)
+    def update_basis(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, Statistics]:
+        """Move the bases, and express the averages in the new ones.
 
-    def start(self, stats: Tree, frame: Frame, fisher: Fisher, key: Array) -> Frame:
-        """The first turn, where that differs from the others."""
-        return self.update_basis(stats, frame, fisher, key)
+        `stats` are averages measured in `frame`; step.mix adds the current Fisher (in training, one gradient) to
+        them where a basis follows their mixture. By default nothing moves.
+        """
+        del fisher, step
+        return frame, stats
 
-    def update_basis(self, stats: Tree, frame: Frame, fisher: Fisher, key: Array) -> Frame:
-        """Move the bases, given averaged statistics, the current Fisher (one gradient, in training) and a key."""
-        del stats, fisher, key
-        return frame
-
-    def carry(self, stats: Tree, old: Frame, new: Frame) -> Tree:
-        """What becomes of statistics that were measured in the old frame. By default they are kept."""
-        del old, new
-        return stats
-
-    def carried_by(self, left: Float[Array, "m m"], right: Float[Array, "n n"] | None, stats: Tree) -> Tree:
-        """What becomes of statistics of G when left G right^T is seen in its place, rotations or parts of them (None: the
-        identity). By default they are kept."""
-        del left, right
+    def transport(self, stats: Statistics, move: Any) -> Statistics:
+        """Express statistics of G as statistics of L G R^T; `move` (`structures.Move`) holds L and R. Default: unchanged."""
+        del move
         return stats
 
     def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
-        """The frame at rest: turned until it no longer moves."""
+        """The frame that `update_basis` no longer moves."""
         frame = jax.tree.map(lambda U: U.astype(fisher.dtype), self.frame(*fisher.shape))
-        return turn_until_at_rest(self, frame, fisher, key) if jax.tree.leaves(frame) else frame
+        return update_basis_until_converged(self, frame, fisher, key) if jax.tree.leaves(frame) else frame
 
     # --- the second witness, and the solver's way in -----------------------------------------------------
 
     @abc.abstractmethod
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
-        """The member written out as the paper writes it. Never by way of `to_eigenbasis`, `from_eigenbasis` or `apply`."""
+        """The member written out as the paper writes it. Never by `to_eigenbasis`, `from_eigenbasis` or `apply`."""
 
     def retract(self, frame: Frame, z: Frame) -> Frame:
-        """The frame moved by any z of the frame's layout; z = 0 leaves it. Redundancy is allowed."""
+        """A frame for any z of the frame's layout; z = 0 gives `frame` itself. Redundancy is allowed."""
         del z
         return frame
 
     def chart(self, z: Params, params: Params) -> Params:
-        """Any z of the layout of `params` names a member; z = 0 names `params` itself.
+        """A member for any z of the layout of `params`; z = 0 gives `params` itself.
 
         Non-negative coordinates move as squares, (sqrt(c) + z)^2, so that no z leaves the PSD cone.
         """
@@ -237,38 +252,31 @@ class Structure(OnlyFields, abc.ABC):
         """What `fit` minimises, up to a constant of the Fisher: ||F~ - F||^2 - ||F||^2 unless overridden."""
         return excess(self.eigenvalue_blocks(params, fisher))
 
-    def isotropic(self, m: int, n: int, scale: float | Array = 1.0) -> Params:
-        """The member nearest to F = scale * I (which is that itself, on the family's range); for small matrices."""
-        require_dense("isotropic", "Take a smaller matrix.", (m, n))
-        units = jnp.sqrt(m * n * scale) * jax.vmap(lambda e: unvec(e, (m, n)))(jnp.eye(m * n))
-        frame = self.frame(m, n)
-        return self.fit(self.stats(SampleFisher("identity", "mean over unit matrices", units), frame), frame)
-
 
 def require_structure(call: str, inner: object) -> None:
-    """Refuse what is not a structure."""
+    """Raise a TypeError, in the name of the call, for what is not a structure."""
     if not isinstance(inner, Structure):
         raise TypeError(f"{call}: expected a structure first, such as fl.Diagonal(); got {inner!r}. Classes need ().")
 
 
-def excess(levels: list[EigenvalueBlock]) -> Float[Array, ""]:
-    """||F~ - F||^2 - ||F||^2, from the levels of a member."""
-    return sum((c * jnp.sum(value**2 - 2 * value * V) for value, V, c in levels), start=jnp.zeros([]))
+def excess(blocks: list[EigenvalueBlock]) -> Float[Array, ""]:
+    """||F~ - F||^2 - ||F||^2, from the eigenvalue blocks of a member."""
+    return sum((c * jnp.sum(value**2 - 2 * value * V) for value, V, c in blocks), start=jnp.zeros([]))
 
 
-def turn_until_at_rest(structure: Structure, frame: Frame, fisher: Fisher, key: Array, turns: int = 1000) -> Frame:
-    """Turn the frame against one Fisher until its bases move by no more than rounding."""
+def update_basis_until_converged(structure: Structure, frame: Frame, fisher: Fisher, key: Array, most: int = 1000) -> Frame:
+    """Update the bases against one Fisher until they move by no more than rounding."""
+    dtype = jnp.result_type(*jax.tree.leaves(frame))
 
-    def moved(state: tuple[Frame, Array, Array]) -> Array:
+    def moves(state: tuple[Frame, Array, Array]) -> Array:
         _, change, count = state
-        dtype = jnp.result_type(*jax.tree.leaves(frame))
-        return (count < turns) & (change > 100 * jnp.finfo(dtype).eps)
+        return (count < most) & (change > 100 * jnp.finfo(dtype).eps)
 
-    def step(state: tuple[Frame, Array, Array]) -> tuple[Frame, Array, Array]:
+    def update(state: tuple[Frame, Array, Array]) -> tuple[Frame, Array, Array]:
         old, _, count = state
-        new = structure.update_basis(structure.stats(fisher, old), old, fisher, jax.random.fold_in(key, count))
+        stats = structure.stats(fisher, Params(old, None))
+        new, _ = structure.update_basis(stats, old, fisher, BasisStep(jax.random.fold_in(key, count)))
         distances = [jnp.abs(a - b).max() for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)]
         return new, jnp.stack(distances).max(), count + 1
 
-    start = (frame, jnp.asarray(jnp.inf, jnp.result_type(*jax.tree.leaves(frame))), 0)
-    return jax.lax.while_loop(moved, step, start)[0]
+    return jax.lax.while_loop(moves, update, (frame, jnp.asarray(jnp.inf, dtype), 0))[0]

@@ -11,7 +11,7 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.lens.compare import STRUCTURES
 from fimlens.plotting import Matrix, portraits
 from fimlens.solver.fit import fit, gap
-from fimlens.structures import Blocks, Corner, Dense, LowRank
+from fimlens.structures import Blocks, Dense, Diagonal, LowRank
 
 SHAPE = (4, 6)
 
@@ -22,7 +22,7 @@ COLUMNS = 4
 SMALL = {name: replace(each, rank=2) if isinstance(each, LowRank) else each for name, each in STRUCTURES.items()}
 
 
-FAMILIES = SMALL | {"low-rank soap": Corner(2), "blocks": Blocks(Dense(), columns=SHAPE[1])}
+FAMILIES = SMALL | {"low-rank soap": LowRank(Diagonal(), 2, sides="LR"), "blocks": Blocks(Dense(), columns=SHAPE[1])}
 
 
 def example() -> Fisher:

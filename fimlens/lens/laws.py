@@ -18,9 +18,9 @@ from jaxtyping import Array, Float
 
 from fimlens.fisher.fisher import Fisher, unvec, vec
 from fimlens.linalg.spectral_functions import inverse_root
-from fimlens.solver.fit import fit, least_eigenvalue, measure
+from fimlens.solver.fit import fit, isotropic, least_eigenvalue, measure
 from fimlens.solver.newton import in_units, solve, stationarity
-from fimlens.structure import Claim, Params, Structure
+from fimlens.structure import BasisStep, Claim, Params, Structure
 from fimlens.transforms.state import start_from
 from fimlens.transforms.structure_transform import scale_by_structure
 
@@ -57,7 +57,7 @@ class Case:
 
     @cached_property
     def member(self) -> Params:
-        return self.charted(self.structure.isotropic(*self.shape), 0.3)
+        return self.charted(isotropic(self.structure, self.shape), 0.3)
 
     def charted(self, centre: Params, width: float, stream: int = 3) -> Params:
         flat, unravel = ravel_pytree(centre)
@@ -78,7 +78,7 @@ def distance(a: Any, b: Any) -> float:
 
 def chart(case: Case) -> float:
     """The identity is in the family (on its range), z = 0 names the member itself, and every z a PSD matrix."""
-    structure, centre = case.structure, case.structure.isotropic(*case.shape)
+    structure, centre = case.structure, isotropic(case.structure, case.shape)
     identity = structure.dense(centre)
     full = None not in jax.tree.leaves(structure.eigenvalues(centre), is_leaf=lambda x: x is None)
     F = structure.dense(case.member)
@@ -202,8 +202,8 @@ def streaming(case: Case) -> float:
         _, state = update(G, state)
     weights = (1 - b) * b ** jnp.arange(steps - 1, -1, -1.0)
     weighted = Fisher.from_gradients(case.gradients[:steps] * jnp.sqrt(steps * weights)[:, None, None])
-    expected = jax.tree.leaves(structure.stats(weighted, case.fitted.frame))
-    kept = jax.tree.leaves(state.averaged)
+    expected = jax.tree.leaves(structure.stats(weighted, case.fitted))
+    kept = jax.tree.leaves((state.covariances, state.averaged))
     return distance([k.reshape(e.shape) for k, e in zip(kept, expected, strict=True)], expected)
 
 
@@ -212,7 +212,7 @@ def forms(case: Case) -> float:
     structure = case.structure
     dense = Fisher.from_dense(case.fisher.dense(), case.shape)
     return max(
-        distance(*(structure.stats(fisher, case.fitted.frame) for fisher in (case.fisher, dense))),
+        distance(*(structure.stats(fisher, case.fitted) for fisher in (case.fisher, dense))),
         distance(*(structure.dense(fit(structure, fisher)) for fisher in (case.fisher, dense))),
     )
 
@@ -220,8 +220,9 @@ def forms(case: Case) -> float:
 def rest(case: Case) -> float:
     """fit is at rest: one more turn of its frame leaves F~ where it is."""
     structure, frame = case.structure, case.fitted.frame
-    turned = structure.update_basis(structure.stats(case.fisher, frame), frame, case.fisher, jax.random.key(case.seed))
-    again = structure.fit(structure.stats(case.fisher, turned), turned)
+    stats = structure.stats(case.fisher, case.fitted)
+    moved, _ = structure.update_basis(stats, frame, case.fisher, BasisStep(jax.random.key(case.seed)))
+    again = structure.fit(structure.stats(case.fisher, Params(moved, None)), moved)
     return distance(structure.dense(again), structure.dense(case.fitted))
 
 

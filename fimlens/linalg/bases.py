@@ -4,6 +4,7 @@ from functools import reduce
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fimlens.linalg.decompositions import eigh, orthonormal, svd
@@ -125,6 +126,13 @@ def short_side_first(G: Float[Array, "..."], like: Array | None = None) -> Float
     """
     shape = jnp.shape(G if like is None else like)
     return G.mT if len(shape) >= 2 and shape[-2] > shape[-1] else G
+
+
+def cast_floating(tree: PyTree, dtype: DTypeLike | None) -> PyTree:
+    """A tree with its floating-point arrays in another dtype; keys and counters stay, and None leaves all as it is."""
+    if dtype is None:
+        return tree
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 def cayley(U: Float[Array, "m r"], z: Float[Array, "m r"]) -> Float[Array, "m r"]:

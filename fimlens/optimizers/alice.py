@@ -15,7 +15,7 @@ from fimlens.optimizers.docstrings import argument_lines, with_arguments
 from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.structures import Columns, Diagonal, Drop, LowRank
 from fimlens.structures.low_rank import require_rank
-from fimlens.structures.subspaces import SubspaceIteration
+from fimlens.structures.trackers import SubspaceIteration
 from fimlens.transforms import compensation as rules
 from fimlens.transforms.dtypes import StateDtypes
 from fimlens.transforms.low_rank_transform import scale_by_low_rank
@@ -102,8 +102,7 @@ def scale_by_alice(
     # The other rules need no average of the squares outside, and Drop() stores none.
     complement = Columns() if compensation == "optimal" else Drop()
     direction = scale_by_low_rank(
-        LowRank(Diagonal(), rank, complement),
-        SubspaceIteration(leading, b3, switch),
+        LowRank(Diagonal(), rank, complement, tracker=SubspaceIteration(leading, b3, switch, seed)),
         compensation=COMPENSATIONS[compensation],
         b1=b1,
         b2=b2,
@@ -114,7 +113,6 @@ def scale_by_alice(
         moments=moments,
         bias_correction=bias_correction,
         dtypes=dtypes,
-        seed=seed,
     )
     return optax.chain(direction, optax.scale(alpha))
 

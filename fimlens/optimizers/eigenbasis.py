@@ -140,11 +140,11 @@ def scale_by_osoap(
     return _soap("osoap", "short", **locals())
 
 
-def _soap(call: str, sides: str, refresh: str, **options: Any) -> Transform:
-    trackers = {"eigh": Eigen(), "qr": PowerStep()}
+def _soap(call: str, sides: str, refresh: str, b3: Number | None, **options: Any) -> Transform:
+    trackers = {"eigh": Eigen, "qr": PowerStep}
     if refresh not in trackers:
         raise ValueError(f"{call}: refresh is one of {', '.join(map(repr, trackers))}; got {refresh!r}")
-    return scale_by_structure(Rotated(Diagonal(), sides, trackers[refresh]), momentum="rotated", **options)
+    return scale_by_structure(Rotated(Diagonal(), sides, trackers[refresh](b3)), momentum="rotated", **options)
 
 
 shampoo = full_chain(scale_by_shampoo)

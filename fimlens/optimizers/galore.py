@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.structures import Diagonal, Drop, LowRank
 from fimlens.structures.low_rank import require_rank
-from fimlens.structures.subspaces import CurrentGradient, RandomProjection
+from fimlens.structures.trackers import RandomProjection, Singular
 from fimlens.transforms import compensation as rules
 from fimlens.transforms.dtypes import StateDtypes
 from fimlens.transforms.low_rank_transform import scale_by_low_rank
@@ -163,8 +163,7 @@ def scale_by_apollo(
     if not mini:
         require_rank("apollo", rank)
     direction = scale_by_low_rank(
-        LowRank(Diagonal(), 1 if mini else rank, Drop()),
-        CurrentGradient() if variant == "svd" else RandomProjection(),
+        LowRank(Diagonal(), 1 if mini else rank, Drop(), tracker=Singular() if variant == "svd" else RandomProjection(seed)),
         compensation=rules.matrix_ratio if mini else rules.column_ratios,
         lift=False,
         b1=b1,
@@ -174,14 +173,13 @@ def scale_by_apollo(
         update_interval=update_interval,
         moments=moments,
         dtypes=dtypes,
-        seed=seed,
     )
     return optax.chain(direction, optax.scale((128**0.5 if mini else 1.0) if alpha is None else alpha))
 
 
 def _in_subspace_of_gradient(call: str, rule: rules.Compensation, *, rank: Whole, alpha: Number, **options: Any) -> Transform:
     require_rank(call, rank)
-    direction = scale_by_low_rank(LowRank(Diagonal(), rank, Drop()), CurrentGradient(), compensation=rule, **options)
+    direction = scale_by_low_rank(LowRank(Diagonal(), rank, Drop(), tracker=Singular()), compensation=rule, **options)
     return optax.chain(direction, optax.scale(alpha))
 
 

@@ -5,10 +5,10 @@ from jax.typing import DTypeLike
 
 from fimlens.optimizers.alice import require_leading
 from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
-from fimlens.structures import Corner
-from fimlens.structures.subspaces import SubspaceIteration
-from fimlens.transforms.corner_transform import scale_by_corner
+from fimlens.structures import Diagonal, LowRank
+from fimlens.structures.trackers import SubspaceIteration
 from fimlens.transforms.dtypes import StateDtypes
+from fimlens.transforms.low_rank_transform import scale_by_low_rank
 
 
 def scale_by_low_rank_soap(
@@ -31,7 +31,7 @@ def scale_by_low_rank_soap(
 ) -> Transform:
     """Low-rank SOAP (docs/corner.md): Alice with a subspace on both sides. Use it for less state than Alice's.
 
-    H = Corner(rank), ONE_STEP in U and V; the eigenvalues are EXACT given both. [G] leaves it to future work. U^T G V has a
+    H = LowRank(Diagonal(), rank, sides="LR"), ONE_STEP in U and V; the eigenvalues are EXACT given both. [G] leaves it to future work. U^T G V has a
     momentum and second moments; each row of U^T G and each column of G V has one number beyond it, and the rest of the matrix
     has one in all. Each side is tracked and switched on its own. State: m r1 + n r2 + 2 r1 r2 + r1^2 + r2^2 + r1 + r2 + 1, with
     r1 = min(rank, m) and r2 = min(rank, n).
@@ -68,9 +68,8 @@ def scale_by_low_rank_soap(
         ([(1, 3, 2), (1, 4, 2)], (1, 2, 2))
     """
     require_leading("low_rank_soap", rank, leading)
-    direction = scale_by_corner(
-        Corner(rank),
-        SubspaceIteration(leading, b3, switch),
+    direction = scale_by_low_rank(
+        LowRank(Diagonal(), rank, sides="LR", tracker=SubspaceIteration(leading, b3, switch, seed)),
         b1=b1,
         b2=b2,
         alpha_c=alpha_c,
@@ -80,7 +79,6 @@ def scale_by_low_rank_soap(
         moments=moments,
         bias_correction=bias_correction,
         dtypes=dtypes,
-        seed=seed,
     )
     return optax.chain(direction, optax.scale(alpha))
 

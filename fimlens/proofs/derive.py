@@ -131,7 +131,7 @@ def _layout(structure: Structure, shape: tuple[int, int], given: Any) -> Tree:
     if given is not None:
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, float), given, is_leaf=_is_shape)
     try:
-        return jax.eval_shape(lambda: zero_state(structure, shape, "fits"))[1]
+        return jax.eval_shape(lambda: zero_state(structure, shape, "fits"))[1].spectrum
     except NotImplementedError as error:
         raise ValueError(
             f"derive: {structure} has no fit to tell the layout of its coordinates. Give it, as in coordinates={{'c': (2, 1)}}."

@@ -25,7 +25,7 @@ Measure = Callable[[Structure, Params, Fisher], Float[Array, ""]]  # of how far 
 def fitted(structure: Structure, fisher: Fisher, at: Frame | None = None) -> Params:
     """The shipped fit to the shipped statistics, in a frame (by default the first one)."""
     at = frame(structure, *fisher.shape, turned=False) if at is None else at
-    return symbolic(lambda fisher, at: structure.fit(structure.stats(fisher, at), at))(fisher, at)
+    return symbolic(lambda fisher, at: structure.fit(structure.stats(fisher, Params(at, None)), at))(fisher, at)
 
 
 def dense(structure: Structure, params: Params) -> Symbols:

@@ -91,7 +91,7 @@ def frame(structure: Structure, m: int, n: int, turned: bool = True) -> Frame:
 
 def coordinates(structure: Structure, m: int, n: int, name: str) -> Tree:
     """Positive symbols in the layout of a structure's coordinates."""
-    leaves, layout = jax.tree.flatten(jax.eval_shape(lambda: zero_state(structure, (m, n), "fits"))[1])
+    leaves, layout = jax.tree.flatten(jax.eval_shape(lambda: zero_state(structure, (m, n), "fits"))[1].spectrum)
     names = [name] if len(leaves) == 1 else [f"{name}{chr(0x61 + k)}" for k in range(len(leaves))]
     return jax.tree.unflatten(layout, [positive(own, *leaf.shape) for own, leaf in zip(names, leaves, strict=True)])
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
-from fimlens.fisher.fisher import Fisher
+from fimlens.fisher.fisher import Fisher, SampleFisher, unvec
 from fimlens.fisher.limits import require_dense
-from fimlens.structure import EigenvalueBlock, Params, Structure
+from fimlens.linalg.bases import cast_floating
+from fimlens.structure import EigenvalueBlock, Frame, Params, Statistics, Structure
 
 AT_ROUNDING = 1e-9  # of an eigenvalue below zero, in units of the largest
 
@@ -60,7 +61,7 @@ def fit(structure: Structure, fisher: Fisher, *, key: Array | None = None) -> Pa
 def _fit(structure: Structure, fisher: Fisher, key: Array) -> Params:
     with jax.default_matmul_precision("highest"):
         frame = structure.converged_basis(fisher, key)
-        return structure.fit(structure.stats(fisher, frame), frame)
+        return structure.fit(structure.stats(fisher, Params(frame, None)), frame)
 
 
 def gap(structure: Structure, params: Params, fisher: Fisher) -> Gap:
@@ -124,7 +125,8 @@ def is_member(structure: Structure, params: Params) -> Bool[Array, ""]:
 @lru_cache
 def _layout(structure: Structure, shape: tuple[int, int]) -> Params:
     """The shapes of a member's arrays."""
-    return jax.tree.map(jnp.shape, Params(*jax.eval_shape(lambda: zero_state(structure, shape, "fits"))))
+    frame, fits = jax.eval_shape(lambda: zero_state(structure, shape, "fits"))
+    return jax.tree.map(jnp.shape, Params(frame, fits.spectrum))
 
 
 def dimension(structure: Structure, shape: tuple[int, int], *, seed: int = 0) -> int:
@@ -140,7 +142,7 @@ def dimension(structure: Structure, shape: tuple[int, int], *, seed: int = 0) ->
     """
     require_dense("dimension", "Take a smaller matrix.", shape)
     with jax.enable_x64(True):
-        member = structure.isotropic(*shape)
+        member = isotropic(structure, shape)
         flat, unravel = ravel_pytree(member)
         z = jax.random.normal(jax.random.key(seed), flat.shape)
         jacobian = jax.jacfwd(lambda z: structure.dense(structure.chart(unravel(z), member)).reshape(-1))(z)
@@ -164,15 +166,28 @@ def state_size(structure: Structure, shape: tuple[int, int], *, average: str = "
     return sum(leaf.size for leaf in jax.tree.leaves(slot))
 
 
-def zero_state(structure: Structure, shape: tuple[int, int], average: str, dtype: Any = jnp.float32) -> tuple[Any, Any]:
+def zero_state(
+    structure: Structure, shape: tuple[int, int], average: str, dtype: Any = jnp.float32
+) -> tuple[Frame, Statistics]:
     """The first frame, and zeros where statistics or fits will be averaged."""
     if average not in ("statistics", "fits"):
         raise ValueError(f'average is "statistics" or "fits"; got {average!r}')
-    frame = jax.tree.map(lambda U: U.astype(dtype), structure.frame(*shape))
+    frame = cast_floating(structure.frame(*shape), dtype)
     nothing = Fisher.from_gradients(jnp.zeros((1, *shape), dtype))
-    stats = structure.stats(nothing, frame)
-    averaged = stats if average == "statistics" else structure.fit(stats, frame).coords
-    return frame, jax.tree.map(jnp.zeros_like, averaged)
+    stats = structure.stats(nothing, Params(frame, None))
+    if average == "fits":
+        stats = Statistics(None, structure.fit(stats, frame).coords)
+    return frame, jax.tree.map(jnp.zeros_like, stats)
+
+
+def isotropic(structure: Structure, shape: tuple[int, int], scale: float | Array = 1.0) -> Params:
+    """The member nearest to F = scale * I, which is F itself on the family's range; for small matrices."""
+    m, n = shape
+    require_dense("isotropic", "Take a smaller matrix.", shape)
+    units = jnp.sqrt(m * n * scale) * jax.vmap(lambda e: unvec(e, shape))(jnp.eye(m * n))
+    frame = structure.frame(m, n)
+    identity = SampleFisher("identity", "mean over unit matrices", units)
+    return structure.fit(structure.stats(identity, Params(frame, None)), frame)
 
 
 def require(call: str, structure: object, fisher: object) -> None:

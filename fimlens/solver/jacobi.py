@@ -15,11 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fimlens.fisher.fisher import SampleFisher
+from fimlens.linalg.bases import short_side_first
 from fimlens.structure import Claim, Frame, Params, Structure
 from fimlens.structures import LowRank, Rotated
-from fimlens.structures.low_rank import Bases as LowRankBases
-from fimlens.structures.low_rank import at_door
-from fimlens.structures.rotated import Bases as RotatedBases
 from fimlens.structures.spectra import Spectrum
 
 Samples = Float[Array, "N m n"]
@@ -31,8 +29,8 @@ def sides(structure: Structure, shape: tuple[int, int]) -> tuple[bool, bool] | N
         return None
     if structure.inner.claim is not Claim.EXACT:
         return None
-    if isinstance(structure, LowRank):
-        return True, False
+    if isinstance(structure, LowRank) and structure.sides == "LR":  # what it ties depends on both bases at once
+        return None
     bases = jax.eval_shape(lambda: structure.frame(*shape)).bases
     return bases.left is not None, bases.right is not None
 
@@ -41,7 +39,8 @@ def sides(structure: Structure, shape: tuple[int, int]) -> tuple[bool, bool] | N
 def jacobi(structure: Structure, fisher: SampleFisher, start: tuple[Array, Array], sweeps: int = 60) -> Params:
     """The member at a joint optimum, swept from a pair of orthogonal starting bases (m, m) and (n, n)."""
     empty = structure.frame(*fisher.shape)
-    G = fisher.samples if isinstance(structure, Rotated) else jax.vmap(lambda G: at_door(empty, G))(fisher.samples)
+    low_rank = isinstance(structure, LowRank)
+    G = short_side_first(fisher.samples) if low_rank else fisher.samples
     turn_left, turn_right = sides(structure, fisher.shape)
     score = _score(structure, *G.shape[1:])
     eye_left, eye_right = (jnp.eye(k, dtype=G.dtype) for k in G.shape[1:])
@@ -56,12 +55,10 @@ def jacobi(structure: Structure, fisher: SampleFisher, start: tuple[Array, Array
         return left, right
 
     left, right = jax.lax.fori_loop(0, sweeps, sweep, (left, right))
-    if isinstance(structure, LowRank):
-        frame = Frame(LowRankBases(left[:, : structure.rank], empty.bases.inner), empty.shape)
-    else:
-        bases = RotatedBases(left if turn_left else None, right if turn_right else None, empty.bases.inner)
-        frame = Frame(bases, empty.shape)
-    return structure.fit(structure.stats(fisher, frame), frame)
+    left = left[:, : structure.rank] if low_rank else left
+    bases = empty.bases._replace(left=left if turn_left else None, right=right if turn_right else None)
+    frame = Frame(bases, empty.shape)
+    return structure.fit(structure.stats(fisher, Params(frame, None)), frame)
 
 
 def _score(structure: Structure, m: int, n: int) -> Callable[[Array], Array]:

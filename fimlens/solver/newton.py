@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from fimlens.fisher.fisher import Fisher, SampleFisher, unvec
 from fimlens.fisher.limits import require_dense
-from fimlens.solver.fit import fit, is_member, require
+from fimlens.solver.fit import fit, is_member, isotropic, require
 from fimlens.solver.jacobi import jacobi, sides
 from fimlens.structure import Claim, Params, Structure, excess
 from fimlens.structures import LowRank
@@ -176,7 +176,7 @@ def _random_member(structure: Structure, fisher: Fisher, key: Array) -> Params:
     """A wide random member, of the size of F."""
     m, n = fisher.shape
     mean = jnp.mean(fisher.second_moment())
-    centre = structure.isotropic(m, n, jnp.where(mean > 0, mean, 1))
+    centre = isotropic(structure, (m, n), jnp.where(mean > 0, mean, 1))
     flat, unravel = ravel_pytree(centre)
     return structure.chart(in_units(centre, unravel(2 * jax.random.normal(key, flat.shape))), centre)
 

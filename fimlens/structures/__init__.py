@@ -1,11 +1,9 @@
 """The families. A new one is one file here and one line below; EXAMPLES is the fixture of every law."""
 
 from fimlens.structures.blocks import Blocks as Blocks
-from fimlens.structures.corner import Corner as Corner
 from fimlens.structures.dense import Dense as Dense
 from fimlens.structures.kronecker import DiagonalKronecker as DiagonalKronecker
 from fimlens.structures.kronecker import Kronecker as Kronecker
-from fimlens.structures.low_rank import Drop as Drop
 from fimlens.structures.low_rank import LowRank as LowRank
 from fimlens.structures.rank_one import GeometricMarginals as GeometricMarginals
 from fimlens.structures.rank_one import Marginals as Marginals
@@ -13,12 +11,15 @@ from fimlens.structures.rank_one import RowColumn as RowColumn
 from fimlens.structures.rotated import Rotated as Rotated
 from fimlens.structures.spectra import Columns as Columns
 from fimlens.structures.spectra import Diagonal as Diagonal
+from fimlens.structures.spectra import Drop as Drop
 from fimlens.structures.spectra import Rows as Rows
 from fimlens.structures.spectra import Scalar as Scalar
 from fimlens.structures.spectra import Spectrum as Spectrum
 from fimlens.structures.trackers import Eigen as Eigen
 from fimlens.structures.trackers import PowerStep as PowerStep
+from fimlens.structures.trackers import RandomProjection as RandomProjection
 from fimlens.structures.trackers import Singular as Singular
+from fimlens.structures.trackers import SubspaceIteration as SubspaceIteration
 from fimlens.structures.trackers import Tracker as Tracker
 
 EXAMPLES = (
@@ -42,8 +43,8 @@ EXAMPLES = (
     LowRank(Diagonal(), 2),
     LowRank(RowColumn(), 2, Drop()),
     LowRank(Rotated(Diagonal(), "R"), 2, Scalar()),
-    Corner(2),
-    Corner(2, RowColumn()),
+    LowRank(Diagonal(), 2, sides="LR"),
+    LowRank(RowColumn(), 2, sides="LR"),
     Kronecker(),
     DiagonalKronecker(),
     Dense(),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from fimlens.fisher.fisher import Fisher, vec
-from fimlens.structure import Claim, EigenvalueBlock, Frame, Params, Structure, Tree, require_structure
+from fimlens.structure import BasisStep, Claim, EigenvalueBlock, Frame, Params, Statistics, Structure, Tree, require_structure
 
 Matrix = Float[Array, "m n"]
 
@@ -80,22 +80,23 @@ class Blocks(Structure):
     def eigenvalues(self, params: Params) -> Tree:
         return jax.vmap(self.inner.eigenvalues)(self._inner(params))
 
-    def stats(self, fisher: Fisher, frame: Frame) -> Tree:
-        return jax.vmap(self.inner.stats)(self._fishers(fisher), frame.bases)
+    def stats(self, fisher: Fisher, member: Params) -> Statistics:
+        return jax.vmap(self.inner.stats)(self._fishers(fisher), self._inner(member))
 
-    def update_basis(self, stats: Tree, frame: Frame, fisher: Fisher, key: Array) -> Frame:
-        keys = jax.random.split(key, self.rows * self.columns)
-        return Frame(jax.vmap(self.inner.update_basis)(stats, frame.bases, self._fishers(fisher), keys), frame.shape)
+    def update_basis(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, Statistics]:
+        def update(stats: Statistics, frame: Frame, fisher: Fisher, key: Array) -> tuple[Frame, Statistics]:
+            return self.inner.update_basis(stats, frame, fisher, step._replace(key=key))
 
-    def carry(self, stats: Tree, old: Frame, new: Frame) -> Tree:
-        return jax.vmap(self.inner.carry)(stats, old.bases, new.bases)
+        keys = jax.random.split(step.key, self.rows * self.columns)
+        moved, stats = jax.vmap(update)(stats, frame.bases, self._fishers(fisher), keys)
+        return Frame(moved, frame.shape), stats
 
     def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         keys = jax.random.split(key, self.rows * self.columns)
         shape = self.frame(*fisher.shape).shape  # refuses a grid that does not fit
         return Frame(jax.vmap(self.inner.converged_basis)(self._fishers(fisher), keys), shape)
 
-    def fit(self, stats: Tree, frame: Frame) -> Params:
+    def fit(self, stats: Statistics, frame: Frame) -> Params:
         members = jax.vmap(self.inner.fit)(stats, frame.bases)
         return Params(Frame(members.frame, frame.shape), members.coords)
 

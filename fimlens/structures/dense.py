@@ -8,8 +8,8 @@ from jaxtyping import Array, Float
 
 from fimlens.fisher.fisher import Fisher, unvec, vec
 from fimlens.fisher.limits import require_dense
-from fimlens.structure import Claim, Frame, Params, Structure, Symmetry
-from fimlens.structures.rotated import Covariances, Rotated
+from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry
+from fimlens.structures.rotated import Rotated
 from fimlens.structures.spectra import Diagonal
 
 _COLUMN = Rotated(Diagonal(), "L")  # Vec(G) as a matrix of one column, in the eigenbasis of E[g g^T] = F
@@ -55,13 +55,14 @@ class Dense(Structure):
     def eigenvalues(self, params: Params) -> Float[Array, "mn 1"]:
         return params.coords
 
-    def stats(self, fisher: Fisher, frame: Frame) -> Covariances:
-        return _COLUMN.stats(fisher.map(lambda G: vec(G)[:, None]), frame.bases)
+    def stats(self, fisher: Fisher, member: Params) -> Statistics:
+        return _COLUMN.stats(_as_column(fisher), Params(member.frame.bases, member.coords))
 
-    def update_basis(self, stats: Covariances, frame: Frame, fisher: Fisher, key: Array) -> Frame:
-        return Frame(_COLUMN.update_basis(stats, frame.bases, fisher.map(lambda G: vec(G)[:, None]), key), frame.shape)
+    def update_basis(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, Statistics]:
+        moved, stats = _COLUMN.update_basis(stats, frame.bases, _as_column(fisher), step)
+        return Frame(moved, frame.shape), stats
 
-    def fit(self, stats: Covariances, frame: Frame) -> Params:
+    def fit(self, stats: Statistics, frame: Frame) -> Params:
         return Params(frame, _COLUMN.fit(stats, frame.bases).coords)
 
     def retract(self, frame: Frame, z: Frame) -> Frame:
@@ -70,3 +71,8 @@ class Dense(Structure):
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         Q, lam = params.frame.bases.bases.left, params.coords[:, 0]
         return Q @ jnp.diag(lam) @ Q.T
+
+
+def _as_column(fisher: Fisher) -> Fisher:
+    """The Fisher of Vec(G), a matrix of one column."""
+    return fisher.map(lambda G: vec(G)[:, None])

@@ -10,13 +10,14 @@ import abc
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley, spectral
 from fimlens.linalg.perron import perron
-from fimlens.structure import Claim, Frame, Params, Structure, Symmetry
+from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry
 
 Matrix = Float[Array, "m n"]
 
@@ -61,15 +62,19 @@ class _Product(Structure):
         b, a = params.coords
         return b * a
 
-    def stats(self, fisher: Fisher, frame: Frame) -> Weighted:
-        left, b, right, a = frame.bases
+    def stats(self, fisher: Fisher, member: Params) -> Statistics:
+        left, b, right, a = member.frame.bases
         A = jnp.diag(a) if right is None else (right * a) @ right.T
-        return Weighted(fisher.left(A), self._right(fisher, (left * b) @ left.T))
+        return Statistics(None, Weighted(fisher.left(A), self._right(fisher, (left * b) @ left.T)))
 
-    def update_basis(self, stats: Weighted, frame: Frame, fisher: Fisher, key: Array) -> Frame:
-        left, b = spectral(stats.left)
-        right, a = self._split(stats.right)
-        return Frame(Bases(left, _unit(b), right, _unit(a)), frame.shape)
+    def update_basis(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, Statistics]:
+        seen = jax.tree.map(step.mix, stats.spectrum, self.stats(fisher, Params(frame, None)).spectrum)
+        return self._frame(seen, frame.shape), stats
+
+    def _frame(self, weighted: Weighted, shape: tuple[int, int]) -> Frame:
+        left, b = spectral(weighted.left)
+        right, a = self._split(weighted.right)
+        return Frame(Bases(left, _unit(b), right, _unit(a)), shape)
 
     def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         m, n = fisher.shape
@@ -79,12 +84,13 @@ class _Product(Structure):
             return fisher.left(A if A.ndim == 2 else jnp.diag(A))
 
         A = perron(left, lambda B: self._right(fisher, B), start)
-        return self.update_basis(Weighted(left(A), A), self.frame(m, n), fisher, key)
+        return self._frame(Weighted(left(A), A), (m, n))
 
-    def fit(self, stats: Weighted, frame: Frame) -> Params:
+    def fit(self, stats: Statistics, frame: Frame) -> Params:
         left, b, right, _ = frame.bases
-        rows = jnp.einsum("ij,ik,kj->j", left, stats.left, left)
-        columns = stats.right if right is None else jnp.einsum("ij,ik,kj->j", right, stats.right, right)
+        rows = jnp.einsum("ij,ik,kj->j", left, stats.spectrum.left, left)
+        columns = stats.spectrum.right
+        columns = columns if right is None else jnp.einsum("ij,ik,kj->j", right, columns, right)
         total = b @ rows  # <F, A (x) B>
         columns = jnp.maximum(columns, 0) / jnp.where(total > 0, total, 1)
         return Params(frame, (jnp.maximum(rows, 0)[:, None], columns[None]))

@@ -1,92 +1,95 @@
-"""LowRank: any structure on the leading subspace, and one tied block for all that the subspace leaves out."""
+"""LowRank: any structure on the leading subspace of one side or of both, and tied eigenvalues for all that it leaves out."""
 
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fimlens.fisher.fisher import Fisher
-from fimlens.linalg.bases import cayley, eigenbasis
-from fimlens.structure import Claim, EigenvalueBlock, Frame, Params, Structure, Symmetry, Tree, excess, require_structure
-from fimlens.structures.spectra import Columns, Scalar, Spectrum
+from fimlens.linalg.bases import cayley, eigenbasis, short_side_first
+from fimlens.structure import (
+    BasisStep,
+    Claim,
+    EigenvalueBlock,
+    Frame,
+    Params,
+    Statistics,
+    Structure,
+    Symmetry,
+    Tree,
+    excess,
+    require_structure,
+)
+from fimlens.structures.spectra import Columns, Drop, Rows, Scalar, Spectrum
+from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases
 
 Matrix = Float[Array, "m n"]
-
-
-@dataclass(frozen=True)
-class Drop(Spectrum):
-    """A complement outside the range: eigenvalue 0, excluded by every f, as in GaLore.
-
-    Examples:
-        >>> import jax.numpy as jnp, fimlens as fl
-        >>> G = jnp.diag(jnp.array([3.0, 2.0, 1.0]))
-        >>> galore = fl.LowRank(fl.Diagonal(), 1, fl.Drop())
-        >>> params = fl.fit(galore, fl.Fisher.from_gradients(G[None]))
-        >>> print(galore.apply(params, G, lambda x: x + 1).round())  # outside the subspace nothing is left, whatever f
-        [[30.  0.  0.]
-         [ 0.  0.  0.]
-         [ 0.  0.  0.]]
-    """
-
-    claim: ClassVar[Claim] = Claim.EXACT
-
-    def moments(self, V: Matrix) -> None:
-        return None
-
-    def project(self, moments: None) -> None:
-        return None
-
-    def expand(self, coords: None, shape: tuple[int, int]) -> None:
-        return None
+SIDES = ("short", "LR")
 
 
 class Bases(NamedTuple):
-    """U (m, r), of the shorter side, and the inner structure's own frame over the (r, n) lead."""
+    """U (m, r), V (n, s) or None where the right side is taken whole, and the inner structure's frame over the lead."""
 
-    lead: Float[Array, "m r"]
+    left: Float[Array, "m r"]
+    right: Float[Array, "n s"] | None
     inner: Frame
 
 
-class LeadTail(NamedTuple):
-    """A pair of things said of the lead U^T G, (r, n), and of the tail G - U U^T G, (m, n)."""
+class Parts(NamedTuple):
+    """One thing for each part of a gradient: of the lead X = U^T G V; of the rest of its rows, U^T G - X V^T; of the rest of
+    its columns, G V - U X; and of the tail, all else. None for a part that is empty or dropped.
+
+    With V = I, where the right side is taken whole, the columns are G - U U^T G, and rows and tail are empty.
+    """
 
     lead: Tree
+    rows: Tree
+    columns: Tree
     tail: Tree
-
-
-class Tracked(NamedTuple):
-    """E[GG^T] of the shorter side, and the statistics of lead and tail."""
-
-    covariance: Float[Array, "m m"]
-    parts: LeadTail
 
 
 @dataclass(frozen=True)
 class LowRank(Structure):
-    """U inner U^T on the lead, and eigenvalues tied over the complement of U, whose basis is never built.
+    """Any structure on a leading subspace, and eigenvalues tied over its complement, whose basis is never built.
 
-    With G transposed at the door where m > n, U (m, r) the leading eigenvectors of E[GG^T], and `complement`
-    Columns() (one number a column, Alice's optimal compensation: [G] Theorem 5.1), Scalar() (one number) or Drop() (none:
-    GaLore). LowRank(Diagonal(), r, Columns()) is Alice's low-rank part plus its compensation, one F~. A full rank leaves no
-    complement, whichever is given.
+    Use it where an optimizer's state must be small: LowRank(Diagonal(), r) is Alice's low-rank part plus its optimal
+    compensation ([G] Theorem 5.1), as one F~; LowRank(Diagonal(), r, Drop()) is GaLore; LowRank(Diagonal(), r, sides="LR")
+    is SOAP of low rank, which [G] leaves to future work (docs/corner.md derives it). The eigenvalues outside the lead are
+    means of second moments over each tied part, the nearest given the bases.
+
+    Args:
+        inner: the structure on the lead, an (r, n) matrix, or (r, s) with sides="LR".
+        rank: how many leading directions a side keeps. With sides="short" at most the shorter side; with "LR" a side
+            shorter than the rank is taken whole.
+        complement: how eigenvalues outside the lead are tied. Columns(): as finely as the bases allow, one number per
+            column (with "LR" also one per row of the lead, and one for the tail). Scalar(): one number per part.
+            Drop(): none; their eigenvalue is zero.
+        sides: "short" for a subspace of the shorter side of each matrix, "LR" for one of each side.
+        tracker: how an optimizer finds and follows the subspaces. The fit of a given Fisher does not depend on it.
 
     Raises:
         TypeError: `inner` is not a Structure instance, or the rank not a whole number.
-        ValueError: the rank is not positive or (at a matrix) over its shorter side, or the complement is none of these.
+        ValueError: the rank is not positive or (at a matrix) over its shorter side, or another option is unknown.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> fisher = fl.Fisher.from_gradients(jnp.diag(jnp.array([6.0, 4.0, 2.0]))[None])
-        >>> lead, tail = fl.fit(fl.LowRank(fl.Diagonal(), 1), fisher).coords
-        >>> print(lead.round(), tail.round())  # the leading direction; each column's mean over the other two
+        >>> alice = fl.fit(fl.LowRank(fl.Diagonal(), 1), fisher).coords
+        >>> print(alice.lead.round(), alice.columns.round())  # the leading direction; each column's mean over the others
         [[36.  0.  0.]] [[0. 8. 2.]]
+        >>> soap = fl.fit(fl.LowRank(fl.Diagonal(), 1, sides="LR"), fisher).coords
+        >>> [round(x.item()) for x in soap]  # lead, rows, columns, and the tail: (16 + 0 + 0 + 4) / 4
+        [36, 0, 0, 5]
     """
 
     inner: Structure
     rank: int
     complement: Spectrum = Columns()
+    sides: str = "short"
+    tracker: Tracker = Eigen()
 
     def __post_init__(self) -> None:
         require_structure("LowRank", self.inner)
@@ -95,107 +98,174 @@ class LowRank(Structure):
             raise ValueError(
                 f"LowRank: complement is Columns(), Scalar() or Drop(), which need no basis there; got {self.complement}"
             )
+        if self.sides not in SIDES:
+            raise ValueError(f"LowRank: sides is one of {', '.join(map(repr, SIDES))}; got {self.sides!r}")
 
     @property
     def claim(self) -> Claim:
-        return Claim.ONE_STEP if self.inner.claim in (Claim.EXACT, Claim.LIMIT) else self.inner.claim
+        return self.inner.claim.in_given_basis
 
     @property
     def symmetry(self) -> tuple[Symmetry, Symmetry]:
-        kind = "permutation" if None not in self.inner.symmetry else None
+        kind = "permutation" if self.sides == "short" else "orthogonal"
+        kind = None if None in self.inner.symmetry else kind
         return kind, kind
 
-    def _tail(self, shape: tuple[int, int]) -> Spectrum:
-        """The complement; nothing is left to it where the rank is full, and rounding is not a direction."""
-        return Drop() if self.rank == min(shape) else self.complement
+    # --- the parts of a gradient ----------------------------------------------------------------------
+
+    def seen(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """The shape of a matrix as the bases see it: with one side tracked, the shorter one comes first."""
+        return tuple(sorted(shape)) if self.sides == "short" else shape
+
+    def _see(self, G: Matrix) -> Matrix:
+        """G as the bases see it."""
+        return short_side_first(G) if self.sides == "short" else G
+
+    def ranks(self, shape: tuple[int, int]) -> tuple[int, int | None]:
+        """r and s for a matrix of this shape; None where the right side is taken whole."""
+        m, n = self.seen(shape)
+        return min(m, self.rank), None if self.sides == "short" else min(n, self.rank)
+
+    def counts(self, shape: tuple[int, int]) -> Parts:
+        """How many directions each tied number of a part stands for; 0 where there is no such part."""
+        (m, n), (r, s) = self.seen(shape), self.ranks(shape)
+        over_right = 0 if s is None else n - s
+        counts = (0, 0, 0) if isinstance(self.complement, Drop) else (over_right, m - r, (m - r) * over_right)
+        return Parts(None, *counts)
+
+    def tied(self, sums: Parts, counts: Parts) -> Parts:
+        """Means over the tied directions of each part, from sums over those that no basis tells apart."""
+
+        def mean(total: Array, count: int, spectrum: Spectrum) -> Array | None:
+            if not count:
+                return None
+            return (Scalar() if isinstance(self.complement, Scalar) else spectrum).moments(total / count)
+
+        return Parts(None, *map(mean, sums[1:], counts[1:], (Rows(), Columns(), Scalar())))
+
+    def _sums(self, fisher: Fisher, frame: Frame) -> Parts:
+        """Sums of the second moments of each part over the directions that no basis tells apart; of the lead nothing."""
+        V = fisher.second_moment(lambda G: self.to_eigenbasis(frame, G)._replace(lead=None))
+        rows, columns, tail = V[1:]
+        return Parts(
+            None,
+            None if rows is None else rows.sum(1, keepdims=True),
+            columns.sum(0, keepdims=True),
+            None if tail is None else tail.sum(keepdims=True),
+        )
+
+    def _means(self, fisher: Fisher, frame: Frame) -> Parts:
+        return self.tied(self._sums(fisher, frame), self.counts(frame.shape))
+
+    def _lead(self, fisher: Fisher, frame: Frame) -> Fisher:
+        U, V, _ = frame.bases
+        return fisher.map(lambda G: U.T @ self._see(G) if V is None else U.T @ G @ V)
 
     def _inner(self, params: Params) -> Params:
-        return Params(params.frame.bases.inner, params.coords.lead)
+        coords = None if params.coords is None else params.coords.lead
+        return Params(params.frame.bases.inner, coords)
+
+    # --- the protocol ---------------------------------------------------------------------------------
 
     def frame(self, m: int, n: int) -> Frame:
-        short, long = sorted((m, n))
-        if self.rank > short:
+        (short, long), (r, s) = self.seen((m, n)), self.ranks((m, n))
+        if self.sides == "short" and self.rank > short:
             raise ValueError(
                 f"LowRank: rank {self.rank} is over the shorter side of a {m} x {n} matrix. Take a rank of at most {short}, "
                 "or give this matrix to another structure."
             )
-        return Frame(Bases(jnp.eye(short, self.rank), self.inner.frame(self.rank, long)), (m, n))
+        inner = self.inner.frame(r, long if s is None else s)
+        return Frame(Bases(jnp.eye(short, r), None if s is None else jnp.eye(long, s), inner), (m, n))
 
-    def to_eigenbasis(self, frame: Frame, G: Matrix) -> LeadTail:
-        G, (U, inner) = at_door(frame, G), frame.bases
-        sigma = U.T @ G
-        return LeadTail(self.inner.to_eigenbasis(inner, sigma), G - U @ sigma)
+    def to_eigenbasis(self, frame: Frame, G: Matrix) -> Parts:
+        G, (U, V, inner) = self._see(G), frame.bases
+        A = U.T @ G
+        if V is None:
+            return Parts(self.inner.to_eigenbasis(inner, A), None, G - U @ A, None)
+        B, X = G @ V, A @ V
+        columns = B - U @ X
+        return Parts(self.inner.to_eigenbasis(inner, X), A - X @ V.T, columns, G - U @ A - columns @ V.T)
 
-    def from_eigenbasis(self, frame: Frame, X: LeadTail) -> Matrix:
-        U, inner = frame.bases
-        return at_door(frame, U @ self.inner.from_eigenbasis(inner, X.lead) + X.tail)
+    def from_eigenbasis(self, frame: Frame, X: Parts) -> Matrix:
+        U, V, inner = frame.bases
+        lead = self.inner.from_eigenbasis(inner, X.lead)
+        if V is None:
+            G = U @ lead + X.columns
+            return G if G.shape == frame.shape else G.T
+        return U @ (lead @ V.T + X.rows) + X.columns @ V.T + X.tail
 
-    def eigenvalues(self, params: Params) -> LeadTail:
-        shape = params.frame.shape
-        tail = self._tail(shape).expand(params.coords.tail, shape)
-        return LeadTail(self.inner.eigenvalues(self._inner(params)), tail)
+    def eigenvalues(self, params: Params) -> Parts:
+        return params.coords._replace(lead=self.inner.eigenvalues(self._inner(params)))
 
-    def stats(self, fisher: Fisher, frame: Frame) -> Tracked:
-        G, U = fisher.map(lambda G: at_door(frame, G)), frame.bases.lead
-        lead = self.inner.stats(G.map(lambda G: U.T @ G), frame.bases.inner)
-        return Tracked(G.left(), LeadTail(lead, self._tail_moments(fisher, frame)))
+    def stats(self, fisher: Fisher, member: Params) -> Statistics:
+        frame = member.frame
+        lead = self._lead(fisher, frame)
+        pairs = zip(self._sides(fisher), frame.bases, strict=False)
+        own = (None if U is None else self.tracker.observe(side, partial(side.projected, U)) for side, U in pairs)
+        within = self.inner.stats(lead, self._inner(member))
+        return Statistics(SideAverages(*own, within.basis), self._means(fisher, frame)._replace(lead=within.spectrum))
 
-    def _tail_moments(self, fisher: Fisher, frame: Frame) -> Tree:
-        """Means over the complement: m entries a column of the residual stand for its m - r dimensions."""
-        U = frame.bases.lead
-        m, r = U.shape
+    def _sides(self, fisher: Fisher) -> tuple[Side, Side]:
+        seen = fisher.map(self._see) if self.seen(fisher.shape) != fisher.shape else fisher
+        return Side(seen), Side(seen, right=True)
 
-        def residual(G: Matrix) -> Float[Array, "short long"]:
-            G = at_door(frame, G)
-            return G - U @ (U.T @ G)
+    def update_basis(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, Statistics]:
+        moved = moved_bases(self.tracker, stats.basis, frame.bases, self._sides(fisher), step)
+        moved = Frame(Bases(*moved, frame.bases.inner), frame.shape)
+        within = Statistics(stats.basis.inner, stats.spectrum.lead)
+        inner, within = self.inner.update_basis(within, frame.bases.inner, self._lead(fisher, moved), step)
+        stats = Statistics(stats.basis._replace(inner=within.basis), stats.spectrum._replace(lead=within.spectrum))
+        return Frame(moved.bases._replace(inner=inner), frame.shape), stats
 
-        return self._tail(frame.shape).moments(fisher.second_moment(residual) * (m / max(m - r, 1)))
+    def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
+        """The leading eigenvectors of the covariances, whichever tracker an optimizer has."""
+        frame = self.frame(*fisher.shape)
+        pairs = zip(self._sides(fisher), frame.bases, strict=False)
+        U, V = (None if W is None else eigenbasis(side.covariance(), W.shape[1]) for side, W in pairs)
+        moved = Frame(Bases(U, V, frame.bases.inner), frame.shape)
+        return Frame(Bases(U, V, self.inner.converged_basis(self._lead(fisher, moved), key)), frame.shape)
 
-    def update_basis(self, stats: Tracked, frame: Frame, fisher: Fisher, key: Array) -> Frame:
-        U = eigenbasis(stats.covariance, self.rank)
-        lead = fisher.map(lambda G: U.T @ at_door(frame, G))
-        return Frame(Bases(U, self.inner.update_basis(stats.parts.lead, frame.bases.inner, lead, key)), frame.shape)
-
-    def carry(self, stats: Tracked, old: Frame, new: Frame) -> Tracked:
-        lead = self.inner.carry(stats.parts.lead, old.bases.inner, new.bases.inner)
-        return stats._replace(parts=stats.parts._replace(lead=lead))
-
-    def fit(self, stats: Tracked, frame: Frame) -> Params:
-        lead, tail = stats.parts
-        inner = self.inner.fit(lead, frame.bases.inner)
-        return Params(frame, LeadTail(inner.coords, self._tail(frame.shape).project(tail)))
+    def fit(self, stats: Statistics, frame: Frame) -> Params:
+        lead = self.inner.fit(Statistics(stats.basis.inner, stats.spectrum.lead), frame.bases.inner).coords
+        return Params(frame, stats.spectrum._replace(lead=lead))
 
     def retract(self, frame: Frame, z: Frame) -> Frame:
-        U = cayley(frame.bases.lead, z.bases.lead)
-        return Frame(Bases(U, self.inner.retract(frame.bases.inner, z.bases.inner)), frame.shape)
+        U, V = (None if basis is None else cayley(basis, dz) for basis, dz in zip(frame.bases[:2], z.bases[:2], strict=True))
+        return Frame(Bases(U, V, self.inner.retract(frame.bases.inner, z.bases.inner)), frame.shape)
 
-    def _parts(self, params: Params, fisher: Fisher) -> tuple[Fisher, list[EigenvalueBlock]]:
-        """The Fisher of the lead, and the tail as one tied level: what it hides inside itself is basis error."""
-        U = params.frame.bases.lead
-        m, r = U.shape
-        lead = fisher.map(lambda G: U.T @ at_door(params.frame, G))
-        value, V = params.coords.tail, self._tail_moments(fisher, params.frame)
-        return lead, [] if V is None else [EigenvalueBlock(value, V, (m - r) * max(params.frame.shape) / V.size)]
+    def _tied_blocks(self, params: Params, fisher: Fisher) -> list[EigenvalueBlock]:
+        """What a tied block hides inside itself is basis error."""
+        sums, counts = self._sums(fisher, params.frame), self.counts(params.frame.shape)
+        blocks = zip(params.coords[1:], self.tied(sums, counts)[1:], sums[1:], counts[1:], strict=True)
+        return [EigenvalueBlock(value, V, count * total.size / V.size) for value, V, total, count in blocks if count]
 
     def eigenvalue_blocks(self, params: Params, fisher: Fisher) -> list[EigenvalueBlock]:
-        lead, tail = self._parts(params, fisher)
-        return self.inner.eigenvalue_blocks(self._inner(params), lead) + tail
+        lead = self.inner.eigenvalue_blocks(self._inner(params), self._lead(fisher, params.frame))
+        return lead + self._tied_blocks(params, fisher)
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
-        lead, tail = self._parts(params, fisher)
-        return self.inner.objective(self._inner(params), lead) + excess(tail)
+        lead = self.inner.objective(self._inner(params), self._lead(fisher, params.frame))
+        return lead + excess(self._tied_blocks(params, fisher))
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
-        U = params.frame.bases.lead
-        short, long = len(U), max(params.frame.shape)
-        lift = jnp.kron(jnp.eye(long), U)
+        U, V, _ = params.frame.bases
+        (short, long), (m, n) = self.seen(params.frame.shape), params.frame.shape
+        V = jnp.eye(long) if V is None else V
+        _, rows, columns, tail = params.coords
+        lift, out_of_U, out_of_V = jnp.kron(V, U), jnp.eye(short) - U @ U.T, jnp.eye(long) - V @ V.T
         F = lift @ self.inner.dense(self._inner(params)) @ lift.T
-        if params.coords.tail is not None:
-            d = jnp.broadcast_to(params.coords.tail, (1, long))
-            F = F + jnp.kron(jnp.diag(d[0]), jnp.eye(short) - U @ U.T)
-        m, n = params.frame.shape
-        order = jnp.arange(m * n).reshape(m, n).T.reshape(-1) if m > n else jnp.arange(m * n)  # Vec(G) in Vec(G^T)
+        F = F if rows is None else F + jnp.kron(out_of_V, _spread(U, rows))
+        F = F if columns is None else F + jnp.kron(_spread(V, columns), out_of_U)
+        F = F if tail is None else F + tail[0, 0] * jnp.kron(out_of_V, out_of_U)
+        if (m, n) == (short, long):
+            return F
+        order = jnp.arange(m * n).reshape(m, n).T.reshape(-1)  # Vec(G) in Vec(G^T)
         return F[order][:, order]
+
+
+def _spread(U: Float[Array, "m r"], values: Float[Array, "..."]) -> Float[Array, "m m"]:
+    """U diag(values) U^T, of one value per direction or of one for all."""
+    return U @ jnp.diag(jnp.broadcast_to(values.ravel(), (U.shape[1],))) @ U.T
 
 
 def require_rank(call: str, rank: Any) -> None:
@@ -211,9 +281,3 @@ def require_rank(call: str, rank: Any) -> None:
         )
     if rank < 1:
         raise ValueError(f"{call}: rank is a positive number; got {rank}")
-
-
-def at_door(frame: Frame, G: Matrix) -> Float[Array, "short long"]:
-    """G with its shorter side first; its own inverse."""
-    m, n = frame.shape
-    return G if m <= n else G.T

@@ -11,7 +11,8 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.perron import perron
 from fimlens.linalg.spectral_functions import inverse_root, root
-from fimlens.structure import Claim, Params, Symmetry, Tree
+from fimlens.structure import Claim, Params, Statistics, Symmetry, Tree
+from fimlens.structures.move import Move
 from fimlens.structures.spectra import Columns, Matrix, Rows, Spectrum
 
 
@@ -98,11 +99,9 @@ class _RowAndColumnMeans(_RankOne):
     def project(self, moments: tuple[Array, Array]) -> tuple[Array, Array]:
         return moments
 
-    def measured_again(
-        self, moments: tuple[Array, Array], rows: Float[Array, "m 1"] | None, columns: Float[Array, "1 n"] | None
-    ) -> tuple[Array, Array]:
-        r, c = moments
-        return Rows().measured_again(r, rows, columns), Columns().measured_again(c, rows, columns)
+    def transport(self, stats: Statistics, move: Move) -> Statistics:
+        parts = zip((Rows(), Columns()), stats.spectrum, strict=True)
+        return Statistics(None, tuple(mean.transport(Statistics(None, part), move).spectrum for mean, part in parts))
 
 
 @dataclass(frozen=True)

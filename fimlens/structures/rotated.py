@@ -1,6 +1,5 @@
 """Rotated: any structure, seen in the eigenbases of the gradient's covariances."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -11,13 +10,11 @@ from jaxtyping import Array, ArrayLike, Float
 
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley
-from fimlens.structure import Claim, Frame, Params, Structure, Symmetry, Tree, require_structure
-from fimlens.structures.spectra import Spectrum
-from fimlens.structures.trackers import Eigen, Tracker
+from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry, Tree, require_structure
+from fimlens.structures.move import Move, turned_covariance
+from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases
 
 Matrix = Float[Array, "m n"]
-
-
 SIDES = ("L", "R", "LR", "short")
 
 
@@ -29,22 +26,18 @@ class Bases(NamedTuple):
     inner: Frame
 
 
-class Covariances(NamedTuple):
-    """E[GG^T] and E[G^T G], None where not rotated or not tracked by it, and the inner statistics in the basis."""
-
-    left: Float[Array, "m m"] | None
-    right: Float[Array, "n n"] | None
-    inner: Tree
-
-
 @dataclass(frozen=True)
 class Rotated(Structure):
     """(U_R (x) U_L) inner (U_R (x) U_L)^T, with U_L, U_R the eigenbases of E[GG^T] and E[G^T G].
 
-    `sides` is "L", "R", "LR", or "short": the smaller side of whatever shape comes. One-sided SOAP is
-    Rotated(Diagonal(), "L"), SOAP Rotated(Diagonal(), "LR"), Shampoo Rotated(GeometricMarginals(), "LR"), Muon
-    Rotated(Rows(), "L"). [G] Theorems 3.2 and 3.3. `tracker` is how an optimizer follows the bases; the fit of a given
-    Fisher is the same whichever it is.
+    Use it to give a spectrum the gradient's own directions: one-sided SOAP is Rotated(Diagonal(), "L"), SOAP
+    Rotated(Diagonal(), "LR"), Shampoo Rotated(GeometricMarginals(), "LR"), Muon Rotated(Rows(), "L"). Source: [G]
+    Theorems 3.2 and 3.3.
+
+    Args:
+        inner: the structure in the rotated coordinates.
+        sides: "L", "R", "LR", or "short" for the shorter side of each matrix.
+        tracker: how an optimizer finds and follows the bases. The fit of a given Fisher does not depend on it.
 
     Raises:
         TypeError: `inner` is not a Structure instance.
@@ -83,16 +76,11 @@ class Rotated(Structure):
         left, right = self.inner.symmetry
         return "orthogonal" if "L" in self.sides else left, "orthogonal" if "R" in self.sides else right
 
-    def _rotated(self, m: int, n: int) -> tuple[bool, bool]:
-        if self.sides == "short":
-            return m <= n, m > n
-        return "L" in self.sides, "R" in self.sides
-
     def _inner(self, params: Params) -> Params:
         return Params(params.frame.bases.inner, params.coords)
 
     def frame(self, m: int, n: int) -> Frame:
-        left, right = self._rotated(m, n)
+        left, right = (m <= n, m > n) if self.sides == "short" else ("L" in self.sides, "R" in self.sides)
         return Frame(Bases(jnp.eye(m) if left else None, jnp.eye(n) if right else None, self.inner.frame(m, n)), (m, n))
 
     def to_eigenbasis(self, frame: Frame, G: Matrix) -> Tree:
@@ -110,64 +98,50 @@ class Rotated(Structure):
     def precondition(self, params: Params, X: Tree, eps: Float[ArrayLike, ""]) -> Tree:
         return self.inner.precondition(self._inner(params), X, eps)
 
-    def stats(self, fisher: Fisher, frame: Frame) -> Covariances:
-        left, right, inner = frame.bases
-        averages = self.tracker.averages
-        return Covariances(
-            fisher.left() if averages and left is not None else None,
-            fisher.right() if averages and right is not None else None,
-            self.inner.stats(fisher.map(partial(rotate, frame)), inner),
+    def stats(self, fisher: Fisher, member: Params) -> Statistics:
+        left, right, _ = member.frame.bases
+        rotated = fisher.map(partial(rotate, member.frame))
+        within = self.inner.stats(rotated, self._inner(member))
+        own = (
+            None if U is None else self.tracker.observe(Side(fisher, bool(k)), lambda k=k: Side(rotated, bool(k)))
+            for k, U in enumerate((left, right))
         )
+        return Statistics(SideAverages(*own, within.basis), within.spectrum)
 
-    def serves_turn(self, stats: Covariances) -> Covariances:
-        left, right = (None if C is None else True for C in stats[:2])
-        return Covariances(left, right, self.inner.serves_turn(stats.inner))
+    def update_basis(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, Statistics]:
+        moved = self._moved(stats, frame, fisher, step)
+        averages, (left, right, within) = stats.basis, moved.bases
+        m, n = frame.shape
+        known = self.tracker.averages_covariance
+        rows = _moments(averages.left, left)[:, None] / n if known and left is not None else None
+        columns = _moments(averages.right, right)[None] / m if known and right is not None else None
+        inner = self.inner.transport(Statistics(averages.inner, stats.spectrum), Move(rows=rows, columns=columns))
+        within, inner = self.inner.update_basis(inner, within, fisher.map(partial(rotate, moved)), step)
+        return _with_inner(moved, within), Statistics(averages._replace(inner=inner.basis), inner.spectrum)
 
-    def start(self, stats: Covariances, frame: Frame, fisher: Fisher, key: Array) -> Frame:
-        return self._moved(self.tracker.start, self.inner.start, stats, frame, fisher, key)
+    def _moved(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> Frame:
+        """The bases of both sides as the tracker moves them."""
+        sides = Side(fisher), Side(fisher, right=True)
+        moved = moved_bases(self.tracker, stats.basis, frame.bases, sides, step)
+        return Frame(Bases(*moved, frame.bases.inner), frame.shape)
 
-    def update_basis(self, stats: Covariances, frame: Frame, fisher: Fisher, key: Array) -> Frame:
-        return self._moved(self.tracker.update_basis, self.inner.update_basis, stats, frame, fisher, key)
-
-    def _moved(
-        self,
-        own: Callable[..., Float[Array, "k k"]],
-        inner: Callable[..., Frame],
-        stats: Covariances,
-        frame: Frame,
-        fisher: Fisher,
-        key: Array,
-    ) -> Frame:
-        """The bases as the tracker's method has them; then the inner structure's, by its own, in their coordinates."""
-        left, right, within = frame.bases
-        left = None if left is None else own(stats.left, left, fisher.left_singular)
-        right = None if right is None else own(stats.right, right, fisher.right_singular)
-        moved = Frame(Bases(left, right, within), frame.shape)
-        return _with_inner(moved, inner(stats.inner, within, fisher.map(partial(rotate, moved)), key))
+    def transport(self, stats: Statistics, move: Move) -> Statistics:
+        """Covariances follow, and coordinates in their eigenbases stay what they are; without any, the inner's own rule."""
+        averages = stats.basis
+        if averages.left is None and averages.right is None:
+            inner = self.inner.transport(Statistics(averages.inner, stats.spectrum), move)
+            return Statistics(averages._replace(inner=inner.basis), inner.spectrum)
+        left, right = (C if C is None else turned_covariance(T, C) for T, C in zip(move[:2], averages[:2], strict=True))
+        return stats._replace(basis=SideAverages(left, right, averages.inner))
 
     def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         frame = jax.tree.map(lambda U: U.astype(fisher.dtype), self.frame(*fisher.shape))
-        started = self.start(self.stats(fisher, frame), frame, fisher, key)
-        return _with_inner(started, self.inner.converged_basis(fisher.map(partial(rotate, started)), key))
+        stats = self.stats(fisher, Params(frame, None))
+        moved = self._moved(stats, frame, fisher, BasisStep(key, first=True))
+        return _with_inner(moved, self.inner.converged_basis(fisher.map(partial(rotate, moved)), key))
 
-    def carry(self, stats: Covariances, old: Frame, new: Frame) -> Covariances:
-        """Where the covariances determine the inner statistics in the new basis, those; else the inner's own."""
-        if not isinstance(self.inner, Spectrum):
-            return stats._replace(inner=self.inner.carry(stats.inner, old.bases.inner, new.bases.inner))
-        (left, right, _), (m, n) = new.bases, new.shape
-        rows = None if stats.left is None else _moments(stats.left, left)[:, None] / n
-        columns = None if stats.right is None else _moments(stats.right, right)[None] / m
-        return stats._replace(inner=self.inner.measured_again(stats.inner, rows, columns))
-
-    def carried_by(self, left: Float[Array, "m m"], right: Float[Array, "n n"] | None, stats: Covariances) -> Covariances:
-        """Covariances follow, and coordinates in their eigenbases stay what they are; without any, the inner's own rule."""
-        if stats.left is None and stats.right is None:
-            return stats._replace(inner=self.inner.carried_by(left, right, stats.inner))
-        pairs = zip((left, right), stats[:2], strict=True)
-        return Covariances(*(C if None in (T, C) else T @ C @ T.T for T, C in pairs), stats.inner)
-
-    def fit(self, stats: Covariances, frame: Frame) -> Params:
-        return Params(frame, self.inner.fit(stats.inner, frame.bases.inner).coords)
+    def fit(self, stats: Statistics, frame: Frame) -> Params:
+        return Params(frame, self.inner.fit(Statistics(stats.basis.inner, stats.spectrum), frame.bases.inner).coords)
 
     def retract(self, frame: Frame, z: Frame) -> Frame:
         turned = jax.tree.map(cayley, frame.bases[:2], z.bases[:2])
@@ -183,6 +157,13 @@ class Rotated(Structure):
         return B @ self.inner.dense(self._inner(params)) @ B.T
 
 
+def rotate(frame: Frame, G: Matrix) -> Matrix:
+    """U_L^T G U_R."""
+    left, right, _ = frame.bases
+    G = G if left is None else left.T @ G
+    return G if right is None else G @ right
+
+
 def _with_inner(frame: Frame, inner: Frame) -> Frame:
     return Frame(frame.bases._replace(inner=inner), frame.shape)
 
@@ -190,10 +171,3 @@ def _with_inner(frame: Frame, inner: Frame) -> Frame:
 def _moments(C: Float[Array, "m m"], U: Float[Array, "m m"]) -> Float[Array, " m"]:
     """The second moments that C states along the columns of U."""
     return jnp.maximum(jnp.sum(U * (C @ U), axis=0), 0)
-
-
-def rotate(frame: Frame, G: Matrix) -> Matrix:
-    """U_L^T G U_R."""
-    left, right, _ = frame.bases
-    G = G if left is None else left.T @ G
-    return G if right is None else G @ right

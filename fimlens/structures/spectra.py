@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fimlens.fisher.fisher import Fisher, vec
-from fimlens.structure import Claim, Frame, Params, Structure, Symmetry, Tree
+from fimlens.structure import Claim, Frame, Params, Statistics, Structure, Symmetry, Tree
+from fimlens.structures.move import Move
 
 Matrix = Float[Array, "m n"]
 
@@ -48,12 +49,6 @@ class Spectrum(Structure):
     def expand(self, coords: Tree, shape: tuple[int, int]) -> Float[Array, "#m #n"]:
         """The eigenvalues, non-negative, broadcasting over the (m, n) coordinates."""
 
-    def measured_again(self, moments: Tree, rows: Float[Array, "m 1"] | None, columns: Float[Array, "1 n"] | None) -> Tree:
-        """The moments in a basis that was turned under them, given the row and column means of V there (None on a side
-        that was not turned). By default they are kept, as Adam and SOAP keep theirs: V itself is not known there."""
-        del rows, columns
-        return moments
-
     def frame(self, m: int, n: int) -> Frame:
         return Frame((), (m, n))
 
@@ -74,22 +69,16 @@ class Spectrum(Structure):
             )
         return values
 
-    def stats(self, fisher: Fisher, frame: Frame) -> Tree:
-        del frame
-        return self.moments(fisher.second_moment())
+    def stats(self, fisher: Fisher, member: Params) -> Statistics:
+        del member
+        return Statistics(None, self.moments(fisher.second_moment()))
 
-    def fit(self, stats: Tree, frame: Frame) -> Params:
-        return Params(frame, self.project(stats))
+    def fit(self, stats: Statistics, frame: Frame) -> Params:
+        return Params(frame, self.project(stats.spectrum))
 
-    def carried_by(self, left: Float[Array, "m m"], right: Float[Array, "n n"] | None, stats: Tree) -> Tree:
-        """Squares of the rotations, where there is an entry a row or column: exact if those of G are uncorrelated, as in
-        their eigenbases."""
-
-        def carried(V: Float[Array, "#m #n"]) -> Float[Array, "#m #n"]:
-            V = left**2 @ V if len(V) == len(left) else V
-            return V if right is None or V.shape[1] != len(right) else V @ (right**2).T
-
-        return jax.tree.map(carried, stats)
+    def transport(self, stats: Statistics, move: Move) -> Statistics:
+        """Squares of the rotation, on each axis that has an entry per row or per column."""
+        return Statistics(None, jax.tree.map(move.squares, stats.spectrum))
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         return jnp.diag(vec(jnp.broadcast_to(self.eigenvalues(params), params.frame.shape)))
@@ -159,8 +148,8 @@ class Rows(_Tied):
     axes: ClassVar[tuple[int, ...]] = (1,)
     symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("permutation", "orthogonal")
 
-    def measured_again(self, moments: Tree, rows: Float[Array, "m 1"] | None, columns: Float[Array, "1 n"] | None) -> Tree:
-        return moments if rows is None else rows
+    def transport(self, stats: Statistics, move: Move) -> Statistics:
+        return super().transport(stats, move) if move.rows is None else Statistics(None, move.rows)
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         return jnp.kron(jnp.eye(params.frame.shape[1]), jnp.diag(params.coords[:, 0]))
@@ -184,8 +173,8 @@ class Columns(_Tied):
     axes: ClassVar[tuple[int, ...]] = (0,)
     symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("orthogonal", "permutation")
 
-    def measured_again(self, moments: Tree, rows: Float[Array, "m 1"] | None, columns: Float[Array, "1 n"] | None) -> Tree:
-        return moments if columns is None else columns
+    def transport(self, stats: Statistics, move: Move) -> Statistics:
+        return super().transport(stats, move) if move.columns is None else Statistics(None, move.columns)
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         return jnp.kron(jnp.diag(params.coords[0]), jnp.eye(params.frame.shape[0]))
@@ -208,3 +197,30 @@ class Scalar(_Tied):
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         m, n = params.frame.shape
         return params.coords[0, 0] * jnp.eye(m * n)
+
+
+@dataclass(frozen=True)
+class Drop(Spectrum):
+    """A complement outside the range: eigenvalue 0, excluded by every f, as in GaLore.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> G = jnp.diag(jnp.array([3.0, 2.0, 1.0]))
+        >>> galore = fl.LowRank(fl.Diagonal(), 1, fl.Drop())
+        >>> params = fl.fit(galore, fl.Fisher.from_gradients(G[None]))
+        >>> print(galore.apply(params, G, lambda x: x + 1).round())  # outside the subspace nothing is left, whatever f
+        [[30.  0.  0.]
+         [ 0.  0.  0.]
+         [ 0.  0.  0.]]
+    """
+
+    claim: ClassVar[Claim] = Claim.EXACT
+
+    def moments(self, V: Matrix) -> None:
+        return None
+
+    def project(self, moments: None) -> None:
+        return None
+
+    def expand(self, coords: None, shape: tuple[int, int]) -> None:
+        return None

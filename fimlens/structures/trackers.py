@@ -1,39 +1,106 @@
-"""Trackers: how the eigenbasis of one side of a matrix is started and followed.
+"""Trackers: where a basis of one side of a matrix comes from, and how it is followed.
 
-`covariance` is the average of GG^T (of G^T G for the right side) where the tracker asks for one, else None; `singular`
-gives the singular vectors of the samples at hand, which in training are the current gradient alone.
+A tracker is a field of the structure whose basis it finds: r leading directions of a side of length m (all m for
+`Rotated`). It names an average for the basis to follow, moves the basis, and alone draws random numbers. Here G stands
+with the tracked side first, and U (m, r) is the basis.
 """
 
 import abc
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple
 
-from jaxtyping import Array, Float
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
 
-from fimlens.linalg.bases import eigenbasis, power_step, unit_of
+from fimlens._validate import require_number
+from fimlens.fisher.fisher import Fisher, SampleFisher
+from fimlens.linalg.bases import eigenbasis, fix_signs, power_step, singular_bases, square_root, unit_of
+from fimlens.structure import BasisStep
+from fimlens.structures.move import Turn, turned_covariance
+from fimlens.structures.switching import require_switch, switched
 
-Basis = Float[Array, "m m"]
+Basis = Float[Array, "m r"]
+Average = Float[Array, "k k"] | None
+
+
+class Side(NamedTuple):
+    """A Fisher seen from one side of its matrix: as it is, or transposed."""
+
+    fisher: Fisher
+    right: bool = False
+
+    def covariance(self) -> Float[Array, "m m"]:
+        """E[GG^T]."""
+        return self.fisher.right() if self.right else self.fisher.left()
+
+    def root(self) -> Float[Array, "m k"]:
+        """H with H H^T = E[GG^T]: the samples side by side."""
+        if not isinstance(self.fisher, SampleFisher):
+            return square_root(self.covariance())
+        G = self.fisher.samples.mT if self.right else self.fisher.samples
+        return G.swapaxes(0, 1).reshape(G.shape[1], -1) / len(G) ** 0.5
+
+    def singular(self, rank: int) -> Basis:
+        """The leading left singular vectors of H."""
+        if rank == self.fisher.shape[self.right]:
+            return self.fisher.right_singular() if self.right else self.fisher.left_singular()
+        return singular_bases(self.root(), rank, rank)[0]
+
+    def projected(self, U: Basis) -> "Side":
+        """The same of U^T G."""
+        return Side(self.fisher.map(lambda G: G @ U if self.right else U.T @ G), self.right)
+
+
+class SideAverages(NamedTuple):
+    """What is averaged for the left and for the right basis, and for the bases of the structure within."""
+
+    left: Average
+    right: Average
+    inner: Any
 
 
 @dataclass(frozen=True)
 class Tracker(abc.ABC):
-    """Frozen and without state of its own: the basis and the average it follows live in frame and statistics."""
+    """Base class of trackers: frozen, without state of its own. What lasts is in the frame and in the averages."""
 
-    averages: ClassVar[bool] = True  # whether it follows an average of GG^T
+    orthonormal: ClassVar[bool] = True  # whether U^T U = I, so that averages can be turned from one basis into the next
+    averages_covariance: ClassVar[bool] = False  # whether the average is E[GG^T] itself, which states moments in any basis
+    # Without annotations: a ClassVar would take the place of a subclass's field of that name in the order of arguments.
+    b3 = None  # decay of the average; None for the transform's b2
+    seed = None  # of the key to draw from; None where nothing is drawn
+
+    def init(self, m: int, r: int) -> Any:
+        """What stands for U in an optimizer's state before any gradient is seen."""
+        return jnp.eye(m, r)
+
+    def basis(self, kept: Any, m: int, r: int) -> Basis:
+        """U, from what stands for it in the state."""
+        del m, r
+        return kept
+
+    def observe(self, side: Side, lead: Callable[[], Side]) -> Average:
+        """What is averaged for the basis, linear in F, given G and U^T G; None where the basis follows no average."""
+        del side, lead
+        return None
 
     @abc.abstractmethod
-    def start(self, covariance: Basis | None, U: Basis, singular: Callable[[], Basis]) -> Basis:
-        """The first basis, and the one at rest; U is that of the frame so far."""
+    def update(self, average: Average, kept: Any, side: Side, step: BasisStep) -> Any:
+        """What stands for the new U, given the average, which `step.mix` may mix with the Fisher, and the old one."""
 
-    def update_basis(self, covariance: Basis | None, U: Basis, singular: Callable[[], Basis]) -> Basis:
-        """The basis that follows U."""
-        return self.start(covariance, U, singular)
+    def transport(self, T: Turn, average: Average) -> Average:
+        """The average in the coordinates of the new U. By default it is measured in those of G, and stays."""
+        del T
+        return average
 
 
 @dataclass(frozen=True)
 class Eigen(Tracker):
-    """The eigenvectors of the averaged covariance, anew at each turn.
+    """The leading eigenvectors of the averaged covariance, computed anew at each update: m^2 numbers, and exact.
+
+    Args:
+        b3: decay of the average of GG^T; by default the transform's b2.
 
     Examples:
         >>> import fimlens as fl
@@ -43,33 +110,46 @@ class Eigen(Tracker):
         30
     """
 
-    def start(self, covariance: Basis, U: Basis, singular: Callable[[], Basis]) -> Basis:
-        return eigenbasis(covariance)
+    averages_covariance: ClassVar[bool] = True
+    b3: Float[ArrayLike, ""] | None = None
+
+    def __post_init__(self) -> None:
+        require_number(type(self).__name__, "b3", self.b3, 0, 1)
+
+    def observe(self, side: Side, lead: Callable[[], Side]) -> Float[Array, "m m"]:
+        del lead
+        return side.covariance()
+
+    def update(self, average: Float[Array, "m m"], kept: Basis, side: Side, step: BasisStep) -> Basis:
+        return eigenbasis(_mixed(average, side, step), kept.shape[1])
 
 
 @dataclass(frozen=True)
-class PowerStep(Tracker):
-    """Eigenvectors at first, then one QR power step a turn: U <- QR(C U). [Vyas et al., SOAP, 2024, Algorithm 4].
+class PowerStep(Eigen):
+    """Eigenvectors at first, then one QR power step an update, U <- QR(C U): cheaper than `Eigen`, and nearly as good.
+
+    Source: Vyas et al., SOAP, 2024, Algorithm 4.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
-        >>> soap = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "LR", fl.PowerStep()), update_interval=10)
-        >>> C, U = jnp.diag(jnp.array([9.0, 1.0])), jnp.array([[0.8, -0.6], [0.6, 0.8]])
-        >>> turned = fl.PowerStep().update_basis(C, U, lambda: U)
-        >>> print(f"{abs(turned[0, 0]):.3f}")  # from 0.8 towards 1, an eigenvector of C
-        0.997
+        >>> tx = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "L", fl.PowerStep()), update_interval=1)
+        >>> state = tx.init(jnp.ones((2, 3)))
+        >>> _, state = tx.update(jnp.array([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), state)
+        >>> print(abs(state.frame["2 x 3"].bases.left[0]))  # eigenvectors of GG^T
+        [[1. 0.]
+         [0. 1.]]
     """
 
-    def start(self, covariance: Basis, U: Basis, singular: Callable[[], Basis]) -> Basis:
-        return eigenbasis(covariance)
-
-    def update_basis(self, covariance: Basis, U: Basis, singular: Callable[[], Basis]) -> Basis:
-        return power_step(covariance / unit_of(covariance) @ U, U)
+    def update(self, average: Float[Array, "m m"], kept: Basis, side: Side, step: BasisStep) -> Basis:
+        C = _mixed(average, side, step)
+        if step.first:
+            return eigenbasis(C, kept.shape[1])
+        return power_step(C / unit_of(C) @ kept, kept)
 
 
 @dataclass(frozen=True)
 class Singular(Tracker):
-    """The singular vectors of the current gradient; nothing is averaged. AdaDiag ([D]), GaLore.
+    """The leading singular vectors of the current gradient; nothing is averaged. AdaDiag ([D]), GaLore, Apollo-svd.
 
     Examples:
         >>> import fimlens as fl
@@ -77,7 +157,113 @@ class Singular(Tracker):
         21
     """
 
-    averages: ClassVar[bool] = False
+    def update(self, average: None, kept: Basis, side: Side, step: BasisStep) -> Basis:
+        del average, step
+        return side.singular(kept.shape[1])
 
-    def start(self, covariance: None, U: Basis, singular: Callable[[], Basis]) -> Basis:
-        return singular()
+
+@dataclass(frozen=True)
+class SubspaceIteration(Tracker):
+    """[G]'s tracking and switching: one subspace iteration on Q = b3 U Q~ U^T + (1 - b3) G G^T at each update.
+
+    Q~, the average of sigma sigma^T with sigma = U^T G, is r x r. Q is never formed, only a factor of it, (m, n + r),
+    whose singular vectors are those of Q without the rounding of squares. The `leading` ones stay, and the other
+    r - leading make way for directions drawn by `switch`: see `structures.switching`. With b3 = 0 nothing is tracked.
+
+    Args:
+        leading: how many leading directions a switch leaves in place.
+        b3: decay of Q~.
+        switch: "complement" ([G]'s), "full", "gaussian-mix", "gaussian" or "none".
+        seed: of the key that switches draw from.
+
+    Repaired ([G] Algorithm 10): the eigenvectors of the r x r problem are lifted; the first basis is that of the leading
+    left singular vectors of the first gradient, as an iteration from zero is void; signs are fixed.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> family = fl.LowRank(fl.Diagonal(), 2, tracker=fl.SubspaceIteration(leading=1))
+        >>> side = fl.scale_by_low_rank(family).init(jnp.ones((3, 4))).subspaces["3 x 4"].left
+        >>> side.basis.shape, side.average.shape  # U, and Q~
+        ((1, 3, 2), (1, 2, 2))
+    """
+
+    leading: int
+    b3: Float[ArrayLike, ""] = 0.999
+    switch: str = "complement"
+    seed: Int[ArrayLike, ""] = 0
+
+    def __post_init__(self) -> None:
+        require_switch("SubspaceIteration", self.switch, self.leading)
+        require_number("SubspaceIteration", "b3", self.b3, 0, 1)
+
+    def observe(self, side: Side, lead: Callable[[], Side]) -> Float[Array, "r r"] | None:
+        del side
+        return None if isinstance(self.b3, float | int) and self.b3 == 0 else lead().covariance()
+
+    def update(self, average: Float[Array, "r r"] | None, kept: Basis, side: Side, step: BasisStep) -> Basis:
+        r = kept.shape[1]
+        if step.first:
+            return switched(side.singular(r), self.switch, self.leading, step.key)
+        H = step.mix.new**0.5 * side.root()
+        if average is not None:
+            H = jnp.concatenate([H, step.mix.old**0.5 * kept @ square_root(average)], 1)
+        H = H / unit_of(H)  # Q = H H^T
+        V = power_step(H @ (H.T @ kept), kept)
+        V = fix_signs(V @ singular_bases(V.T @ H, r, r)[0])
+        return switched(V, self.switch, self.leading, step.key)
+
+    def transport(self, T: Turn, average: Average) -> Average:
+        return None if average is None else turned_covariance(T, average)
+
+
+@dataclass(frozen=True)
+class RandomProjection(Tracker):
+    """U of entries N(0, 1/r), drawn anew at each update; its key alone is kept. Apollo (Zhu et al., 2024).
+
+    Args:
+        seed: of the key that projections draw from.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> family = fl.LowRank(fl.Diagonal(), 2, fl.Drop(), tracker=fl.RandomProjection())
+        >>> tx = fl.scale_by_low_rank(family, lift=False)  # it measures, and moves nothing
+        >>> tx.init(jnp.ones((3, 4))).subspaces["3 x 4"].left.basis.shape  # a key, and no basis
+        (1, 2)
+    """
+
+    orthonormal: ClassVar[bool] = False
+    seed: Int[ArrayLike, ""] = 0
+
+    def init(self, m: int, r: int) -> Array:
+        del m, r
+        return jax.random.PRNGKey(0)
+
+    def basis(self, kept: Array, m: int, r: int) -> Basis:
+        return jax.random.normal(kept, (m, r)) / r**0.5
+
+    def update(self, average: None, kept: Array, side: Side, step: BasisStep) -> Array:
+        del average, kept, side
+        return step.key
+
+
+def moved_bases(
+    tracker: Tracker, averages: SideAverages, bases: Sequence[Any], sides: Sequence[Side], step: BasisStep
+) -> list[Basis | None]:
+    """The left and the right basis after a step of the tracker; None for a side that has none."""
+    pairs = zip(averages[:2], bases[:2], sides, strict=True)
+    return [U if U is None else tracker.basis(tracker.update(C, U, side, step), *U.shape) for C, U, side in pairs]
+
+
+def trackers_of(structure: Any) -> Iterator[Tracker]:
+    """The trackers of a structure and of the structures in it, outermost first."""
+    for f in fields(structure):
+        value = getattr(structure, f.name)
+        if isinstance(value, Tracker):
+            yield value
+        elif hasattr(value, "stats"):
+            yield from trackers_of(value)
+
+
+def _mixed(average: Float[Array, "m m"], side: Side, step: BasisStep) -> Float[Array, "m m"]:
+    """The average with the Fisher in it. Weights that are plain numbers spare the product where nothing is added."""
+    return average if isinstance(step.mix.new, float) and step.mix.new == 0 else step.mix(average, side.covariance())

@@ -7,7 +7,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens.linalg.bases import short_side_first, unit_of
 from fimlens.transforms.norms import Matrix, matrix_norm
-from fimlens.transforms.stacking import sides, unview, views
+from fimlens.transforms.stacking import sides, stack_matrices, unstack
 
 
 def orthogonalize(steps: Int[ArrayLike, ""] = 5, eps: Float[ArrayLike, ""] = 1e-8) -> optax.GradientTransformation:
@@ -33,8 +33,8 @@ def orthogonalize(steps: Int[ArrayLike, ""] = 5, eps: Float[ArrayLike, ""] = 1e-
     def update(updates: PyTree, params: PyTree = None) -> PyTree:
         del params
         with jax.default_matmul_precision("highest"):
-            factors = jax.tree.map(factor, views(updates, stacked=True))
-        return unview(factors, updates, stacked=True)
+            factors = jax.tree.map(factor, stack_matrices(updates))
+        return unstack(factors, updates)
 
     return with_short_side_first(optax.stateless(update))
 

@@ -13,6 +13,7 @@ from fimlens.linalg.mesh import dividing
 from fimlens.structure import Tree
 
 Matrices = Float[Array, "*stack m n"]
+Stack = Float[Array, "k m n"]
 
 
 def sides(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -20,58 +21,51 @@ def sides(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[-2:] if len(shape) >= 2 else (math.prod(shape), 1)
 
 
-def over(G: Matrices, f: Callable[..., Any]) -> Callable[..., Any]:
+def vmap_leading(G: Matrices, f: Callable[..., Any]) -> Callable[..., Any]:
     """f of one matrix, mapped over the leading axes of G."""
     for _ in range(G.ndim - 2):
         f = jax.vmap(f)
     return f
 
 
-def views(tree: PyTree, stacked: bool, by: PyTree = None) -> PyTree:
-    """The matrices of a tree, in the dtype of their statistics: stacked by shape, or leaf by leaf (None where empty).
+def stack_matrices(tree: PyTree, stacked: bool = True) -> PyTree:
+    """The matrices of a tree, in float32 at least: a dict of one stack per shape, or leaf by leaf (None where empty)."""
+    if not stacked:
+        return jax.tree.map(lambda leaf: _matrices(leaf) if jnp.size(leaf) else None, tree)
+    groups: dict[str, list[Array]] = {}
+    for leaf in jax.tree.leaves(tree):
+        G = _matrices(leaf)
+        if G.size:
+            groups.setdefault(stack_name(G), []).append(G.reshape(-1, *G.shape[-2:]))
+    return {name: _spread(jnp.concatenate(Gs) if len(Gs) > 1 else Gs[0]) for name, Gs in groups.items()}
 
-    With `by`, a tree with leaf for leaf as many matrices, it is their shapes that stacks go by.
-    """
-    if stacked:
-        return _stacks(tree, tree if by is None else by)
-    return jax.tree.map(lambda leaf: _matrices(leaf) if jnp.size(leaf) else None, tree)
 
-
-def unview(seen: PyTree, like: PyTree, stacked: bool) -> PyTree:
-    """Undo `views`, in the shapes and dtypes of a tree."""
+def unstack(matrices: PyTree, like: PyTree, stacked: bool = True) -> PyTree:
+    """Undo `stack_matrices`, in the shapes and dtypes of a tree."""
 
     def own(leaf: Array, part: Array | None) -> Array:
         return leaf if part is None else part.reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf))
 
-    return shared_out(seen, like, own) if stacked else jax.tree.map(own, like, seen)
+    return split_stacks(matrices, like, own) if stacked else jax.tree.map(own, like, matrices)
 
 
-def shared_out(stacked: dict[str, Tree], like: PyTree, own: Callable[[Array, Tree], Tree]) -> PyTree:
+def split_stacks(stacks: dict[str, Tree], like: PyTree, own: Callable[[Array, Tree], Tree]) -> PyTree:
     """own(leaf, its part of its stack) over the leaves of a tree, in their order; an empty leaf stays."""
-    taken = dict.fromkeys(stacked, 0)
+    taken = dict.fromkeys(stacks, 0)
 
     def part(leaf: Array) -> Tree:
-        name, G = _stack_of(leaf)
-        if not len(G):
+        count = jnp.size(leaf) // math.prod(sides(jnp.shape(leaf))) if jnp.size(leaf) else 0
+        if not count:
             return leaf
+        name = stack_name(leaf)
         first = taken[name]
-        taken[name] = first + len(G)
-        return own(leaf, jax.tree.map(lambda x: x[first : first + len(G)], stacked[name]))
+        taken[name] = first + count
+        return own(leaf, jax.tree.map(lambda x: x[first : first + count], stacks[name]))
 
     return jax.tree.map(part, like)
 
 
-def _stacks(tree: PyTree, by: PyTree) -> dict[str, Float[Array, "k m n"]]:
-    """The matrices of a tree, stacked in the order of the leaves, those together that are of one shape in the tree `by`."""
-    groups: dict[str, list[Array]] = {}
-    for leaf, like in zip(jax.tree.leaves(tree), jax.tree.leaves(by), strict=True):
-        name, G = _stack_of(like)[0], _stack_of(leaf)[1]
-        if len(G):
-            groups.setdefault(name, []).append(G)
-    return {name: _spread(jnp.concatenate(Gs) if len(Gs) > 1 else Gs[0]) for name, Gs in groups.items()}
-
-
-def _spread(G: Float[Array, "k m n"]) -> Float[Array, "k m n"]:
+def _spread(G: Stack) -> Stack:
     """Along the devices of the mesh in force (`jax.set_mesh`), so that each decomposes matrices of its own."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
@@ -80,16 +74,10 @@ def _spread(G: Float[Array, "k m n"]) -> Float[Array, "k m n"]:
 
 
 def stack_name(leaf: Array | jax.ShapeDtypeStruct) -> str:
-    """Of the stack that the matrices of a leaf are in: "m x n", and their dtype unless float32."""
-    m, n = sides(leaf.shape)
-    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+    """The name of the stack that the matrices of a leaf are in: "m x n", and their dtype unless float32."""
+    m, n = sides(jnp.shape(leaf))
+    dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
     return f"{m} x {n}" + ("" if dtype == jnp.float32 else f" {dtype}")
-
-
-def _stack_of(leaf: Array) -> tuple[str, Float[Array, "k m n"]]:
-    """The matrices of a leaf, and the name of their stack."""
-    G = _matrices(leaf)
-    return stack_name(G), G.reshape(-1, *G.shape[-2:]) if G.size else jnp.zeros((0, 1, 1), G.dtype)
 
 
 def _matrices(leaf: Array) -> Matrices:

@@ -1,0 +1,57 @@
+"""How a basis moved, and what that makes of averages that were measured in the old one: one rule for all of them."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fimlens.linalg.bases import above_rounding
+
+MOMENTS = ("keep", "rotate", "reset")
+RESET = 0.0  # the turn of a reset: as if the new basis had nothing in common with the old one
+Turn = Float[Array, "*stack r r"] | float | None  # T = U_new^T U_old; RESET; or None, where averages stay as they are
+
+
+def change_of_basis(moments: str, old: Float[Array, "*stack m r"], new: Float[Array, "*stack m r"]) -> Turn:
+    """What turns coordinates in the old basis into those in the new one, by the rule `moments` (one of MOMENTS)."""
+    if moments == "keep":
+        return None
+    return RESET if moments == "reset" else above_rounding(new.mT @ old, jnp.ones([], new.dtype))
+
+
+def turned(T: Turn, x: Float[Array, "*stack r k"]) -> Float[Array, "*stack r k"]:
+    """T x: averages of coordinates, such as a momentum.
+
+    A reset makes zeros, and not a product with zero, which would keep what is not finite.
+    """
+    if T is None:
+        return x
+    return jnp.zeros_like(x) if isinstance(T, float) else (T @ x.astype(T.dtype)).astype(x.dtype)
+
+
+def turned_squares(T: Turn, V: Float[Array, "*stack r k"]) -> Float[Array, "*stack r k"]:
+    """T^2 V, squared entry by entry: second moments, exact where those of the coordinates are uncorrelated."""
+    return turned(T if T is None or isinstance(T, float) else T**2, V)
+
+
+def turned_covariance(T: Turn, C: Float[Array, "*stack r r"]) -> Float[Array, "*stack r r"]:
+    """T C T^T."""
+    return turned(T, turned(T, C).mT).mT
+
+
+class Move(NamedTuple):
+    """G is now seen as L G R^T: `left` is L and `right` is R, each None where that side stayed.
+
+    `rows` and `columns` are the means of the second moments along each row and each column of the new coordinates,
+    where a covariance states them exactly; None elsewhere.
+    """
+
+    left: Float[Array, "m m"] | None = None
+    right: Float[Array, "n n"] | None = None
+    rows: Float[Array, "m 1"] | None = None
+    columns: Float[Array, "1 n"] | None = None
+
+    def squares(self, V: Float[Array, "#m #n"]) -> Float[Array, "#m #n"]:
+        """Second moments, on each axis that has an entry a row or a column; a mean over a side is measured in no basis of it."""
+        V = turned_squares(self.left, V) if self.left is not None and len(V) == len(self.left) else V
+        return turned_squares(self.right, V.T).T if self.right is not None and V.shape[1] == len(self.right) else V

@@ -1,0 +1,65 @@
+"""The update of a low-rank structure, from products of its thin bases with the gradient alone.
+
+With A = U^T G, B = G V and X = U^T G V, no part outside the lead is formed: each is a difference, and so is its square.
+derivations/ prove these functions equal to what `LowRank` does with the parts written out. They take stacks of matrices.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fimlens.structures.low_rank import Parts
+
+
+class Projections(NamedTuple):
+    """U and V, and A = U^T G, B = G V, X = U^T G V. With V = I, where the right side is taken whole, V and B are None and
+    X is A."""
+
+    U: Float[Array, "*stack m r"]
+    V: Float[Array, "*stack n s"] | None
+    A: Float[Array, "*stack r n"]
+    B: Float[Array, "*stack m s"] | None
+    X: Float[Array, "*stack r s"]
+
+
+def low_rank_update(
+    G: Float[Array, "*stack m n"], seen: Projections, D: Float[Array, "*stack r s"], scales: Parts
+) -> Float[Array, "*stack m n"]:
+    """U D V^T on the lead, and each part outside it times its scale: a per row, b per column, c for the tail.
+
+    c G + U ((a - c) A + (D - (a + b - c) X) V^T) + (b - c) B V^T; with V = I this is U (D - b X) + b G, and U D where
+    nothing is compensated. Source: [G] Algorithm 4, and docs/corner.md for both sides.
+    """
+    U, V, A, B, X = seen
+    _, a, b, c = scales
+    if V is None:
+        return U @ D if b is None else U @ (D - b * X) + b * G
+    a, b, c = (jnp.zeros((), G.dtype) if scale is None else scale for scale in (a, b, c))
+    return c * G + U @ ((a - c) * A + (D - (a + b - c) * X) @ V.mT) + ((b - c) * B) @ V.mT
+
+
+def squares_of(G: Float[Array, "*stack m n"], seen: Projections) -> Parts:
+    """Sums of squares of what each part outside the lead is a part of: of the rows of A, the columns of B, and all of G."""
+    _, V, A, B, _ = seen
+    if V is None:
+        return Parts(None, None, _sums(G, -2), None)
+    return Parts(None, _sums(A, -1), _sums(B, -2), _sums(G, (-2, -1)))
+
+
+def squares_outside(whole: Parts, seen: Projections) -> Parts:
+    """Sums of squares of each part outside the lead, over the directions that no basis tells apart, given `squares_of`.
+
+    Differences cancel: a sum that is only rounding of the whole is for the caller to see.
+    """
+    _, V, A, B, X = seen
+    columns = whole.columns - _sums(X, -2)
+    if V is None:
+        return Parts(None, None, columns, None)
+    tail = whole.tail - _sums(A, (-2, -1)) - _sums(B, (-2, -1)) + _sums(X, (-2, -1))
+    return Parts(None, whole.rows - _sums(X, -1), columns, tail)
+
+
+def _sums(X: Float[Array, "*stack m n"], axes: int | tuple[int, int]) -> Float[Array, "*stack #m #n"]:
+    """Sums of squares along axes that are kept."""
+    return jnp.sum(X**2, axes, keepdims=True)

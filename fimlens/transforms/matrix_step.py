@@ -1,0 +1,225 @@
+"""One step of the matrices of one shape: the core that every transform of a structure shares.
+
+    G --stats--> averages --update_basis (at a refresh)--> frame
+                     `------fit (every step)--> eigenvalues --> from_eigenbasis( precondition( to_eigenbasis(momentum) ) )
+
+Arrays have any leading axes before the last two, which are a matrix: a stack of all matrices of one shape, or one leaf.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from fimlens.fisher.fisher import Fisher
+from fimlens.linalg.bases import above_their_rounding, cast_floating
+from fimlens.solver.fit import fit, zero_state
+from fimlens.structure import BasisStep, Frame, Mix, Params, Statistics, Structure, Tree
+from fimlens.structures.trackers import trackers_of
+from fimlens.transforms.dtypes import StateDtypes
+from fimlens.transforms.stacking import Matrices, clip_for_squaring, clip_squares, vmap_leading
+
+Decay = Float[ArrayLike, ""] | Callable[[Float[Array, ""]], Float[Array, ""]]
+
+
+class Recipe(NamedTuple):
+    """The options of `scale_by_structure`, where each is described."""
+
+    structure: Structure
+    b1: Float[ArrayLike, ""] | None
+    b2: Decay | None
+    eps: Float[ArrayLike, ""]
+    update_interval: Int[ArrayLike, ""] | None
+    turn: str
+    momentum: str
+    average: str
+    bias_correction: bool
+    dtypes: StateDtypes
+
+
+class MatrixState(NamedTuple):
+    """What lasts from step to step, for matrices of one shape: the frame, the averages for its bases and for the
+    eigenvalues (statistics or fits), and the momentum. None for what a recipe does not need."""
+
+    frame: Frame | None
+    covariances: Tree
+    averaged: Tree
+    momentum: Tree
+
+
+class StepCoefficients(NamedTuple):
+    """What one step is for all matrices alike."""
+
+    count: Int[Array, ""]  # steps before this one
+    key: Array | None
+    momentum: Mix | None
+    fitted: Mix | None
+    basis: Mix | None
+    weight_1: Float[ArrayLike, ""]  # the weight that the momentum has gathered: the divisor of bias correction
+    weight_2: Float[ArrayLike, ""]  # the weight of the averages
+    before: Float[ArrayLike, ""]  # that of the averages before this step
+    moves: Bool[Array, ""] | bool  # whether the weights move: not where the first step only starts the basis
+
+
+def coefficients(recipe: Recipe, count: Int[Array, ""], key: Array | None) -> StepCoefficients:
+    """Decays and bias corrections of the step after `count` others."""
+    moves: Bool[Array, ""] | bool = True
+    t = count + 1
+    if recipe.turn == "after":  # the first step only starts the basis: it does not count
+        moves, t = t > 1, jnp.maximum(count, 1)
+    b2 = recipe.b2(t.astype(float)) if callable(recipe.b2) else recipe.b2
+    b3 = next((tracker.b3 for tracker in trackers_of(recipe.structure) if tracker.b3 is not None), b2)
+
+    def weight(b: Any, t: Array) -> Float[ArrayLike, ""]:
+        corrected = recipe.bias_correction and b is not None and not callable(b)
+        return _one_if_a_sum(b, 1 - b**t) if corrected else 1.0
+
+    before = jnp.where(t == 1, 1, weight(recipe.b2, t - 1))  # nothing is averaged yet at the first step
+    weights = weight(recipe.b1, t), weight(recipe.b2, t), before
+    return StepCoefficients(count, key, *(_mix(b) for b in (recipe.b1, b2, b3 if b2 is not None else None)), *weights, moves)
+
+
+def init_matrices(recipe: Recipe, G: Matrices) -> MatrixState:
+    """The state before any gradient is seen, for matrices like those of G."""
+    frame, stats = (
+        (None, Statistics(None, None))
+        if recipe.b2 is None
+        else zero_state(recipe.structure, G.shape[-2:], recipe.average, G.dtype)
+    )
+    frame, stats = jax.tree.map(lambda x: jnp.broadcast_to(x, (*G.shape[:-2], *x.shape)), (frame, stats))
+    momentum = None
+    if recipe.b1 is not None:
+        momentum = jnp.zeros_like(G)
+        if recipe.momentum == "rotated":
+            momentum = vmap_leading(G, recipe.structure.to_eigenbasis)(frame, momentum)
+    return _stored(recipe, MatrixState(frame, *stats, momentum))
+
+
+def step_matrices(recipe: Recipe, kept: MatrixState, G: Matrices, now: StepCoefficients) -> tuple[MatrixState, Matrices]:
+    """The state after one gradient, and the update."""
+    structure, state = recipe.structure, cast_floating(kept, G.dtype)
+    to_eigenbasis = vmap_leading(G, structure.to_eigenbasis)
+    bounded = clip_for_squaring(G)
+    if jax.tree.leaves(state.frame) or recipe.b2 is None:  # without bases the squares are bounded, which spares a pass over G
+        G = bounded
+    if recipe.b2 is None:
+        member = vmap_leading(G, lambda g: fit(structure, Fisher.of_one(g)))(G)
+        state = state._replace(frame=member.frame)
+    elif recipe.turn == "before":
+        state = _refreshed_if_due(recipe, state, G, now, now.basis)
+    X = bounded if recipe.momentum == "original" and recipe.b1 is not None else to_eigenbasis(state.frame, bounded)
+    if recipe.b1 is not None:
+        state = state._replace(momentum=jax.tree.map(_gated(now.momentum, now.moves), state.momentum, X))
+        X = jax.tree.map(lambda x: x / now.weight_1, state.momentum)
+        X = to_eigenbasis(state.frame, X) if recipe.momentum == "original" else X
+    if recipe.b2 is not None:
+        state = _averaged(recipe, state, G, now)
+        member = fitted_members(recipe.structure, state, now.weight_2, recipe.average, G)
+    if jax.tree.leaves(state.frame):
+        X = vmap_leading(G, above_their_rounding)(X)
+    X = vmap_leading(G, lambda member, x: structure.precondition(member, x, recipe.eps))(member, X)
+    update = vmap_leading(G, structure.from_eigenbasis)(state.frame, X)
+    if recipe.b2 is None:
+        state = state._replace(frame=None)
+    elif recipe.turn == "after":
+        update = jnp.where(now.moves, update, 0)
+        state = _refreshed_if_due(recipe, state, G, now, Mix(1.0, 0.0))
+    return _stored(recipe, state), update
+
+
+def fitted_members(structure: Structure, state: MatrixState, weight: Any, average: str, G: Matrices) -> Params:
+    """The members F~ that a state's averages give: fitted to averaged statistics, or the averaged fits themselves."""
+    state = cast_floating(state, G.dtype)
+    averaged = jax.tree.map(lambda x: x / jnp.asarray(weight, x.dtype), state.averaged)
+    if average == "fits":
+        return Params(state.frame, averaged)
+    # The averages of the bases are left as they are: a fit knows its bases already.
+    return vmap_leading(G, structure.fit)(Statistics(state.covariances, averaged), state.frame)
+
+
+def _averaged(recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients) -> MatrixState:
+    stats = _observed(recipe, state, G, now)
+    spectrum = stats.spectrum
+    if recipe.average == "fits":
+        spectrum = vmap_leading(G, recipe.structure.fit)(stats, state.frame).coords
+    averaged = jax.tree.map(_gated(now.fitted, now.moves), state.averaged, spectrum)
+    covariances = None if recipe.average == "fits" else jax.tree.map(now.basis, state.covariances, stats.basis)
+    return state._replace(covariances=covariances, averaged=averaged)
+
+
+def _observed(recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients) -> Statistics:
+    """The statistics of the current gradients, seen by the last members."""
+    members = fitted_members(recipe.structure, state, now.before, recipe.average, G)
+    stats = vmap_leading(G, lambda g, member: recipe.structure.stats(Fisher.of_one(g), member))(G, members)
+    return jax.tree.map(clip_squares, stats)
+
+
+def _refreshed_if_due(recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients, mix: Mix | None) -> MatrixState:
+    if recipe.update_interval is None or not jax.tree.leaves(state.frame):
+        return state
+
+    def refreshed(first: bool) -> MatrixState:
+        return _refreshed(recipe, state, G, now, mix, first)
+
+    return refresh_if_due(now.count, recipe.update_interval, state, refreshed)
+
+
+def _refreshed(
+    recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients, mix: Mix | None, first: bool
+) -> MatrixState:
+    structure, stats = recipe.structure, Statistics(state.covariances, state.averaged)
+    if recipe.average == "fits":  # no statistics are averaged: the bases follow the current gradient alone
+        stats, mix = _observed(recipe, state, G, now), Mix(1.0, 0.0)
+
+    def update(stats: Statistics, frame: Frame, g: Array, key: Array) -> tuple[Frame, Statistics]:
+        return structure.update_basis(stats, frame, Fisher.of_one(g), BasisStep(key, mix, first))
+
+    key = jax.random.PRNGKey(0) if now.key is None else now.key  # no tracker draws from the former
+    keys = jax.random.split(jax.random.fold_in(key, now.count), G.shape[:-2])
+    frame, moved = vmap_leading(G, update)(stats, state.frame, G, keys)
+    momentum = state.momentum
+    if recipe.momentum == "rotated" and momentum is not None:
+        back = vmap_leading(G, structure.from_eigenbasis)(state.frame, momentum)
+        momentum = vmap_leading(G, structure.to_eigenbasis)(frame, back)
+    averages = (state.covariances, state.averaged) if recipe.average == "fits" else moved
+    return MatrixState(frame, *averages, momentum)
+
+
+def refresh_if_due(count: Array, interval: Any, kept: Tree, refreshed: Callable[[bool], Tree]) -> Tree:
+    """What is kept, or refreshed(first): at the first step and then every `interval` steps; None for the first alone."""
+    start = lambda: refreshed(True)  # noqa: E731
+    if interval is None:
+        return jax.lax.cond(count == 0, start, lambda: kept)
+    which = jnp.where(count == 0, 2, count % interval == 0)
+    return jax.lax.switch(which, [lambda: kept, lambda: refreshed(False), start])
+
+
+def _stored(recipe: Recipe, state: MatrixState) -> MatrixState:
+    """In the dtypes that were asked for."""
+    momentum, second_moment, basis = recipe.dtypes
+    return MatrixState(
+        cast_floating(state.frame, basis),
+        cast_floating(state.covariances, basis),
+        cast_floating(state.averaged, second_moment),
+        cast_floating(state.momentum, momentum),
+    )
+
+
+def _mix(b: Any) -> Mix | None:
+    return None if b is None else Mix(b, _one_if_a_sum(b, 1 - b))
+
+
+def _gated(mix: Mix | None, moves: Any) -> Callable[[Array, Array], Array]:
+    """The average after an observation, or as it was where nothing moves."""
+    if moves is True:
+        return mix
+    return lambda old, new: jnp.where(moves, mix(old, new), old)
+
+
+def _one_if_a_sum(b: Any, otherwise: Any) -> Any:
+    """A decay of 1 makes a sum, of weight 1, and not an average."""
+    if isinstance(b, float | int):
+        return 1.0 if b == 1 else otherwise
+    return jnp.where(b == 1, 1, otherwise)
