@@ -1,8 +1,9 @@
-"""Low-rank SOAP, of both sides, beside Alice, of one, and Adam: held-out loss of a small language model (fimlens/trial.py).
+"""Held-out loss with low-rank SOAP, which has bases on both sides, with Alice, which has one, and with Adam.
 
     python benchmarks/both_sides.py [--steps 240] [--seeds 3]
 
-Each at every rate of the same grid; Adam on the other leaves at 0.01 throughout, as in `fimlens ablate`.
+Each method trains the small language model of fimlens/experiments/trial.py at every learning rate of a grid. For the leaves
+that are not matrices of a layer, Adam has the rate 0.01 in every run, as in `fimlens ablate`.
 """
 
 import argparse
@@ -16,14 +17,15 @@ from rich.table import Table
 
 import fimlens as fl
 from fimlens.experiments.ablation import ADAM_RATE
-from fimlens.language_model.trial import held_out_loss
+from fimlens.experiments.trial import train_and_evaluate
 
 SIZES = {"rank": 16, "leading": 5, "update_interval": 20}
 METHODS = {"alice": partial(fl.alice, **SIZES), "low_rank_soap": partial(fl.low_rank_soap, **SIZES)}
 RATES = (0.02, 0.05, 0.1)
 
 
-def beside_adam(method, rate: float):
+def with_fixed_adam(method, rate: float):
+    """Return a maker of the method whose Adam has the same peak rate at every rate of the method."""
     return lambda schedule: method(schedule, adam_learning_rate=lambda t: schedule(t) * ADAM_RATE / rate)
 
 
@@ -33,10 +35,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     runs = {f"optax.adamw, {rate}": (optax.adamw, rate) for rate in (0.005, 0.01, 0.02)}
-    runs |= {f"{name}, {rate}": (beside_adam(make, rate), rate) for name, make in METHODS.items() for rate in RATES}
+    runs |= {f"{name}, {rate}": (with_fixed_adam(make, rate), rate) for name, make in METHODS.items() for rate in RATES}
     table = Table("run", "mean", "each seed")
     for name, (make, rate) in track(runs.items(), "runs"):
-        losses = [held_out_loss(make, rate, steps=options.steps, seed=seed) for seed in range(options.seeds)]
+        losses = [train_and_evaluate(make, rate, steps=options.steps, seed=seed) for seed in range(options.seeds)]
         table.add_row(name, f"{statistics.mean(losses):.4f}", " ".join(f"{x:.4f}" for x in losses))
     Console().print(table)
 

@@ -1,15 +1,15 @@
-"""The optimizer's share of a training step: by the FLOPs and bytes that XLA counts, or by the clock.
+"""The optimizer's share of a training step: of the FLOPs and bytes that XLA counts, or of the measured time.
 
     python benchmarks/optimizer_share.py [--model llama-60m] [--batch 512] [--length 256] [--json FILE]
     python benchmarks/optimizer_share.py --timed --dtype bfloat16 --accumulate 4  # on an accelerator
 
-Counted, nothing is run: gradient and update are compiled for this machine from shapes alone. Updates are those between
-refreshes; the last column has what products and decompositions take by formula (fimlens/step_flops.py), refreshes shared out
-over the default interval.
-XLA counts the body of a loop once: RACS is counted with one of its five sweeps, and the other four are in its formula.
+Without --timed nothing runs: gradient and update are compiled for this machine from shapes alone. The update is one between
+refreshes. The last column has the FLOPs of products and decompositions by formula (fimlens/costs/flops.py), with refreshes
+averaged over the default interval. XLA counts the body of a loop once, so it counts one of the five sweeps of RACS; the formula
+has all five.
 
-Timed, gradient and what follows it are run alone, refreshes shared out (fimlens/pretrain/speed.py), on bytes, whatever the
-model's vocabulary.
+With --timed, the gradient and the update are run and timed alone (fimlens/pretrain/timing.py). The text is bytes, whatever the
+model's vocabulary is.
 """
 
 import argparse
@@ -23,33 +23,33 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-import fimlens
+from fimlens import optimizers
 from fimlens.costs.flops import REFRESH, step_flops
-from fimlens.experiments.comparison import Entry, entries, plan_of
-from fimlens.pretrain.data import of_files
-from fimlens.pretrain.model import CONFIGS, first_weights
+from fimlens.experiments.comparison import Entry, make_entries, plan_for
+from fimlens.pretrain.data import read_files
+from fimlens.pretrain.model import CONFIGS, initial_weights
 from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.step import gradient_of
-from fimlens.pretrain.timing import speed
+from fimlens.pretrain.step import make_gradient
+from fimlens.pretrain.timing import measure_step
 
 
 def compiled_cost(call, *shapes) -> tuple[float, float]:
-    """FLOPs and bytes of a compiled call."""
+    """Return the FLOPs and bytes of a compiled call, by XLA's count."""
     cost = jax.jit(call).lower(*shapes).compile().cost_analysis()
     return cost["flops"], cost["bytes accessed"]
 
 
-def counted(contestants: list[Entry], base: Plan) -> list[dict[str, str]]:
-    """What XLA counts, and the formula."""
-    base = replace(base, accumulate=1)  # a loop over parts would be counted once
-    weights = jax.eval_shape(lambda: first_weights(base.config, jax.random.key(0), dtype=base.weight_dtype))
+def counted(entries: list[Entry], base: Plan) -> list[dict[str, str]]:
+    """Return a row for each optimizer: XLA's counts, and the formula."""
+    base = replace(base, accumulate=1)  # XLA would count the loop over the parts of a batch once
+    weights = jax.eval_shape(lambda: initial_weights(base.config, jax.random.key(0), dtype=base.weight_dtype))
     tokens = jax.ShapeDtypeStruct((1, base.batch, base.length + 1), jnp.int32)
-    gradient = compiled_cost(gradient_of(base), weights, tokens)
+    gradient = compiled_cost(make_gradient(base), weights, tokens)
     matrices = [leaf for leaf in jax.tree.leaves(weights["layers"]) if leaf.ndim == 2]
     rows = []
-    for each in track(contestants, "compiling"):
-        between = {"update_interval": None} if each.optimizer in REFRESH else {}
-        tx = getattr(fimlens, each.optimizer)(1e-3, **each.options | between)
+    for each in track(entries, "compiling"):
+        between = {"update_interval": None} if each.optimizer in REFRESH else {}  # never refresh
+        tx = getattr(optimizers, each.optimizer)(1e-3, **each.options | between)
         flops, moved = compiled_cost(tx.update, weights, jax.eval_shape(tx.init, weights), weights)
         rows.append(
             {
@@ -66,18 +66,18 @@ def counted(contestants: list[Entry], base: Plan) -> list[dict[str, str]]:
     return rows
 
 
-def timed(contestants: list[Entry], base: Plan) -> list[dict[str, str]]:
-    """What the clock says."""
-    corpus, rows = of_files(), []
-    for each in track(contestants, "timing"):
-        seen = speed(plan_of(each, base, 0, 0), corpus)
+def timed(entries: list[Entry], base: Plan) -> list[dict[str, str]]:
+    """Return a row for each optimizer: measured times and shares."""
+    corpus, rows = read_files(), []
+    for each in track(entries, "timing"):
+        cost = measure_step(plan_for(each, base, 0, 0), corpus)
         rows.append(
             {
                 "optimizer": each.name,
-                "gradient, ms": f"{1e3 * seen.gradient:.1f}",
-                "optimizer, ms": f"{1e3 * seen.optimizer:.2f}",
-                "share": f"{seen.share:.1%}",
-                "state, MB": f"{seen.state / 1e6:.1f}",
+                "gradient, ms": f"{1e3 * cost.gradient:.1f}",
+                "optimizer, ms": f"{1e3 * cost.optimizer:.2f}",
+                "share": f"{cost.share:.1%}",
+                "state, MB": f"{cost.state / 1e6:.1f}",
             }
         )
     return rows
@@ -90,15 +90,17 @@ def main() -> None:
     parser.add_argument("--model", choices=CONFIGS, default="llama-60m")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=4000, help="of the whole training: when timed, they set refresh intervals")
+    parser.add_argument(
+        "--steps", type=int, default=4000, help="steps of the whole training, which determine the refresh interval of --timed"
+    )
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch, when timed")
+    parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch, for --timed")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     base = Plan(
         given.model, steps=given.steps, batch=given.batch, length=given.length, dtype=given.dtype, accumulate=given.accumulate
     )
-    rows = (timed if given.timed else counted)(entries(given.optimizers, base, {}), base)
+    rows = (timed if given.timed else counted)(make_entries(given.optimizers, base, {}), base)
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*row.values())

@@ -1,11 +1,11 @@
-"""What a compiled step of every optimizer costs on the matrices of LLaMA-60M, beside optax.adam, in one process.
+"""Time, FLOPs and memory of a compiled step of every optimizer, beside optax.adam, on the matrices of LLaMA-60M.
 
     python benchmarks/step_cost.py [--json FILE] [--only NAME] [--layers 8] [--rounds 7]
 
-Each optimizer is timed in turns with optax.adam, so that a drift of the machine moves both; the ratio is of medians.
-FLOPs, bytes and temporary memory are XLA's own, of the compiled step, and do not depend on the machine's mood. Those that
-refresh bases are measured between refreshes (compiled without), at one, and amortised: K - 1 steps of the first kind and
-one of the second.
+Each optimizer takes turns with optax.adam, so that a drift of the machine's speed affects both; the ratio is one of medians.
+FLOPs, bytes and temporary memory are XLA's counts for the compiled step, which do not depend on the load. Optimizers with
+refreshes have three figures: a step between refreshes (compiled without any), a step with a refresh, and their average over the
+interval of K steps, of which K - 1 are of the first kind.
 """
 
 import argparse
@@ -62,7 +62,7 @@ OPTIMIZERS = {
 
 
 def matrices(layers: int) -> dict:
-    """The weights of the layers: attention and SwiGLU."""
+    """Draw the matrices of the layers: attention and SwiGLU."""
     shapes = dict.fromkeys(("query", "key", "value", "output"), (HIDDEN, HIDDEN))
     shapes |= {"gate": (HIDDEN, MLP), "up": (HIDDEN, MLP), "down": (MLP, HIDDEN)}
     keys = iter(jax.random.split(jax.random.key(0), layers * len(shapes)))
@@ -70,7 +70,7 @@ def matrices(layers: int) -> dict:
 
 
 class Stepper:
-    """A compiled step, its state donated from call to call."""
+    """A compiled step. Each call makes one step and returns its seconds; weights and state are donated, as in a training."""
 
     def __init__(self, tx: optax.GradientTransformation, params: dict) -> None:
         self.gradients = jax.tree.map(lambda x: 0.01 * x, params)
@@ -91,16 +91,17 @@ class Stepper:
 
 
 def measure(name: str, adam: Stepper, params: dict, rounds: int) -> dict:
-    """A step between refreshes, compiled without any; one that refreshes; and both amortised over the interval."""
+    """Measure an optimizer: a step between refreshes, a step with a refresh, and their average over the interval."""
     make, interval = OPTIMIZERS[name]
     whole = Stepper(make(), params)
-    between, turn = whole, None
+    between, refresh = whole, None
     if interval > 1:
         keyword = "update_proj_gap" if name.startswith("optax.") else "update_interval"
         between = whole if keyword == "update_proj_gap" else Stepper(make(**{keyword: None}), params)
-        turning = Stepper(make(**{keyword: 5}), params)
-        turning()  # the first step starts the bases, which is not what a later turn costs
-        turn = statistics.median(sorted(turning() for _ in range(15))[-3:])
+        refreshing = Stepper(make(**{keyword: 5}), params)
+        refreshing()  # the first step starts the bases, which costs more than a later refresh
+        # Of 15 steps with an interval of 5, the three slowest are those with a refresh.
+        refresh = statistics.median(sorted(refreshing() for _ in range(15))[-3:])
     between()
     own, beside = [], []
     for _ in range(rounds):
@@ -112,10 +113,10 @@ def measure(name: str, adam: Stepper, params: dict, rounds: int) -> dict:
     return {
         "name": name,
         "step": plain,
-        "turn": turn,
+        "turn": refresh,
         "interval": interval,
         "between": plain / statistics.median(beside),
-        "ratio": (((interval - 1) * plain + turn) / interval if turn else plain) / statistics.median(beside),
+        "ratio": (((interval - 1) * plain + refresh) / interval if refresh else plain) / statistics.median(beside),
         "compile": whole.compile_seconds,
         "flops": cost["flops"],
         "bytes": cost["bytes accessed"],
@@ -138,14 +139,14 @@ def main() -> None:
     rows = []
     for name in track(names, "optimizers"):
         rows.append(measure(name, adam, params, options.rounds))
-        if options.json:  # as it grows, for decompositions take their time
+        if options.json:  # after every row, since decompositions make a whole run long
             options.json.write_text(json.dumps(rows, indent=2) + "\n")
     cost, memory = adam.compiled.cost_analysis(), adam.compiled.memory_analysis()
     headings = (
         "",
         "step, ms",
         "x adam",
-        "turn, ms",
+        "refresh, ms",
         "amortised, x",
         "compile, s",
         "x adam",
@@ -155,7 +156,7 @@ def main() -> None:
         "state",
     )
     table = Table(
-        *headings, title=f"{options.layers} layers of LLaMA-60M; x is to optax.adam; state is in numbers per parameter"
+        *headings, title=f"{options.layers} layers of LLaMA-60M; x is relative to optax.adam; state is in numbers per parameter"
     )
     for row in rows:
         table.add_row(

@@ -1,10 +1,18 @@
-r"""Adafactor is the nearest S (x) Q in generalised Kullback-Leibler divergence, and not in the Frobenius norm.
+r"""Adafactor is the nearest S (x) Q in Kullback-Leibler divergence, but not in the Frobenius norm.
 
-With eigenvalues $L = r c^T$, $D(V, L) = \sum_{ij} V_{ij} \log (V_{ij} / L_{ij}) - V_{ij} + L_{ij}$. In $\alpha = \log r$ and
-$\beta = \log c$ it is $\sum_{ij} e^{\alpha_i + \beta_j} - V_{ij} (\alpha_i + \beta_j)$ and a constant, convex: its Hessian is
-$\sum_{ij} L_{ij} (e_i + e_j)(e_i + e_j)^T$. So where the gradient vanishes is the global minimum: the product of the marginals,
-row means times column means over the mean. There the gradient of the squared error does not vanish for every V (it does where
-the marginals are a singular pair of V, as where V is of rank one).
+Theorem. Let $V = E[G^2]$ (m x n) and let $L = r c^T$ with positive $r$ (m x 1) and $c$ (n x 1). The generalised
+Kullback-Leibler divergence
+$$D(V, L) = \sum_{ij} V_{ij} \log (V_{ij} / L_{ij}) - V_{ij} + L_{ij}$$
+is smallest at the product of the marginals of $V$: row sum times column sum, divided by the total. These are
+Adafactor's second moments.
+
+Proof. With $\alpha = \log r$ and $\beta = \log c$, the divergence is, up to a constant, $\sum_{ij} e^{\alpha_i +
+\beta_j} - V_{ij} (\alpha_i + \beta_j)$. Its Hessian is $\sum_{ij} L_{ij} z_{ij} z_{ij}^T$, where $z_{ij} \in
+\mathbb{R}^{m + n}$ has ones at $i$ and $m + j$. So it is convex, and a point where its gradient vanishes is a global
+minimum. The gradient vanishes at the product of the marginals.
+
+The gradient of the squared error does not vanish there for every $V$. It does for special ones, such as a $V$ of rank
+one.
 """
 
 import numpy as np
@@ -31,12 +39,14 @@ def steps(m, n):
     free = symbolic(H.eigenvalues)(Params(nearest.frame, (r, c)))
     divergence = (free - V * np.vectorize(sp.log)(free)).sum()
     shipped = error(H, Params(nearest.frame, (r, c)), F, objective)
-    yield vanishes("the objective is the divergence, up to what V alone makes", sp.expand_log(shipped - divergence))
-    yield vanishes("its gradient vanishes at the fit", slope(H, nearest, F, objective))
-    a, b = symbols("a", m), symbols("b", n)
+    yield vanishes("the objective is the divergence, up to a constant", sp.expand_log(shipped - divergence))
+    yield vanishes("the gradient of the objective vanishes at the fit", slope(H, nearest, F, objective))
+    a, b = symbols("a", m), symbols("b", n)  # alpha and beta
     L = np.vectorize(sp.exp)(np.add.outer(a, b))
     convex_form = (L - V * np.add.outer(a, b)).sum()
     both = np.eye(m + n, dtype=int)
     rank_ones = sum(L[i, j] * np.outer(both[i] + both[m + j], both[i] + both[m + j]) for i in range(m) for j in range(n))
-    yield equal("in logarithms its Hessian is a sum of positive rank ones", np.array(hessian(convex_form, (a, b))), rank_ones)
-    yield differs("the gradient of the squared error does not vanish there", slope(H, nearest, F))
+    yield equal(
+        "in logarithms the Hessian is a positive sum of matrices z z^T", np.array(hessian(convex_form, (a, b))), rank_ones
+    )
+    yield differs("the gradient of the squared error does not vanish at the fit", slope(H, nearest, F))

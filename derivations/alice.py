@@ -1,12 +1,17 @@
-r"""Alice's low-rank part and its compensation are the nearest eigenvalues of one structure, whatever the subspace.
+r"""Alice is exact for its eigenvalues, in the subspace and outside it, for every subspace.
 
-Take $Q = (U, U_c)$ orthonormal and eigenvalues L free in the first r rows and equal to each other, column by column, in the
-rest. Then
+Theorem. Let $Q = (U, U_c)$ be orthonormal, with $U$ (m x r) and $U_c$ (m x (m - r)). Let the eigenvalues $L$ (m x n) be
+free in the first $r$ rows and, in each column, equal to each other in the other rows. Then
 $$\tilde F = (I \otimes Q)\, \mathrm{Diag}(\mathrm{vec} L)\, (I \otimes Q)^T$$
-does not depend on $U_c$, so that no basis of the complement need be chosen; its nearest eigenvalues are $E[(U^T G)^2]$ on top
-and means below, a convex quadratic's one minimum; and its update is $U (D - \sigma\, \mathrm{Diag}(d)) + G\, \mathrm{Diag}(d)$
-with $\sigma = U^T G$, D the inner update of $\sigma$ and $d_j = \sqrt{(m - r)/p_j}$: two products of a thin matrix. Proved for
-every unit vector U (r = 1).
+does not depend on $U_c$, so no basis of the complement is needed. Given $U$, the nearest to $F$ has $E[(U^T G)^2]$ in
+the first rows and the means of the second moments below. With $\sigma = U^T G$ (r x n), its update is
+$$U (D - \sigma\, \mathrm{Diag}(d)) + G\, \mathrm{Diag}(d) ,$$
+where $D = \sigma / \sqrt{E[\sigma^2]}$ and $d_j = \sqrt{(m - r) / p_j}$ with $p_j$ from `compensation`. It needs two
+products with the thin matrix $U$.
+
+Proof. The error is a convex quadratic of the eigenvalues, and its gradient vanishes at the means. The update has the
+part $U D$ in the subspace and $(G - U \sigma)\, \mathrm{Diag}(d)$ outside it. The steps decide this for every unit
+vector $U$ ($r = 1$).
 """
 
 import numpy as np
@@ -28,10 +33,12 @@ def steps(m, n):
     at = Frame(still.bases._replace(lead=Q[:, :1]), (m, n))
     L = np.concatenate([c.lead, np.repeat(c.tail, m - 1, 0)])
     B = np.kron(np.eye(n, dtype=int), Q)
-    yield equal("the member is one matrix, diagonal in (U, U_c), for every U_c", dense(H, Params(at, c)), B * L.T.ravel() @ B.T)
-    yield vanishes("for every U the gradient by all eigenvalues vanishes at the fit", slope(H, fitted(H, F, at), F))
+    yield equal("the member is diagonal in (U, U_c), for every U_c", dense(H, Params(at, c)), B * L.T.ravel() @ B.T)
+    yield vanishes(
+        "for every U the gradient with respect to the eigenvalues vanishes at the fit", slope(H, fitted(H, F, at), F)
+    )
     yield convex(
-        "the error is a convex quadratic of them (in the first frame; norms do not know bases)",
+        "the error is a convex quadratic of the eigenvalues (in the standard basis; the norm is the same in every basis)",
         error(H, Params(still, c), F),
         c,
     )
@@ -40,4 +47,4 @@ def steps(m, n):
     D = sigma / c.lead
     d = symbolic(lambda value: nearest(Seen(value, value, value, value)))(squares.tail[None])[0]
     expression = Q[:, :1] @ (D - sigma * d) + G * d
-    yield equal("its update is U (D - sigma Diag d) + G Diag d", update(H, Params(at, squares), G), expression)
+    yield equal("the update is U (D - sigma Diag d) + G Diag d", update(H, Params(at, squares), G), expression)

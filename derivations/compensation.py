@@ -1,9 +1,12 @@
 r"""Alice's compensation is the nearest S (x) U_c U_c^T ([G], Theorem 5.1).
 
-U (m x r) is given, $U_c$ is any basis of its complement. $\Vert S \otimes U_c U_c^T - F \Vert^2$ is a convex quadratic of the
-diagonal S, least at $s_j = p_j / (m - r)$ with $p_j = E[\Vert g_j \Vert^2 - \Vert U^T g_j \Vert^2]$, as $U_c U_c^T = I - U U^T$
-has $m - r$ dimensions. The update is $\sqrt{m - r}\, (G - U U^T G)\, \mathrm{Diag}(p)^{-1/2}$: in the theorem's letters
-$S^{-2}$ is this S. Both hold for every U.
+Theorem. Let $U$ (m x r) be given, let $U_c$ (m x (m - r)) be a basis of its complement, and let $S = \mathrm{Diag}(s)$
+(n x n). The nearest $S \otimes U_c U_c^T$ to $F$ has $s_j = p_j / (m - r)$ with $p_j = E[\Vert g_j \Vert^2 - \Vert U^T
+g_j \Vert^2]$. Its update is $\sqrt{m - r}\, (G - U U^T G)\, \mathrm{Diag}(p)^{-1/2}$.
+
+Proof. The error is a convex quadratic of $s$. Its gradient vanishes at the mean of the second moments outside the
+subspace, because $U_c U_c^T = I - U U^T$ has the trace $m - r$. Both statements hold for every $U$. ([G] writes
+$S^{-2}$ for the $S$ used here.)
 """
 
 import numpy as np
@@ -32,18 +35,22 @@ def of_rank(r, m, n):
     nearest_member = fitted(H, F, at)
     whole, lead = symbolic(lambda F, U: (F.right(), F.map(lambda G: U.T @ G).right()))(F, U)
     p = np.diag(whole) - np.diag(lead)
-    yield equal(f"{H}: the tail's eigenvalues are p_j / (m - r)", nearest_member.coords.tail[0], p / (m - r))
-    yield vanishes(f"{H}: the gradient by them vanishes", slope(H, nearest_member, F).tail)
+    yield equal(f"{H}: the eigenvalues of the complement are p_j / (m - r)", nearest_member.coords.tail[0], p / (m - r))
+    yield vanishes(f"{H}: the gradient with respect to them vanishes", slope(H, nearest_member, F).tail)
     c = coordinates(H, m, n, "c")
     still = frame(H, m, n, turned=False)
     yield convex(
-        f"{H}: the error is a convex quadratic of them (in the first frame; norms do not know bases)",
+        f"{H}: the error is a convex quadratic of them (in the standard basis; the norm is the same in every basis)",
         error(H, Params(still, c), F),
         c.tail,
     )
     x, sigma = positive("x", 1, n), U.T @ G
     member = Params(at, c._replace(tail=x**2 / (m - r)))
     tail = update(H, member, G - U @ sigma)
-    yield equal(f"{H}: what has no lead is divided by sqrt(p), times sqrt(m - r)", tail, sp.sqrt(m - r) * (G - U @ sigma) / x)
+    yield equal(
+        f"{H}: the update outside the subspace is sqrt(m - r) (G - U U^T G) / sqrt(p)",
+        tail,
+        sp.sqrt(m - r) * (G - U @ sigma) / x,
+    )
     d = symbolic(lambda value: nearest(Seen(value, value, value, value)))((x**2 / (m - r))[None])
-    yield equal(f"{H}: so does the shipped compensation", d[0], sp.sqrt(m - r) / x)
+    yield equal(f"{H}: the shipped compensation is sqrt((m - r) / p)", d[0], sp.sqrt(m - r) / x)

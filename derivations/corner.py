@@ -1,9 +1,13 @@
-r"""Low-rank SOAP: the nearest eigenvalues of both sides, and no basis of a complement.
+r"""Low-rank SOAP is exact for its eigenvalues, and needs no basis of a complement.
 
-With $P = (U, U')$ and $Q = (V, V')$ orthonormal, the eigenvalues over $P^T G Q$ are free where lead meets lead, one number a
-row in lead x tail, one a column in tail x lead, and one number in tail x tail. The member does not depend on $U'$ or $V'$;
-given U and V the error is a convex quadratic of the eigenvalues, least at the means of the second moments over each tied block.
-docs/corner.md has the differences of norms that these are. Proved for every pair of unit vectors (r = 1).
+Theorem. Let $P = (U, U')$ and $Q = (V, V')$ be orthonormal, with $U$ (m x r) and $V$ (n x r), and let $X = P^T G Q$ (m
+x n). The eigenvalues over $X$ are free in the corner of $U$ and $V$, one number for each row in $U^T G V'$, one for
+each column in $U'^T G V$, and one number in $U'^T G V'$. The member does not depend on $U'$ or $V'$. Given $U$ and $V$,
+the nearest to $F$ has as eigenvalues the means of the second moments of $X$ over each tied block. docs/corner.md shows
+how to compute them as differences of norms.
+
+Proof. The error is a convex quadratic of the eigenvalues, and its gradient vanishes at the means. The steps decide this
+for every pair of unit vectors ($r = 1$).
 """
 
 import numpy as np
@@ -26,7 +30,9 @@ def steps(m, n):
     rows, tail = np.repeat(c.rows, n - 1, 1), np.broadcast_to(c.tail, (m - 1, n - 1))
     L = np.block([[c.corner, rows], [np.repeat(c.columns, m - 1, 0), tail]])
     B = np.kron(Q, P)
-    yield equal("the member is diagonal in (U, U') and (V, V'), for all U', V'", dense(H, Params(at, c)), B * L.T.ravel() @ B.T)
+    yield equal(
+        "the member is diagonal in (U, U') and (V, V'), for all U' and V'", dense(H, Params(at, c)), B * L.T.ravel() @ B.T
+    )
     V = symbolic(lambda P, Q, F: F.second_moment(lambda G: P.T @ G @ Q))(P, Q, F)
     nearest = fitted(H, F, at).coords
     means = c._replace(
@@ -35,8 +41,12 @@ def steps(m, n):
         columns=V[1:, :1].sum(0, keepdims=True) / (m - 1),
         tail=V[1:, 1:].sum(keepdims=True) / ((m - 1) * (n - 1)),
     )
-    yield equal("the fit is the mean of the second moments over each block", nearest, means)
+    yield equal("the fit has the means of the second moments over each block", nearest, means)
     turned = (m, n) == (2, 2)
-    where = "for all U and V" if turned else "in the first frame"
-    yield vanishes(f"{where} the gradient vanishes there", slope(H, fitted(H, F, at if turned else still), F))
-    yield convex("of a convex quadratic (in the first frame; norms do not know bases)", error(H, Params(still, c), F), c)
+    where = "for all U and V" if turned else "in the standard bases"
+    yield vanishes(f"{where} the gradient of the error vanishes at the fit", slope(H, fitted(H, F, at if turned else still), F))
+    yield convex(
+        "the error is a convex quadratic of the eigenvalues (in the standard basis; the norm is the same in every basis)",
+        error(H, Params(still, c), F),
+        c,
+    )

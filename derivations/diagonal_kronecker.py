@@ -1,9 +1,13 @@
-r"""S (x) M, S diagonal, is fitted by two half-steps ([G], Theorem D.1).
+r"""The nearest S (x) M with diagonal S is the limit of two half steps ([G], Theorem D.1).
 
-$$s_j = (E[G^T M G])_{jj} / \Vert M \Vert^2, \qquad M = E[G S G^T] / \Vert S \Vert^2 .$$
-For a given M the error is a convex quadratic of s, for a given S one of M, and each line is its minimum. Both are the halves of
-a power iteration on the rearranged F with A restricted to diagonal matrices, so that the limit is the global minimum (Eckart,
-Young, Mirsky) and can be taken PSD (Krein and Rutman), as in the theorem of Van Loan and Pitsianis.
+Theorem. Let $S = \mathrm{Diag}(s)$ (n x n) be diagonal and $M$ (m x m) symmetric. Given $M$, the best $S$ has $s_j =
+(E[G^T M G])_{jj} / \Vert M \Vert^2$; given $S$, the best $M$ is $E[G S G^T] / \Vert S \Vert^2$. The limit of
+their alternation is the nearest $S \otimes M$, which can be chosen PSD.
+
+Proof. Given $M$ the error is a convex quadratic of $s$, and given $S$ it is one of $M$; the gradient vanishes at the
+two formulas. They are the half steps of the power iteration in `van_loan_pitsianis`, with $A$ restricted to diagonal
+matrices. So the limit is the global minimum (Eckart, Young and Mirsky) and can be chosen PSD (Krein and Rutman). These
+theorems are not decided here.
 """
 
 import jax
@@ -29,24 +33,32 @@ def steps(m, n):
 
     at = frame(H, m, n)
     U, b = at.bases.left, positive("b", m)
-    rows, columns = symbolic(H.stats)(F, Frame(at.bases._replace(b=b, a=s), (m, n)))
-    of_M = U * b @ U.T
-    best = columns / (b**2).sum()
+    rows, columns = symbolic(lambda F, at: H.stats(F, Params(at, None)).spectrum)(F, Frame(at.bases._replace(b=b, a=s), (m, n)))
+    M_in_basis = U * b @ U.T
+    nearest = columns / (b**2).sum()
     yield vanishes(
-        "given M, the gradient by s vanishes at the shipped statistics over ||M||^2", symbolic(jax.grad(error))(best, of_M, F)
+        "given M, the gradient with respect to s vanishes at the shipped statistics over ||M||^2",
+        symbolic(jax.grad(error))(nearest, M_in_basis, F),
     )
-    best = rows / (s**2).sum()
-    yield vanishes("given S, the gradient by M vanishes at theirs over ||S||^2", symbolic(jax.grad(error, 1))(s, best, F))
+    nearest = rows / (s**2).sum()
+    yield vanishes(
+        "given S, the gradient with respect to M vanishes at the shipped statistics over ||S||^2",
+        symbolic(jax.grad(error, 1))(s, nearest, F),
+    )
     half = symbolic(error)(s, M, F)
     by_s, by_M = (np.array(hessian(half, x)) for x in (s, M))
-    yield equal("the Hessian by s is 2 ||M||^2 I", by_s, 2 * (M**2).sum() * np.eye(n, dtype=int))
-    yield equal("the Hessian by M is 2 ||S||^2, once an entry", by_M, 2 * (s**2).sum() * np.diag(multiplicities(M)))
-    still = frame(H, m, n, turned=False)
-    first = symbolic(H.stats)(F, Frame(still.bases._replace(a=s), (m, n))).left.diagonal()
+    yield equal("given M, the Hessian with respect to s is 2 ||M||^2 I", by_s, 2 * (M**2).sum() * np.eye(n, dtype=int))
+    yield equal(
+        "given S, the Hessian with respect to M is 2 ||S||^2 for each entry",
+        by_M,
+        2 * (s**2).sum() * np.diag(multiplicities(M)),
+    )
+    standard = frame(H, m, n, turned=False)
+    first = symbolic(lambda F, at: H.stats(F, Params(at, None)).spectrum)(F, Frame(standard.bases._replace(a=s), (m, n))).left.diagonal()
     norm = sp.sqrt((first**2).sum())
-    settled = Frame(still.bases._replace(b=first / norm, a=s), (m, n))  # B as one power step from S leaves it
-    member = symbolic(lambda F, at: H.fit(H.stats(F, Params(at, None)), at))(F, settled)
-    yield vanishes("of the shipped fit, so settled, the gradient by s vanishes", slope(H, member, F)[1])
+    stepped = Frame(standard.bases._replace(b=first / norm, a=s), (m, n))  # the factor M after one power step from S
+    member = symbolic(lambda F, at: H.fit(H.stats(F, Params(at, None)), at))(F, stepped)
+    yield vanishes("after one power step the gradient with respect to s vanishes at the shipped fit", slope(H, member, F)[1])
     c, d = positive("c", m, 1), positive("d", 1, n)
     product = np.kron(np.diag(d[0]), U * c[:, 0] @ U.T)
     yield equal("the member is S (x) M", dense(H, Params(at, (c, d))), product)

@@ -1,7 +1,12 @@
-r"""The two forms of a Fisher answer alike, and what is asked of them is linear in F.
+r"""A Fisher of samples and a Fisher as a matrix give the same expectations.
 
-With N gradients $F = \frac{1}{N} \sum_k g_k g_k^T$; every question is an expectation of something quadratic in G, so it can
-be asked of samples or of the matrix. Proved for two gradients: a sum over more is a sum of these.
+Theorem. Let $F = \frac{1}{N} \sum_k g_k g_k^T$ for $N$ gradients $G_k$ (m x n). Every statistic that the package takes
+from a Fisher is the mean of a quadratic function of $G$. Computed from the $N$ samples or from the matrix $F$, it is
+the same.
+
+Proof. The mean of a quadratic function of $G$ is a linear function of $F$. The steps decide the theorem for $N = 2$ and
+arbitrary $A$ (n x n) and $B$ (m x m). As all statistics are linear in $F$, a mean over more samples follows from this
+case.
 """
 
 import numpy as np
@@ -18,8 +23,8 @@ def steps(m, n):
     G, A, B = symbols("G", 2, m, n), symbols("A", n, n), symbols("B", m, m)
     g = np.stack([each.T.ravel() for each in G])
     samples, dense = SampleFisher("two gradients", "mean", G), DenseFisher("their mean", "mean", g.T @ g / 2, (m, n))
-    yield equal("the samples written out are the mean of g g^T", symbolic(lambda F: F.dense())(samples), dense.matrix)
-    questions = {
+    yield equal("the matrix of the samples is the mean of g g^T", symbolic(lambda F: F.dense())(samples), dense.matrix)
+    statistics = {
         "E[G^2]": lambda F, A, B: F.second_moment(),
         "E[(B G A)^2]": lambda F, A, B: F.second_moment(lambda G: B @ G @ A),
         "E[G G^T]": lambda F, A, B: F.left(),
@@ -30,5 +35,7 @@ def steps(m, n):
         "the Fisher of B G A": lambda F, A, B: F.map(lambda G: B @ G @ A).dense(),
         "the Fisher of G, scaled": lambda F, A, B: F.scaled(4.0).dense(),
     }
-    for says, ask in questions.items():
-        yield equal(f"{says} is one, of samples and of the matrix", *(symbolic(ask)(F, A, B) for F in (samples, dense)))
+    for statistic, ask in statistics.items():
+        yield equal(
+            f"{statistic} is the same from the samples and from the matrix", *(symbolic(ask)(F, A, B) for F in (samples, dense))
+        )

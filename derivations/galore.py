@@ -1,8 +1,11 @@
-r"""GaLore is the structure of Alice with nothing outside the subspace.
+r"""GaLore is Alice's structure without the complement of the subspace.
 
-$\tilde F = (I \otimes U)\, \mathrm{Diag}(\mathrm{vec} L)\, (I \otimes U)^T$, of rank r n: given U the nearest L is
-$E[(U^T G)^2]$, and square-root natural gradient descent on the range (a pseudo-inverse) is $U (U^T G / \sqrt{L})$, which is
-Adam in the subspace.
+Theorem. Let $U$ (m x r) be orthonormal and $\tilde F = (I \otimes U)\, \mathrm{Diag}(\mathrm{vec} L)\, (I \otimes U)^T$
+with eigenvalues $L$ (r x n), of rank $r n$. Given $U$, the nearest to $F$ has $L = E[(U^T G)^2]$. Its update, on the
+range of $\tilde F$, is $U (U^T G / \sqrt{L})$: Adam in the subspace.
+
+Proof. The error is a convex quadratic of $L$, and its gradient vanishes at the second moments in the subspace. Outside
+the range, $\tilde F^{-1/2}$ is taken as a pseudo-inverse. The steps decide this for every unit vector $U$ ($r = 1$).
 """
 
 import numpy as np
@@ -22,12 +25,12 @@ def steps(m, n):
     at, c = frame(H, m, n), coordinates(H, m, n, "c")
     U = at.bases.lead
     lift = np.kron(np.eye(n, dtype=int), U)
-    yield equal("the member is lifted from the subspace", dense(H, Params(at, c)), lift * c.lead.T.ravel() @ lift.T)
+    yield equal("the member is (I (x) U) Diag(vec L) (I (x) U)^T", dense(H, Params(at, c)), lift * c.lead.T.ravel() @ lift.T)
     seen = symbolic(lambda U, F: F.second_moment(lambda G: U.T @ G))(U, F)
-    yield equal("the fit is Adam's in the subspace", fitted(H, F, at).coords.lead, seen)
-    yield vanishes("there the gradient vanishes", slope(H, fitted(H, F, at), F))
+    yield equal("the fit is E[(U^T G)^2]", fitted(H, F, at).coords.lead, seen)
+    yield vanishes("the gradient of the error vanishes at the fit", slope(H, fitted(H, F, at), F))
     yield convex(
-        "of a convex quadratic (in the first frame; norms do not know bases)",
+        "the error is a convex quadratic of L (in the standard basis; the norm is the same in every basis)",
         error(H, Params(frame(H, m, n, turned=False), c), F),
         c,
     )

@@ -1,10 +1,14 @@
-r"""One-sided SOAP solves its problem in two steps, and its basis is then not the best ([G], Theorem 3.2).
+r"""One-sided SOAP is exact in its basis, but the basis is not the best ([G], Theorem 3.2).
 
-The family is $\mathrm{DiagB}(U D_1 U^T, \ldots, U D_n U^T)$. Step one takes all $D_j$ equal: the nearest $I \otimes U D U^T$
-has U the eigenvectors of $E[G G^T]$, and the gradient by the basis vanishes there. Step two fixes U: by the split of the error
-the best $D$ is $E[(U^T G)^2]$. Once D is free the eigenbasis is no longer stationary: with $V_{ij}$ the second moments, the
-gradient by a rotation of rows i and k is proportional to $\sum_j F_{ij,kj} (V_{ij} - V_{kj})$, while $\sum_j F_{ij,kj} = 0$ is
-all that the eigenbasis grants. Where V does not depend on j, or n = 1, both say the same.
+Theorem. Consider the matrices with blocks $U D_1 U^T, \ldots, U D_n U^T$ on the diagonal, where $U$ (m x m) is
+orthonormal and the $D_j$ (m x m) are diagonal. Step one ties the blocks, $D_j = D$: the nearest $I \otimes U D U^T$ has
+the eigenvectors of $E[G G^T]$ as $U$. Step two keeps $U$ and frees the $D_j$: the best eigenvalues are $E[(U^T G)^2]$.
+The result is the best for this $U$, but $U$ is not the best basis for free $D_j$.
+
+Proof. Step one is `whitening`, step two is `error_split`. Now let $D_j$ be free and $V = E[(U^T G)^2]$. The gradient
+with respect to a rotation of the rows $i$ and $k$ is proportional to $\sum_j F_{ij,kj} (V_{ij} - V_{kj})$, where
+$F_{ij,kj}$ is the covariance of the entries $(i, j)$ and $(k, j)$ of $U^T G$. In the eigenbasis of $E[G G^T]$ only
+$\sum_j F_{ij,kj} = 0$ holds. So in general the gradient does not vanish; it does if $V$ does not depend on $j$, or $n = 1$.
 """
 
 from fimlens.interpreter.interpret import symbolic
@@ -20,15 +24,21 @@ SIZES = ((2, 2), (2, 3))
 def steps(m, n):
     H, tied, F = Rotated(Diagonal(), "L"), Rotated(Rows(), "L"), any_fisher(m, n)
     at = frame(H, m, n)
-    seen = symbolic(lambda U, F: F.second_moment(lambda G: U.T @ G))(at.bases.left, F)
-    yield equal("in any basis the fit is E[(U^T G)^2]", fitted(H, F, at).coords, seen)
-    yield vanishes("there the gradient by D vanishes", slope(H, fitted(H, F, at), F))
-    still, c = frame(H, m, n, turned=False), coordinates(H, m, n, "c")
+    V = symbolic(lambda U, F: F.second_moment(lambda G: U.T @ G))(at.bases.left, F)
+    yield equal("in every basis the fit is E[(U^T G)^2]", fitted(H, F, at).coords, V)
+    yield vanishes("the gradient with respect to D vanishes at the fit", slope(H, fitted(H, F, at), F))
+    standard, c = frame(H, m, n, turned=False), coordinates(H, m, n, "c")
     yield convex(
-        "the error is a convex quadratic of D (in the first frame; norms do not know bases)", error(H, Params(still, c), F), c
+        "the error is a convex quadratic of D (in the standard basis; the norm is the same in every basis)",
+        error(H, Params(standard, c), F),
+        c,
     )
+    # The error is the same in every basis, so F may be written in the eigenbasis, which is then the standard one.
     F = fisher_in_eigenbases(m, n, left=True)
     yield vanishes(
-        "in the eigenbasis the gradient by U vanishes where all D are equal", slope_of_bases(tied, fitted(tied, F), F)
+        "in the eigenbasis the gradient with respect to U vanishes if all D are equal", slope_of_bases(tied, fitted(tied, F), F)
     )
-    yield differs("where D is free it does not", slope_of_bases(H, fitted(H, F), F).bases.left)
+    yield differs(
+        "in the eigenbasis the gradient with respect to U does not vanish if D is free",
+        slope_of_bases(H, fitted(H, F), F).bases.left,
+    )

@@ -1,8 +1,12 @@
-r"""Where eigenvalues are tied linearly, the nearest are means, whatever the second moments.
+r"""If eigenvalues are tied into classes, the nearest are the means over the classes.
 
-Let the entries of L fall into classes of equal value. Then $\Vert L - V \Vert^2 = \sum_a \sum_{k \in a} (c_a - V_k)^2$ is a
-convex quadratic in the $c_a$, whose minimum is each class's mean. By the split of the error the same holds in any basis, V seen
-there.
+Theorem. Let the entries of $L$ (m x n) fall into classes $a$ of one value $c_a$ each. For every $V$ (m x n), the $L$
+nearest to $V$ has $c_a$ equal to the mean of $V$ over the class $a$.
+
+Proof. The squared distance is
+$$\Vert L - V \Vert^2 = \sum_a \sum_{k \in a} (c_a - V_k)^2 ,$$
+a convex quadratic of the $c_a$ whose gradient vanishes at the means. By `error_split` the same eigenvalues are the best
+in any given basis, where $V$ has the second moments in that basis.
 """
 
 from fimlens.proofs.evaluate import error, fitted, slope
@@ -18,6 +22,6 @@ def steps(m, n):
     F = diagonal_fisher(positive("V", m, n))
     for H in (Diagonal(), Rows(), Columns(), Scalar(), Blocks(Rows(), rows=2), Blocks(Scalar(), rows=2)):
         nearest = fitted(H, F)
-        yield vanishes(f"{H}: the gradient vanishes at the fit", slope(H, nearest, F))
+        yield vanishes(f"{H}: the gradient of the error vanishes at the fit", slope(H, nearest, F))
         c = coordinates(H, m, n, "c")
-        yield convex(f"{H}: the error is a convex quadratic", error(H, Params(nearest.frame, c), F), c)
+        yield convex(f"{H}: the error is a convex quadratic of the eigenvalues", error(H, Params(nearest.frame, c), F), c)

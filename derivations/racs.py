@@ -1,13 +1,23 @@
 r"""RACS finds the nearest S (x) Q, both diagonal ([G], Proposition 3).
 
-The eigenvalues are $q s^T$, and by the split of the error the best are the best rank one matrix for V, the second moments. For
-any q the error is a convex quadratic of s, least at $s = V^T q / \Vert q \Vert^2$: half a sweep. A fixed point of both halves
-is a singular pair of V. With $V = \sum_k \sigma_k u_k w_k^T$, at the pair k, scaled to $q = \sqrt{\sigma_k} u_k$ and
-$s = \sqrt{\sigma_k} w_k$, the Hessian is, in the singular bases, $2 \sigma_k$ times a block of ones along the pair itself (0
-along the scale, which is free), and a block of $2 \sigma_k$ and $-2 \sigma_l$ for every other l: their eigenvalues
-$2(\sigma_k \pm \sigma_l)$ are non-negative for the leading pair alone. So a fixed point whose singular value is less is a
-saddle. That the leading pair is the global minimum is the theorem of Eckart, Young and Mirsky, and that it can be taken
-non-negative, so that power iteration from ones reaches it, that of Perron and Frobenius.
+Theorem. Let $S = \mathrm{Diag}(s)$ (n x n) and $Q = \mathrm{Diag}(q)$ (m x m), and let $V = E[G^2]$ (m x n). The $S
+\otimes Q$ nearest to $F$ is given by the best approximation $q s^T$ of rank one to $V$, its leading singular pair. RACS
+alternates $s = V^T q / \Vert q \Vert^2$ and $q = V s / \Vert s \Vert^2$, which is a power iteration for that pair.
+
+Proof. The eigenvalues of $S \otimes Q$ are $L = q s^T$, and by `error_split` the best ones minimise $\Vert q s^T - V
+\Vert^2$. Given $q$ this is a convex quadratic of $s$, with its minimum at the first half step; given $s$, likewise for
+$q$. A fixed point of both half steps is a singular pair of $V$.
+
+Only the leading pair is a minimum. Let $V = \sum_k \sigma_k u_k w_k^T$, and take the pair $k$ with $q =
+\sqrt{\sigma_k}\, u_k$ and $s = \sqrt{\sigma_k}\, w_k$. In the singular bases the Hessian has a block for each $l$,
+which couples the directions $u_l$ of $q$ and $w_l$ of $s$. For $l = k$ all four entries are $2 \sigma_k$, with the
+eigenvalue 0 along the change of scale between $q$ and $s$. For $l \neq k$ the diagonal is $2 \sigma_k$ and the other
+entries are $-2 \sigma_l$, with the eigenvalues $2 (\sigma_k \pm \sigma_l)$. They are non-negative for all $l$ only if
+$\sigma_k$ is the largest singular value; every other fixed point is a saddle.
+
+That the leading pair is the global minimum is the theorem of Eckart, Young and Mirsky. That it can be chosen
+non-negative, so that the power iteration from ones reaches it, is the theorem of Perron and Frobenius. Neither is
+decided here.
 """
 
 import numpy as np
@@ -29,20 +39,24 @@ def steps(m, n):
     F, at = diagonal_fisher(V), H.frame(m, n)
     q, s = coordinates(H, m, n, "c")
     half = symbolic(nearest_factor)(V, q[:, 0])[None]
-    yield vanishes("for any q the gradient by s vanishes after half a sweep", slope(H, Params(at, (q, half)), F)[1])
+    yield vanishes("given q, the gradient with respect to s vanishes after a half step", slope(H, Params(at, (q, half)), F)[1])
     whole, positive_definite = error(H, Params(at, (q, s)), F), 2 * (q**2).sum() * np.eye(n, dtype=int)
     yield equal(
-        "for any q the Hessian by s is 2 ||q||^2 I: there is its only minimum", np.array(hessian(whole, s)), positive_definite
+        "given q, the Hessian with respect to s is 2 ||q||^2 I, so the half step is its only minimum",
+        np.array(hessian(whole, s)),
+        positive_definite,
     )
     half = symbolic(nearest_factor)(V.T, s[0])[:, None]
-    yield vanishes("for any s the gradient by q vanishes after the other half", slope(H, Params(at, (half, s)), F)[0])
+    yield vanishes(
+        "given s, the gradient with respect to q vanishes after the other half step", slope(H, Params(at, (half, s)), F)[0]
+    )
     swept = fitted(RowColumn(sweeps=1), F)
-    yield vanishes("so it does by q after a shipped sweep", slope(H, swept, F)[0])
+    yield vanishes("the gradient with respect to q vanishes after a shipped sweep", slope(H, swept, F)[0])
     sigma, U, W = positive("sigma", m), rotation(m, "t"), rotation(n, "u")
     F = diagonal_fisher(U * sigma @ W[:, :m].T)
     for k in range(m):
         pair = U[:, k : k + 1] * sp.sqrt(sigma[k]), W[None, :, k] * sp.sqrt(sigma[k])
-        yield vanishes(f"every singular pair is a fixed point: pair {k + 1}", slope(H, Params(at, pair), F))
+        yield vanishes(f"singular pair {k + 1} is a fixed point", slope(H, Params(at, pair), F))
     a, b = symbols("a", m, 1), symbols("b", 1, n)  # q and s in the singular bases
     D = np.zeros((m, n), int) + np.pad(np.diag(sigma), ((0, 0), (0, n - m)))
     E = error(H, Params(at, (a, b)), diagonal_fisher(D))
@@ -53,6 +67,7 @@ def steps(m, n):
 
 
 def _blocks(sigma, k, m, n):
+    """The Hessian at the singular pair k, in the singular bases: coordinates of q first, then of s."""
     H = 2 * sigma[k] * np.eye(m + n, dtype=int)
     for other in range(m):
         H[other, m + other] = H[m + other, other] = 2 * sigma[k] if other == k else -2 * sigma[other]

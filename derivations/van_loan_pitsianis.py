@@ -1,12 +1,17 @@
-r"""The nearest Kronecker product is the leading singular pair of the rearranged Fisher (Van Loan and Pitsianis, 1993).
+r"""The nearest Kronecker product is a leading singular pair (Van Loan and Pitsianis, 1993).
 
-Let $\mathcal{R}$ take A to $E[G A G^T]$; it is linear, and its adjoint takes B to $E[G^T B G]$:
-$$\langle F, A \otimes B \rangle = \langle \mathcal{R}(A), B \rangle = \langle A, \mathcal{R}^*(B) \rangle .$$
-Hence
-$$\Vert A \otimes B - F \Vert^2 = \Vert A \Vert^2 \Vert B \Vert^2 - 2 \langle \mathcal{R}(A), B \rangle + \Vert F \Vert^2$$
-is the error of a rank one matrix for $\mathcal{R}$. For a given A it is a convex quadratic of B, least at
-$\mathcal{R}(A)/\Vert A \Vert^2$; the global minimum is the leading singular pair (Eckart, Young, Mirsky). Both maps keep the
-cone of PSD matrices, so that a leading pair lies in it (Krein and Rutman), where power iteration from the identity ends.
+Theorem. Let $\mathcal{R}$ map a symmetric $A$ (n x n) to $E[G A G^T]$ (m x m). Its adjoint $\mathcal{R}^*$ maps a
+symmetric $B$ (m x m) to $E[G^T B G]$ (n x n). The nearest $A \otimes B$ to $F$ is given by the leading singular pair of
+$\mathcal{R}$, and $A$ and $B$ can be chosen PSD.
+
+Proof. The identities
+$$\langle F, A \otimes B \rangle = \langle \mathcal{R}(A), B \rangle = \langle A, \mathcal{R}^*(B) \rangle$$
+give
+$$\Vert A \otimes B - F \Vert^2 = \Vert A \Vert^2 \Vert B \Vert^2 - 2 \langle \mathcal{R}(A), B \rangle + \Vert F \Vert^2 ,$$
+which is, up to a constant, the error of an approximation of rank one to $\mathcal{R}$. Given $A$ it is a convex
+quadratic of $B$, smallest at $\mathcal{R}(A) / \Vert A \Vert^2$: a half step of a power iteration. The global minimum
+is the leading singular pair (Eckart, Young and Mirsky). Both maps keep the cone of PSD matrices, so a leading pair lies
+in it (Krein and Rutman), and the power iteration from the identity reaches it. The theorems named are not decided here.
 """
 
 import jax
@@ -28,22 +33,28 @@ def steps(m, n):
     forward, backward = symbolic(lambda F, A: F.left(A))(F, A), symbolic(lambda F, B: F.right(B))(F, B)
     product = symbolic(jnp.kron)(A, B)
     yield equal("<F, A (x) B> = <R(A), B>", [(F.matrix * product).sum()], [(forward * B).sum()])
-    yield equal("and = <A, R*(B)>", [(forward * B).sum()], [(backward * A).sum()])
+    yield equal("<R(A), B> = <A, R*(B)>", [(forward * B).sum()], [(backward * A).sum()])
 
     def error(B, A, F):
         return jnp.sum((jnp.kron(A, B) - F.dense()) ** 2)
 
     yield vanishes(
-        "given A, the gradient by B vanishes at R(A)/||A||^2", symbolic(jax.grad(error))(forward / (A**2).sum(), A, F)
+        "given A, the gradient with respect to B vanishes at R(A)/||A||^2",
+        symbolic(jax.grad(error))(forward / (A**2).sum(), A, F),
     )
     curvature = 2 * (A**2).sum() * np.diag(multiplicities(B))
-    yield equal("its Hessian is 2 ||A||^2 and positive definite", np.array(hessian(symbolic(error)(B, A, F), B)), curvature)
+    yield equal(
+        "given A, the Hessian with respect to B is 2 ||A||^2, so positive definite",
+        np.array(hessian(symbolic(error)(B, A, F), B)),
+        curvature,
+    )
+    # A PSD matrix is a sum of matrices v v^T and F a mean over single gradients, so one of each is enough for the cone.
     G, v = symbols("G", m, n), symbols("v", n)
     one = symbolic(lambda F, A: F.left(A))(one_gradient(G), np.outer(v, v))
-    yield equal("of one gradient R(v v^T) is (G v)(G v)^T, so R keeps the cone", one, np.outer(G @ v, G @ v))
+    yield equal("for one gradient R(v v^T) = (G v)(G v)^T, so R keeps the PSD cone", one, np.outer(G @ v, G @ v))
     w = symbols("w", m)
     other = symbolic(lambda F, B: F.right(B))(one_gradient(G), np.outer(w, w))
-    yield equal("and R*(w w^T) is (G^T w)(G^T w)^T", other, np.outer(G.T @ w, G.T @ w))
+    yield equal("for one gradient R*(w w^T) = (G^T w)(G^T w)^T, so R* keeps it too", other, np.outer(G.T @ w, G.T @ w))
     H = Kronecker()
     at = frame(H, m, n)
     (U, _, W, _), (b, a) = at.bases, (positive("b", m), positive("a", n))

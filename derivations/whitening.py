@@ -1,10 +1,14 @@
 r"""Whitening is the nearest I (x) M, and the nearest R (x) I ([G], Proposition 2).
 
-Over all symmetric M, $\Vert I \otimes M - F \Vert^2$ is a convex quadratic, least at $M = E[G G^T]/n$; over all R,
-$\Vert R \otimes I - F \Vert^2$ is least at $R = E[G^T G]/m$. The shipped member is $I \otimes U\, \mathrm{Diag}(q)\, U^T$ with
-q the diagonal of $U^T M U$: it is that minimum where U diagonalises M. As a basis of M it loses nothing (Schur-Horn: of all
-bases the eigenbasis has the largest $\Vert q \Vert^2$), so the claim is EXACT. With $M = U\, \mathrm{Diag}(\lambda/n)\, U^T$
-the update is $\sqrt{n}\, E[G G^T]^{-1/2} G$, and from the right $\sqrt{m}\, G\, E[G^T G]^{-1/2}$.
+Theorem. Among the matrices $I \otimes M$ with symmetric $M$ (m x m), the nearest to $F$ has $M = E[G G^T] / n$. Its
+update is $\sqrt{n}\, E[G G^T]^{-1/2} G$. Among the matrices $R \otimes I$ with symmetric $R$ (n x n), the nearest has
+$R = E[G^T G] / m$. Its update is $\sqrt{m}\, G\, E[G^T G]^{-1/2}$.
+
+Proof. The error is a convex quadratic of $M$, and its gradient vanishes at $E[G G^T] / n$; likewise for $R$.
+
+The shipped member is $I \otimes U\, \mathrm{Diag}(q)\, U^T$, where $q$ (length m) is the diagonal of $U^T M U$ for an
+orthonormal basis $U$ (m x m). It is the minimum if $U$ diagonalises $M$. The eigenbasis is also the best basis: of all
+bases it has the largest $\Vert q \Vert^2$ (Schur and Horn, not decided here). So the claim of the structure is EXACT.
 """
 
 import jax
@@ -37,16 +41,23 @@ def steps(m, n):
         (Rotated(Columns(), "R"), right, symbolic(lambda F: F.right())(F) / m, n, m, lambda R: np.kron(R, eye[m])),
     )
     for H, error, best, size, other, lift in sides:
-        yield vanishes(f"{H}: the gradient over all matrices vanishes at the mean", symbolic(jax.grad(error))(best, F))
+        yield vanishes(f"{H}: the gradient with respect to the matrix vanishes at the mean", symbolic(jax.grad(error))(best, F))
         M = symmetric("M", size)
         yield convex(f"{H}: the error is a convex quadratic of the matrix", symbolic(error)(M, F), M)
         at = frame(H, m, n)
         U = at.bases.left if H.sides == "L" else at.bases.right
         q = fitted(H, F, at).coords.ravel()
-        yield equal(f"{H}: in any basis the shipped eigenvalues are the diagonal of U^T M U", q, np.diag(U.T @ best @ U))
+        yield equal(f"{H}: in every basis the shipped eigenvalues are the diagonal of U^T M U", q, np.diag(U.T @ best @ U))
+        # Eigenvalues that are squares have rational roots.
         x = positive("x", size)
         member = Params(at, (x**2 / other).reshape(fitted(H, F).coords.shape))
-        yield equal(f"{H}: the member is that matrix", dense(H, member), lift(U * x**2 @ U.T / other))
+        yield equal(
+            f"{H}: the member is the Kronecker product with the identity", dense(H, member), lift(U * x**2 @ U.T / other)
+        )
         root = U / x @ U.T
         divided = sp.sqrt(other) * (root @ G if H.sides == "L" else G @ root)
-        yield equal(f"{H}: the update has the factor sqrt({'n' if H.sides == 'L' else 'm'})", update(H, member, G), divided)
+        yield equal(
+            f"{H}: the update is whitening, with the factor sqrt({'n' if H.sides == 'L' else 'm'})",
+            update(H, member, G),
+            divided,
+        )

@@ -33,7 +33,8 @@ import optax
 
 import fimlens as fl
 from fimlens import plotting
-from fimlens.language_model import llama, text, trial
+from fimlens.experiments import trial
+from fimlens.language_model import llama, text
 from fimlens.lens import compare as lens
 from fimlens.lens import figure
 

@@ -26,8 +26,10 @@ import optax
 
 import fimlens as fl
 from fimlens import plotting
-from fimlens.language_model import llama, text, trial
+from fimlens.experiments import trial
+from fimlens.language_model import llama, text
 from fimlens.lens import compare as lens
+from fimlens.pretrain.schedule import warmup_cosine
 
 # %matplotlib inline
 
@@ -214,7 +216,7 @@ rates, length = ([0.03], 30) if QUICK else ([0.01, 0.03, 0.1], 100)
 
 def optimizer(structure, rate, **options):
     direction = fl.scale_by_structure(structure, b2=0.99, update_interval=10, **options)
-    return optax.chain(fl.matrices(direction), optax.scale_by_learning_rate(trial.papers_schedule(rate, length)))
+    return optax.chain(fl.matrices(direction), optax.scale_by_learning_rate(warmup_cosine(rate, length)))
 
 
 def trained(name, structure, **options):
@@ -222,7 +224,7 @@ def trained(name, structure, **options):
     runs = {}
     for rate in rates:
         params, losses = trial.train(optimizer(structure, rate, **options), steps=length, config=small)
-        runs[rate] = trial.loss_held_out(params, small), losses
+        runs[rate] = trial.evaluate(params, small), losses
     print(f"{name:28}" + "  ".join(f"{held_out:.3f} at {rate}" for rate, (held_out, _) in runs.items()))
     return min(runs.values(), key=lambda run: run[0])[1]
 

@@ -31,11 +31,13 @@ from IPython.display import Markdown, display
 from jax.flatten_util import ravel_pytree
 
 import fimlens as fl
-from fimlens import plotting
+from fimlens import derivations, plotting
 from fimlens.costs import memory
-from fimlens.language_model import llama, text, trial
-from fimlens.proofs import theorem as proof
-from fimlens.proofs.verdicts import Proof, attempt
+from fimlens.experiments import trial
+from fimlens.language_model import llama, text
+from fimlens.proofs.evaluate import objective, squared_error
+from fimlens.proofs.theorem import load_derivations
+from fimlens.proofs.verdicts import Proof, try_to_prove
 
 # %matplotlib inline
 jax.config.update("jax_enable_x64", True)
@@ -65,8 +67,8 @@ proofs = {}
 
 def verify(*names):
     for name in names:
-        derivation = proof.derivations()[name]
-        verdicts = [attempt(derivation, size) for size in (derivation.SIZES[:1] if QUICK else derivation.SIZES)]
+        derivation = load_derivations(derivations)[name]
+        verdicts = [try_to_prove(derivation, size) for size in (derivation.SIZES[:1] if QUICK else derivation.SIZES)]
         proofs[name] = proved = Proof(derivation, verdicts)
         title, *argument = (paragraph.replace(" (x) ", " ⊗ ") for paragraph in proved.paragraphs)
         display(Markdown("\n\n".join([f"**{title}**", *argument])))
@@ -74,9 +76,9 @@ def verify(*names):
         holds = {}
         for verdict in verdicts:
             for step in verdict.steps:
-                holds.setdefault(step.says, []).append(sized(verdict.size) if step.holds else "FAILS")
-        for says, where in list(holds.items())[:12]:
-            print(f"  {says}" + ("" if where == everywhere else f"  ({', '.join(where)})"))
+                holds.setdefault(step.description, []).append(sized(verdict.size) if step.holds else "FAILS")
+        for description, where in list(holds.items())[:12]:
+            print(f"  {description}" + ("" if where == everywhere else f"  ({', '.join(where)})"))
         if len(holds) > 12:
             print(f"  and {len(holds) - 12} steps more, for other structures")
         verdict = "EVERY STEP HOLDS" if proved.proved else "NOT PROVED"
@@ -119,7 +121,7 @@ def everything(z):
 
 
 @cache
-def rivals(structure, moving=everything, measure=proof.squared_error):
+def rivals(structure, moving=everything, measure=squared_error):
     """How far random members are from the closed form, and how much worse they are by a measure, the squared error."""
     member = fl.fit(structure, fisher)
 
@@ -235,7 +237,7 @@ shampoo = families["Shampoo"]
 walks({"Shampoo": (shampoo,), "the nearest": (families["the nearest"],), "Shampoo squared": (families["Shampoo squared"],)})
 
 # %%
-walks({"Shampoo, by the bound": (shampoo, everything, proof.objective)}, r"worse by, of $a^2 + b^2$", "better")
+walks({"Shampoo, by the bound": (shampoo, everything, objective)}, r"worse by, of $a^2 + b^2$", "better")
 
 # %% [markdown]
 # What the nearest Kronecker product is, and in what sense Shampoo squared is nearest:
@@ -355,7 +357,7 @@ print(f"after [G]'s five sweeps the distance is {angles[4]:.0e}, the rate being 
 walks({"RACS": (fl.RowColumn(),), "S ⊗ M": (fl.DiagonalKronecker(),), "Adafactor": (fl.Marginals(),)})
 
 # %%
-walks({"Adafactor, by its divergence": (fl.Marginals(), everything, proof.objective)}, "divergence above Adafactor's", "better")
+walks({"Adafactor, by its divergence": (fl.Marginals(), everything, objective)}, "divergence above Adafactor's", "better")
 
 # %% [markdown]
 # ## Theorem 5.1: Alice's compensation
@@ -620,7 +622,7 @@ print(f"formula and [G] differ by {max(abs(row.formula / memory.GIB - row.paper)
 
 # %%
 if not QUICK:
-    verify(*(name for name in proof.derivations() if name not in proofs))
+    verify(*(name for name in load_derivations(derivations) if name not in proofs))
 
 # %%
 lines = ["| | statement | all entries at | its steps |", "|---|---|---|---|"]

@@ -28,10 +28,12 @@ from jax.sharding import PartitionSpec as P
 import fimlens as fl
 from fimlens import plotting
 from fimlens.costs import memory
+from fimlens.experiments import trial
 from fimlens.experiments.tuning import best_power, tuned
-from fimlens.language_model import llama, text, trial
+from fimlens.language_model import llama, text
 from fimlens.pretrain.model import Llama
-from fimlens.pretrain.step import seconds_of
+from fimlens.pretrain.schedule import warmup_cosine
+from fimlens.pretrain.timing import least_seconds
 
 # %matplotlib inline
 
@@ -127,8 +129,8 @@ def best_run(name, make):
     runs = {}
 
     def loss(power, seed):
-        runs[power] = train(make(trial.papers_schedule(USUAL[name] * 2.0**power, STEPS)))
-        return trial.loss_held_out(runs[power][0].weights, CONFIG)
+        runs[power] = train(make(warmup_cosine(USUAL[name] * 2.0**power, STEPS)))
+        return trial.evaluate(runs[power][0].weights, CONFIG)
 
     losses = tuned(loss, tries=TRIES, seeds=1)
     best = best_power(losses)
@@ -212,12 +214,12 @@ model, tokens = runs["Alice"][0], jnp.asarray(next(text.batches(corpus, size=16,
 weights = model.weights
 gradient_of = jax.jit(jax.grad(partial(llama.loss, CONFIG)))
 gradient = gradient_of(weights, tokens)
-print(f"{'gradient':9}{1e3 * seconds_of(gradient_of, weights, tokens):7.1f} ms")
+print(f"{'gradient':9}{1e3 * least_seconds(gradient_of, weights, tokens):7.1f} ms")
 for name, make in OPTIMIZERS.items():
     tx = make(1e-3)
     update = jax.jit(tx.update)
     _, state = update(gradient, jax.jit(tx.init)(weights), weights)
-    print(f"{name:9}{1e3 * seconds_of(update, gradient, state, weights):7.1f} ms")
+    print(f"{name:9}{1e3 * least_seconds(update, gradient, state, weights):7.1f} ms")
 
 # %% [markdown]
 # A refresh of Alice adds to that once in `update_interval` steps. At a size where matrices are large,
@@ -238,7 +240,7 @@ def part(path, leaf):
 
 
 def mixture():
-    schedules = {name: trial.papers_schedule(rate, STEPS) for name, rate in rates.items()}
+    schedules = {name: warmup_cosine(rate, STEPS) for name, rate in rates.items()}
     parts = {
         "attention": OPTIMIZERS["Alice"](schedules["Alice"]),
         "mlp": fl.racs(schedules["RACS"]),
@@ -248,7 +250,7 @@ def mixture():
 
 
 runs["mixture"] = (*train(mixture()), None)
-print(f"{trial.loss_held_out(runs['mixture'][0].weights, CONFIG):.3f} held out")
+print(f"{trial.evaluate(runs['mixture'][0].weights, CONFIG):.3f} held out")
 
 # %%
 curves = {name: smooth(losses) for name, (_, _, losses, _) in runs.items()}

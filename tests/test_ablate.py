@@ -1,4 +1,4 @@
-"""The ablation: its runs are kept and taken up again, its tables and figure come of them, and bad options are refused."""
+"""The ablation: runs are stored and read again, tables and figure are made of them, and bad options are refused."""
 
 import json
 import math
@@ -14,28 +14,28 @@ from fimlens.experiments.ablation import (
     PAPER,
     Results,
     Run,
+    all_options,
     arms,
-    carry_out,
-    in_order,
-    options_of,
-    picture,
-    runs_of,
+    list_runs,
+    plot,
+    same_order,
+    train_missing,
 )
 
 RATES, SEEDS, STEPS = [0.01, 0.1], 2, 5
 
 
 def invented(path):
-    """Losses in the paper's order, the higher rate the better; and one that diverged."""
+    """Invent losses in the paper's order, lower at the higher rate, and one run that diverged."""
     results = Results(path)
-    for run in runs_of(GROUPS, RATES, SEEDS, STEPS):
-        name = next((name for name, changed in MAIN.items() if options_of(changed) == run.options), FULL)
+    for run in list_runs(GROUPS, RATES, SEEDS, STEPS):
+        name = next((name for name, changed in MAIN.items() if all_options(changed) == run.options), FULL)
         results.add(run, PAPER[name] - run.rate + run.seed / 10)
-    results.add(Run(options_of(MAIN[FULL]), 0.01, 0, STEPS), math.inf)
+    results.add(Run(all_options(MAIN[FULL]), 0.01, 0, STEPS), math.inf)
     return results
 
 
-def test_runs_are_kept_and_taken_up_again(tmp_path):
+def test_runs_are_stored_and_read_again(tmp_path):
     path = tmp_path / "runs.jsonl"
     kept = invented(path)
     with path.open("ab") as file:
@@ -44,43 +44,43 @@ def test_runs_are_kept_and_taken_up_again(tmp_path):
     again = Results(path)
     assert again.broken == 3
     assert again.losses == kept.losses
-    new = Run(options_of({"rank": 3}), 0.1, 0, 1)
+    new = Run(all_options({"rank": 3}), 0.1, 0, 1)
     again.add(new, 2.5)
     assert Results(path).losses == kept.losses | {new: 2.5}
-    assert list(carry_out(runs_of(["main"], RATES, SEEDS, STEPS), again, 1)) == []  # nothing is left to train
+    assert list(train_missing(list_runs(["main"], RATES, SEEDS, STEPS), again, 1)) == []  # nothing is left to train
 
 
-def test_arms_are_tuned_and_pictured(tmp_path):
+def test_arms_are_tuned_and_plotted(tmp_path):
     results = invented(tmp_path / "runs.jsonl")
     found = arms(results, RATES, SEEDS, STEPS)
     assert {arm.rate for arm in found} == {0.1}
-    assert in_order(found, PAPER)
-    assert not in_order(found, dict(zip(PAPER, reversed(PAPER.values()), strict=True)))
+    assert same_order(found, PAPER)
+    assert not same_order(found, dict(zip(PAPER, reversed(PAPER.values()), strict=True)))
     assert sum(len(arm.losses) for arm in found) == SEEDS * sum(map(len, GROUPS.values()))
-    for run in runs_of(["rank"], RATES, SEEDS, STEPS):  # at a rate that is not full Alice's they are not looked at
-        if run.options != options_of(MAIN[FULL]):
+    for run in list_runs(["rank"], RATES, SEEDS, STEPS):  # runs at another rate than full Alice's best must not be used
+        if run.options != all_options(MAIN[FULL]):
             results.add(run, 1.0 if run.rate == 0.01 else 2.0)
     again = arms(results, RATES, SEEDS, STEPS, ["rank"])
     assert {(arm.rate, arm.mean) for arm in again if arm.name != "16"} == {(0.1, 2.0)}
-    picture(found, tmp_path / "ablate.png")
+    plot(found, tmp_path / "ablate.png")
     assert (tmp_path / "ablate.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
-    ("option", "says"),
+    ("option", "message"),
     [(("--groups", "mian"), "no table 'mian'"), (("--rates", "fast"), "numbers"), (("--rates", "-1"), "positive")],
 )
-def test_bad_options_are_refused(option, says, tmp_path):
+def test_bad_options_are_refused(option, message, tmp_path):
     result = CliRunner().invoke(app, ["ablate", *option, "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
-    assert says in result.stderr
+    assert message in result.stderr
 
 
-def test_the_command_reports_what_is_there(tmp_path, monkeypatch):
-    """Nothing is trained but what the tables chosen need; each comes once; what diverged is null."""
+def test_the_command_reports_stored_runs(tmp_path, monkeypatch):
+    """Only the runs that the chosen tables need are used, each table comes once, and the loss of a diverged run is null."""
     results = Results(tmp_path / "runs.jsonl")
-    full = options_of(MAIN[FULL])
-    wanted = [Run(full, 0.1, 0, STEPS), *runs_of(["rank"], [0.1], 1, STEPS)]
+    full = all_options(MAIN[FULL])
+    wanted = [Run(full, 0.1, 0, STEPS), *list_runs(["rank"], [0.1], 1, STEPS)]
     for run in wanted:
         results.add(run, math.inf if dict(run.options)["rank"] == 8 else 2.0)
     monkeypatch.chdir(tmp_path)
@@ -95,13 +95,13 @@ def test_the_command_reports_what_is_there(tmp_path, monkeypatch):
     assert "--json: cannot write" in refused.stderr
 
 
-def test_a_run_is_known_by_all_its_options():
-    assert {"b1", "moments", "adam_learning_rate"} <= dict(options_of({})).keys()
-    assert options_of({"switch": "complement"}) == options_of({})
+def test_a_run_is_identified_by_all_its_options():
+    assert {"b1", "moments", "adam_learning_rate"} <= dict(all_options({})).keys()
+    assert all_options({"switch": "complement"}) == all_options({})
 
 
 @pytest.mark.slow
-def test_the_command_trains_and_goes_on(tmp_path):
+def test_the_command_trains_and_continues(tmp_path):
     command = ["ablate", "--groups", "main", "--rates", "0.05", "--seeds", "1", "--steps", "2", "--out", str(tmp_path)]
     for _ in range(2):
         result = CliRunner().invoke(app, command)

@@ -1,4 +1,4 @@
-"""Every derivation holds, and fails under a slip in the function that ships."""
+"""Every derivation is proved, and fails if a shipped function that it rests on has a slip."""
 
 import inspect
 import sys
@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from fimlens import structure
+from fimlens import derivations, structure
 from fimlens.fisher import fisher
 from fimlens.linalg import bases, spectral_functions
 from fimlens.proofs import theorem
@@ -14,8 +14,8 @@ from fimlens.structures import Dense, blocks, corner, kronecker, low_rank, rank_
 from fimlens.transforms import compensation, norms
 
 pytestmark = pytest.mark.proof
-DERIVATIONS = sorted(theorem.derivations())
-SLIPS = [  # derivation, where the function ships, its name, what a line says, and the slip
+DERIVATIONS = theorem.load_derivations(derivations)
+SLIPS = [  # derivation, owner of the shipped function, its name, code in it, and the slip that replaces that code
     ("kronecker_vec", fisher, "unvec", "reshape(n, m).T", "reshape(m, n)"),
     ("adam", spectra.Diagonal, "project", "return moments", "return 2 * moments"),
     ("adam", spectra.Spectrum, "dense", "vec(jnp", "jnp.ravel(jnp"),
@@ -91,33 +91,32 @@ SLIPS = [  # derivation, where the function ships, its name, what a line says, a
 
 @pytest.mark.parametrize("name", DERIVATIONS)
 def test_it_is_proved(name):
-    derivation = theorem.derivations()[name]
+    derivation = DERIVATIONS[name]
     verdict = theorem.prove(derivation, derivation.SIZES[0])
     assert verdict.proved, verdict.steps[-1]
 
 
-def slipped(owner, name, says, slip):
-    """The function as it ships, with one slip in its source."""
+def with_slip(owner, name, code, slip):
+    """The shipped function, with one slip in its source."""
     function = inspect.getattr_static(owner, name)
     source = textwrap.dedent(inspect.getsource(function))
-    assert source.count(says) >= 1, f"{name} no longer says {says!r}"
+    assert source.count(code) >= 1, f"{name} no longer has {code!r}"
     scope = {}
-    exec(compile(source.replace(says, slip), f"{name} with a slip", "exec"), inspect.unwrap(function).__globals__, scope)
+    exec(compile(source.replace(code, slip), f"{name} with a slip", "exec"), inspect.unwrap(function).__globals__, scope)
     return scope[name]
 
 
 @pytest.mark.parametrize(
-    ("derivation", "owner", "name", "says", "slip"), SLIPS, ids=[f"{d}-{n}-{k}" for k, (d, _, n, *_) in enumerate(SLIPS)]
+    ("derivation", "owner", "name", "code", "slip"), SLIPS, ids=[f"{d}-{n}-{k}" for k, (d, _, n, *_) in enumerate(SLIPS)]
 )
-def test_a_slip_breaks_it(derivation, owner, name, says, slip, monkeypatch):
-    original, wrong = inspect.getattr_static(owner, name), slipped(owner, name, says, slip)
-    for module in [m for key, m in sys.modules.items() if key.startswith("fimlens")]:  # wherever it was imported by name
+def test_a_slip_breaks_it(derivation, owner, name, code, slip, monkeypatch):
+    original, wrong = inspect.getattr_static(owner, name), with_slip(owner, name, code, slip)
+    # A function that other modules import by name must be replaced in each of them.
+    for module in [m for key, m in sys.modules.items() if key.startswith("fimlens")]:
         if getattr(module, name, None) is original:
             monkeypatch.setattr(module, name, wrong)
     monkeypatch.setattr(owner, name, wrong)
-    assert not all(
-        theorem.prove(theorem.derivations()[derivation], size).proved for size in theorem.derivations()[derivation].SIZES
-    )
+    assert not all(theorem.prove(DERIVATIONS[derivation], size).proved for size in DERIVATIONS[derivation].SIZES)
 
 
 def test_every_proof_has_a_slip():

@@ -1,4 +1,4 @@
-"""A family that ships nowhere is derived from its definition, and a wrong fit is refused with the right equation."""
+"""`fl.derive` finds the closed form of a new structure from its definition, and refuses a wrong fit with the right equation."""
 
 from dataclasses import dataclass
 
@@ -37,11 +37,11 @@ class Halved(AntiDiagonals):
 def test_a_wrong_fit_is_refused_with_the_right_equation():
     derived = fl.derive(Halved(), 2, 2)
     assert not derived.ok
-    assert derived.fit == "refused: c_1 = V_11 is stationary, and fit gives V_11/2"
+    assert derived.fit == "refused: the gap is stationary at c_1 = V_11, but fit gives V_11/2"
 
 
 class Powers(fl.Spectrum):
-    """Eigenvalues a_i b_j^2, with no fit as yet."""
+    """Eigenvalues a_i b_j^2, without a fit."""
 
     claim = fl.Claim.LIMIT
 
@@ -62,7 +62,7 @@ def test_without_a_fit_the_fixed_point_is_found_block_by_block():
     assert sp.simplify(derived.found.solution[a[0]] - expected) == 0
     assert not derived.found.closed
     assert "fixed point" in str(derived)
-    assert (derived.fit, derived.ok) == ("none to verify", True)
+    assert (derived.fit, derived.ok) == ("there is no fit to verify", True)
 
 
 def test_without_a_fit_the_layout_must_be_given():
@@ -71,7 +71,7 @@ def test_without_a_fit_the_layout_must_be_given():
 
 
 class Sums(fl.Spectrum):
-    """Eigenvalues a_i + b_j: linear, one number redundant."""
+    """Eigenvalues a_i + b_j: linear, with one redundant coordinate."""
 
     claim = fl.Claim.EXACT
 
@@ -87,7 +87,7 @@ class Sums(fl.Spectrum):
 
 
 class Rising(fl.Spectrum):
-    """Of two columns, the second's eigenvalue is the larger."""
+    """Two columns, of which the second has the larger eigenvalue."""
 
     claim = fl.Claim.EXACT
 
@@ -106,13 +106,13 @@ class Rising(fl.Spectrum):
 
 
 class RiseClipped(Rising):
-    """Solves without the bound, and clips."""
+    """Solves without the bound and clips the result, which is not the nearest member."""
 
     def first(self, V):
         return V[:, :1]
 
 
-def test_redundant_coordinates_and_bounds_are_told():
+def test_redundant_coordinates_and_bounds_are_reported():
     derived = fl.derive(Sums(), 2, 3)
     assert "redundant" in derived.found.kind
     assert "negative" in derived.found.kind
@@ -122,8 +122,8 @@ def test_a_stationary_fit_that_can_be_negative_is_refused():
     derived = fl.derive(Sums(), 2, 2)
     assert not derived.ok
     assert derived.fit == (
-        "refused: it solves the equations, but its eigenvalue 3*V_11/4 + V_12/4 + V_21/4 - V_22/4 is negative where V_22 is "
-        "much larger than others, and no Fisher has one: the least allowed gap is at a bound there"
+        "refused: the fit solves the equations, but its eigenvalue 3*V_11/4 + V_12/4 + V_21/4 - V_22/4 is negative where V_22 "
+        "is much larger than the others; no Fisher has a negative eigenvalue, so the smallest allowed gap is at a bound there"
     )
 
 
@@ -131,14 +131,14 @@ def test_a_stationary_fit_that_can_be_negative_is_refused():
 def test_a_fit_at_a_bound_is_measured():
     derived = fl.derive(Rising(), 1, 2)
     assert derived.ok
-    assert "measured, not proved, as it stops at a bound in places: its slope is" in derived.fit
+    assert "measured, not proved, because it stops at a bound in places: at one Fisher the gradient is" in derived.fit
     derived = fl.derive(RiseClipped(), 1, 2)
     assert not derived.ok
-    assert "refused: it stops at a bound in places, and at one Fisher its slope is" in derived.fit
+    assert "refused: it stops at a bound in places, and at one Fisher the gradient is" in derived.fit
 
 
 class Sweeps(Powers):
-    """Alternates a loop of Python's on a_i b_j, four times: too long to write out."""
+    """Four alternating steps for a_i b_j in a Python loop: the expressions become too long to write out."""
 
     def moments(self, V):
         return V
@@ -155,15 +155,15 @@ class Sweeps(Powers):
 
 
 @pytest.mark.parametrize("structure", [pytest.param(Sweeps(), marks=pytest.mark.slow), fl.RowColumn(sweeps=5)], ids=str)
-def test_what_iterates_too_long_is_measured(structure):
+def test_a_fit_that_iterates_too_long_is_measured(structure):
     derived = fl.derive(structure, 2, 2)
     assert derived.ok
-    assert "measured, not proved, as it iterates too long to write out" in derived.fit
+    assert "measured, not proved, because it iterates too long to write out" in derived.fit
 
 
 @dataclass(frozen=True)
 class TwoBlocks(fl.Structure):
-    """c_1 on the first column's entries, c_2 on the others': with a wrong multiplicity in `fit` on request."""
+    """Eigenvalues c_1 for the first column and c_2 for the others; `wrong` gives the fit a wrong multiplicity."""
 
     wrong: bool = False
     claim = fl.Claim.EXACT
@@ -200,11 +200,11 @@ def test_a_structure_with_nothing_but_dense_is_derived():
     assert derived.ok
     wrong = fl.derive(TwoBlocks(wrong=True), 1, 3)
     assert not wrong.ok
-    assert "c_2 = (F_22 + F_33)/2 is stationary" in wrong.fit
+    assert "the gap is stationary at c_2 = (F_22 + F_33)/2, but" in wrong.fit
 
 
 @pytest.mark.parametrize(
-    ("structure", "says"),
+    ("structure", "part"),
     [
         pytest.param(fl.RowColumn(), "measured, not proved", marks=pytest.mark.slow),
         (fl.RowColumn(sweeps=1), "proved: block a solves its equations given the others; the limit is not reached"),
@@ -214,10 +214,10 @@ def test_a_structure_with_nothing_but_dense_is_derived():
     ],
     ids=str,
 )
-def test_what_is_proved_is_told_from_what_is_measured(structure, says):
+def test_the_verdict_says_whether_the_fit_is_proved_or_measured(structure, part):
     derived = fl.derive(structure, 2, 2)
     assert derived.ok
-    assert says in derived.fit
+    assert part in derived.fit
 
 
 def test_latex_and_the_gap():
@@ -228,7 +228,7 @@ def test_latex_and_the_gap():
     assert sp.expand(derived.gap - (V[1, 1] - c) ** 2 - (V[1, 2] - c) ** 2) == 0
 
 
-def test_what_cannot_be_derived_is_said():
+def test_a_large_matrix_is_refused():
     with pytest.raises(ValueError, match="Take a small one"):
         fl.derive(fl.Diagonal(), 10, 10)
 
@@ -240,7 +240,7 @@ def test_the_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = CliRunner().invoke(app, ["derive", "mine:Wrong", "-m", "1", "-n", "2"])
     assert run.exit_code == 1
-    assert "c_11 = (V_11 + V_12)/2 is stationary, and fit gives 3*(V_11 + V_12)/2" in run.output
+    assert "the gap is stationary at c_11 = (V_11 + V_12)/2, but fit gives 3*(V_11 + V_12)/2" in run.output
     run = CliRunner().invoke(app, ["derive", "adam", "-m", "1", "--latex"])
     assert run.exit_code == 0
     assert run.output.startswith(r"\begin{aligned} c_{11} &= V_{11}")
@@ -252,7 +252,7 @@ def test_the_command(tmp_path, monkeypatch):
 
 
 class Squared(fl.Spectrum):
-    """Eigenvalues c^2, whose gap is stationary at c = 0 as well, where it is largest."""
+    """Eigenvalues c^2. The gap is stationary also at c = 0, where it has a maximum."""
 
     claim = fl.Claim.EXACT
     power = 0.5
@@ -273,7 +273,7 @@ class AtTheMaximum(Squared):
 
 
 class NeverIterated(fl.RowColumn):
-    """Solves one block, given ones for the other, and calls it the limit."""
+    """Solves for one block given ones for the other, and claims that this is the limit."""
 
     def project(self, moments):
         return moments.mean(1, keepdims=True), jnp.ones((1, moments.shape[1]))
@@ -288,7 +288,7 @@ class TwoDefinitions(fl.Diagonal):
 
 
 class NoObjective(fl.Marginals):
-    """An objective that says nothing, and a fit that is nothing."""
+    """A constant objective, which is stationary everywhere, and a wrong fit."""
 
     def project(self, moments):
         return jax.tree.map(lambda x: 9 * x, moments)
@@ -298,7 +298,7 @@ class NoObjective(fl.Marginals):
 
 
 class Nested(Squared):
-    """Coordinates whose last keys are alike."""
+    """Coordinates in a tree of two branches with equal last keys."""
 
     def project(self, moments):
         return {"up": {"V": moments[:1]}, "down": {"V": moments[1:]}}
@@ -307,14 +307,14 @@ class Nested(Squared):
         return jnp.concatenate([coords["up"]["V"], coords["down"]["V"]])
 
 
-def test_stationary_is_not_enough():
+def test_a_stationary_maximum_is_refused():
     assert fl.derive(Squared(), 1, 2).ok
     derived = fl.derive(AtTheMaximum(), 1, 2)
     assert not derived.ok
     assert derived.fit.startswith("refused")
 
 
-def test_one_block_solved_is_no_limit():
+def test_a_fit_that_solves_one_block_only_does_not_reach_the_limit():
     derived = fl.derive(NeverIterated(), 2, 2)
     assert not derived.ok
     assert "the limit is not reached" in derived.fit
@@ -325,18 +325,18 @@ def test_two_definitions_are_refused():
         fl.derive(TwoDefinitions(), 1, 2)
 
 
-def test_an_objective_must_say_something():
+def test_a_constant_objective_excuses_no_fit():
     assert not fl.derive(NoObjective(), 2, 2).ok
 
 
-def test_coordinates_are_told_by_their_whole_path():
+def test_symbols_are_named_after_their_whole_path():
     derived = fl.derive(Nested(), 2, 2)
     assert derived.ok
     assert len({str(c) for c in derived.found.solution}) == 4
 
 
 @dataclass(frozen=True)
-class TurnedWrongly(fl.Rotated):
+class WronglyRotated(fl.Rotated):
     def to_eigenbasis(self, frame, G):
         return super().to_eigenbasis(frame, G)
 
@@ -345,21 +345,24 @@ class TurnedWrongly(fl.Rotated):
         return super().stats(fisher, Frame(back, frame.shape))
 
 
-def test_a_basis_that_is_wrong_inside_blocks_is_found():
-    wrong = TurnedWrongly(fl.Diagonal(), "L")
+def test_a_wrong_basis_inside_blocks_is_found():
+    wrong = WronglyRotated(fl.Diagonal(), "L")
     assert not fl.derive(wrong, 2, 1).ok
     assert not fl.derive(fl.Blocks(wrong, columns=2), 2, 2).ok
 
 
 @pytest.mark.slow
-def test_a_fit_in_one_step_is_not_held_against_other_bases():
+def test_a_one_step_fit_is_not_compared_with_other_bases():
     derived = fl.derive(fl.Rotated(fl.RowColumn()), 2, 2)
     assert derived.ok
-    assert "measured, not proved, as it compares what is open" in derived.fit
+    assert "measured, not proved, because it compares what is open" in derived.fit
 
 
 class NegativeHalf(fl.Diagonal):
-    """Half of the right eigenvalues, by negative coordinates and a comparison that is open: its slope is no bound's."""
+    """Half of the right eigenvalues, from negative coordinates, with a comparison that the symbols leave open.
+
+    Coordinates are at a bound where they are zero. These are not, so no bound excuses that the gradient does not vanish.
+    """
 
     claim = fl.Claim.ONE_STEP
 
@@ -370,14 +373,14 @@ class NegativeHalf(fl.Diagonal):
         return -c
 
 
-def test_a_negative_coordinate_is_no_bound():
+def test_a_negative_coordinate_is_not_at_a_bound():
     derived = fl.derive(NegativeHalf(), 1, 2)
     assert not derived.ok
     assert "refused: it compares what is open" in derived.fit
 
 
 class Centred(fl.Diagonal):
-    """Stationary for an objective of its own, and negative below the mean."""
+    """Eigenvalues that are stationary for an objective of the structure, but negative below the mean."""
 
     claim = fl.Claim.OTHER
 
@@ -389,7 +392,7 @@ class Centred(fl.Diagonal):
         return jnp.sum((params.coords - V + V.mean()) ** 2)
 
 
-def test_an_objective_of_its_own_excuses_no_negative_eigenvalue():
+def test_an_own_objective_excuses_no_negative_eigenvalue():
     derived = fl.derive(Centred(), 1, 2)
     assert not derived.ok
-    assert "own objective is stationary there, but its eigenvalue" in derived.fit
+    assert "own objective is stationary at the fit, but its eigenvalue" in derived.fit

@@ -1,4 +1,4 @@
-"""The examples: each runs by itself and its loss falls; and Alice has the matrices of its layers, Adam all else."""
+"""The examples: each runs as a script, its loss falls, and Alice gets the matrices of the layers and Adam all other leaves."""
 
 import re
 import runpy
@@ -33,7 +33,7 @@ def test_the_loss_falls(name):
 
 def test_alice_has_the_matrices_of_the_layers(name):
     params = PARAMETERS[name](runpy.run_path(str(EXAMPLES / name)))
-    tx = fl.matrices(optax.identity(), optax.set_to_zero())  # what is not Alice's becomes zero
+    tx = fl.matrices(optax.identity(), optax.set_to_zero())  # leaves that are not Alice's become zero
     routed, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params))
     for path, leaf in jax.tree_util.tree_leaves_with_path(routed):
         of_a_layer = re.search(r"'(query|key|value|output|up|down)'", jax.tree_util.keystr(path))

@@ -1,4 +1,4 @@
-"""Two processes on loopback train together, are killed, and go on; to the losses of one process."""
+"""Two processes on one machine train together, are killed and continue, and have the losses of one process."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def free_port():
 
 
 def start(out, text, hosts, devices):
-    """The command on so many hosts of so many simulated devices each."""
+    """Start the command on several hosts, each with several simulated devices."""
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
     words = [*COMMAND.split(), "--text", str(text), "--out", str(out), "--mesh", f"data=2,fsdp={hosts * devices // 2}"]
     together = ["--coordinator", f"127.0.0.1:{free_port()}", "--hosts", str(hosts)] if hosts > 1 else []
@@ -50,7 +50,7 @@ def losses(out):
     return {line["step"]: (line["loss"], line["held_out"]) for line in lines}
 
 
-def test_two_hosts_train_as_one_are_killed_and_go_on(tmp_path):
+def test_two_hosts_train_like_one_and_continue_after_a_kill(tmp_path):
     text = tmp_path / "text"
     text.mkdir()
     for k in range(20):

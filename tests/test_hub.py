@@ -1,4 +1,4 @@
-"""Datasets of the hub: streamed once into shards that an independent tokenization equals, trained on, resumed, told apart."""
+"""Datasets of the hub: the shards equal an independent tokenization, are streamed once, and runs continue from them."""
 
 import gzip
 import json
@@ -33,7 +33,7 @@ def tiny(monkeypatch):
 
 @pytest.fixture
 def c4(tmp_path):
-    """A dataset in the format of C4."""
+    """Write a dataset in the format of C4."""
     directory = tmp_path / "c4"
     directory.mkdir()
     for part in range(2):
@@ -45,14 +45,14 @@ def c4(tmp_path):
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    """One whose last token is special, as T5's sentinels are."""
+    """Train a tokenizer whose last token is special, like T5's sentinels."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.Metaspace()
     made.train_from_iterator(
         TEXTS[::10], trainers.BpeTrainer(vocab_size=200, special_tokens=["<pad>", "</s>"], show_progress=False)
     )
     made.add_special_tokens(["<extra_id_0>"])
-    made.enable_truncation(8)  # which is for other uses
+    made.enable_truncation(8)  # meant for other uses: fimlens must turn it off
     made.enable_padding()
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     made.save(str(path))
@@ -83,7 +83,7 @@ def invoke(c4, tokenizer, tmp_path):
 
 
 def witness(path):
-    """Token ids of each document, one by one, with the end after it."""
+    """Tokenize each document alone, with the end token after it."""
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -95,17 +95,17 @@ def losses(out):
     return [(line["step"], line["loss"], line["held_out"]) for line in lines]
 
 
-def test_shards_are_an_independent_tokenization_and_what_is_held_out_is_not_trained_on(source, tokenizer, tmp_path):
-    corpus = tokens.of_source(PLAN, source, tmp_path / "tokens")
+def test_shards_equal_an_independent_tokenization_and_held_out_documents_are_not_trained_on(source, tokenizer, tmp_path):
+    corpus = tokens.stream_shards(PLAN, source, tmp_path / "tokens")
     documents = witness(tokenizer)
     together = np.concatenate([*corpus.held_out, *corpus.train])
     assert (together == np.concatenate(documents)[: len(together)]).all()
     ends = np.cumsum([len(document) for document in documents])
     assert sum(map(len, corpus.held_out)) == ends[ends >= HELD_OUT][0]
     assert len(together) in ends
-    windows = sum(map(len, data.windows_of(corpus.train, PLAN.length)))
-    assert PLAN.steps * PLAN.batch <= windows < PLAN.steps * PLAN.batch + 20  # one pass, and no more than it needs
-    assert corpus.vocabulary == 200  # without the sentinel
+    windows = sum(map(len, data.cut_windows(corpus.train, PLAN.length)))
+    assert PLAN.steps * PLAN.batch <= windows < PLAN.steps * PLAN.batch + 20  # enough for one pass, and not much more
+    assert corpus.vocabulary == 200  # the sentinel does not count
     assert isinstance(corpus.train[0], np.memmap)
 
 
@@ -123,22 +123,22 @@ def test_half_written_shards_are_written_again(source, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tokens.of_source(PLAN, source, directory, interrupted)
+        tokens.stream_shards(PLAN, source, directory, interrupted)
     assert not (directory / "tokens.json").exists()
     np.save(directory / "train-00007.npy", np.zeros(9, np.uint16))
-    again, anew = (tokens.of_source(PLAN, source, where) for where in (directory, tmp_path / "other"))
+    again, anew = (tokens.stream_shards(PLAN, source, where) for where in (directory, tmp_path / "other"))
     assert [row.tolist() for row in again.train] == [row.tolist() for row in anew.train]
 
 
-def test_a_dataset_that_is_shorter_than_a_run_is_gone_through_again(source, tmp_path):
+def test_a_dataset_that_is_shorter_than_a_run_is_repeated(source, tmp_path):
     long = Plan(steps=10**6, batch=8, length=16)
-    first = tokens.of_source(long, source, tmp_path / "tokens")
+    first = tokens.stream_shards(long, source, tmp_path / "tokens")
     assert sum(map(len, [*first.held_out, *first.train])) == sum(map(len, witness(source.tokenizer)))
-    longer = tokens.of_source(Plan(steps=10**7), source, tmp_path / "tokens")
+    longer = tokens.stream_shards(Plan(steps=10**7), source, tmp_path / "tokens")
     assert longer.fingerprint == first.fingerprint
 
 
-def test_the_command_is_interrupted_and_goes_on_without_the_stream(invoke, c4, tmp_path, monkeypatch):
+def test_an_interrupted_command_continues_without_the_stream(invoke, c4, tmp_path, monkeypatch):
     run = invoke(out="whole")
     assert run.exit_code == 0, run.output
     assert "Held-out loss after 6 steps" in run.output
@@ -159,7 +159,7 @@ def test_the_command_is_interrupted_and_goes_on_without_the_stream(invoke, c4, t
     assert losses(tmp_path / "run")[-1] == losses(tmp_path / "whole")[-1]
 
 
-def test_tokens_are_shared_and_those_of_another_source_refused(invoke, c4, tmp_path):
+def test_tokens_are_shared_by_runs_and_those_of_another_source_are_refused(invoke, c4, tmp_path):
     shared = "--tokens", str(tmp_path / "tokens")
     assert invoke(*shared).exit_code == 0
     c4.rename(tmp_path / "other")
@@ -173,7 +173,7 @@ def test_tokens_are_shared_and_those_of_another_source_refused(invoke, c4, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("words", "given", "says"),
+    ("words", "given", "message"),
     [
         ([], {"dataset": "allenai/c4"}, "split 'train' of dataset 'allenai/c4'"),
         ([], {"dataset": "nowhere/at/all"}, "cannot be read"),
@@ -184,21 +184,21 @@ def test_tokens_are_shared_and_those_of_another_source_refused(invoke, c4, tmp_p
         (["--column", "timestamp"], {}, "no column 'timestamp' of text"),
         (["--end-token", "nosuch"], {}, "has no nosuch"),
         (["--held-out", "10000000"], {}, "Hold out fewer"),
-        (["--text", "x"], {}, "one of --text, --shards and --dataset"),
+        (["--text", "x"], {}, "only one of --text, --shards and --dataset"),
     ],
     ids=str,
 )
-def test_what_cannot_be_read_is_an_error_of_one_line(invoke, words, given, says):
+def test_an_unreadable_source_is_an_error_of_one_line(invoke, words, given, message):
     run = invoke(*words, **given)
     assert run.exit_code == 2
-    assert says in " ".join(run.output.split())
+    assert message in " ".join(run.output.split())
     assert "Traceback" not in run.output
 
 
-def test_a_model_that_knows_too_few_tokens_is_refused_before_the_stream(source, tmp_path, monkeypatch):
+def test_a_model_with_too_small_a_vocabulary_is_refused_before_the_stream(source, tmp_path, monkeypatch):
     monkeypatch.setitem(model.CONFIGS, "tiny", llama.Config(vocabulary=100))
     with pytest.raises(ValueError, match="200 kinds of token and tiny knows 100"):
-        tokens.of_source(Plan(model="tiny"), source, tmp_path, told=pytest.fail)
+        tokens.stream_shards(Plan(model="tiny"), source, tmp_path, callback=pytest.fail)
 
 
 def test_missing_packages_are_named(invoke, monkeypatch):
@@ -224,14 +224,14 @@ jax.distributed.initialize(address, 2, int(host))
 source = hub.Source(dataset, tokenizer, held_out=500)
 for each in (replace(source, split="nosuch"), source):
     try:
-        print(tokens.of_source(Plan(steps=6, batch=8, length=16), each, Path(directory)).fingerprint, flush=True)
+        print(tokens.stream_shards(Plan(steps=6, batch=8, length=16), each, Path(directory)).fingerprint, flush=True)
     except ValueError as error:
         print(error, flush=True)
 """
 
 
 @pytest.mark.slow
-def test_of_two_hosts_one_streams_and_the_other_hears_how_it_went(source, tmp_path):
+def test_one_of_two_hosts_streams_and_the_other_learns_the_outcome(source, tmp_path):
     words = f"127.0.0.1:{free_port()}", "{host}", source.dataset, source.tokenizer, str(tmp_path / "tokens")
     hosts = [
         subprocess.Popen(
@@ -248,7 +248,7 @@ def test_of_two_hosts_one_streams_and_the_other_hears_how_it_went(source, tmp_pa
     finally:
         for host in hosts:
             host.kill()
-    fingerprint = tokens.of_source(PLAN, source, tmp_path / "alone").fingerprint
+    fingerprint = tokens.stream_shards(PLAN, source, tmp_path / "alone").fingerprint
     for output in outputs:
         assert "Bad split: nosuch" in output
         assert output.split()[-1] == fingerprint

@@ -1,4 +1,4 @@
-"""Pre-training: data are functions of the step, runs go on where they were killed, meshes and hosts change nothing."""
+"""Pre-training: batches are functions of the step, killed runs continue, and a mesh does not change the losses."""
 
 import json
 from dataclasses import replace
@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from fimlens.cli.app import app
 from fimlens.language_model import llama
 from fimlens.pretrain import data, loop, model
-from fimlens.pretrain.mesh import mesh_of
+from fimlens.pretrain.mesh import make_mesh
 from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.step import first
+from fimlens.pretrain.step import initial_state
 
 pytestmark = pytest.mark.training
 TINY = llama.Config(vocabulary=256, hidden=16, mlp=24, heads=2, layers=2)
@@ -60,16 +60,16 @@ def test_an_epoch_has_every_window_once_and_the_next_another_order():
     assert list(first) != list(second)
 
 
-def test_windows_overlap_by_the_one_token_that_is_context():
+def test_windows_overlap_by_one_token():
     windows = data.Windows(np.arange(100), 9)
     assert windows[0][-1] == windows[1][0] == 9
     assert len(windows) == 11
 
 
-def test_files_that_are_held_out_are_not_trained_on(tmp_path):
+def test_held_out_files_are_not_trained_on(tmp_path):
     for k in range(20):
         (tmp_path / f"{k:02}.txt").write_bytes(bytes([k]) * 100)
-    corpus = data.of_files([tmp_path])
+    corpus = data.read_files([tmp_path])
     newline = {10}
     train, held_out = (set(np.concatenate(rows).tolist()) - newline for rows in (corpus.train, corpus.held_out))
     assert held_out == {0}  # and file 10, whose byte is the newline between files
@@ -79,7 +79,7 @@ def test_files_that_are_held_out_are_not_trained_on(tmp_path):
 def test_shards_are_mapped_and_read_back(tmp_path):
     documents = [[k] * 30 for k in range(1, 40)]
     data.write_shards(tmp_path, documents, vocabulary=1000, end=0, shard=200, held_out=100)
-    corpus = data.of_shards(tmp_path)
+    corpus = data.read_shards(tmp_path)
     assert corpus.vocabulary == 1000
     assert isinstance(corpus.train[0], np.memmap)
     assert len(corpus.train) > 2
@@ -88,14 +88,14 @@ def test_shards_are_mapped_and_read_back(tmp_path):
     assert sum(map(len, corpus.held_out)) == 124  # to the end of a document
     np.save(tmp_path / "train-99999.npy", np.ones((2, 2)))
     with pytest.raises(ValueError, match="one-dimensional arrays of whole numbers"):
-        data.of_shards(tmp_path)
+        data.read_shards(tmp_path)
     with pytest.raises(ValueError, match=r"no readable tokens\.json"):
-        data.of_shards(tmp_path / "nowhere")
+        data.read_shards(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("token", [-1, 1000])
 def test_tokens_beyond_the_vocabulary_are_refused(tmp_path, token):
-    with pytest.raises(ValueError, match=f"{token}.*, of a vocabulary of 1000"):
+    with pytest.raises(ValueError, match=f"{token}.*, outside of a vocabulary of 1000"):
         data.write_shards(tmp_path, [[5, token, 7]], vocabulary=1000, end=0, held_out=1)
 
 
@@ -107,7 +107,7 @@ def test_too_little_text_is_refused():
 # --- model -----------------------------------------------------------------------------------------------------
 
 
-def test_scan_and_remat_change_nothing():
+def test_scan_and_remat_do_not_change_the_loss():
     tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, 256)
     plain = model.Llama(TINY, rngs=nnx.Rngs(0))
     other = model.Llama(TINY, rngs=nnx.Rngs(0), scan=True, remat=True)
@@ -127,8 +127,8 @@ def test_a_tied_head_is_the_embedding():
     ("name", "millions"),
     [("llama-60m", 58.07), ("llama-130m", 134.11), ("llama-350m", 367.97), ("llama-1b", 1339.08), ("llama-7b", 6738.42)],
 )
-def test_the_sizes_are_the_papers(name, millions):
-    shapes = jax.eval_shape(lambda: model.first_weights(model.CONFIGS[name], jax.random.key(0)))
+def test_parameter_counts_are_those_of_the_paper(name, millions):
+    shapes = jax.eval_shape(lambda: model.initial_weights(model.CONFIGS[name], jax.random.key(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.01)
 
 
@@ -139,7 +139,7 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_run_goes_on_to_the_same_losses(tmp_path, plan, corpus):
+def test_a_killed_run_continues_to_the_same_losses(tmp_path, plan, corpus):
     whole = loop.train(plan, corpus, evaluate_every=4)
 
     def killed(line):
@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on_to_the_same_losses(tmp_path, plan, corpus):
             raise Killed
 
     with pytest.raises(Killed):
-        loop.train(plan, corpus, tmp_path, evaluate_every=2, checkpoint_every=4, told=killed)
+        loop.train(plan, corpus, tmp_path, evaluate_every=2, checkpoint_every=4, callback=killed)
     resumed = loop.train(plan, corpus, tmp_path, evaluate_every=2, checkpoint_every=4)
     assert losses(resumed)[-1][::2] == losses(whole)[-1][::2]
     assert [line.step for line in resumed] == [2, 4, 6, 8]
@@ -157,29 +157,29 @@ def test_a_killed_run_goes_on_to_the_same_losses(tmp_path, plan, corpus):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "racs", "alice"])
-def test_state_is_kept_in_bfloat16(plan, optimizer):
-    """All that is as large as a row is; counts, norms and sums of weights are not."""
+def test_state_is_stored_in_bfloat16(plan, optimizer):
+    """Every array of state with more than one number is in bfloat16; counts, norms and sums of weights stay in float32."""
     options = {"rank": 4, "leading": 2} if optimizer == "alice" else {}
     plan = replace(plan, optimizer=optimizer, options=options, state_dtype="bfloat16")
-    state = jax.eval_shape(lambda: first(plan, plan.transform())).optimizer
+    state = jax.eval_shape(lambda: initial_state(plan, plan.transform())).optimizer
     floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert {x.dtype for x in floats if np.prod(x.shape[-2:]) > 1} == {jnp.dtype("bfloat16")}
     assert all(x.dtype == jnp.float32 for x in floats if np.prod(x.shape[-2:]) == 1)
 
 
-def test_what_bfloat16_drops_of_the_state_is_little_to_a_short_training(plan, corpus):
+def test_bfloat16_state_changes_the_loss_of_a_short_training_little(plan, corpus):
     plan = replace(plan, optimizer="racs")
     whole, kept = (loop.train(replace(plan, state_dtype=dtype), corpus)[-1].loss for dtype in ("float32", "bfloat16"))
     assert whole != kept
     assert abs(whole - kept) < 0.01 * whole
 
 
-def test_lines_tell_perplexity_speed_and_the_optimizers_share(tmp_path, plan, corpus):
+def test_metrics_have_perplexity_speed_and_the_optimizers_share(tmp_path, plan, corpus):
     lines = loop.train(plan, corpus, tmp_path, evaluate_every=4, share=True)
     kept = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in kept] == [4, 8]
-    for line, told in zip(lines, kept, strict=True):
-        assert line.perplexity == told["perplexity"] == pytest.approx(np.exp(line.held_out))
+    for line, stored in zip(lines, kept, strict=True):
+        assert line.perplexity == stored["perplexity"] == pytest.approx(np.exp(line.held_out))
         assert line.tokens == line.step * plan.batch * plan.length
         assert line.tokens_per_second > 0
         assert 0 < line.optimizer_share < 1.5
@@ -192,15 +192,15 @@ def test_another_text_is_refused(tmp_path, plan, corpus):
         loop.train(replace(plan, steps=1), corpus._replace(train=[corpus.train[0] + 1]), tmp_path)
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_its_lines_anew(tmp_path, plan, corpus):
+def test_a_run_killed_before_its_first_checkpoint_starts_its_metrics_again(tmp_path, plan, corpus):
     def killed(line):
         if line.step == 2:
             raise Killed
 
     with pytest.raises(Killed):
-        loop.train(plan, corpus, tmp_path, evaluate_every=2, told=killed)
+        loop.train(plan, corpus, tmp_path, evaluate_every=2, callback=killed)
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 3, "lo')  # torn by the kill
+        file.write('{"step": 3, "lo')  # the kill cut this line short
     loop.train(plan, corpus, tmp_path, evaluate_every=2)
     steps = [json.loads(text)["step"] for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 4, 6, 8]
@@ -221,15 +221,15 @@ def test_a_damaged_checkpoint_is_refused_with_a_remedy(tmp_path, plan, corpus):
         loop.train(replace(plan, steps=2), corpus, tmp_path)
 
 
-def test_accumulated_parts_make_the_whole_batch(plan, corpus):
+def test_accumulated_parts_give_the_loss_of_the_whole_batch(plan, corpus):
     whole, parts = (loop.train(replace(plan, accumulate=k), corpus, mesh=one_device())[-1] for k in (1, 4))
     assert parts.held_out == pytest.approx(whole.held_out, rel=1e-5)
 
 
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
-def test_a_mesh_changes_nothing(plan, corpus, sizes):
+def test_a_mesh_does_not_change_the_loss(plan, corpus, sizes):
     alone = loop.train(plan, corpus, mesh=one_device())[-1]
-    spread = loop.train(plan, corpus, mesh=mesh_of(sizes))[-1]
+    spread = loop.train(plan, corpus, mesh=make_mesh(sizes))[-1]
     assert spread.held_out == pytest.approx(alone.held_out, rel=1e-5)
 
 
@@ -237,7 +237,7 @@ def one_device():
     return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
 
 
-def test_what_is_not_finite_stops_by_the_batchs_name_or_is_skipped(plan, corpus, monkeypatch):
+def test_a_step_that_is_not_finite_stops_the_run_or_is_skipped(plan, corpus, monkeypatch):
     whole = data.Batches.__call__
 
     def poisoned(self, k, rows=slice(None)):
@@ -260,7 +260,7 @@ def test_what_is_not_finite_stops_by_the_batchs_name_or_is_skipped(plan, corpus,
 
 
 @pytest.mark.parametrize(
-    ("changed", "says"),
+    ("changed", "message"),
     [
         ({"model": "gpt"}, "model is one of"),
         ({"optimizer": "adan"}, "optimizer is one of"),
@@ -272,8 +272,8 @@ def test_what_is_not_finite_stops_by_the_batchs_name_or_is_skipped(plan, corpus,
     ],
     ids=str,
 )
-def test_a_wrong_plan_is_refused(plan, changed, says):
-    with pytest.raises(ValueError, match=says):
+def test_a_wrong_plan_is_refused(plan, changed, message):
+    with pytest.raises(ValueError, match=message):
         replace(plan, **changed)
 
 

@@ -1,4 +1,4 @@
-"""The command prove: what it runs, tells and writes; and its page, which loads nothing and escapes everything."""
+"""The command `fimlens prove`: what it runs, prints and writes; and its page, which loads nothing and escapes all text."""
 
 import json
 import re
@@ -9,11 +9,13 @@ import pytest
 import sympy as sp
 from typer.testing import CliRunner
 
+from fimlens import derivations
 from fimlens.cli.app import app
-from fimlens.proofs.theorem import derivations, vanishes
+from fimlens.proofs.theorem import load_derivations, vanishes
 from fimlens.proofs.typeset import MARKED, formula, prose
 from fimlens.structures import EXAMPLES
 
+DERIVATIONS = load_derivations(derivations)
 DOCUMENTED = """A <b>false</b> statement.
 
 Let $a < b$; `x <y>` is A (x) B of f(x).
@@ -26,21 +28,22 @@ def run(*arguments):
     return CliRunner().invoke(app, ["prove", *map(str, arguments)], terminal_width=200)
 
 
-def told(result):
+def output_of(result):
+    """The output without line breaks."""
     return " ".join(result.output.split())
 
 
 @pytest.fixture
 def known(monkeypatch):
-    """The derivations that the command knows, to be changed."""
-    copy = dict(derivations())
-    monkeypatch.setattr("fimlens.cli.prove.derivations", lambda: copy)
+    """A copy of the derivations, by name, that the command uses and a test may change."""
+    copy = dict(DERIVATIONS)
+    monkeypatch.setattr("fimlens.cli.prove.load_derivations", lambda package: copy)
     return copy
 
 
 @pytest.fixture
 def add(known):
-    """A derivation of one's own, with these steps."""
+    """Add a derivation with these steps to those that the command knows."""
 
     def added(name, steps, sizes=((2, 2), (2, 3))):
         known[name] = ModuleType(f"somewhere.{name}", DOCUMENTED)
@@ -64,7 +67,7 @@ def raises(m, n):
     yield vanishes("this does not end", [1 / 0])
 
 
-def test_the_derivations_named_are_proved_each_once():
+def test_each_derivation_named_is_proved_once():
     result = run("adam", "kronecker_vec", "adam")
     assert result.exit_code == 0, result.output
     assert re.findall(r"(\w+): .*? (\d x \d(?:, \d x \d)*) +(\d+) +\d+\.\d +(\w+)", result.output) == [
@@ -73,46 +76,90 @@ def test_the_derivations_named_are_proved_each_once():
     ]
 
 
-def test_without_names_it_is_all(known, add):
+def test_without_names_all_derivations_are_proved(known, add):
     known.clear()
     add("one", true)
     add("other", true)
     assert re.findall(r"(\w+): A", run().output) == ["one", "other"]
 
 
-def test_an_unknown_name_is_refused_with_the_nearest_and_all():
+def test_an_unknown_name_is_refused_with_the_nearest_name_and_all_names():
     result = run("adam", "whitenning")
     assert result.exit_code == 2
-    assert "no derivation 'whitenning'. Did you mean whitening? There are adafactor, adam," in told(result)
+    assert "no derivation 'whitenning'. Did you mean whitening? The derivations are adafactor, adam," in output_of(result)
     assert "Did you mean" not in run("zzzzzz").output
 
 
+OWN = """
+'A theorem of the user.'
+from __future__ import annotations
+from dataclasses import dataclass
+import sympy as sp
+from fimlens.proofs.theorem import vanishes
+
+SIZES = ((2, 2),)
+
+
+@dataclass(frozen=True)
+class Value:
+    entry: sp.Expr
+
+
+def steps(m, n):
+    yield vanishes("this holds", [Value(sp.Integer(m - n)).entry])
+"""
+
+
+def test_a_file_of_the_user_is_proved(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    result = run(tmp_path / "mine.py")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"mine: A theorem of the user\. +2 x 2 +1 +\d+\.\d +proved", result.output)
+
+
+def test_a_file_that_is_not_a_derivation_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text("SIZES = ((2, 2),)\n")
+    result = run(tmp_path / "mine.py")
+    assert result.exit_code == 2
+    assert "mine.py is not a derivation: it needs SIZES" in output_of(result)
+    assert run(tmp_path / "nothing.py").exit_code == 2
+
+
+def test_an_empty_package_of_derivations_is_an_error(tmp_path):
+    """A folder fimlens/derivations that an older checkout left behind hides the package."""
+    package = ModuleType("fimlens.derivations")
+    package.__path__ = [str(tmp_path)]
+    (tmp_path / "__pycache__").mkdir()
+    with pytest.raises(ImportError, match="delete it"):
+        load_derivations(package)
+
+
 @pytest.mark.parametrize("option", ["--html", "--json"])
-def test_what_cannot_be_written_is_refused_before_the_proofs(option, add):
+def test_an_unwritable_file_is_refused_before_the_proofs(option, add):
     add("endless", lambda m, n: pytest.fail("it began"))
     result = run("endless", option, "nowhere/file")
     assert result.exit_code == 2
-    assert f"{option}: cannot write nowhere/file" in told(result)
+    assert f"{option}: cannot write nowhere/file" in output_of(result)
 
 
-def test_a_step_that_fails_is_told_and_the_others_go_on(add, tmp_path):
+def test_a_step_that_fails_is_printed_and_other_derivations_go_on(add, tmp_path):
     add("false", false)
     result = run("false", "kronecker_vec", "--json", tmp_path / "proofs.json")
     assert result.exit_code == 1
     assert "NOT PROVED" in result.output
-    assert f"false at 2 x 3, step 2: {BOLD}; there remains 3*<x>" in told(result)
+    assert f"false at 2 x 3, step 2: {BOLD}; the residue is 3*<x>" in output_of(result)
     report = json.loads((tmp_path / "proofs.json").read_text())
     assert not report["ok"]
     assert [(item["name"], item["proved"]) for item in report["derivations"]] == [("false", False), ("kronecker_vec", True)]
     sizes = report["derivations"][0]["sizes"]
     assert [(size["m"], size["n"]) for size in sizes] == [(2, 2), (2, 3)]
     assert sizes[1]["steps"] == [
-        {"says": "this holds", "holds": True, "residue": "0"},
-        {"says": BOLD, "holds": False, "residue": "3*<x>"},
+        {"description": "this holds", "holds": True, "residue": "0"},
+        {"description": BOLD, "holds": False, "residue": "3*<x>"},
     ]
 
 
-def test_a_long_remainder_is_shortened(add):
+def test_a_long_residue_is_shortened(add):
     add("long", lambda m, n: iter([vanishes("much remains", [sp.Symbol("x" * 500)])]), [(2, 2)])
     assert 200 <= run("long").output.count("x") < 220
 
@@ -121,15 +168,15 @@ def test_a_long_remainder_is_shortened(add):
     ("steps", "sizes", "reason"),
     [
         (raises, [(2, 2)], "at 2 x 2, step 2: ZeroDivisionError: division by zero"),
-        (lambda m, n: iter(()), [(2, 2)], "there is no step"),
+        (lambda m, n: iter(()), [(2, 2)], "the derivation has no steps"),
         (true, [], "NOT PROVED"),
     ],
 )
-def test_what_raises_or_decides_nothing_is_not_proved(add, steps, sizes, reason):
+def test_a_derivation_that_raises_or_has_no_steps_is_not_proved(add, steps, sizes, reason):
     add("void", steps, sizes)
     result = run("void", "kronecker_vec")
     assert result.exit_code == 1
-    assert reason in told(result)
+    assert reason in output_of(result)
     assert re.search(r"kronecker_vec: .* proved", result.output)
 
 
@@ -153,14 +200,14 @@ def test_the_page_loads_nothing(written):
     assert not re.search(r"https?:|url\(|@import|src=", written)
 
 
-def test_the_page_escapes_what_others_wrote(written):
+def test_the_page_escapes_all_text(written):
     text = " ".join("".join(xml.fromstring(written).itertext()).split())
     for said in ("A <b>false</b> statement.", BOLD, "3*<x>", "x <y> is A ⊗ B of f(x)."):
         assert said in text
     assert not list(xml.fromstring(written).iter("b"))
 
 
-def test_the_page_tells_every_verdict_and_structure(written):
+def test_the_page_has_every_verdict_and_structure(written):
     tree = xml.fromstring(written)
     text = " ".join("".join(tree.itertext()).split())
     assert "1 of 2 statements are proved" in text
@@ -174,16 +221,16 @@ def test_the_page_tells_every_verdict_and_structure(written):
     assert ["Diagonal()", "adam", "EXACT"] in rows
 
 
-@pytest.mark.parametrize("name", derivations())
+@pytest.mark.parametrize("name", DERIVATIONS)
 def test_every_formula_of_a_docstring_is_drawn(name):
-    text = derivations()[name].__doc__
+    text = DERIVATIONS[name].__doc__
     drawn = xml.fromstring(f"<p>{prose(text)}</p>")
     assert len(list(drawn.iter("path"))) == sum(part.startswith("$") for part in MARKED.split(text)) > 0
     assert "$" not in "".join(drawn.itertext())
 
 
 def test_a_formula_stands_on_the_baseline_of_the_text():
-    """In em: a descender goes below, an x stands on it, a minus above it; and the box holds the outline, upright."""
+    """A descender goes below the baseline, an x stands on it, a minus is above it, and the box contains the outline upright."""
 
     def baseline(latex):
         return float(re.search(r"vertical-align:(-?[\d.]+)em", formula(latex))[1])
@@ -196,6 +243,6 @@ def test_a_formula_stands_on_the_baseline_of_the_text():
     assert top <= min(ordinates) < max(ordinates) <= top + height + 0.1
 
 
-def test_what_mathtext_does_not_know_is_refused_by_name():
+def test_latex_that_mathtext_does_not_know_is_refused_by_name():
     with pytest.raises(ValueError, match=r"\\nosuchsymbol"):
         prose(r"Let $\nosuchsymbol$.")

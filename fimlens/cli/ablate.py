@@ -1,4 +1,4 @@
-"""fimlens ablate: what tracking, switching and compensation are worth to Alice, on a small language model."""
+"""The command `fimlens ablate`: what tracking, switching and compensation contribute to Alice, on a small language model."""
 
 import json
 import os
@@ -20,30 +20,30 @@ from fimlens.experiments.ablation import (
     Arm,
     Results,
     Run,
+    all_options,
     arms,
-    carry_out,
-    in_order,
-    options_of,
-    picture,
-    runs_of,
-    tuned,
+    best_rate,
+    list_runs,
+    plot,
+    same_order,
+    train_missing,
 )
 
 
 def ablate(
-    groups: Annotated[str, typer.Option(help="Which tables, separated by commas.")] = ",".join(GROUPS),
-    rates: Annotated[str, typer.Option(help="Learning rates that each main arm is tuned over.")] = "0.01,0.02,0.05,0.1,0.2",
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each run.")] = 240,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each arm.")] = 3,
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; one a core by default.")] = None,
+    groups: Annotated[str, typer.Option(help="Tables to make, separated by commas.")] = ",".join(GROUPS),
+    rates: Annotated[str, typer.Option(help="Learning rates to try for each main arm.")] = "0.01,0.02,0.05,0.1,0.2",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")] = 240,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds for each arm.")] = 3,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; by default one per core.")] = None,
     out: Annotated[Path, typer.Option(help="Directory of runs.jsonl, ablate.json and ablate.png.")] = Path("ablate-out"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here as well.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,
 ) -> None:
-    """Alice without tracking, switching and compensation, and with them; its strategies, rank and refresh interval.
+    """Measure what tracking, switching, compensation, rank and refresh interval contribute to Alice.
 
-    A byte-level language model of 0.3 million parameters is trained on the sources of Python's standard library. The four
-    main arms are each tuned over the same rates; the others run at the rate that full Alice is best at. Runs are kept as they
-    end: started again with the same --out, it goes on where it was.
+    Each run trains a byte-level language model of 0.3 million parameters on the sources of Python's standard library. The four
+    main arms are tuned over the same learning rates; the others run at the best rate of full Alice. Results are stored as runs
+    end: the same command with the same --out continues after an interruption.
     """
     try:
         chosen, grid = _groups(groups), _rates(rates)
@@ -51,14 +51,15 @@ def ablate(
         out.mkdir(parents=True, exist_ok=True)
         results = Results(out / "runs.jsonl")
         if results.broken:
-            console.print(f"{out / 'runs.jsonl'}: {results.broken} lines are no runs, and are left out.", markup=False)
+            console.print(f"{out / 'runs.jsonl'}: {results.broken} lines cannot be read, and are ignored.", markup=False)
         workers = workers or os.cpu_count() or 1
-        main, full = runs_of(["main"], grid, seeds, steps), options_of(MAIN[FULL])
+        main, full = list_runs(["main"], grid, seeds, steps), all_options(MAIN[FULL])
+        # Full Alice is always needed, because its best rate is the rate of all other tables.
         _train("main arms", [run for run in main if "main" in chosen or run.options == full], results, workers)
-        best, _ = tuned(results, MAIN[FULL], grid, seeds, steps)
-        _train("the others", runs_of([g for g in chosen if g != "main"], [best], seeds, steps), results, workers)
+        best, _ = best_rate(results, MAIN[FULL], grid, seeds, steps)
+        _train("other arms", list_runs([g for g in chosen if g != "main"], [best], seeds, steps), results, workers)
     except BrokenExecutor as error:
-        remedy = "It may have run out of memory: start again, with fewer --workers. Runs that ended are kept."
+        remedy = "It may have run out of memory: start again with fewer --workers. Finished runs are not repeated."
         errors.print(f"fimlens ablate: a run was killed. {remedy}", style="red", markup=False)
         raise typer.Exit(1) from error
     except (ValueError, OSError) as error:
@@ -66,9 +67,9 @@ def ablate(
         raise typer.Exit(2) from error
     found = arms(results, grid, seeds, steps, chosen)
     _print(found)
-    picture(found, out / "ablate.png")
+    plot(found, out / "ablate.png")
     plain = [arm._replace(losses=[finite(x) for x in arm.losses]) for arm in found]
-    numbers = json.dumps([arm._asdict() for arm in plain], indent=2, allow_nan=False) + "\n"  # null: it diverged
+    numbers = json.dumps([arm._asdict() for arm in plain], indent=2, allow_nan=False) + "\n"  # null: the run diverged
     for path in (out / "ablate.json", json_file):
         if path is not None:
             path.write_text(numbers)
@@ -76,26 +77,29 @@ def ablate(
 
 
 def _train(what: str, runs: list[Run], results: Results, workers: int) -> None:
+    """Train the runs without a result, with a bar of progress."""
     columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=len(runs), completed=sum(run in results.losses for run in runs))
-        for _ in carry_out(runs, results, workers):
+        for _ in train_missing(runs, results, workers):
             progress.advance(task)
 
 
 def _print(found: Iterable[Arm]) -> None:
+    """Print the table of results, and whether the main arms have the order of the paper."""
     shown = table("table", "arm", "rate", "loss", "each seed")
     for arm in found:
         shown.add_row(arm.group, arm.name, f"{arm.rate:g}", f"{arm.mean:.4f}", " ".join(f"{x:.4f}" for x in arm.losses))
-    console.print("Held-out loss, nats per byte: the mean over seeds.", style="bold", highlight=False)
+    console.print("Held-out loss in nats per byte: the mean over seeds, and each seed.", style="bold", highlight=False)
     console.print(shown)
     if any(arm.group == "main" for arm in found):
         order = " < ".join(sorted(PAPER, key=PAPER.__getitem__))
-        keeps = "keeps" if in_order(list(found), PAPER) else "does not keep"
-        console.print(f"The main table {keeps} the order of [G]'s at 130M parameters: {order}.", markup=False, highlight=False)
+        has = "has" if same_order(list(found), PAPER) else "does not have"
+        console.print(f"The main table {has} the order of [G] at 130M parameters: {order}.", markup=False, highlight=False)
 
 
 def _groups(given: str) -> list[str]:
+    """Read the names of tables, each once."""
     names = list(dict.fromkeys(name.strip() for name in given.split(",")))
     unknown = [name for name in names if name not in GROUPS]
     if unknown:
@@ -104,6 +108,7 @@ def _groups(given: str) -> list[str]:
 
 
 def _rates(given: str) -> list[float]:
+    """Read the learning rates."""
     try:
         rates = [float(rate) for rate in given.split(",")]
     except ValueError as error:

@@ -20,7 +20,7 @@ console, errors = Console(), Console(stderr=True)
 
 
 # columns to the left; numbers go to the right
-WORDS = ("structure", "optimizer", "claim", "head", "table", "arm", "statement", "all entries at", "verdict")
+WORDS = ("structure", "optimizer", "claim", "head", "table", "arm", "statement", "sizes", "verdict")
 
 
 def table(*headings: str) -> Table:

@@ -1,4 +1,4 @@
-"""fimlens pretrain: train a language model with any optimizer, on one device or many hosts."""
+"""The command `fimlens pretrain`: train a language model with any optimizer, on one device or many hosts."""
 
 import math
 from pathlib import Path
@@ -13,80 +13,78 @@ from fimlens.cli.arguments import console, errors, refusal
 
 def pretrain(
     model: Annotated[
-        str, typer.Option(help="cpu-1m, cpu-5m, llama-60m, llama-130m, llama-350m, llama-1b or llama-7b.")
+        str, typer.Option(help="One of cpu-1m, cpu-5m, llama-60m, llama-130m, llama-350m, llama-1b and llama-7b.")
     ] = "cpu-1m",
-    optimizer: Annotated[str, typer.Option(help="Any optimizer of fimlens, by its name.")] = "adam",
-    rate: Annotated[float, typer.Option(help="The peak learning rate.")] = 1e-2,
-    option: Annotated[list[str] | None, typer.Option(help="Of the optimizer, such as rank=32; as often as needed.")] = None,
-    steps: int = 400,
-    batch: Annotated[int, typer.Option(help="Sequences a step, over all devices.")] = 16,
-    length: Annotated[int, typer.Option(help="Tokens a sequence.")] = 128,
-    accumulate: Annotated[int, typer.Option(help="Parts that each batch is taken in.")] = 1,
-    clip: Annotated[float | None, typer.Option(help="The largest norm of the gradient.")] = None,
+    optimizer: Annotated[str, typer.Option(help="Name of an optimizer of fimlens.")] = "adam",
+    rate: Annotated[float, typer.Option(help="Peak of the learning rate.")] = 1e-2,
+    option: Annotated[list[str] | None, typer.Option(help="Option of the optimizer, such as rank=32. Repeatable.")] = None,
+    steps: Annotated[int, typer.Option(help="Number of steps.")] = 400,
+    batch: Annotated[int, typer.Option(help="Sequences per step, over all devices.")] = 16,
+    length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
+    accumulate: Annotated[int, typer.Option(help="Compute the gradient of a batch in this many parts.")] = 1,
+    clip: Annotated[float | None, typer.Option(help="Bound on the global norm of the gradient.")] = None,
     text_path: Annotated[
-        list[Path] | None, typer.Option("--text", help="Files or directories; Python's standard library by default.")
+        list[Path] | None, typer.Option("--text", help="Text files or directories; by default Python's standard library.")
     ] = None,
-    shards: Annotated[Path | None, typer.Option(help="A directory of token shards, in place of text.")] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="In place of text: of Hugging Face, by its name there, or a file or directory like it.")
-    ] = None,
-    dataset_config: Annotated[str | None, typer.Option(help="Where the dataset has several, such as en of allenai/c4.")] = None,
-    split: str = "train",
-    column: Annotated[str, typer.Option(help="Of the dataset: the one with text.")] = "text",
-    tokenizer: Annotated[str | None, typer.Option(help="Of the dataset: a name, or the path of a tokenizer.json.")] = None,
-    end_token: Annotated[str | None, typer.Option(help="What ends a document, where the tokenizer has no usual one.")] = None,
-    held_out: Annotated[int, typer.Option(min=1, help="Tokens at the dataset's start that are not trained on.")] = 2**20,
+    shards: Annotated[Path | None, typer.Option(help="Directory of token shards, instead of text.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Hugging Face dataset, by name or local path, instead of text.")] = None,
+    dataset_config: Annotated[str | None, typer.Option(help="Configuration of the dataset, such as en of allenai/c4.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
+    column: Annotated[str, typer.Option(help="Column of the dataset that has the text.")] = "text",
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer: a name on the hub, or a tokenizer.json.")] = None,
+    end_token: Annotated[str | None, typer.Option(help="Token after each document, if the tokenizer has no usual one.")] = None,
+    held_out: Annotated[int, typer.Option(min=1, help="Tokens to hold out, at the start of the dataset.")] = 2**20,
     tokens: Annotated[
-        Path | None, typer.Option(help="Where the dataset's tokens go, to be shared by runs; in --out by default.")
+        Path | None, typer.Option(help="Directory for the dataset's tokens, which several runs can share; by default in --out.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of weights and activations: float32 or bfloat16.")] = "float32",
-    state_dtype: Annotated[str, typer.Option(help="Of the optimizer's state between steps: float32 or bfloat16.")] = "float32",
-    tied: Annotated[bool, typer.Option("--tied", help="The embedding is the head.")] = False,
-    scan: Annotated[bool, typer.Option("--scan", help="Scan over layers.")] = False,
-    remat: Annotated[bool, typer.Option("--remat", help="Compute layers again for their gradients.")] = False,
-    on_nonfinite: Annotated[str, typer.Option(help="Of a loss that is not finite: stop or skip.")] = "stop",
-    mesh: Annotated[str | None, typer.Option(help="Sizes of its axes, such as data=2,fsdp=4,tensor=1.")] = None,
-    distributed: Annotated[bool, typer.Option("--distributed", help="One of several hosts, as the cluster tells JAX.")] = False,
-    coordinator: Annotated[str | None, typer.Option(help="Where no cluster tells: address:port of host 0.")] = None,
-    hosts: Annotated[int | None, typer.Option(min=1, help="With --coordinator: how many hosts there are,")] = None,
-    host: Annotated[int | None, typer.Option(min=0, help="and which of them this is.")] = None,
-    evaluate_every: Annotated[int | None, typer.Option(min=1, help="Steps; at the end alone by default.")] = None,
-    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 100,
-    keep: Annotated[int, typer.Option(min=1, help="Checkpoints.")] = 2,
-    share: Annotated[
-        bool, typer.Option("--share", help="Time what follows the gradient too, alone, and tell its share.")
-    ] = False,
-    seed: int = 0,
-    out: Annotated[Path, typer.Option(help="Directory of plan, metrics and checkpoints; a run that is there goes on.")] = Path(
+    dtype: Annotated[str, typer.Option(help="Data type of weights and activations: float32 or bfloat16.")] = "float32",
+    state_dtype: Annotated[str, typer.Option(help="Data type of the optimizer's state: float32 or bfloat16.")] = "float32",
+    tied: Annotated[bool, typer.Option("--tied", help="Use the embedding as the output head.")] = False,
+    scan: Annotated[bool, typer.Option("--scan", help="Scan over the layers, which compiles one instead of all.")] = False,
+    remat: Annotated[bool, typer.Option("--remat", help="Recompute layers in the backward pass, to save memory.")] = False,
+    on_nonfinite: Annotated[str, typer.Option(help="What to do after a loss that is not finite: stop or skip.")] = "stop",
+    mesh: Annotated[str | None, typer.Option(help="Sizes of the mesh, such as data=2,fsdp=4,tensor=1.")] = None,
+    distributed: Annotated[bool, typer.Option("--distributed", help="One of several hosts that the cluster knows.")] = False,
+    coordinator: Annotated[str | None, typer.Option(help="Without a cluster: address:port of host 0.")] = None,
+    hosts: Annotated[int | None, typer.Option(min=1, help="With --coordinator: number of hosts.")] = None,
+    host: Annotated[int | None, typer.Option(min=0, help="With --coordinator: number of this host, from 0.")] = None,
+    evaluate_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between evaluations; by default one at the end.")
+    ] = None,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
+    keep: Annotated[int, typer.Option(min=1, help="Checkpoints to keep.")] = 2,
+    share: Annotated[bool, typer.Option("--share", help="Time the optimizer alone, and report its share of a step.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the initial weights and the data order.")] = 0,
+    out: Annotated[Path, typer.Option(help="Directory of plan, metrics and checkpoints; a run in it continues.")] = Path(
         "pretrain-out"
     ),
 ) -> None:
-    """Train a language model; interrupted, the same command goes on from the last checkpoint."""
-    try:
+    """Train a language model. After an interruption, the same command continues from the last checkpoint."""
+    try:  # imported here, because Flax, Grain and Orbax are optional: the other commands work without them
         from fimlens.pretrain import data, loop
-        from fimlens.pretrain.mesh import mesh_of
+        from fimlens.pretrain.mesh import make_mesh
         from fimlens.pretrain.plan import Plan
 
         if dataset is not None:
             from fimlens.pretrain import hub
-            from fimlens.pretrain.tokens import of_source
+            from fimlens.pretrain.tokens import stream_shards
     except ModuleNotFoundError as error:
         extras = "train" if dataset is None else "train,hub"
         errors.print(f"fimlens pretrain: {error}. It needs pip install 'fimlens[{extras}]'.", style="red", markup=False)
         raise typer.Exit(2) from error
     try:
         if not distributed and (coordinator is None) != (hosts is None or host is None):
-            raise ValueError("--coordinator, --hosts and --host go together; or --distributed, where a cluster tells them.")
-        if distributed or coordinator is not None:
+            raise ValueError("give --coordinator, --hosts and --host together, or --distributed on a cluster that knows them.")
+        if distributed or coordinator is not None:  # before anything asks JAX for its devices
             jax.distributed.initialize(coordinator, hosts, host)
         plan = Plan(
             model, optimizer, rate, steps, batch, length, options_of(option), accumulate, clip, seed, dtype, state_dtype, tied,
             scan, remat, on_nonfinite,
         )  # fmt: skip
         if sum(given is not None for given in (text_path, shards, dataset)) > 1:
-            raise ValueError("take one of --text, --shards and --dataset.")
+            raise ValueError("give only one of --text, --shards and --dataset.")
         if (dataset is None) != (tokenizer is None):
-            raise ValueError("--dataset and --tokenizer, such as t5-base, go together.")
+            raise ValueError("give --dataset and --tokenizer, such as t5-base, together.")
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -99,27 +97,27 @@ def pretrain(
                 source = hub.Source(dataset, tokenizer, dataset_config, split, column, end_token, held_out)
                 stream = bar.add_task("tokens streamed", total=None, visible=False)
 
-                def streaming(seen: int, wanted: int) -> None:
-                    bar.update(stream, completed=min(seen, wanted), total=wanted, visible=True)
+                def show_stream(tokens_read: int, wanted: int) -> None:
+                    bar.update(stream, completed=min(tokens_read, wanted), total=wanted, visible=True)
 
-                corpus = of_source(plan, source, tokens or out / "tokens", streaming)
+                corpus = stream_shards(plan, source, tokens or out / "tokens", show_stream)
             else:
-                corpus = data.of_files(text_path) if shards is None else data.of_shards(shards)
+                corpus = data.read_files(text_path) if shards is None else data.read_shards(shards)
             task = bar.add_task(f"{model}, {optimizer}", total=steps)
 
-            def told(line: loop.Line) -> None:
+            def show_metrics(line: loop.Metrics) -> None:
                 for k in line.skipped:
-                    bar.print(f"batch {k} made a loss or a gradient that is not finite, and was skipped")
-                said = [f"{line.tokens_per_second:,.0f} tokens/s"]
+                    bar.print(f"batch {k} was skipped: its loss, gradient or update is not finite")
+                words = [f"{line.tokens_per_second:,.0f} tokens/s"]
                 if line.loss is not None:
-                    said = [f"loss {line.loss:.3f}", f"perplexity {line.perplexity:.2f}", *said]
+                    words = [f"loss {line.loss:.3f}", f"perplexity {line.perplexity:.2f}", *words]
                 if line.optimizer_share is not None:
-                    said.append(f"optimizer {line.optimizer_share:.0%}")
-                bar.update(task, completed=line.step, description=f"{model}, {optimizer}: {', '.join(said)}")
+                    words.append(f"optimizer {line.optimizer_share:.0%}")
+                bar.update(task, completed=line.step, description=f"{model}, {optimizer}: {', '.join(words)}")
 
-            lines = loop.train(
-                plan, corpus, out, mesh=mesh_of(_sizes(mesh)), evaluate_every=evaluate_every, checkpoint_every=checkpoint_every,
-                keep=keep, share=share, told=told,
+            metrics = loop.train(
+                plan, corpus, out, mesh=make_mesh(_sizes(mesh)), evaluate_every=evaluate_every,
+                checkpoint_every=checkpoint_every, keep=keep, share=share, callback=show_metrics,
             )  # fmt: skip
     except loop.NonFinite as error:
         errors.print(f"fimlens pretrain: {error}", style="red", markup=False)
@@ -127,17 +125,17 @@ def pretrain(
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         errors.print(refusal("pretrain", error), style="red", markup=False)
         raise typer.Exit(2) from error
-    last = lines[-1]
+    last = metrics[-1]
     if jax.process_index() == 0:
         console.print(
-            f"Held-out loss after {last.step} steps: {last.held_out:.4f} nats a token, perplexity "
+            f"Held-out loss after {last.step} steps: {last.held_out:.4f} nats per token, perplexity "
             f"{math.exp(last.held_out):.2f}. Metrics and checkpoints: {out}",
             markup=False,
         )
 
 
 def options_of(given: list[str] | None) -> dict[str, Any]:
-    """name=value as numbers, booleans, None or words."""
+    """Read options of the form name=value, where a value is a number, true, false, none or a word."""
     options = {}
     for each in given or []:
         name, equals, value = each.partition("=")
@@ -148,6 +146,7 @@ def options_of(given: list[str] | None) -> dict[str, Any]:
 
 
 def _value(word: str) -> Any:
+    """Read a value as an int, a float, a bool or None; leave any other word as it is."""
     known = {"true": True, "false": False, "none": None}
     for kind in (int, float):
         try:
@@ -158,6 +157,7 @@ def _value(word: str) -> Any:
 
 
 def _sizes(mesh: str | None) -> dict[str, int] | None:
+    """Read the sizes of a mesh, such as data=2,fsdp=4."""
     if mesh is None:
         return None
     pairs = [part.partition("=") for part in mesh.split(",")]

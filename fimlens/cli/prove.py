@@ -1,8 +1,10 @@
-"""fimlens prove: every closed form, decided on the functions that run."""
+"""fimlens prove: decide the closed forms with SymPy, on the functions that ship."""
 
 import difflib
+import importlib.util
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
@@ -11,26 +13,32 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from fimlens import __version__
+from fimlens import __version__, derivations
 from fimlens.cli.arguments import console, errors, require_writable, table
 from fimlens.proofs.page import page
-from fimlens.proofs.theorem import derivations
-from fimlens.proofs.verdicts import Proof, attempt, remainder
+from fimlens.proofs.theorem import load_derivations
+from fimlens.proofs.verdicts import Proof, try_to_prove
 
 
 def prove(
-    names: Annotated[list[str] | None, typer.Argument(help="Derivations, such as adam racs; all by default.")] = None,
-    html_file: Annotated[
-        Path | None, typer.Option("--html", help="Write a page here: the mathematics, every step and every verdict.")
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Derivations, such as adam racs, or a file of your own, such as mine.py. Default: all of fimlens."),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every step and verdict here.")] = None,
+    html_file: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write a page with the mathematics, every step and every verdict to this file."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every step and verdict as JSON to this file.")] = None,
 ) -> None:
-    """Prove the closed forms symbolically, for all entries at the sizes named; exit with 1 where a step fails."""
+    """Prove the closed forms symbolically, for all entries at the sizes listed. Exit with 1 if a step fails."""
     try:
-        chosen = _chosen(names)
+        known = load_derivations(derivations)
+        # A name that is given twice is proved once.
+        chosen = [_find(name, known) for name in dict.fromkeys(names or known)]
         require_writable("--html", html_file)
         require_writable("--json", json_file)
-        proofs = _carry_out(chosen)
+        proofs = _run(chosen)
         _print(proofs)
         ok = all(proof.proved for proof in proofs)
         if json_file is not None:
@@ -38,23 +46,31 @@ def prove(
             json_file.write_text(json.dumps(report, indent=2) + "\n")
         if html_file is not None:
             html_file.write_text(page(proofs), encoding="utf-8")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         errors.print(f"fimlens prove: {error}", style="red", markup=False)
         raise typer.Exit(2) from error
     if not ok:
         raise typer.Exit(1)
 
 
-def _chosen(names: list[str] | None) -> list[ModuleType]:
-    known = derivations()
-    for name in names or ():
-        if name not in known:
-            near = "".join(f" Did you mean {other}?" for other in difflib.get_close_matches(name, known, 1))
-            raise ValueError(f"there is no derivation {name!r}.{near} There are {', '.join(known)}.")
-    return [known[name] for name in dict.fromkeys(names or known)]
+def _find(name: str, known: Mapping[str, ModuleType]) -> ModuleType:
+    """A derivation by its name, or from a file of the user's own."""
+    if name in known:
+        return known[name]
+    if not name.endswith(".py"):
+        near = "".join(f" Did you mean {other}?" for other in difflib.get_close_matches(name, known, 1))
+        raise ValueError(f"there is no derivation {name!r}.{near} The derivations are {', '.join(known)}; or name a file.")
+    spec = importlib.util.spec_from_file_location(f"derivations.{Path(name).stem}", name)
+    # Dataclasses look their module up in sys.modules, so it is entered there before its code runs.
+    derivation = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(derivation)
+    if not (hasattr(derivation, "SIZES") and hasattr(derivation, "steps")):
+        raise ValueError(f"{name} is not a derivation: it needs SIZES, the sizes (m, n), and a generator steps(m, n).")
+    return derivation
 
 
-def _carry_out(chosen: Sequence[ModuleType]) -> list[Proof]:
+def _run(chosen: Sequence[ModuleType]) -> list[Proof]:
+    """Prove the derivations at all their sizes, with a progress bar."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=errors, transient=True) as bar:
         task = bar.add_task("", total=sum(len(derivation.SIZES) for derivation in chosen))
@@ -62,26 +78,27 @@ def _carry_out(chosen: Sequence[ModuleType]) -> list[Proof]:
         for derivation in chosen:
             proofs.append(Proof(derivation, verdicts := []))
             for size in derivation.SIZES:
-                bar.update(task, description=f"{proofs[-1].name} at {_at(size)}")
-                verdicts.append(attempt(derivation, size))
+                bar.update(task, description=f"{proofs[-1].name} at {_size(size)}")
+                verdicts.append(try_to_prove(derivation, size))
                 bar.advance(task)
     return proofs
 
 
 def _print(proofs: Sequence[Proof]) -> None:
-    shown = table("statement", "all entries at", "steps", "seconds", "verdict")
+    """Print a row for each proof, and a line for each step that failed."""
+    shown = table("statement", "sizes", "steps", "seconds", "verdict")
     shown.columns[0].no_wrap = False
     for proof in proofs:
         statement = Text.assemble((proof.name, "bold"), f": {proof.paragraphs[0]}")
-        sizes = ", ".join(_at(verdict.size) for verdict in proof.verdicts)
+        sizes = ", ".join(_size(verdict.size) for verdict in proof.verdicts)
         steps = sum(len(verdict.steps) for verdict in proof.verdicts)
         shown.add_row(statement, sizes, str(steps), f"{proof.seconds:.1f}", "proved" if proof.proved else "NOT PROVED")
     console.print(shown)
     for verdict, step in (failure for proof in proofs for failure in proof.failures):
-        where = f"{verdict.name} at {_at(verdict.size)}, step {len(verdict.steps)}"
-        left = remainder(step)
-        errors.print(f"{where}: {step.says}{left and '; there remains '}{left}", style="red", markup=False)
+        where = f"{verdict.name} at {_size(verdict.size)}, step {len(verdict.steps)}"
+        residue = f"; the residue is {step.residue_text}" if step.residue_text else ""
+        errors.print(f"{where}: {step.description}{residue}", style="red", markup=False)
 
 
-def _at(size: tuple[int, int]) -> str:
+def _size(size: tuple[int, int]) -> str:
     return "{} x {}".format(*size)

@@ -1,7 +1,7 @@
-"""[G]'s ablation of Alice, on a small language model: what tracking, switching and compensation are worth.
+"""The ablation of Alice in [G], repeated on a small language model: what tracking, switching and compensation contribute.
 
-Each arm is `fl.alice` with some of its options changed; each run one arm at one rate and seed. Runs are kept in a file, one a
-line, as they end, so that an interrupted ablation goes on where it was.
+An arm is `fl.alice` with some options changed; a run is one arm at one learning rate and seed. The result of each run is
+appended to a file when the run ends, so that an interrupted ablation continues where it was.
 """
 
 import inspect
@@ -18,32 +18,30 @@ from typing import Any, NamedTuple
 
 import optax
 
-from fimlens.language_model.trial import held_out_loss
-from fimlens.optimizers.alice import alice
+from fimlens.experiments.trial import train_and_evaluate
+from fimlens.optimizers import alice
 from fimlens.plotting import BASIS, SPECTRUM, legend_below, panels
 
-ADAM_RATE = 0.01  # of the other leaves' Adam, the same for every arm
+ADAM_RATE = 0.01  # learning rate of Adam on the leaves that are not Alice's, the same for every arm
 
 
-# 128, 40 and 200 of [G], scaled to a width of 64 and 240 steps; moments as printed.
-WHOLE = {"rank": 16, "leading": 5, "update_interval": 20, "moments": "keep", "adam_learning_rate": ADAM_RATE}
-
-
-BARE = {"b3": 0.0, "switch": "none", "compensation": "none"}
+# [G] has rank 128, 40 leading directions and an interval of 200; here they are scaled to a width of 64 and 240 steps. Moments
+# stay as they are at a refresh, as in [G].
+DEFAULTS = {"rank": 16, "leading": 5, "update_interval": 20, "moments": "keep", "adam_learning_rate": ADAM_RATE}
 
 
 FULL = "+ compensation"
 
 
-MAIN = {
-    "low rank": BARE,
+MAIN = {  # each arm has one part more than the arm before it
+    "low rank": {"b3": 0.0, "switch": "none", "compensation": "none"},
     "+ tracking": {"switch": "none", "compensation": "none"},
     "+ switching": {"compensation": "none"},
     FULL: {},
 }
 
 
-PAPER = {"low rank": 26.96, "+ tracking": 27.35, "+ switching": 25.11, FULL: 21.95}  # perplexity at 130M
+PAPER = {"low rank": 26.96, "+ tracking": 27.35, "+ switching": 25.11, FULL: 21.95}  # perplexities in [G], 130M parameters
 
 
 GROUPS: dict[str, dict[str, dict[str, Any]]] = {
@@ -58,7 +56,14 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training: all options of alice, in order of their names, its rate, the seed and the steps."""
+    """One training, hashable so that its result can be looked up.
+
+    Args:
+        options: all options of `alice`, sorted by name.
+        rate: peak learning rate.
+        seed: determines initial weights and data.
+        steps: number of steps.
+    """
 
     options: tuple[tuple[str, Any], ...]
     rate: float
@@ -67,7 +72,7 @@ class Run:
 
 
 class Arm(NamedTuple):
-    """What came of an arm at its rate: the losses of its seeds."""
+    """The result of an arm: the held-out losses of its seeds at one learning rate."""
 
     group: str
     name: str
@@ -76,108 +81,118 @@ class Arm(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """The mean loss over the seeds."""
         return statistics.mean(self.losses)
 
 
-def options_of(changed: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """An arm's options in full, alice's defaults too: a run is not taken for one that was made with others."""
+def all_options(changed: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Return all options of an arm, given those that it changes."""
+    # With Alice's own defaults: if one of them changes later, old results must not be taken for results of the new default.
     defaults = {name: x.default for name, x in inspect.signature(alice).parameters.items() if x.default is not x.empty}
-    return tuple(sorted((defaults | WHOLE | changed).items()))
+    return tuple(sorted((defaults | DEFAULTS | changed).items()))
 
 
 def train(run: Run) -> float:
-    """The held-out loss; infinite where the training diverged."""
+    """Train one run and return its held-out loss; infinite if the training diverged."""
     options = dict(run.options)
-    beside = options.pop("adam_learning_rate") / run.rate
+    adam_factor = options.pop("adam_learning_rate") / run.rate  # keeps Adam's peak the same at every rate of Alice
 
     def make(schedule: optax.Schedule) -> optax.GradientTransformation:
-        return alice(schedule, adam_learning_rate=lambda t: schedule(t) * beside, **options)
+        return alice(schedule, adam_learning_rate=lambda t: schedule(t) * adam_factor, **options)
 
-    loss = held_out_loss(make, run.rate, steps=run.steps, seed=run.seed)
+    loss = train_and_evaluate(make, run.rate, steps=run.steps, seed=run.seed)
     return loss if math.isfinite(loss) else math.inf
 
 
 class Results:
-    """The losses of runs, kept in a file of one JSON object a line."""
+    """The losses of all runs, stored in a file with one JSON object per line.
+
+    Attributes:
+        losses: the loss of each run.
+        broken: how many lines of the file could not be read, such as a line that an interruption cut short.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Read what is there; `broken` counts lines that are no run, such as one that was cut short, and are left out."""
+        """Read the results that are already in the file."""
         self.path, self.losses, self.broken = path, {}, 0
         for line in path.read_bytes().splitlines() if path.exists() else []:
             try:
-                kept = json.loads(line)
-                run = Run(tuple(sorted(kept["options"].items())), kept["rate"], kept["seed"], kept["steps"])
-                loss = math.inf if kept["loss"] is None else float(kept["loss"])
+                record = json.loads(line)
+                run = Run(tuple(sorted(record["options"].items())), record["rate"], record["seed"], record["steps"])
+                loss = math.inf if record["loss"] is None else float(record["loss"])
                 if math.isnan(loss):
-                    raise ValueError("a loss is a number, or null where the training diverged")
+                    raise ValueError("a loss is a number, or null if the training diverged")
                 self.losses[run] = loss
             except (ValueError, KeyError, TypeError, AttributeError):
                 self.broken += 1
 
     def add(self, run: Run, loss: float) -> None:
+        """Store the loss of a run."""
         self.losses[run] = loss
-        kept = asdict(run) | {"options": dict(run.options), "loss": loss if math.isfinite(loss) else None}
+        record = asdict(run) | {"options": dict(run.options), "loss": loss if math.isfinite(loss) else None}
+        # After a line that was cut short, begin a new one, so that this result is not lost with it.
         start = "\n" if self.path.exists() and not self.path.read_bytes().endswith(b"\n") else ""
         with self.path.open("a") as file:
-            file.write(f"{start}{json.dumps(kept)}\n")
+            file.write(f"{start}{json.dumps(record)}\n")
 
 
-def runs_of(groups: Iterable[str], rates: Iterable[float], seeds: int, steps: int) -> list[Run]:
-    """Every run of some groups at some rates, each once."""
-    options = [options_of(changed) for group in groups for changed in GROUPS[group].values()]
+def list_runs(groups: Iterable[str], rates: Iterable[float], seeds: int, steps: int) -> list[Run]:
+    """List the runs of some groups at some rates. Arms that occur in several groups are listed once."""
+    options = [all_options(changed) for group in groups for changed in GROUPS[group].values()]
     return list(dict.fromkeys(Run(o, rate, seed, steps) for rate in rates for seed in range(seeds) for o in options))
 
 
-def carry_out(runs: Iterable[Run], results: Results, workers: int) -> Iterator[Run]:
-    """Train what has no result yet, `workers` at a time, each on a core of its own; each run as it ends."""
-    left = [run for run in runs if run not in results.losses]
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_on_one_core) as pool:
-        futures = {pool.submit(train, run): run for run in left}
+def train_missing(runs: Iterable[Run], results: Results, workers: int) -> Iterator[Run]:
+    """Train the runs without a result, `workers` at a time, each on its own core. Yield each run when it ends."""
+    missing = [run for run in runs if run not in results.losses]
+    # Processes are spawned, not forked: JAX has threads, and a forked process may wait for a lock that one of them holds.
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_use_one_core) as pool:
+        futures = {pool.submit(train, run): run for run in missing}
         try:
             for future in as_completed(futures):
                 results.add(futures[future], future.result())
                 yield futures[future]
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, do not start the runs that wait
 
 
-def _on_one_core() -> None:
+def _use_one_core() -> None:
+    """Keep XLA from using all cores in each worker."""
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 
 
-def tuned(
+def best_rate(
     results: Results, changed: dict[str, Any], rates: Iterable[float], seeds: int, steps: int
 ) -> tuple[float, list[float]]:
-    """The rate of an arm's lowest mean loss, and the losses of its seeds there."""
-    tried = [(rate, [results.losses[Run(options_of(changed), rate, s, steps)] for s in range(seeds)]) for rate in rates]
+    """Return the rate at which an arm has its lowest mean loss, and the losses of its seeds at this rate."""
+    tried = [(rate, [results.losses[Run(all_options(changed), rate, s, steps)] for s in range(seeds)]) for rate in rates]
     return min(tried, key=lambda pair: statistics.mean(pair[1]))
 
 
 def arms(results: Results, rates: list[float], seeds: int, steps: int, groups: Iterable[str] = GROUPS) -> list[Arm]:
-    """The main arms each at its own tuned rate, and the others at that of Alice in full."""
-    rate, _ = tuned(results, MAIN[FULL], rates, seeds, steps)
+    """Return the result of every arm: main arms at their own best rate, the others at the best rate of full Alice."""
+    rate, _ = best_rate(results, MAIN[FULL], rates, seeds, steps)
     found = []
     for group in groups:
         for name, changed in GROUPS[group].items():
-            found.append(Arm(group, name, *tuned(results, changed, rates if group == "main" else [rate], seeds, steps)))
+            found.append(Arm(group, name, *best_rate(results, changed, rates if group == "main" else [rate], seeds, steps)))
     return found
 
 
-def in_order(found: list[Arm], of: dict[str, float]) -> bool:
-    """Whether the main arms, from best to worst, come as in another table."""
+def same_order(found: list[Arm], table: dict[str, float]) -> bool:
+    """Whether the main arms, from best to worst, have the same order as in another table."""
     main = {arm.name: arm.mean for arm in found if arm.group == "main"}
-    return sorted(main, key=main.__getitem__) == sorted(of, key=of.__getitem__)
+    return sorted(main, key=main.__getitem__) == sorted(table, key=table.__getitem__)
 
 
-def picture(found: list[Arm], path: Path) -> None:
-    """One panel a group: the loss of each seed, and their mean."""
+def plot(found: list[Arm], path: Path) -> None:
+    """Draw one panel for each group: the loss of each seed, and their mean."""
     groups = {arm.group: [other for other in found if other.group == arm.group] for arm in found}
     figure = panels(len(groups), height=2.0)
     for axes, (group, here) in zip(figure.axes, groups.items(), strict=True):
         for place, arm in enumerate(here):
-            axes.plot(arm.mean, place, "|", color=BASIS, markersize=16, markeredgewidth=2.5, label="mean of the seeds")
-            axes.plot(arm.losses, [place] * len(arm.losses), "o", color=SPECTRUM, markersize=4, label="a seed")
+            axes.plot(arm.mean, place, "|", color=BASIS, markersize=16, markeredgewidth=2.5, label="mean over seeds")
+            axes.plot(arm.losses, [place] * len(arm.losses), "o", color=SPECTRUM, markersize=4, label="one seed")
         axes.set_yticks(range(len(here)), [arm.name for arm in here])
         axes.set_ylim(len(here) - 0.4, -0.6)
         axes.set_title(group, fontsize=9)

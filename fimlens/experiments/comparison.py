@@ -1,7 +1,7 @@
-"""The comparison of [G]: optimizers on one model and one text, each at its own best rate, over some seeds.
+"""A comparison of optimizers as in [G]: one model and one text, each optimizer at its own best rate, over several seeds.
 
-All of a seed begin at the same weights and see the same batches. What is still to be trained follows from what was: an
-interrupted comparison goes on where it was, and each run from its last checkpoint.
+With one seed, all optimizers begin at the same weights and see the same batches. What remains to be trained follows from the
+runs in the directory, so that an interrupted comparison continues where it was, and each run from its last checkpoint.
 """
 
 import math
@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-import fimlens
+from fimlens import optimizers
 from fimlens.experiments.tuning import tuned
 from fimlens.pretrain.data import Corpus
 from fimlens.pretrain.loop import NonFinite, train
-from fimlens.pretrain.model import first_weights
+from fimlens.pretrain.model import initial_weights
 from fimlens.pretrain.plan import OPTIMIZERS, Plan
-from fimlens.pretrain.run_directory import Line, finished
+from fimlens.pretrain.run_directory import Metrics, read_finished
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "apollo-svd": ("apollo", {"variant": "svd"}),
@@ -32,18 +32,25 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 NAMES = (*OPTIMIZERS, *VARIANTS)
 
 
-USUAL = {  # the middle of the first three rates; of those not named 0.01
+USUAL_RATES = {  # the rate in the middle of the first three tries; 0.01 for the optimizers that are not listed
     "sgd": 1.0, "adafactor": 0.1, "lars": 10.0, "racs": 0.08, "alice": 0.04, "alice0": 0.04, "galore": 0.04, "fira": 0.04,
     "fira+": 0.04, "low_rank_soap": 0.04,
 }  # fmt: skip
 
 
-EVALUATIONS = 20  # of the loss held out, in a run
+EVALUATIONS = 20  # measurements of the held-out loss in a run
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An optimizer of the comparison, with its options and the rate that its tries begin around."""
+    """One optimizer of a comparison.
+
+    Args:
+        name: its name in the comparison, such as "apollo-svd".
+        optimizer: the name of its function in `fimlens.optimizers`.
+        options: keyword arguments of that function.
+        usual: the learning rate around which tuning begins.
+    """
 
     name: str
     optimizer: str
@@ -51,30 +58,35 @@ class Entry:
     usual: float
 
     def rate(self, power: int) -> float:
-        """Of a try."""
+        """Return the learning rate of a try: the usual one times a power of two."""
         return self.usual * 2.0**power
 
 
 class Result(NamedTuple):
-    """What came of one run; `lines` is empty where it diverged."""
+    """The result of one run: its metrics, or an empty list if it diverged."""
 
-    lines: list[Line]
+    metrics: list[Metrics]
 
     @property
     def loss(self) -> float:
-        """Held out, at the end; infinite where the training diverged."""
-        last = self.lines[-1].held_out if self.lines else math.inf
+        """The held-out loss at the end; infinite if the training diverged."""
+        last = self.metrics[-1].held_out if self.metrics else math.inf
         return last if last is not None and math.isfinite(last) else math.inf
 
 
-Results = dict[tuple[int, int], Result]  # of one entry, by the power of two of the rate, and the seed
+Results = dict[tuple[int, int], Result]  # the runs of one entry; keys: (power of two of the rate, seed)
 
 
-def entry(name: str, base: Plan, given: dict[str, Any]) -> Entry:
-    """An entry by its name, with those of the given options that it has.
+def make_entry(name: str, base: Plan, given: dict[str, Any]) -> Entry:
+    """Make an entry, with sizes that fit the model.
 
-    Ranks are [G]'s for its 60M model, scaled to the model's width. Intervals of 200 steps become a twentieth of all: [G]'s
-    fiftieth would be a handful of so few.
+    Ranks are those in [G] for its 60M model, in proportion to the model's width. A default refresh interval of 200 steps
+    becomes a twentieth of the run. In [G] it is a fiftieth, which would be a handful of steps in our short runs.
+
+    Args:
+        name: an optimizer of fimlens or one of VARIANTS.
+        base: the plan whose model and steps determine the sizes.
+        given: options that override these sizes. Those that the optimizer does not have are ignored.
 
     Raises:
         ValueError: there is no such optimizer.
@@ -82,93 +94,110 @@ def entry(name: str, base: Plan, given: dict[str, Any]) -> Entry:
     if name not in NAMES:
         raise ValueError(f"compare: there is no optimizer {name!r}. There are {', '.join(NAMES)}.")
     optimizer, options = VARIANTS.get(name, (name, {}))
-    known = signature(getattr(fimlens, optimizer)).parameters
+    known = signature(getattr(optimizers, optimizer)).parameters
     d = base.config.hidden
     scaled = {"rank": max(d // 4, 1), "leading": max(5 * d // 64, 1)}
     if "update_interval" in known and known["update_interval"].default == 200:
         scaled["update_interval"] = max(base.steps // 20, 1)
     options = {key: value for key, value in (scaled | given).items() if key in known} | options
     if options.get("variant") == "mini":
-        del options["rank"]
-    return Entry(name, optimizer, options, USUAL.get(name, 0.01))
+        del options["rank"]  # Apollo-mini has a rank of its own
+    return Entry(name, optimizer, options, USUAL_RATES.get(name, 0.01))
 
 
-def entries(names: list[str], base: Plan, given: dict[str, Any]) -> list[Entry]:
-    """The entries by their names, each once.
+def make_entries(names: list[str], base: Plan, given: dict[str, Any]) -> list[Entry]:
+    """Make the entries of a comparison, each name once. The arguments are as in `make_entry`.
 
     Raises:
-        ValueError: there is no such optimizer, or none of them has a given option.
+        ValueError: there is no such optimizer, an optimizer refuses an option, or no optimizer has an option that is given.
     """
-    made = [entry(name, base, given) for name in dict.fromkeys(names)]
-    shapes = jax.eval_shape(lambda: first_weights(base.config, jax.random.key(0)))
-    for each in made:  # what an optimizer refuses is told before hours of others' training
-        jax.eval_shape(plan_of(each, base, 0, 0).transform().init, shapes)
+    made = [make_entry(name, base, given) for name in dict.fromkeys(names)]
+    shapes = jax.eval_shape(lambda: initial_weights(base.config, jax.random.key(0)))
+    for each in made:  # a wrong option is reported now, and not after hours of training the other optimizers
+        jax.eval_shape(plan_for(each, base, 0, 0).transform().init, shapes)
     for option in given:
         if not any(option in each.options for each in made):
             raise ValueError(f"compare: none of {', '.join(names)} has an option {option!r}.")
     return made
 
 
-def directory_of(out: Path, entry: Entry, power: int, seed: int) -> Path:
-    """Of a run."""
+def directory_for(out: Path, entry: Entry, power: int, seed: int) -> Path:
+    """Return the directory of one run."""
     return out / "runs" / entry.name / f"{entry.rate(power):g}-{seed}"
 
 
-def carried_out(
-    contestants: list[Entry],
+def plan_for(entry: Entry, base: Plan, power: int, seed: int) -> Plan:
+    """Return the plan of one run."""
+    return replace(base, optimizer=entry.optimizer, options=entry.options, rate=entry.rate(power), seed=seed)
+
+
+def run_all(
+    entries: list[Entry],
     base: Plan,
     corpus: Corpus,
     out: Path,
     *,
     tries: int,
     seeds: int,
-    begun: Callable[[Entry, int, int], None] = lambda entry, power, seed: None,
-    told: Callable[[Line], None] = lambda line: None,
+    on_start: Callable[[Entry, int, int], None] = lambda entry, power, seed: None,
+    callback: Callable[[Metrics], None] = lambda metrics: None,
 ) -> dict[str, Results]:
-    """Train whatever is lacking and return all results, by the names of entries.
+    """Tune and train every entry. Runs that are already finished in `out` are read instead.
 
-    `begun` hears of each run before it is made or read, `told` every line of those that are made.
+    Args:
+        entries: the optimizers.
+        base: the plan of every run, apart from optimizer, rate and seed.
+        corpus: the text.
+        out: the directory of all runs.
+        tries: learning rates to try at most for each entry.
+        seeds: seeds to train at the best rate.
+        on_start: called with entry, power of the rate and seed before each run is trained or read.
+        callback: called with each line of metrics of the runs that are trained.
+
+    Returns:
+        The results of each entry, by its name.
     """
-    results: dict[str, Results] = {each.name: {} for each in contestants}
-    for each in contestants:
+    results: dict[str, Results] = {each.name: {} for each in entries}
+    for each in entries:
 
         def loss(power: int, seed: int, each: Entry = each) -> float:
-            begun(each, power, seed)
-            directory = directory_of(out, each, power, seed)
-            result = trained(plan_of(each, base, power, seed), corpus, directory, told)
-            results[each.name][power, seed] = result
+            on_start(each, power, seed)
+            plan, directory = plan_for(each, base, power, seed), directory_for(out, each, power, seed)
+            results[each.name][power, seed] = result = run_or_read(plan, corpus, directory, callback)
             return result.loss
 
         tuned(loss, tries, seeds)
     return results
 
 
-def trained(plan: Plan, corpus: Corpus, directory: Path, told: Callable[[Line], None] = lambda line: None) -> Result:
-    """One run, unless it was made before; its checkpoints go when it has ended, well or in what is not finite.
+def run_or_read(
+    plan: Plan, corpus: Corpus, directory: Path, callback: Callable[[Metrics], None] = lambda metrics: None
+) -> Result:
+    """Train one run, or read it if it is finished. The arguments are as in `fimlens.pretrain.loop.train`.
 
     Raises:
-        ValueError: the directory is of another plan or text.
+        ValueError: the directory belongs to another plan or text.
     """
-    lines = finished(plan, corpus, directory)
-    diverged = directory / "diverged.txt"
-    if lines is None and not diverged.exists():
+    metrics = read_finished(plan, corpus, directory)
+    diverged = directory / "diverged.txt"  # marks a run that ended early, so that it is not trained again
+    if metrics is None and not diverged.exists():
+        evaluate_every = max(plan.steps // EVALUATIONS, 1)
         try:
-            lines = train(plan, corpus, directory, evaluate_every=max(plan.steps // EVALUATIONS, 1), keep=1, told=told)
+            metrics = train(plan, corpus, directory, evaluate_every=evaluate_every, keep=1, callback=callback)
         except NonFinite as error:
             diverged.write_text(f"{error}\n")
+        # Only an interrupted run needs its checkpoints; those of all finished runs would fill the disk.
         shutil.rmtree(directory / "checkpoints")
-    return Result(lines or [])
+    return Result(metrics or [])
 
 
-def plan_of(entry: Entry, base: Plan, power: int, seed: int) -> Plan:
-    """Of one run."""
-    return replace(base, optimizer=entry.optimizer, options=entry.options, rate=entry.rate(power), seed=seed)
+def steps_to_reach(loss: float, metrics: list[Metrics]) -> float | None:
+    """Return the number of steps after which the held-out loss is first at or below `loss`; None if it never is.
 
-
-def steps_to(loss: float, lines: list[Line]) -> float | None:
-    """The steps after which a run's held-out loss was first at or below a loss, on straight lines between measurements."""
+    Between two measurements the loss is interpolated linearly, so that the answer does not jump with their interval.
+    """
     before = None
-    for line in (line for line in lines if line.held_out is not None):
+    for line in (line for line in metrics if line.held_out is not None):
         if line.held_out <= loss:
             if before is None or before.held_out <= line.held_out:
                 return float(line.step)

@@ -1,4 +1,4 @@
-"""What came of a comparison: a row for each optimizer, in a table and in pictures."""
+"""The report of a comparison: one row for each optimizer, shown as tables, JSON and a figure."""
 
 import math
 import statistics
@@ -9,25 +9,32 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 
 from fimlens._validate import finite
-from fimlens.experiments.comparison import Entry, Results, steps_to
+from fimlens.experiments.comparison import Entry, Results, steps_to_reach
 from fimlens.experiments.tuning import best_power
 from fimlens.plotting import COLOURS, STYLES, sheet
 from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.timing import Speed
+from fimlens.pretrain.timing import StepCost
 
-REACHED = ("optimizer", "rate", "loss", "spread", "perplexity", "steps to it", "x steps", "x time")
-
-
-COSTS = ("optimizer", "tokens/s", "effective tokens/s", "share, %", "MB")
+LOSS_HEADINGS = ("optimizer", "rate", "loss", "spread", "perplexity", "steps", "speed-up", "in time")
 
 
-class Standing(NamedTuple):
-    """What an optimizer reached at its best rate.
+COST_HEADINGS = ("optimizer", "tokens/s", "effective tokens/s", "share of step, %", "memory, MB")
 
-    Losses are held out, in nats a token, of each seed at the last step; `bracketed` says whether rates on both sides were
-    tried and worse. `steps` is how many it takes to the loss that the first optimizer ends at with the same seed, the median
-    over seeds, infinite where it never gets there; `step` the seconds of one, `state` bytes of optimizer state beside
-    `weights`.
+
+class Row(NamedTuple):
+    """What one optimizer reaches at its best learning rate, and what it costs.
+
+    Attributes:
+        name: the optimizer's name in the comparison.
+        rate: its best learning rate.
+        bracketed: whether a smaller and a larger rate were tried, and were worse.
+        losses: held-out loss of each seed at the last step, in nats per token.
+        steps: steps that this optimizer needs to reach the final loss of the first one with the same seed; the median over
+            seeds, infinite if it never gets there.
+        step: seconds of one step.
+        share: the optimizer's share of those seconds.
+        weights: bytes of the weights.
+        state: bytes of the optimizer's state.
     """
 
     name: str
@@ -42,65 +49,63 @@ class Standing(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """The median over seeds."""
+        """The median loss over the seeds."""
         return statistics.median(self.losses)
 
     @property
     def perplexity(self) -> float:
-        """A token's."""
+        """The perplexity per token."""
         return math.exp(self.loss) if math.isfinite(self.loss) else math.inf
 
 
-def standings(contestants: list[Entry], results: dict[str, Results], speeds: dict[str, Speed]) -> list[Standing]:
-    """A row for each, the first being the one that others are measured by.
-
-    The gradient is the same for all, so its time is taken as the median of all measurements, and each optimizer's as its
-    ratio to the gradient that it was timed beside.
+def make_rows(entries: list[Entry], results: dict[str, Results], costs: dict[str, StepCost]) -> list[Row]:
+    """Summarize each entry; the first one is the reference for the speed-up of the others.
 
     Raises:
-        ValueError: the first diverged with some seed.
+        ValueError: the first entry diverged with some seed.
     """
-    gradient = statistics.median(speeds[each.name].gradient for each in contestants)
-    reference = results[contestants[0].name]
-    if not all(math.isfinite(reference[_best(reference), seed].loss) for seed in _seeds(reference)):
-        raise ValueError(f"compare: {contestants[0].name} diverged, and others are measured by it. Name another one first.")
+    # The gradient is the same for every optimizer, and its measurements differ by noise only: take their median for all. The
+    # optimizer's time enters as a ratio to the gradient measured beside it, which cancels drifts of the machine's speed.
+    gradient = statistics.median(costs[each.name].gradient for each in entries)
+    reference = results[entries[0].name]
     goals = {seed: reference[_best(reference), seed].loss for seed in _seeds(reference)}
+    if not all(map(math.isfinite, goals.values())):
+        raise ValueError(f"compare: {entries[0].name} diverged, and others are compared with it. Name another one first.")
     rows = []
-    for each in contestants:
-        runs, speed = results[each.name], speeds[each.name]
+    for each in entries:
+        runs, cost = results[each.name], costs[each.name]
         best, tried = _best(runs), [power for power, seed in runs if seed == 0]
         seeds = _seeds(runs)
-        steps = [steps_to(goals[seed], runs[best, seed].lines) for seed in seeds]
+        steps = [steps_to_reach(goals[seed], runs[best, seed].metrics) for seed in seeds]
         rows.append(
-            Standing(
+            Row(
                 each.name,
                 each.rate(best),
                 min(tried) < best < max(tried),
                 [runs[best, seed].loss for seed in seeds],
                 statistics.median(math.inf if x is None else x for x in steps),
-                gradient / (1 - speed.share),
-                speed.share,
-                speed.weights,
-                speed.state,
+                gradient / (1 - cost.share),
+                cost.share,
+                cost.weights,
+                cost.state,
             )
         )
     return rows
 
 
 def _best(runs: Results) -> int:
+    """Return the power of two of an entry's best rate."""
     return best_power({key: result.loss for key, result in runs.items()})
 
 
 def _seeds(runs: Results) -> list[int]:
+    """Return the seeds that were trained at an entry's best rate."""
     best = _best(runs)
     return sorted(seed for power, seed in runs if power == best)
 
 
-def reached(rows: list[Standing], base: Plan) -> list[tuple[str, ...]]:
-    """Cells under REACHED, from the lowest loss to the highest; a rate at the edge of those tried has a star.
-
-    The steps are those to the loss that the first optimizer ends at; x how much sooner that is than in all its steps.
-    """
+def loss_cells(rows: list[Row], base: Plan) -> list[tuple[str, ...]]:
+    """Return the cells below LOSS_HEADINGS, sorted by loss. A star marks a rate at the edge of those tried."""
     return [
         (
             row.name,
@@ -122,11 +127,11 @@ def reached(rows: list[Standing], base: Plan) -> list[tuple[str, ...]]:
     ]
 
 
-def costs(rows: list[Standing], base: Plan) -> list[tuple[str, ...]]:
-    """Cells under COSTS, in the same order.
+def cost_cells(rows: list[Row], base: Plan) -> list[tuple[str, ...]]:
+    """Return the cells below COST_HEADINGS, sorted by loss.
 
-    Effective tokens/s are [G]'s: the tokens that the first optimizer was trained on, over the time to its loss. The share is
-    the optimizer's, of a step; megabytes are of weights and optimizer state.
+    Effective tokens per second are as in [G]: the tokens that the first optimizer is trained on, divided by the time that this
+    one needs to reach its loss.
     """
     tokens = base.batch * base.length
     return [
@@ -141,48 +146,59 @@ def costs(rows: list[Standing], base: Plan) -> list[tuple[str, ...]]:
     ]
 
 
+def legend(reference: str) -> str:
+    """Explain the headings of both tables in words; `reference` is the name of the first optimizer."""
+    return (
+        "Loss is held out, in nats per token: the median over seeds, with its spread. Steps are those that the optimizer needs "
+        f"to reach {reference}'s final loss. Speed-up is {reference}'s step count divided by these steps. In time is the same "
+        "ratio with seconds: steps times the measured time of a step. Effective tokens/s are "
+        f"{reference}'s tokens over that time. Share of step is the optimizer's part of a step's time. Memory is weights and "
+        "optimizer state. The first seed chose the rates, by this loss; * marks a best rate at the edge of those tried."
+    )
+
+
 def markdown(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A table."""
+    """Write a table in Markdown."""
     lines = [headings, ("---",) * len(headings), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def tried(contestants: list[Entry], results: dict[str, Results]) -> str:
-    """A table of every run's loss: the first seed's at each rate, and the other seeds'."""
+def runs_table(entries: list[Entry], results: dict[str, Results]) -> str:
+    """Write a Markdown table of the loss of every run: of the first seed at each rate, and of the other seeds."""
     lines = []
-    for each in contestants:
+    for each in entries:
         runs = results[each.name]
         rates = [f"{each.rate(power):g}: {runs[power, seed].loss:.4f}" for power, seed in sorted(runs) if seed == 0]
         others = [f"{runs[_best(runs), seed].loss:.4f}" for seed in _seeds(runs)[1:]]
         options = ", ".join(f"{key} {value}" for key, value in each.options.items())
         lines.append((each.name, options, ", ".join(rates), ", ".join(others)))
-    return markdown(("optimizer", "options", "rate: loss of seed 0", "the other seeds at the best"), lines)
+    return markdown(("optimizer", "options", "rate: loss of seed 0", "other seeds at the best rate"), lines)
 
 
-def numbers(contestants: list[Entry], results: dict[str, Results], rows: list[Standing], base: Plan) -> dict[str, Any]:
-    """All of it for JSON: the plan, every run's curve, every row; null for what is infinite."""
-    entries = []
-    for each, row in zip(contestants, rows, strict=True):
+def as_json(entries: list[Entry], results: dict[str, Results], rows: list[Row], base: Plan) -> dict[str, Any]:
+    """Return everything for JSON: the plan, and the curves of all runs and the row of each entry. None stands for infinity."""
+    written = []
+    for each, row in zip(entries, rows, strict=True):
         runs = [
             {
                 "rate": each.rate(power),
                 "seed": seed,
                 "loss": finite(result.loss),
-                "held_out": [(line.step, finite(line.held_out)) for line in result.lines if line.held_out is not None],
+                "held_out": [(line.step, finite(line.held_out)) for line in result.metrics if line.held_out is not None],
             }
             for (power, seed), result in sorted(results[each.name].items())
         ]
         losses = {"losses": [finite(x) for x in row.losses]}
         standing = {key: finite(value) for key, value in row._asdict().items()} | losses
-        entries.append({**asdict(each), "standing": standing, "runs": runs})
-    return {"plan": asdict(base), "entries": entries}
+        written.append({**asdict(each), "standing": standing, "runs": runs})
+    return {"plan": asdict(base), "entries": written}
 
 
-def picture(contestants: list[Entry], results: dict[str, Results], rows: list[Standing], path: Path) -> None:
-    """Losses held out, the median over seeds, against steps and against time; names at the ends of their lines.
+def plot(entries: list[Entry], results: dict[str, Results], rows: list[Row], path: Path) -> None:
+    """Draw the held-out loss, the median over seeds, against steps and against time, with names at the ends of the lines.
 
-    The first and the five lowest of the others have a stroke and a colour each, in the order of their losses and the first
-    last; all beyond are thin.
+    The first optimizer and the five others with the lowest losses have a stroke and a colour each. Further lines are thin and
+    grey: more than six strokes cannot be told apart.
     """
     figure = sheet(1, 2, width=4.2, height=4.4)
     by_steps, by_time = figure.axes
@@ -192,31 +208,31 @@ def picture(contestants: list[Entry], results: dict[str, Results], rows: list[St
     marked = dict(zip([row.name for row in lowest], strokes, strict=False)) | {rows[0].name: strokes[-1] | {"linewidth": 2.6}}
     ends: list[tuple[Axes, float, float, str, dict[str, Any]]] = []
     top = 0.0
-    for each, row in zip(contestants, rows, strict=True):
+    for each, row in zip(entries, rows, strict=True):
         runs = results[each.name]
-        curves = [[x for x in runs[_best(runs), s].lines if x.held_out is not None] for s in _seeds(runs)]
+        curves = [[x for x in runs[_best(runs), s].metrics if x.held_out is not None] for s in _seeds(runs)]
         if not all(curves):
-            continue
+            continue  # a seed diverged
         steps = [float(line.step) for line in curves[0]]
         losses = [statistics.median(losses) for losses in zip(*([x.held_out for x in c] for c in curves), strict=True)]
-        top = max(top, losses[len(losses) // 4])
+        top = max(top, losses[len(losses) // 4])  # leaves out the first steps, whose losses would flatten the rest
         style = marked.get(each.name, {"color": "0.7", "linewidth": 0.8, "zorder": 1})
         for axes, unit in ((by_steps, 1.0), (by_time, row.step)):
             axes.plot([unit * step for step in steps], losses, **style)
             ends.append((axes, unit * steps[-1], losses[-1], each.name, style))
     bottom = min(end[2] for end in ends)
-    for axes, what in ((by_steps, "steps"), (by_time, "seconds, at the measured time of a step")):
+    for axes, what in ((by_steps, "steps"), (by_time, "seconds (steps times the measured time of a step)")):
         axes.hlines(rows[0].loss, 0, max(end[1] for end in ends if end[0] is axes), color="0.7", linewidth=0.8, linestyle=":")
-        axes.text(0, rows[0].loss, f" where {rows[0].name} ends", va="bottom", fontsize=8)
+        axes.text(0, rows[0].loss, f" final loss of {rows[0].name}", va="bottom", fontsize=8)
         axes.set_xlabel(what)
-        _label([end[1:] for end in ends if end[0] is axes], axes, top - bottom)
+        _label_lines([end[1:] for end in ends if end[0] is axes], axes, top - bottom)
     by_steps.set_ylabel("held-out loss, nats per token")
     by_steps.set_ylim(bottom - 0.03, top)
     figure.savefig(path, dpi=150)
 
 
-def _label(ends: list[tuple[float, float, str, dict[str, Any]]], axes: Axes, height: float) -> None:
-    """Names to the right of all lines, in the order of their losses and never over each other."""
+def _label_lines(ends: list[tuple[float, float, str, dict[str, Any]]], axes: Axes, height: float) -> None:
+    """Write the names to the right of all lines, in the order of their losses, without overlaps."""
     edge, place = max(x for x, *_ in ends), -math.inf
     for x, loss, name, style in sorted(ends, key=lambda end: end[1]):
         place = max(loss, place + 0.04 * height)

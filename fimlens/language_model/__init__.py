@@ -1,1 +1,1 @@
-"""A language model in plain JAX, and text to train it on."""
+"""A small language model in plain JAX, and text to train it on."""

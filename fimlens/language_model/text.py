@@ -1,4 +1,7 @@
-"""Real text that every machine has: the sources of Python's standard library, as bytes."""
+"""Text that every machine has: the source files of Python's standard library, read as bytes.
+
+The experiments and the embedded model of `fimlens lens` train on it, so that they need no download.
+"""
 
 import sysconfig
 from collections.abc import Iterator
@@ -9,25 +12,26 @@ from jaxtyping import UInt8
 
 
 def standard_library() -> list[Path]:
-    """The top-level modules of Python's standard library, in order of their names."""
+    """Return the top-level modules of Python's standard library, sorted by name."""
+    # Sorted here and in files_of: the order of a directory listing differs between file systems, and training must not.
     return sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file itself, or the files under a directory, in order of their names."""
+    """Return the file itself, or all files below a directory, sorted by name."""
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 def split(files: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Files to train on, and every tenth, held out."""
+    """Split files into those to train on and those to hold out: every tenth, beginning with the first."""
     return [file for k, file in enumerate(files) if k % 10], files[::10]
 
 
 def read(paths: list[Path]) -> UInt8[np.ndarray, " bytes"]:
-    """The bytes of files, and of the files under directories, one after the other.
+    """Return the bytes of all files, joined by newlines; a directory stands for all files below it.
 
     Raises:
-        ValueError: a path cannot be read, or there is no text at all.
+        ValueError: a path cannot be read, or the files are empty.
     """
     parts = []
     for path in paths:
@@ -42,10 +46,19 @@ def read(paths: list[Path]) -> UInt8[np.ndarray, " bytes"]:
 
 
 def batches(text: UInt8[np.ndarray, " bytes"], *, size: int, length: int, seed: int) -> Iterator[UInt8[np.ndarray, "B T"]]:
-    """Endless random windows of `length` bytes, `size` at a time.
+    """Draw random windows of a text without end. For training whose data order follows from a seed.
+
+    Args:
+        text: the bytes to draw from.
+        size: windows in a batch.
+        length: bytes in a window.
+        seed: seed of the random generator; the same seed gives the same batches.
+
+    Returns:
+        An iterator over batches of shape (size, length).
 
     Raises:
-        ValueError: the text is shorter than a window.
+        ValueError: the text is no longer than one window.
     """
     if len(text) <= length:
         raise ValueError(f"text: {len(text)} bytes are fewer than a window of {length}. Give more text.")

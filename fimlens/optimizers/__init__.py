@@ -5,3 +5,41 @@ sign. Docstrings count the state in elements for an m x n matrix with r = min(m,
 number for each matrix that a limiter keeps. "[G]" is Gong et al. 2025 (arXiv 2502.07752), "[D]" Nguyen et al. 2025
 (arXiv 2502.07488).
 """
+
+from fimlens.optimizers.adadiag import adadiag as adadiag
+from fimlens.optimizers.adadiag import adadiag_pp as adadiag_pp
+from fimlens.optimizers.adadiag import adafacdiag as adafacdiag
+from fimlens.optimizers.adadiag import scale_by_adadiag as scale_by_adadiag
+from fimlens.optimizers.adadiag import scale_by_adadiag_pp as scale_by_adadiag_pp
+from fimlens.optimizers.adadiag import scale_by_adafacdiag as scale_by_adafacdiag
+from fimlens.optimizers.alice import alice as alice
+from fimlens.optimizers.alice import alice0 as alice0
+from fimlens.optimizers.alice import scale_by_alice as scale_by_alice
+from fimlens.optimizers.alice import scale_by_alice0 as scale_by_alice0
+from fimlens.optimizers.eigenbasis import osoap as osoap
+from fimlens.optimizers.eigenbasis import scale_by_osoap as scale_by_osoap
+from fimlens.optimizers.eigenbasis import scale_by_shampoo as scale_by_shampoo
+from fimlens.optimizers.eigenbasis import scale_by_soap as scale_by_soap
+from fimlens.optimizers.eigenbasis import shampoo as shampoo
+from fimlens.optimizers.eigenbasis import soap as soap
+from fimlens.optimizers.elementwise import adam as adam
+from fimlens.optimizers.elementwise import adamw as adamw
+from fimlens.optimizers.elementwise import sgd as sgd
+from fimlens.optimizers.galore import apollo as apollo
+from fimlens.optimizers.galore import fira as fira
+from fimlens.optimizers.galore import galore as galore
+from fimlens.optimizers.galore import scale_by_apollo as scale_by_apollo
+from fimlens.optimizers.galore import scale_by_fira as scale_by_fira
+from fimlens.optimizers.galore import scale_by_galore as scale_by_galore
+from fimlens.optimizers.layerwise import lamb as lamb
+from fimlens.optimizers.layerwise import lars as lars
+from fimlens.optimizers.low_rank_soap import low_rank_soap as low_rank_soap
+from fimlens.optimizers.low_rank_soap import scale_by_low_rank_soap as scale_by_low_rank_soap
+from fimlens.optimizers.rank_one import adafactor as adafactor
+from fimlens.optimizers.rank_one import racs as racs
+from fimlens.optimizers.rank_one import scale_by_racs as scale_by_racs
+from fimlens.optimizers.whitening import muon as muon
+from fimlens.optimizers.whitening import scale_by_muon as scale_by_muon
+from fimlens.optimizers.whitening import scale_by_swan as scale_by_swan
+from fimlens.optimizers.whitening import swan as swan
+from fimlens.optimizers.whitening import whiten as whiten

@@ -1,1 +1,1 @@
-"""Pre-training of language models: what a training reads, the model, the loop, its checkpoints (pip install fimlens[train])."""
+"""Pre-training of language models: data, model, mesh, loop and checkpoints (pip install 'fimlens[train]')."""

@@ -1,7 +1,7 @@
-"""What a training reads: rows of tokens, cut into windows, and batch k of them for every k.
+"""Training data: rows of tokens, cut into windows, and batch k of those windows for every k.
 
-A batch is a function of the seed and its number alone. So data need no state of their own: a run that has made k steps goes on
-with batch k, on whatever machines, and each host reads only the rows that it trains on.
+A batch is a function of the seed and its number alone, so the data need no state of their own. A run that has made k steps
+continues with batch k on whatever machines, and each host reads only the rows that its devices train on.
 """
 
 import json
@@ -17,23 +17,23 @@ from jaxtyping import Int
 
 from fimlens.language_model import text
 
-HELD_OUT = 10  # of a single file, the last of so many parts
+HELD_OUT_PART = 10  # of a single file, the last tenth is held out
 
 
-BYTES = 256  # the vocabulary of bytes
+BYTE_VOCABULARY = 256
 
 
-SHARD = 2**27  # tokens
+SHARD_TOKENS = 2**27
 
 
-ABOUT = "tokens.json"  # written last: with it, shards are whole
+MANIFEST = "tokens.json"  # written after all shards: where it exists, the shards are complete
 
 
-Tokens = np.ndarray  # one-dimensional, of whole numbers, in memory or mapped from disk; no two need be of one length
+Tokens = np.ndarray  # one-dimensional, of integers, in memory or mapped from disk; rows may differ in length
 
 
 class Corpus(NamedTuple):
-    """Rows of tokens to train on, others held out, and how many kinds of token there are."""
+    """The tokens of a run: rows to train on, rows held out, and the size of the vocabulary."""
 
     train: Sequence[Tokens]
     held_out: Sequence[Tokens]
@@ -41,7 +41,8 @@ class Corpus(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Of how much text there is, and of pieces of it, which tell another text but not every change of one."""
+        """A checksum that tells two corpora apart. It covers all lengths but samples the content, so it may miss an edit."""
+        # A complete checksum would read every shard from disk before the first step.
         crc = zlib.crc32(repr([self.vocabulary, *([len(row) for row in rows] for rows in self[:2])]).encode())
         for row in (*self.train, *self.held_out):
             for start in np.linspace(0, len(row), 16, endpoint=False).astype(int):
@@ -51,7 +52,10 @@ class Corpus(NamedTuple):
 
 @dataclass(frozen=True)
 class Windows:
-    """Consecutive windows of `length` + 1 tokens of one row, each beginning with the last token of the one before."""
+    """The consecutive windows of one row, each of `length` + 1 tokens.
+
+    Neighbours share one token: the last target of a window is the first input of the next, so every token is a target once.
+    """
 
     tokens: Tokens
     length: int
@@ -64,11 +68,11 @@ class Windows:
         return np.asarray(self.tokens[start : start + self.length + 1], np.int32)
 
 
-def windows_of(rows: Sequence[Tokens], length: int) -> list[Windows]:
-    """The windows of each row that has any.
+def cut_windows(rows: Sequence[Tokens], length: int) -> list[Windows]:
+    """Cut each row into windows, and leave out rows that are shorter than one.
 
     Raises:
-        ValueError: none has.
+        ValueError: no row is as long as a window.
     """
     windows = [each for each in (Windows(row, length) for row in rows) if len(each)]
     if not windows:
@@ -80,7 +84,16 @@ def windows_of(rows: Sequence[Tokens], length: int) -> list[Windows]:
 
 
 class Batches:
-    """Batch k of shuffled windows, for every k >= 0: epoch after epoch, each in an order of its own.
+    """Batch k of shuffled windows, for every k >= 0. Each epoch has every window once, in an order of its own.
+
+    Args:
+        rows: the tokens to train on.
+        batch: windows in a batch.
+        length: tokens of a window that the model reads; a window has one more.
+        seed: determines the order.
+
+    Raises:
+        ValueError: no row is as long as a window.
 
     Examples:
         >>> import numpy as np
@@ -90,54 +103,58 @@ class Batches:
     """
 
     def __init__(self, rows: Sequence[Tokens], *, batch: int, length: int, seed: int) -> None:
-        sources = [grain.MapDataset.source(windows) for windows in windows_of(rows, length)]
+        sources = [grain.MapDataset.source(windows) for windows in cut_windows(rows, length)]
+        # Grain's map datasets give element i by a pseudo-random permutation, without going through the elements before it.
         self.batch, self.windows = batch, grain.MapDataset.concatenate(sources).seed(seed).shuffle().repeat()
 
     def __call__(self, k: int, rows: slice = slice(None)) -> Int[np.ndarray, "_ window"]:
-        """Rows of batch k: all, or those of one host."""
+        """Return batch k, or only the given rows of it."""
         return np.stack([self.windows[k * self.batch + row] for row in range(*rows.indices(self.batch))])
 
 
-def fixed_windows(rows: Sequence[Tokens], *, count: int, length: int) -> Int[np.ndarray, "_ window"]:
-    """Up to `count` windows, evenly spaced over all: the same for every run, to measure a loss on."""
-    sources = windows_of(rows, length)
+def evaluation_windows(rows: Sequence[Tokens], *, count: int, length: int) -> Int[np.ndarray, "_ window"]:
+    """Return up to `count` windows, evenly spaced over all. Every run measures its loss on the same ones."""
+    sources = cut_windows(rows, length)
     places = [(source, k) for source in sources for k in range(len(source))]
     chosen = np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int)
     return np.stack([source[k] for source, k in (places[place] for place in chosen)])
 
 
-def of_files(paths: Sequence[Path] | None = None) -> Corpus:
-    """The bytes of files and directories (by default the sources of Python's standard library), every tenth file held out.
+def read_files(paths: Sequence[Path] | None = None) -> Corpus:
+    """Read text files as bytes, without a tokenizer, and hold out every tenth file.
 
-    Of a single file its last tenth is.
+    Args:
+        paths: files and directories; by default the sources of Python's standard library. Of a single file, the last tenth is
+            held out.
 
     Raises:
         ValueError: a path cannot be read, or there is no text.
     """
     files = text.standard_library() if paths is None else [file for path in paths for file in text.files_of(path)]
-    files = list({file.resolve(): file for file in files}.values())  # one named twice must not be held out once
+    # A file that is named twice could otherwise be trained on under one position and held out under the other.
+    files = list({file.resolve(): file for file in files}.values())
     if len(files) == 1:
         tokens = text.read(files)
-        cut = len(tokens) - len(tokens) // HELD_OUT
-        return Corpus([tokens[:cut]], [tokens[cut:]], BYTES)
+        cut = len(tokens) - len(tokens) // HELD_OUT_PART
+        return Corpus([tokens[:cut]], [tokens[cut:]], BYTE_VOCABULARY)
     train, held_out = text.split(files)
-    return Corpus([text.read(train)], [text.read(held_out)], BYTES)
+    return Corpus([text.read(train)], [text.read(held_out)], BYTE_VOCABULARY)
 
 
-def of_shards(directory: Path) -> Corpus:
-    """Token shards as `write_shards` leaves them, mapped from disk.
+def read_shards(directory: Path) -> Corpus:
+    """Map the token shards that `write_shards` wrote into memory. Pages are read from disk when a batch needs them.
 
     Raises:
-        ValueError: the directory has none, or they are not what they should be.
+        ValueError: the directory has no manifest or no shards, or a shard is not a one-dimensional array of integers.
     """
     try:
-        about = json.loads((directory / ABOUT).read_text())
+        about = json.loads((directory / MANIFEST).read_text())
         vocabulary = int(about["vocabulary"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"pretrain: {directory} has no readable {ABOUT} with a vocabulary ({error}). Write shards with write_shards."
+            f"pretrain: {directory} has no readable {MANIFEST} with a vocabulary ({error}). Write shards with write_shards."
         ) from error
-    return Corpus(_shards(directory, "train"), _shards(directory, "held-out"), vocabulary)
+    return Corpus(_map_shards(directory, "train"), _map_shards(directory, "held-out"), vocabulary)
 
 
 def write_shards(
@@ -146,54 +163,57 @@ def write_shards(
     *,
     vocabulary: int,
     end: int,
-    shard: int = SHARD,
+    shard: int = SHARD_TOKENS,
     held_out: int = 2**20,
     train: int | None = None,
     about: dict[str, Any] | None = None,
 ) -> None:
-    """Write documents, as token ids, end to end with the token `end` after each: held-out-*.npy first, then train-*.npy.
+    """Write tokenized documents to disk, for trainings of any number: held-out-*.npy first, then train-*.npy.
 
-    Two shards at most are in memory, and no more documents are taken than are needed. Shards that are there go first.
+    Documents follow each other with the token `end` after each. At most two shards are in memory, and no more documents are
+    read than needed. Shards that are already in the directory are removed first.
 
     Args:
-        directory: made if it is not there.
-        documents: token ids of each.
-        vocabulary: how many kinds of token there are; ids lie below.
-        end: the token between documents.
-        shard: tokens a shard.
-        held_out: how many tokens at the start, to the end of a document, are held out.
-        train: how many tokens after those, to the end of a document, are trained on: all by default.
-        about: what else tokens.json says of them.
+        directory: created if it does not exist.
+        documents: the token ids of each document.
+        vocabulary: the number of different tokens; every id is below it.
+        end: the token after each document.
+        shard: tokens in a shard; a shard ends with a document, so it may be longer.
+        held_out: tokens at the start that are held out, up to the end of a document.
+        train: tokens after those to train on, up to the end of a document; all by default.
+        about: further entries of tokens.json.
 
     Raises:
-        ValueError: no document is left to train on, or a token is not of the vocabulary.
+        ValueError: no document is left to train on, or a token is outside the vocabulary.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    for old in (directory / ABOUT, *(path for kind in ("held-out", "train") for path in directory.glob(f"{kind}-*.npy"))):
+    # The manifest goes first: without it, shards that are partly removed or partly written are never read as complete.
+    for old in (directory / MANIFEST, *(path for kind in ("held-out", "train") for path in directory.glob(f"{kind}-*.npy"))):
         old.unlink(missing_ok=True)
-    dtype = np.uint16 if vocabulary <= 2**16 else np.uint32
+    dtype = np.uint16 if vocabulary <= 2**16 else np.uint32  # two bytes a token where they suffice: C4 has 10^11 tokens
 
     def checked(document: Sequence[int]) -> Tokens:
-        tokens = np.asarray([*document, end], np.int64)
+        tokens = np.asarray([*document, end], np.int64)  # wider than dtype, in which a wrong id would wrap around unseen
         if tokens.min() < 0 or tokens.max() >= vocabulary:
             raise ValueError(
-                f"pretrain: tokens from {tokens.min()} to {tokens.max()}, of a vocabulary of {vocabulary}. Give its size."
+                f"pretrain: tokens go from {tokens.min()} to {tokens.max()}, outside of a vocabulary of {vocabulary}. "
+                "Give the tokenizer's size."
             )
         return tokens.astype(dtype)
 
-    documents = map(checked, documents)
+    documents = map(checked, documents)  # one iterator: the training part begins where the held-out part stopped reading
     for kind, limit in (("held-out", held_out), ("train", train)):
-        for number, tokens in enumerate(_packed(documents, shard, limit)):
+        for number, tokens in enumerate(_pack(documents, shard, limit)):
             np.save(directory / f"{kind}-{number:05}.npy", tokens)
     if not any(directory.glob("train-*.npy")):
         raise ValueError(f"pretrain: the first {held_out} tokens are held out, and there are no more. Hold out fewer.")
-    part = directory / f"{ABOUT}.part"
+    part = directory / f"{MANIFEST}.part"
     part.write_text(json.dumps({"vocabulary": vocabulary, "end": end} | (about or {}), indent=2) + "\n")
-    part.replace(directory / ABOUT)
+    part.replace(directory / MANIFEST)  # a rename is atomic: no other process sees half a manifest
 
 
-def _packed(documents: Iterator[Tokens], shard: int, limit: int | None) -> Iterator[Tokens]:
-    """Shards of documents, each ending with one; at most `limit` tokens and the rest of a document."""
+def _pack(documents: Iterator[Tokens], shard: int, limit: int | None) -> Iterator[Tokens]:
+    """Join documents into shards of at least `shard` tokens; stop at the end of the document that reaches `limit`."""
     taken, held, pieces = 0, 0, []
     for document in documents:
         pieces.append(document)
@@ -208,12 +228,13 @@ def _packed(documents: Iterator[Tokens], shard: int, limit: int | None) -> Itera
         yield np.concatenate(pieces)
 
 
-def _shards(directory: Path, kind: str) -> list[Tokens]:
+def _map_shards(directory: Path, kind: str) -> list[Tokens]:
+    """Map the shards of one kind from disk."""
     try:
         shards = [np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(directory.glob(f"{kind}-*.npy"))]
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"pretrain: a {kind} shard of {directory} is no array of numbers ({error}). Write it again."
+            f"pretrain: a {kind} shard of {directory} is not an array of numbers ({error}). Write it again."
         ) from error
     if not shards or any(tokens.ndim != 1 or tokens.dtype.kind not in "iu" for tokens in shards):
         raise ValueError(f"pretrain: {directory} needs {kind}-*.npy, one-dimensional arrays of whole numbers.")

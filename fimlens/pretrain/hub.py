@@ -1,4 +1,4 @@
-"""Documents of a Hugging Face dataset, streamed as token ids."""
+"""Documents of a Hugging Face dataset, streamed and tokenized (pip install 'fimlens[hub]')."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,19 +9,24 @@ from typing import Any
 from datasets import load_dataset
 from tokenizers import Tokenizer
 
-ENDS = ("</s>", "<|endoftext|>", "<eos>", "[SEP]")
+END_TOKENS = ("</s>", "<|endoftext|>", "<eos>", "[SEP]")
 
 
-TOGETHER = 1000  # documents read and tokenized at a time
+DOCUMENTS_AT_ONCE = 1000  # read and tokenized together: the tokenizer works on them in parallel
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is streamed.
+    """A dataset and a tokenizer: what to stream.
 
-    `dataset` is a name on the hub, or a file or directory in one of its formats (json, json.gz, parquet, txt). `tokenizer` is a
-    name on the hub too, or the path of a tokenizer.json. `end_token` follows each document; by default it is the first of
-    ENDS that the tokenizer has. The first `held_out` tokens, to the end of a document, are never trained on.
+    Args:
+        dataset: a name on the hub, or a file or directory in a format that `datasets` reads (json, json.gz, parquet, txt).
+        tokenizer: a name on the hub, or the path of a tokenizer.json.
+        config: the configuration of a dataset that has several, such as "en" of allenai/c4.
+        split: the split of the dataset.
+        column: the column with the text.
+        end_token: the token after each document; by default the first of END_TOKENS that the tokenizer has.
+        held_out: tokens at the start, up to the end of a document, that are never trained on.
     """
 
     dataset: str
@@ -34,19 +39,21 @@ class Source:
 
 
 class Documents:
-    """Token ids of each document of a source, in its order; nothing but the tokenizer is read before they are asked for.
+    """The token ids of each document of a source, in its order. To construct it reads only the tokenizer.
 
-    `end` is the token that follows each, `vocabulary` one more than the largest of them all: special tokens above it, such as
-    T5's sentinels, are left out of text that spells them, and no model needs to know them.
+    Attributes:
+        end: the token to put after each document.
+        vocabulary: one more than the largest token id. Special tokens above the others, such as T5's sentinels, do not count:
+            text that spells one is tokenized without it, so that the model needs no embedding for it.
 
     Raises:
-        ValueError: the tokenizer cannot be read or has no such end; or, as documents are asked for, dataset, config, split or
-            column cannot be.
+        ValueError: the tokenizer cannot be read or lacks the end token; or, during iteration, the dataset, its config, its
+            split or its column cannot be read.
     """
 
     def __init__(self, source: Source) -> None:
-        self.source, self.tokenizer = source, _tokenizer(source.tokenizer)
-        self.end = _end(self.tokenizer, source)
+        self.source, self.tokenizer = source, _load_tokenizer(source.tokenizer)
+        self.end = _end_token(self.tokenizer, source)
         special = {token for token, added in self.tokenizer.get_added_tokens_decoder().items() if added.special}
         self.vocabulary = 1 + max({*self.tokenizer.get_vocab().values()} - special | {self.end})
 
@@ -57,51 +64,60 @@ class Documents:
 
 
 def _texts(source: Source) -> Iterator[list[str]]:
-    """Some documents at a time."""
+    """Iterate over the texts of the documents, DOCUMENTS_AT_ONCE at a time."""
     for rows in _rows(source):
         texts = rows.get(source.column, [None])
         if not all(isinstance(text, str) for text in texts):
             names = ", ".join(rows)
             raise ValueError(
-                f"pretrain: {source.dataset} has no column {source.column!r} of text. It has {names}; say --column."
+                f"pretrain: {source.dataset} has no column {source.column!r} of text. It has {names}; choose one by --column."
             )
         yield texts
 
 
 def _rows(source: Source) -> Iterator[dict[str, list[Any]]]:
+    """Stream rows of the dataset, as columns of DOCUMENTS_AT_ONCE values."""
     local = Path(source.dataset)
+    # For a single file, `datasets` wants the directory as the name and the file under the split that we ask for.
     path, files = (local.parent, {source.split: local.name}) if local.is_file() else (source.dataset, None)
     try:
         dataset = load_dataset(str(path), source.config, data_files=files, split=source.split, streaming=True)
-        yield from dataset.iter(TOGETHER)
-    except Exception as error:  # its own, the network's and the formats' have no narrower class in common
+        yield from dataset.iter(DOCUMENTS_AT_ONCE)
+    except Exception as error:  # the errors of `datasets`, of the network and of the file formats share no narrower class
         raise ValueError(
             f"pretrain: split {source.split!r} of dataset {source.dataset!r}, config {source.config!r}, cannot be read "
-            f"({_in_a_line(error)}). Give a name on the hub, and a network, or a path; and a config and split that it has."
+            f"({_one_line(error)}). Give a path, or a name on the hub and a network connection; and a config and a split that "
+            "it has."
         ) from error
 
 
-def _tokenizer(name: str) -> Tokenizer:
+def _load_tokenizer(name: str) -> Tokenizer:
+    """Load a tokenizer from a file or from the hub."""
     try:
         tokenizer = Tokenizer.from_file(name) if Path(name).is_file() else Tokenizer.from_pretrained(name)
-    except Exception as error:  # nothing narrower is raised
+    except Exception as error:  # `tokenizers` raises no narrower class
         raise ValueError(
-            f"pretrain: tokenizer {name!r} cannot be read ({_in_a_line(error)}). "
-            "Give a name on the hub that has a tokenizer.json, and a network, or the path of a tokenizer.json."
+            f"pretrain: tokenizer {name!r} cannot be read ({_one_line(error)}). Give the path of a tokenizer.json, or the name "
+            "of a tokenizer on the hub and a network connection."
         ) from error
+    # A tokenizer.json may store truncation and padding for other uses; both would change the text.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def _end(tokenizer: Tokenizer, source: Source) -> int:
-    names = ENDS if source.end_token is None else (source.end_token,)
+def _end_token(tokenizer: Tokenizer, source: Source) -> int:
+    """Return the id of the token that ends a document."""
+    names = END_TOKENS if source.end_token is None else (source.end_token,)
     known = [token for token in map(tokenizer.token_to_id, names) if token is not None]
     if not known:
         names = " nor ".join(names)
-        raise ValueError(f"pretrain: tokenizer {source.tokenizer!r} has no {names}. Say by --end-token what ends a document.")
+        raise ValueError(
+            f"pretrain: tokenizer {source.tokenizer!r} has no {names}. Name the token that ends a document by --end-token."
+        )
     return known[0]
 
 
-def _in_a_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
+    """Shorten an error's message to one line."""
     return shorten(str(error) or type(error).__name__, 300)

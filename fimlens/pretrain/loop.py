@@ -1,4 +1,4 @@
-"""The loop: batch k makes step k, on however many devices; whatever is killed goes on from its last checkpoint."""
+"""The training loop: step k is made of batch k, on any number of devices. A killed run continues from its last checkpoint."""
 
 import time
 from collections.abc import Callable
@@ -13,21 +13,21 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from fimlens.language_model import llama
-from fimlens.pretrain.data import Batches, Corpus, fixed_windows
-from fimlens.pretrain.mesh import lanes, mesh_of, on_mesh
+from fimlens.pretrain.data import Batches, Corpus, evaluation_windows
+from fimlens.pretrain.mesh import array_of_rows, make_mesh, row_shards
 from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.run_directory import Keeper, Line
-from fimlens.pretrain.step import batch_of, first, shardings_of, step_of
-from fimlens.pretrain.timing import speed
+from fimlens.pretrain.run_directory import Metrics, RunDirectory
+from fimlens.pretrain.step import initial_state, load_batch, make_step, train_shardings
+from fimlens.pretrain.timing import measure_step
 
-HELD_OUT_WINDOWS = 128
+EVALUATION_WINDOWS = 128
 
 
-EVERY = 10  # steps between lines of metrics
+METRICS_EVERY = 10  # steps; in between, the host never waits for the device
 
 
 class NonFinite(FloatingPointError):
-    """A step's loss or gradient was not finite."""
+    """A step's loss, gradient or update was not finite, and the plan says to stop."""
 
 
 def train(
@@ -40,80 +40,97 @@ def train(
     checkpoint_every: int = 100,
     keep: int = 2,
     share: bool = False,
-    told: Callable[[Line], None] = lambda line: None,
-) -> list[Line]:
-    """Train by a plan, from its last checkpoint in `directory` where there is one, and return the lines of metrics.
+    callback: Callable[[Metrics], None] = lambda metrics: None,
+) -> list[Metrics]:
+    """Train a language model by a plan, or continue a training that was interrupted.
 
-    In `directory` go plan.json, metrics.jsonl and the last `keep` checkpoints, one every `checkpoint_every` steps and one at
-    the end. Without one nothing is kept. `mesh` is over all devices of all hosts, along data by default. With `share` the
-    optimizer is timed alone before the first step, to tell its share of each.
+    Args:
+        plan: model, optimizer and data order.
+        corpus: the text.
+        directory: where plan.json, metrics.jsonl and checkpoints go. If it has a checkpoint, training continues from there. By
+            default nothing is stored.
+        mesh: the devices of all hosts; by default all of them, along data.
+        evaluate_every: steps between measurements of the held-out loss; it is always measured at the end.
+        checkpoint_every: steps between checkpoints; there is always one at the end.
+        keep: how many checkpoints to keep.
+        share: time the optimizer alone before the first step, and report its share of each step's time.
+        callback: called with each line of metrics.
+
+    Returns:
+        All lines of metrics, with those before an interruption.
 
     Raises:
-        ValueError: the directory is of another plan, the text is too short, or the batch does not lie evenly on the mesh.
-        NonFinite: a step's loss or gradient was not finite, and the plan says to stop there.
+        ValueError: the directory belongs to another plan or text, the text is too short or has too many kinds of token, or the
+            batch cannot be split evenly over the mesh.
+        NonFinite: a step's loss, gradient or update was not finite, and the plan says to stop.
     """
     plan.require_vocabulary("the text", corpus.vocabulary)
-    mesh = mesh_of() if mesh is None else mesh
-    if plan.batch // plan.accumulate % lanes(mesh):
+    mesh = make_mesh() if mesh is None else mesh
+    if plan.batch // plan.accumulate % row_shards(mesh):
         raise ValueError(
-            f"pretrain: a batch of {plan.batch} rows in {plan.accumulate} parts does not lie evenly on {lanes(mesh)} devices "
-            "along data and fsdp. Take a multiple, fewer parts, or another mesh."
+            f"pretrain: a batch of {plan.batch} rows in {plan.accumulate} parts does not lie evenly on {row_shards(mesh)} "
+            "devices along data and fsdp. Take a multiple, fewer parts, or another mesh."
         )
     batches = Batches(corpus.train, batch=plan.batch, length=plan.length, seed=plan.seed)
-    windows = fixed_windows(corpus.held_out, count=HELD_OUT_WINDOWS, length=plan.length)
-    filled = np.resize(windows, (-(-len(windows) // lanes(mesh)) * lanes(mesh), windows.shape[1]))  # to lie evenly
-    measured = on_mesh(mesh, filled.shape, filled.__getitem__)
+    windows = evaluation_windows(corpus.held_out, count=EVALUATION_WINDOWS, length=plan.length)
+    # Repeat windows until the rows can be split evenly over the mesh; _held_out_loss leaves the repetitions out.
+    padded = np.resize(windows, (-(-len(windows) // row_shards(mesh)) * row_shards(mesh), windows.shape[1]))
+    evaluated_tokens = array_of_rows(mesh, padded.shape, padded.__getitem__)
     tx = plan.transform()
-    shapes = jax.eval_shape(lambda: first(plan, tx))
-    shardings = shardings_of(shapes, tx, mesh)
-    with Keeper(plan, corpus, directory, checkpoint_every, keep) as keeper, jax.set_mesh(mesh):
-        optimizer = speed(plan, corpus, mesh).optimizer if share and keeper.last != plan.steps else None
-        begun = jax.jit(partial(first, plan, tx), out_shardings=shardings)
-        training = keeper.restored(shardings, shapes) or begun()
-        done = int(training.step)
+    shapes = jax.eval_shape(lambda: initial_state(plan, tx))
+    shardings = train_shardings(shapes, tx, mesh)
+    with RunDirectory(plan, corpus, directory, checkpoint_every, keep) as run, jax.set_mesh(mesh):
+        is_finished = run.last_checkpoint == plan.steps
+        optimizer_seconds = measure_step(plan, corpus, mesh).optimizer if share and not is_finished else None
+        # Initialized under jit, so that each device makes only its own part of the weights.
+        initialize = jax.jit(partial(initial_state, plan, tx), out_shardings=shardings)
+        state = run.restore(shapes, shardings) or initialize()
+        done = int(state.step)
         if done == plan.steps:
-            return keeper.lines_of_a_whole_run()
+            return run.metrics_of_finished_run()
 
-        batch = partial(batch_of, plan, batches, mesh)
-        step = jax.jit(step_of(plan, tx), donate_argnums=0, out_shardings=(shardings, None))
-        step = step.lower(training, batch(done)).compile()
-        held_out = jax.jit(partial(_held_out, plan, len(windows)))
-        waiting: list[tuple[int, Any]] = []
+        batch = partial(load_batch, plan, batches, mesh)
+        # The state is donated: the new one takes its memory, which then holds one copy of weights and state instead of two.
+        step = jax.jit(make_step(plan, tx), donate_argnums=0, out_shardings=(shardings, None))
+        step = step.lower(state, batch(done)).compile()  # before the clock starts
+        held_out_loss = jax.jit(partial(_held_out_loss, plan, len(windows)))
+        pending: list[tuple[int, Any]] = []  # results since the last line of metrics, still on the device
         start = time.perf_counter()
         for k in range(done, plan.steps):
-            training, seen = step(training, batch(k))
-            waiting.append((k, seen))
+            state, result = step(state, batch(k))
+            pending.append((k, result))
             done = k + 1
-            evaluated = done == plan.steps or (evaluate_every is not None and done % evaluate_every == 0)
-            due = keeper.due(done) or done == plan.steps
-            if not (due or evaluated or done % EVERY == 0):
+            evaluate = done == plan.steps or (evaluate_every is not None and done % evaluate_every == 0)
+            checkpoint = run.is_checkpoint_due(done) or done == plan.steps
+            if not (checkpoint or evaluate or done % METRICS_EVERY == 0):
                 continue
-            loss, skipped = _finite(plan, waiting)
+            # Reading the losses waits for the device, so the clock is read after it. The checkpoint comes later still: a run
+            # that stops at a step that is not finite must not continue behind that step.
+            loss, skipped = _mean_loss(plan, pending)
             seconds = time.perf_counter() - start
-            value = float(held_out(training.weights, measured)) if evaluated else None
-            line = keeper.note(done, loss, value, skipped, len(waiting), seconds, optimizer)
-            told(line)
-            if due:
-                keeper.save(done, training)
-            waiting, start = [], time.perf_counter()
-        return keeper.lines
+            held_out = float(held_out_loss(state.weights, evaluated_tokens)) if evaluate else None
+            callback(run.record(done, loss, held_out, skipped, len(pending), seconds, optimizer_seconds))
+            if checkpoint:
+                run.save(done, state)
+            pending, start = [], time.perf_counter()
+        return run.metrics
 
 
-def _held_out(plan: Plan, count: int, weights: PyTree, tokens: Int[Array, "rows window"]) -> Float[Array, ""]:
-    """The mean loss per token over the first `count` windows; those after them only fill the mesh."""
+def _held_out_loss(plan: Plan, count: int, weights: PyTree, tokens: Int[Array, "rows window"]) -> Float[Array, ""]:
+    """Return the mean loss per token over the first `count` windows; those after them only fill the mesh."""
     return jnp.mean(jax.vmap(lambda row: llama.loss(plan.config, weights, row[None]))(tokens)[:count])
 
 
-def _finite(plan: Plan, waiting: list[tuple[int, Any]]) -> tuple[float | None, list[int]]:
-    """The mean loss of some steps, None where there is none; and the batches that were not finite and are left out."""
+def _mean_loss(plan: Plan, results: list[tuple[int, Any]]) -> tuple[float | None, list[int]]:
+    """Return the mean loss of some steps, None if all were skipped, and the numbers of the skipped batches."""
     losses, skipped = [], []
-    for k, (loss, finite) in waiting:
+    for k, (loss, finite) in results:
         if bool(finite):
             losses.append(float(loss))
         elif plan.on_nonfinite == "stop":
             raise NonFinite(
                 f"pretrain: batch {k} made a loss of {float(loss)}, or a gradient or an update that is not finite, and was "
-                'not stepped along. Lower the rate, clip the gradient, or go on without such batches by on_nonfinite="skip".'
+                'not applied. Lower the rate, clip the gradient, or skip such batches by on_nonfinite="skip".'
             )
         else:
             skipped.append(k)

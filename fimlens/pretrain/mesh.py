@@ -1,4 +1,8 @@
-"""One mesh of three axes under `jit`: data, fsdp and tensor; and where weights, optimizer state and batches lie on it."""
+"""The mesh of a training and the placement of weights, optimizer state and batches on it.
+
+The mesh has three axes. Rows of a batch are split over `data` and `fsdp`, matrices over `fsdp` and `tensor`. `jax.jit` inserts
+the communication that these placements imply, so that the step is written as for one device.
+"""
 
 import math
 from collections.abc import Callable
@@ -14,11 +18,14 @@ from fimlens.transforms.sharding import state_partition_specs
 AXES = ("data", "fsdp", "tensor")
 
 
-def mesh_of(sizes: dict[str, int] | None = None) -> Mesh:
-    """All devices, of all hosts, in a grid; axes that are not named have size 1, and by default all lie along data.
+def make_mesh(sizes: dict[str, int] | None = None) -> Mesh:
+    """Arrange all devices of all hosts in a mesh.
+
+    Args:
+        sizes: the size of each axis, by its name; an axis that is not named has size 1. By default all devices lie along data.
 
     Raises:
-        ValueError: an axis is none of ours, or the sizes do not multiply to the number of devices.
+        ValueError: an axis is not in AXES, or the sizes do not multiply to the number of devices.
     """
     count = jax.device_count()
     sizes = {"data": count} if sizes is None else sizes
@@ -32,7 +39,10 @@ def mesh_of(sizes: dict[str, int] | None = None) -> Mesh:
 
 
 def weight_shardings(mesh: Mesh, weights: PyTree) -> PyTree:
-    """Inputs of a matrix along fsdp and outputs along tensor, where those divide them; all else on every device."""
+    """Place the weights: inputs of a matrix along fsdp, outputs along tensor. Vectors are copied to every device.
+
+    A side that its axis does not divide is not split.
+    """
 
     def sharding(leaf: Any) -> NamedSharding:
         if leaf.ndim < 2:
@@ -44,21 +54,27 @@ def weight_shardings(mesh: Mesh, weights: PyTree) -> PyTree:
 
 
 def state_shardings(mesh: Mesh, tx: Any, weights: PyTree) -> PyTree:
-    """Where the optimizer's state lies, beside the weights that it is of."""
+    """Place the state of an optimizer beside the weights that each part of it belongs to."""
     specs = state_partition_specs(tx, weights, jax.tree.map(lambda s: s.spec, weight_shardings(mesh, weights)), mesh=mesh)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
 def batch_sharding(mesh: Mesh, axes: int = 2) -> NamedSharding:
-    """Rows along data and fsdp; `axes` counts the axes of the array, rows the last but one."""
+    """Place a batch: rows along data and fsdp together. `axes` is the rank of the array, whose last axes are (rows, window)."""
     return NamedSharding(mesh, PartitionSpec(*[None] * (axes - 2), AXES[:2], None))
 
 
-def lanes(mesh: Mesh) -> int:
-    """How many parts a batch's rows lie in."""
+def row_shards(mesh: Mesh) -> int:
+    """Return into how many parts a mesh splits the rows of a batch."""
     return math.prod(mesh.shape[name] for name in AXES[:2])
 
 
-def on_mesh(mesh: Mesh, shape: tuple[int, ...], part: Callable[[tuple[slice, ...]], np.ndarray]) -> jax.Array:
-    """One array over all hosts, rows lying as `batch_sharding` says, of which each host makes the parts that it holds."""
-    return jax.make_array_from_callback(shape, batch_sharding(mesh, len(shape)), part)
+def array_of_rows(mesh: Mesh, shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], np.ndarray]) -> jax.Array:
+    """Make one array over all hosts, placed by `batch_sharding`, of which each host reads only the rows that it holds.
+
+    Args:
+        mesh: the mesh.
+        shape: the shape of the whole array.
+        read: maps the indices of a part to the part.
+    """
+    return jax.make_array_from_callback(shape, batch_sharding(mesh, len(shape)), read)

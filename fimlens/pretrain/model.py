@@ -1,4 +1,4 @@
-"""LLaMA as a Flax module: the core's functions over Flax's parameters."""
+"""LLaMA as a Flax module: the functions of `fimlens.language_model.llama` applied to Flax's parameters."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, DTypeLike, Float, Int, PyTree
 
 from fimlens.language_model import llama
 
-# Beside those of [G], models of some 1M and 5M parameters for a CPU, byte-level.
+# Two byte-level models of about 1M and 5M parameters, small enough for a CPU, and the models in [G].
 CONFIGS = {
     "cpu-1m": llama.Config(vocabulary=256, hidden=128, mlp=344, heads=4, layers=5),
     "cpu-5m": llama.Config(vocabulary=256, hidden=256, mlp=688, heads=8, layers=6),
@@ -18,14 +18,14 @@ CONFIGS = {
 
 
 class Llama(nnx.Module):
-    """`fimlens.language_model.llama` with Flax's parameters, by the same names: layers/0/attention/query and so on.
+    """A LLaMA for training loops in Flax NNX. The parameters have the names of the plain model: layers/0/attention/query etc.
 
     Args:
-        config: the sizes; `tied` makes the embedding the head.
-        rngs: the source of the first weights.
-        dtype: of weights and activations, such as jnp.bfloat16.
-        scan: layers stacked and scanned over, so that one is compiled.
-        remat: layers computed again for their gradients.
+        config: the sizes of the model.
+        rngs: the source of the initial weights.
+        dtype: dtype of weights and activations, such as jnp.bfloat16.
+        scan: stack the layers and scan over them, so that one layer is compiled instead of all.
+        remat: recompute each layer in the backward pass, which saves memory and costs time.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -39,38 +39,41 @@ class Llama(nnx.Module):
         self, config: llama.Config, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, scan: bool = False, remat: bool = False
     ) -> None:
         self.config, self.remat = config, remat
-        weights = first_weights(config, rngs.params(), dtype=dtype, scan=scan)
+        weights = initial_weights(config, rngs.params(), dtype=dtype, scan=scan)
         for name, leaf in weights.items():
-            setattr(self, name, _held(leaf))
+            setattr(self, name, _wrap(leaf))
 
     @property
     def weights(self) -> PyTree:
-        """The parameters as `fimlens.language_model.llama` has them."""
+        """The parameters as the nested dict of arrays that `fimlens.language_model.llama` takes."""
         names = ("embedding", "layers", "norm", *(() if self.config.tied else ("head",)))
-        return {name: _bare(getattr(self, name)) for name in names}
+        return {name: _unwrap(getattr(self, name)) for name in names}
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T vocabulary"]:
-        """Scores of the token after each."""
+        """Compute the scores of each next token, of shape (B, T, vocabulary)."""
         return llama.logits(self.config, self.weights, tokens, remat=self.remat)
 
     def loss(self, tokens: Int[Array, "B T"]) -> Float[Array, ""]:
-        """The mean cross-entropy of each token given those before it, in nats."""
+        """Return the mean cross-entropy of each token given the tokens before it, in nats."""
         return llama.loss(self.config, self.weights, tokens, remat=self.remat)
 
 
-def first_weights(config: llama.Config, key: Array, *, dtype: DTypeLike = jnp.float32, scan: bool = False) -> PyTree:
-    """`llama.init` in a dtype, its layers a list, or stacked to be scanned."""
+def initial_weights(config: llama.Config, key: Array, *, dtype: DTypeLike = jnp.float32, scan: bool = False) -> PyTree:
+    """Draw the weights before training: `llama.init` in the given dtype, with the layers stacked if they are to be scanned."""
     weights = llama.init(config, key)
-    return jax.tree.map(lambda W: W.astype(dtype), llama.stacked(weights) if scan else weights)
+    return jax.tree.map(lambda W: W.astype(dtype), llama.stack_layers(weights) if scan else weights)
 
 
-def _held(tree: Any) -> Any:
+def _wrap(tree: Any) -> Any:
+    """Turn dicts, lists and arrays into the containers and parameters of Flax."""
+    # NNX tracks parameters only inside its own containers, not inside plain dicts and lists.
     if isinstance(tree, dict):
-        return nnx.Dict({name: _held(leaf) for name, leaf in tree.items()})
-    return nnx.List([_held(leaf) for leaf in tree]) if isinstance(tree, list) else nnx.Param(tree)
+        return nnx.Dict({name: _wrap(leaf) for name, leaf in tree.items()})
+    return nnx.List([_wrap(leaf) for leaf in tree]) if isinstance(tree, list) else nnx.Param(tree)
 
 
-def _bare(held: Any) -> Any:
-    if isinstance(held, nnx.Dict):
-        return {name: _bare(leaf) for name, leaf in held.items()}
-    return [_bare(leaf) for leaf in held] if isinstance(held, nnx.List) else held[...]
+def _unwrap(node: Any) -> Any:
+    """Undo `_wrap`."""
+    if isinstance(node, nnx.Dict):
+        return {name: _unwrap(leaf) for name, leaf in node.items()}
+    return [_unwrap(leaf) for leaf in node] if isinstance(node, nnx.List) else node[...]

@@ -1,22 +1,21 @@
-"""What makes a training what it is: two runs of one plan make the same losses."""
+"""The plan of a training: everything that determines its losses. Two runs of one plan on one text have the same losses."""
 
 import inspect
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
 import optax
 
-import fimlens
+from fimlens import optimizers
 from fimlens.costs.memory import FORMULAS
 from fimlens.language_model import llama
-from fimlens.language_model.trial import papers_schedule
 from fimlens.pretrain.model import CONFIGS
+from fimlens.pretrain.schedule import warmup_cosine
 from fimlens.transforms.momentum import store_state_in
 
-OPTIMIZERS = tuple(name for name in FORMULAS if hasattr(fimlens, name))
+OPTIMIZERS = tuple(name for name in FORMULAS if hasattr(optimizers, name))
 
 
 DTYPES = ("float32", "bfloat16")
@@ -24,16 +23,31 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Plan:
-    """A training: model, optimizer and data order. Sizes are counts; `rate` is the peak of the learning rate.
+    """A training: model, optimizer, data order and precision. It is checked when made, before hours of training.
 
-    It warms up over a tenth of the steps and falls by a cosine to a tenth of its peak, as in [G]. `options` go to the
-    optimizer, `accumulate` is the number of parts that each batch is taken in, `clip` bounds the gradient's norm, and
-    `on_nonfinite` says what becomes of a step whose loss or gradient is not finite: its update is never made, and the run
-    stops, or skips it. `dtype` is that of weights and activations, `state_dtype` what the optimizer's state is kept in
-    between steps, bfloat16 both in [G]; roots and sums are in float32 in any case.
+    Args:
+        model: a name in `fimlens.pretrain.model.CONFIGS`.
+        optimizer: the name of an optimizer of fimlens.
+        rate: peak of the learning rate, which follows `warmup_cosine`, the schedule in [G].
+        steps: number of steps.
+        batch: sequences in a step, over all devices.
+        length: tokens of a sequence that the model reads.
+        options: keyword arguments of the optimizer.
+        accumulate: number of equal parts of a batch. Their gradients are computed one after the other and averaged, which
+            saves memory.
+        clip: bound on the global norm of the gradient; no bound by default.
+        seed: determines the initial weights and the order of the data.
+        dtype: dtype of weights and activations: "float32" or "bfloat16".
+        state_dtype: dtype in which the optimizer's state is stored between steps. [G] has bfloat16 for both dtypes. Roots and
+            sums are computed in float32 in any case.
+        tied: use the embedding as the output head.
+        scan: scan over the layers, so that one layer is compiled instead of all.
+        remat: recompute each layer in the backward pass, which saves memory and costs time.
+        on_nonfinite: what to do when a step's loss, gradient or update is not finite. Its update is never applied; the run
+            then stops ("stop") or continues with the next batch ("skip").
 
     Raises:
-        ValueError: a name is unknown or a number out of its range.
+        ValueError: a name is unknown or a number is out of its range.
     """
 
     model: str = "cpu-1m"
@@ -74,16 +88,17 @@ class Plan:
 
     @property
     def config(self) -> llama.Config:
-        """The model's sizes."""
+        """The sizes of the model."""
         config = CONFIGS[self.model]
         return llama.Config(**(asdict(config) | {"tied": True})) if self.tied else config
 
     def require_vocabulary(self, what: str, count: int) -> None:
-        """Refuse what has more kinds of token than the model knows.
+        """Refuse a text or a tokenizer with more different tokens than the model has.
 
         Raises:
-            ValueError: it has.
+            ValueError: `count` exceeds the model's vocabulary.
         """
+        # JAX clamps an index that is out of bounds: a model would train on wrong tokens without an error.
         if count > self.config.vocabulary:
             raise ValueError(
                 f"pretrain: {what} has {count} kinds of token and {self.model} knows {self.config.vocabulary}. "
@@ -92,32 +107,32 @@ class Plan:
 
     @property
     def weight_dtype(self) -> Any:
-        """Of weights and activations."""
+        """The dtype of weights and activations."""
         return jnp.dtype(self.dtype)
 
     @property
     def schedule(self) -> optax.Schedule:
-        """The learning rate by the step."""
-        return papers_schedule(self.rate, self.steps)
+        """The learning rate as a function of the step."""
+        return warmup_cosine(self.rate, self.steps)
 
     @property
     def update_interval(self) -> int:
-        """Steps between the optimizer's refreshes; 1 where it has none."""
-        parameters = inspect.signature(getattr(fimlens, self.optimizer)).parameters
+        """The number of steps between refreshes of the optimizer's bases; 1 for an optimizer without refreshes."""
+        parameters = inspect.signature(getattr(optimizers, self.optimizer)).parameters
         default = parameters["update_interval"].default if "update_interval" in parameters else 1
         return self.options.get("update_interval", default) or 1
 
     def transform(self) -> optax.GradientTransformation:
-        """The optimizer, a whole chain.
+        """Make the optimizer, with clipping and the dtype of its state.
 
         Raises:
-            ValueError: an option is none of the optimizer's.
+            ValueError: the optimizer has no option of a given name.
         """
-        make: Callable[..., optax.GradientTransformation] = getattr(fimlens, self.optimizer)
-        unknown = sorted(set(self.options) - set(list(inspect.signature(make).parameters)[1:]))
+        make = getattr(optimizers, self.optimizer)
+        known = list(inspect.signature(make).parameters)[1:]  # the first is the learning rate
+        unknown = sorted(set(self.options) - set(known))
         if unknown:
-            known = ", ".join(list(inspect.signature(make).parameters)[1:])
-            raise ValueError(f"pretrain: {self.optimizer} has no option {unknown[0]!r}. It has {known}.")
+            raise ValueError(f"pretrain: {self.optimizer} has no option {unknown[0]!r}. It has {', '.join(known)}.")
         tx = make(self.schedule, **self.options)
         tx = tx if self.state_dtype == "float32" else store_state_in(tx, self.state_dtype)
         return tx if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), tx)

@@ -1,4 +1,4 @@
-"""What a run leaves in its directory, and goes on from: its plan, lines of metrics, its last checkpoints."""
+"""The directory of a run: its plan, its metrics and its last checkpoints, from which an interrupted run continues."""
 
 import json
 import math
@@ -12,18 +12,28 @@ import orbax.checkpoint as ocp
 
 from fimlens.pretrain.data import Corpus
 from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.step import Training
+from fimlens.pretrain.step import TrainState
 
-METRICS = "metrics.jsonl"
+PLAN_FILE, METRICS_FILE = "plan.json", "metrics.jsonl"
 
 
-class Line(NamedTuple):
-    """What is told of a step.
+class Metrics(NamedTuple):
+    """One line of metrics.jsonl: what is measured every few steps. The fields are the keys of the line.
 
-    Losses are in nats per token, of training over the steps since the last line, and held out where measured; `perplexity` is
-    the exponential of the loss held out, or else of training. Tokens and seconds are of all steps, without what goes to
-    evaluation, checkpoints and compilation; tokens a second, the optimizer's time alone as a part of a step's, and the batches
-    that were skipped as not finite, are of the steps since the last line. Where all were, there is no loss.
+    "Since the last line" is over the steps between the previous line and this one. Seconds do not include evaluation,
+    checkpoints and compilation.
+
+    Attributes:
+        step: steps made.
+        loss: mean training loss since the last line, in nats per token; None if every step was skipped.
+        held_out: held-out loss in nats per token; None at steps without evaluation.
+        perplexity: exponential of the held-out loss, or else of the training loss.
+        tokens: tokens trained on, from the first step.
+        seconds: seconds of training, from the first step.
+        tokens_per_second: since the last line.
+        optimizer_share: the optimizer's time, measured alone, divided by the time of a step since the last line; None if it
+            was not measured.
+        skipped: numbers of the batches since the last line that were skipped because something was not finite.
     """
 
     step: int
@@ -37,144 +47,171 @@ class Line(NamedTuple):
     skipped: Sequence[int] = ()
 
 
-class Keeper:
-    """The directory of a run: its plan, its lines, its checkpoints. Nothing where there is none."""
+class RunDirectory:
+    """Writes and restores the plan, metrics and checkpoints of a run. A context manager.
 
-    def __init__(self, plan: Plan, corpus: Corpus, directory: Path | None, every: int, keep: int) -> None:
+    Args:
+        plan: the plan of the run.
+        corpus: the text of the run.
+        directory: created if it does not exist. With None nothing is stored, and the metrics are only in memory.
+        checkpoint_every: steps between checkpoints.
+        keep: checkpoints to keep.
+
+    Raises:
+        ValueError: the directory belongs to a run of another plan or text.
+    """
+
+    def __init__(self, plan: Plan, corpus: Corpus, directory: Path | None, checkpoint_every: int, keep: int) -> None:
         self.plan = plan
-        self.lines: list[Line] = []
+        self.metrics: list[Metrics] = []
         self.manager = None
         if directory is None:
             return
-        directory = directory.absolute()
+        directory = directory.absolute()  # Orbax refuses relative paths
         directory.mkdir(parents=True, exist_ok=True)
-        _require_same(directory / "plan.json", plan, corpus)
-        self.metrics = directory / METRICS
+        _require_same_plan(directory / PLAN_FILE, plan, corpus)
+        self.metrics_file = directory / METRICS_FILE
+        # Orbax writes in the background and renames a checkpoint when it is complete, so that a kill never leaves half of one.
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self.manager = ocp.CheckpointManager(directory / "checkpoints", options=options)
-        self.every = every
+        self.checkpoint_every = checkpoint_every
 
-    def __enter__(self) -> "Keeper":
+    def __enter__(self) -> "RunDirectory":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.manager is not None:
-            self.manager.close()
+            self.manager.close()  # waits for the checkpoint that is still being written
 
     @property
-    def last(self) -> int | None:
-        """The step of the last checkpoint that is whole."""
+    def last_checkpoint(self) -> int | None:
+        """The step of the last complete checkpoint, or None."""
         return None if self.manager is None else self.manager.latest_step()
 
-    def due(self, done: int) -> bool:
-        """Whether a checkpoint is to be made."""
-        return self.manager is not None and done % self.every == 0
+    def is_checkpoint_due(self, step: int) -> bool:
+        """Whether to make a checkpoint after this step."""
+        return self.manager is not None and step % self.checkpoint_every == 0
 
-    def restored(self, shardings: Training, shapes: Training) -> Training | None:
-        """The last checkpoint that is whole, with the lines up to it."""
+    def restore(self, shapes: TrainState, shardings: TrainState) -> TrainState | None:
+        """Read the last complete checkpoint and the metrics up to it. Return None if there is no checkpoint.
+
+        Args:
+            shapes: shapes and dtypes of the state.
+            shardings: where each part goes; it may differ from where the checkpoint was made.
+
+        Raises:
+            ValueError: the checkpoint cannot be read.
+        """
         if self.manager is None:
             return None
-        last = self.last
-        self.lines = [] if last is None else [line for line in _read(self.metrics) if line.step <= last]
+        last = self.last_checkpoint
+        # The run repeats the steps after its last checkpoint: their metrics would otherwise be in the file twice.
+        self.metrics = [] if last is None else [line for line in _read_metrics(self.metrics_file) if line.step <= last]
         if jax.process_index() == 0:
-            _write(self.metrics, "".join(map(_written, self.lines)))
+            _write_atomically(self.metrics_file, "".join(map(_json_line, self.metrics)))
         if last is None:
             return None
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
         try:
-            training = self.manager.restore(last, args=ocp.args.StandardRestore(abstract))
+            return self.manager.restore(last, args=ocp.args.StandardRestore(abstract))
         except (ValueError, KeyError, OSError) as error:
             raise ValueError(
                 f"pretrain: checkpoint {last} of {self.manager.directory} cannot be read ({str(error).splitlines()[0]}). "
-                "Remove it to go on from the one before, or the directory to begin anew."
+                "Remove it to continue from the one before, or remove the directory to start again."
             ) from error
-        return training
 
-    def lines_of_a_whole_run(self) -> list[Line]:
-        """The lines, of which there are some.
+    def metrics_of_finished_run(self) -> list[Metrics]:
+        """Return the metrics of a run whose last checkpoint is its last step.
 
         Raises:
-            ValueError: there are none: its metrics were removed.
+            ValueError: there are none, because somebody removed the file.
         """
-        if not self.lines:
-            raise ValueError(
-                f"pretrain: {self.metrics} has no lines of a run that was made to its end. Take another directory."
-            )
-        return self.lines
+        if not self.metrics:
+            raise ValueError(f"pretrain: {self.metrics_file} has no metrics, and the run is finished. Take another directory.")
+        return self.metrics
 
-    def note(
+    def record(
         self,
-        done: int,
+        step: int,
         loss: float | None,
         held_out: float | None,
         skipped: list[int],
         steps: int,
         seconds: float,
-        optimizer: float | None,
-    ) -> Line:
-        """The line of the last `steps` steps, which took some seconds; `optimizer` is of one, when timed alone."""
-        before = self.lines[-1].seconds if self.lines else 0.0
-        size, seen = self.plan.batch * self.plan.length, loss if held_out is None else held_out
-        share = None if optimizer is None else optimizer * steps / seconds
-        line = Line(done, loss, held_out, _exp(seen), size * done, before + seconds, size * steps / seconds, share, skipped)
-        self.lines.append(line)
+        optimizer_seconds: float | None,
+    ) -> Metrics:
+        """Make a line of metrics, store it and return it.
+
+        Args:
+            step: steps made so far.
+            loss, held_out, skipped: as in `Metrics`.
+            steps: steps since the last line.
+            seconds: seconds that these steps took.
+            optimizer_seconds: the optimizer's seconds in one step, measured alone.
+        """
+        before = self.metrics[-1].seconds if self.metrics else 0.0
+        size, last_loss = self.plan.batch * self.plan.length, loss if held_out is None else held_out
+        share = None if optimizer_seconds is None else optimizer_seconds * steps / seconds
+        # exp(700) is still finite in float64; a loss beyond it belongs to a run that diverges.
+        perplexity = None if last_loss is None else math.exp(min(last_loss, 700.0))
+        rate = size * steps / seconds
+        line = Metrics(step, loss, held_out, perplexity, size * step, before + seconds, rate, share, skipped)
+        self.metrics.append(line)
         if self.manager is not None and jax.process_index() == 0:
-            with self.metrics.open("a") as file:
-                file.write(_written(line))
+            with self.metrics_file.open("a") as file:
+                file.write(_json_line(line))
         return line
 
-    def save(self, done: int, training: Training) -> None:
-        if self.manager is not None and self.manager.latest_step() != done:
-            self.manager.save(done, args=ocp.args.StandardSave(training))
+    def save(self, step: int, state: TrainState) -> None:
+        """Make a checkpoint, unless there is one of this step."""
+        if self.manager is not None and self.manager.latest_step() != step:
+            self.manager.save(step, args=ocp.args.StandardSave(state))
 
 
-def finished(plan: Plan, corpus: Corpus, directory: Path) -> list[Line] | None:
-    """The lines of a run that was made to its end; None of one that was not.
+def read_finished(plan: Plan, corpus: Corpus, directory: Path) -> list[Metrics] | None:
+    """Return the metrics of a finished run, or None if it is not finished. For this the checkpoints are not needed.
 
     Raises:
-        ValueError: the directory is of another plan.
+        ValueError: the directory belongs to a run of another plan or text.
     """
     if not directory.exists():
         return None
-    _require_same(directory / "plan.json", plan, corpus)
-    lines = list(_read(directory / METRICS))
-    return lines if lines and lines[-1].step == plan.steps else None
+    _require_same_plan(directory / PLAN_FILE, plan, corpus)
+    metrics = list(_read_metrics(directory / METRICS_FILE))
+    return metrics if metrics and metrics[-1].step == plan.steps else None
 
 
-def _require_same(path: Path, plan: Plan, corpus: Corpus) -> None:
-    """Write the plan and the text's fingerprint, or refuse others than are there."""
+def _require_same_plan(path: Path, plan: Plan, corpus: Corpus) -> None:
+    """Store the plan and the text's fingerprint, or refuse a directory that has others."""
+    # Compared as JSON has them: a tuple in the plan comes back as a list.
     mine = json.loads(json.dumps(asdict(plan) | {"text": corpus.fingerprint}))
     try:
         theirs = json.loads(path.read_text()) if path.exists() else mine
     except ValueError as error:
-        raise ValueError(f"pretrain: {path} is no plan ({error}). Take another directory.") from error
+        raise ValueError(f"pretrain: {path} is not a plan ({error}). Take another directory.") from error
     differing = [name for name in mine if theirs.get(name) != mine[name]]
     if differing:
         what = ", ".join(f"{name} {theirs.get(name)!r} there and {mine[name]!r} here" for name in differing)
         raise ValueError(f"pretrain: {path.parent} is a run of another plan: {what}. Take another directory.")
     if jax.process_index() == 0 and not path.exists():
-        _write(path, json.dumps(mine, indent=2) + "\n")
+        _write_atomically(path, json.dumps(mine, indent=2) + "\n")
 
 
-def _exp(loss: float | None) -> float | None:
-    return None if loss is None else math.exp(min(loss, 700.0))
+def _json_line(metrics: Metrics) -> str:
+    return json.dumps(metrics._asdict()) + "\n"
 
 
-def _written(line: Line) -> str:
-    return json.dumps(line._asdict()) + "\n"
-
-
-def _read(path: Path) -> Iterator[Line]:
-    """The lines that are whole: a kill may have left half a one."""
+def _read_metrics(path: Path) -> Iterator[Metrics]:
+    """Read the complete lines of a file of metrics. A killed run may have left an incomplete last line."""
     for text in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
-            yield Line(**json.loads(text))
+            yield Metrics(**json.loads(text))
         except (ValueError, TypeError):
             continue
 
 
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text)
-    beside.replace(path)
+def _write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves either the old content or all of the new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)  # a rename within a directory is atomic

@@ -1,8 +1,7 @@
-"""A step of training: the gradient over a batch's parts, the optimizer, the weights moved, if all of it is finite."""
+"""One step of training: the gradient over the parts of a batch, the optimizer's update, and a guard against NaN."""
 
-import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,46 +12,46 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fimlens.language_model import llama
 from fimlens.pretrain.data import Batches
-from fimlens.pretrain.mesh import on_mesh, state_shardings, weight_shardings
-from fimlens.pretrain.model import first_weights
+from fimlens.pretrain.mesh import array_of_rows, state_shardings, weight_shardings
+from fimlens.pretrain.model import initial_weights
 from fimlens.pretrain.plan import Plan
 
 Batch = Int[Array, "parts rows window"]
 
 
-class Training(NamedTuple):
-    """All that a step changes: how many were made, weights, the optimizer's state."""
+class TrainState(NamedTuple):
+    """Everything that a step changes and a checkpoint stores: the number of steps made, weights, and optimizer state."""
 
-    step: Int[Array, ""]
+    step: Int[Array, ""]  # checkpoints refer to these three names
     weights: PyTree
     optimizer: PyTree
 
 
-def first(plan: Plan, tx: optax.GradientTransformation) -> Training:
-    """Before any step."""
-    weights = first_weights(plan.config, jax.random.key(plan.seed), dtype=plan.weight_dtype, scan=plan.scan)
-    return Training(jnp.zeros([], jnp.int32), weights, tx.init(weights))
+def initial_state(plan: Plan, tx: optax.GradientTransformation) -> TrainState:
+    """Return the state before the first step."""
+    weights = initial_weights(plan.config, jax.random.key(plan.seed), dtype=plan.weight_dtype, scan=plan.scan)
+    return TrainState(jnp.zeros([], jnp.int32), weights, tx.init(weights))
 
 
-def shardings_of(shapes: Training, tx: optax.GradientTransformation, mesh: Mesh) -> Training:
-    """Where all of it lies."""
-    whole = NamedSharding(mesh, PartitionSpec())
-    return Training(whole, weight_shardings(mesh, shapes.weights), state_shardings(mesh, tx, shapes.weights))
+def train_shardings(shapes: TrainState, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Return the placement of each part of the state on a mesh."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return TrainState(everywhere, weight_shardings(mesh, shapes.weights), state_shardings(mesh, tx, shapes.weights))
 
 
-def batch_of(plan: Plan, batches: Batches, mesh: Mesh, k: int) -> Batch:
-    """Batch k in equal parts, on the mesh; each host reads the rows that its devices train on."""
-    each = plan.batch // plan.accumulate
+def load_batch(plan: Plan, batches: Batches, mesh: Mesh, k: int) -> Batch:
+    """Place batch k on a mesh, in `plan.accumulate` equal parts. Each host reads only the rows that its devices train on."""
+    part_rows = plan.batch // plan.accumulate
 
     def read(index: tuple[slice, ...]) -> Int[np.ndarray, "parts rows window"]:
-        parts, rows = range(*index[0].indices(plan.accumulate)), index[1].indices(each)
-        return np.stack([batches(k, slice(part * each + rows[0], part * each + rows[1])) for part in parts])
+        parts, rows = range(*index[0].indices(plan.accumulate)), index[1].indices(part_rows)
+        return np.stack([batches(k, slice(part * part_rows + rows[0], part * part_rows + rows[1])) for part in parts])
 
-    return on_mesh(mesh, (plan.accumulate, each, plan.length + 1), read)
+    return array_of_rows(mesh, (plan.accumulate, part_rows, plan.length + 1), read)
 
 
-def gradient_of(plan: Plan) -> Callable[[PyTree, Batch], tuple[Float[Array, ""], PyTree]]:
-    """The loss and its gradient, means over a batch's parts; their sums are in float32."""
+def make_gradient(plan: Plan) -> Callable[[PyTree, Batch], tuple[Float[Array, ""], PyTree]]:
+    """Return a function of weights and a batch that gives the mean loss and its gradient."""
 
     def loss(weights: PyTree, tokens: Int[Array, "rows window"]) -> Float[Array, ""]:
         return llama.loss(plan.config, weights, tokens, remat=plan.remat)
@@ -61,54 +60,52 @@ def gradient_of(plan: Plan) -> Callable[[PyTree, Batch], tuple[Float[Array, ""],
         if plan.accumulate == 1:
             return jax.value_and_grad(loss)(weights, tokens[0])
 
-        def part(sums: PyTree, tokens: Int[Array, "rows window"]) -> tuple[PyTree, None]:
-            seen = jax.value_and_grad(loss)(weights, tokens)
-            return jax.tree.map(lambda s, x: s + x.astype(jnp.float32), sums, seen), None
+        def add(sums: PyTree, tokens: Int[Array, "rows window"]) -> tuple[PyTree, None]:
+            value_and_gradient = jax.value_and_grad(loss)(weights, tokens)
+            return jax.tree.map(lambda s, x: s + x.astype(jnp.float32), sums, value_and_gradient), None
 
+        # Sums in float32: in bfloat16 a small part added to a large sum would be rounded away.
         zero = (jnp.zeros([]), jax.tree.map(lambda W: jnp.zeros(W.shape, jnp.float32), weights))
-        sums, _ = jax.lax.scan(part, zero, tokens)
+        sums, _ = jax.lax.scan(add, zero, tokens)
+        # Divide by the number of parts: they have equally many rows, so this is the mean over the batch.
         value, gradients = jax.tree.map(lambda s: s / plan.accumulate, sums)
         return value, jax.tree.map(lambda g, W: g.astype(W.dtype), gradients, weights)
 
     return gradient
 
 
-def move_of(
+def make_update(
     tx: optax.GradientTransformation,
-) -> Callable[[Training, Float[Array, ""], PyTree], tuple[Training, tuple[Float[Array, ""], Bool[Array, ""]]]]:
-    """All of a step but its gradient: the update, the weights moved by it, if loss, gradient and update are finite."""
+) -> Callable[[TrainState, Float[Array, ""], PyTree], tuple[TrainState, tuple[Float[Array, ""], Bool[Array, ""]]]]:
+    """Return the rest of a step, after the gradient: a function of state, loss and gradient.
 
-    def move(training: Training, loss: Float[Array, ""], gradients: PyTree) -> tuple[Training, tuple[Array, Bool[Array, ""]]]:
-        count, weights, state = training
-        updates, new_state = tx.update(gradients, state, weights)
+    It gives the new state, the loss, and whether loss, gradient and update are all finite. If they are not, weights and
+    optimizer state stay as they are and only the step count moves on.
+    """
+
+    def update(
+        state: TrainState, loss: Float[Array, ""], gradients: PyTree
+    ) -> tuple[TrainState, tuple[Array, Bool[Array, ""]]]:
+        updates, optimizer = tx.update(gradients, state.optimizer, state.weights)
+        # A norm is finite only if every entry is, and costs one reduction. The update is tested too: a finite gradient can
+        # overflow inside an optimizer, and NaN in its state would never leave.
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients)) & jnp.isfinite(optax.tree.norm(updates))
-        moved = (optax.apply_updates(weights, updates), new_state)
-        weights, state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, (weights, state))
-        return Training(count + 1, weights, state), (loss, finite)
+        new = (optax.apply_updates(state.weights, updates), optimizer)
+        old = (state.weights, state.optimizer)
+        # Selected with `where` on the device: a Python branch would make the host wait for every step.
+        weights, optimizer = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+        return TrainState(state.step + 1, weights, optimizer), (loss, finite)
 
-    return move
+    return update
 
 
-def step_of(
+def make_step(
     plan: Plan, tx: optax.GradientTransformation
-) -> Callable[[Training, Batch], tuple[Training, tuple[Float[Array, ""], Bool[Array, ""]]]]:
-    """One step: the loss, and whether it, the gradient and the update were finite. Where not, nothing moves but the count."""
-    gradient, move = gradient_of(plan), move_of(tx)
+) -> Callable[[TrainState, Batch], tuple[TrainState, tuple[Float[Array, ""], Bool[Array, ""]]]]:
+    """Return a whole step: the gradient of a batch, then the update. The result is as in `make_update`."""
+    gradient, update = make_gradient(plan), make_update(tx)
 
-    def step(training: Training, tokens: Batch) -> tuple[Training, tuple[Float[Array, ""], Bool[Array, ""]]]:
-        return move(training, *gradient(training.weights, tokens))
+    def step(state: TrainState, tokens: Batch) -> tuple[TrainState, tuple[Float[Array, ""], Bool[Array, ""]]]:
+        return update(state, *gradient(state.weights, tokens))
 
     return step
-
-
-def seconds_of(compiled: Callable[..., PyTree], *arguments: PyTree, calls: int = 3) -> float:
-    """The least of some calls, after one that compiles."""
-    jax.block_until_ready(compiled(*arguments))
-    return min(timed(compiled, *arguments)[0] for _ in range(calls))
-
-
-def timed(call: Callable[..., Any], *arguments: PyTree) -> tuple[float, Any]:
-    """Seconds until all of it is there, and what it is."""
-    start = time.perf_counter()
-    out = jax.block_until_ready(call(*arguments))
-    return time.perf_counter() - start, out

@@ -1,25 +1,35 @@
-"""What a step takes: its gradient, which is alike for all optimizers, and what follows it, each timed alone.
+"""How long the parts of a step take: the gradient, which is the same for all optimizers, and the update after it.
 
-Their difference is never taken: of a small model's step an optimizer is a hundredth, and two compilations of one gradient
-differ by more.
+Each part is compiled and timed alone. The difference between a step with and a step without an optimizer would be noise: in a
+small model the optimizer takes a hundredth of a step, and two compilations of one gradient differ by more.
 """
 
 import statistics
-from typing import NamedTuple
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from fimlens.pretrain.data import Batches, Corpus
-from fimlens.pretrain.mesh import mesh_of
+from fimlens.pretrain.mesh import make_mesh
 from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.step import batch_of, first, gradient_of, move_of, shardings_of, timed
+from fimlens.pretrain.step import initial_state, load_batch, make_gradient, make_update, train_shardings
 
-LEAST = 20  # of each that are timed
+REPETITIONS = 20  # of the gradient, and at least as many of the update
 
 
-class Speed(NamedTuple):
-    """Seconds of a step's gradient, and of the rest: the update, applied if all is finite; bytes of weights and of state."""
+class StepCost(NamedTuple):
+    """What one step takes.
+
+    Attributes:
+        gradient: seconds of the gradient.
+        optimizer: seconds of the rest: the optimizer's update, applied if everything is finite.
+        weights: bytes of the weights.
+        state: bytes of the optimizer's state.
+    """
 
     gradient: float
     optimizer: float
@@ -28,32 +38,53 @@ class Speed(NamedTuple):
 
     @property
     def share(self) -> float:
-        """What follows the gradient, as a part of a step."""
+        """The optimizer's share of the time of a step."""
         return self.optimizer / (self.gradient + self.optimizer)
 
 
-def speed(plan: Plan, corpus: Corpus, mesh: Mesh | None = None) -> Speed:
-    """Of a plan's steps on a mesh, by default all devices.
+def measure_step(plan: Plan, corpus: Corpus, mesh: Mesh | None = None) -> StepCost:
+    """Time the gradient and the update of a plan, each alone, without training.
 
-    Twenty of each in turns, and then as many updates as whole refresh intervals take. The gradient's is a median; the
-    optimizer's a mean, in which refreshes are shared out.
+    Args:
+        plan: the training.
+        corpus: text for its batches.
+        mesh: the devices; by default all of them, along data.
+
+    Returns:
+        The median time of the gradient, and the mean time of the update over whole refresh intervals. It is a mean because a
+        median would leave out the refreshes, which are rare and slow.
     """
     tx, batches = plan.transform(), Batches(corpus.train, batch=plan.batch, length=plan.length, seed=plan.seed)
-    mesh = mesh_of() if mesh is None else mesh
-    tokens = [batch_of(plan, batches, mesh, k) for k in range(2)]
-    shardings = shardings_of(jax.eval_shape(lambda: first(plan, tx)), tx, mesh)
-    gradients_taken, optimizer_taken = [], []
+    mesh = make_mesh() if mesh is None else mesh
+    tokens = [load_batch(plan, batches, mesh, k) for k in range(2)]
+    shardings = train_shardings(jax.eval_shape(lambda: initial_state(plan, tx)), tx, mesh)
+    gradient_seconds, update_seconds = [], []
     with jax.set_mesh(mesh):
-        training = jax.jit(lambda: first(plan, tx), out_shardings=shardings)()
-        sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (training.weights, training.optimizer)]
-        gradient = jax.jit(gradient_of(plan), out_shardings=(None, shardings.weights))
-        move = jax.jit(move_of(tx), donate_argnums=0, out_shardings=(shardings, None))
-        seen = gradient(training.weights, tokens[0])
-        training, _ = jax.block_until_ready(move(training, *seen))  # compiled, and bases begun
-        for k in range(-(-LEAST // plan.update_interval) * plan.update_interval):
-            if k < LEAST:
-                taken, seen = timed(gradient, training.weights, tokens[k % 2])
-                gradients_taken.append(taken)
-            taken, (training, _) = timed(move, training, *seen)
-            optimizer_taken.append(taken)
-    return Speed(statistics.median(gradients_taken), statistics.mean(optimizer_taken), *sizes)
+        state = jax.jit(lambda: initial_state(plan, tx), out_shardings=shardings)()
+        sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (state.weights, state.optimizer)]
+        gradient = jax.jit(make_gradient(plan), out_shardings=(None, shardings.weights))
+        update = jax.jit(make_update(tx), donate_argnums=0, out_shardings=(shardings, None))
+        loss_and_gradient = gradient(state.weights, tokens[0])
+        # The first calls compile, and the first update starts the bases, which costs more than a later refresh.
+        state, _ = jax.block_until_ready(update(state, *loss_and_gradient))
+        # Gradient and update take turns, so that a drift of the machine's speed affects both.
+        for k in range(-(-REPETITIONS // plan.update_interval) * plan.update_interval):
+            if k < REPETITIONS:
+                seconds, loss_and_gradient = timed(gradient, state.weights, tokens[k % 2])
+                gradient_seconds.append(seconds)
+            seconds, (state, _) = timed(update, state, *loss_and_gradient)
+            update_seconds.append(seconds)
+    return StepCost(statistics.median(gradient_seconds), statistics.mean(update_seconds), *sizes)
+
+
+def timed(call: Callable[..., Any], *arguments: PyTree) -> tuple[float, Any]:
+    """Return the seconds until the whole result of a call is ready, and the result."""
+    start = time.perf_counter()
+    out = jax.block_until_ready(call(*arguments))  # JAX returns before the device has finished
+    return time.perf_counter() - start, out
+
+
+def least_seconds(call: Callable[..., PyTree], *arguments: PyTree, calls: int = 3) -> float:
+    """Return the shortest time of several calls, after one that compiles: the call that other processes disturbed least."""
+    jax.block_until_ready(call(*arguments))
+    return min(timed(call, *arguments)[0] for _ in range(calls))

@@ -1,1 +1,1 @@
-"""How theorems are stated, decided and printed; and `derive`."""
+"""State theorems about structures, decide them with SymPy on the functions that ship, and print the results."""

@@ -1,66 +1,69 @@
-"""The table of closed forms, made of what `derive` finds: python -m fimlens.proofs.closed_forms prints it as Markdown."""
+"""The README's table of closed forms, made from what `derive` finds.
+
+`python -m fimlens.proofs.closed_forms` prints it as Markdown.
+"""
+
+from dataclasses import replace
 
 import jax
 import numpy as np
 import sympy as sp
 
+from fimlens.lens import compare
 from fimlens.proofs.derive import Derived, derive
+from fimlens.proofs.verify_fit import plain_text
 from fimlens.structure import Claim, Structure
-from fimlens.structures import (
-    Columns,
-    Diagonal,
-    DiagonalKronecker,
-    Drop,
-    GeometricMarginals,
-    Kronecker,
-    LowRank,
-    Marginals,
-    Rotated,
-    RowColumn,
-    Rows,
-    Scalar,
-)
+from fimlens.structures import LowRank
 
 SHAPE = (2, 2)
 
 
-STRUCTURES: dict[str, Structure] = {
-    "Adam": Diagonal(),
-    "row normalisation": Rows(),
-    "column normalisation": Columns(),
-    "LARS": Scalar(),
-    "RACS": RowColumn(),
-    "Adafactor": Marginals(),
-    "Muon": Rotated(Rows(), "L"),
-    "Shampoo": Rotated(GeometricMarginals()),
-    "SOAP, one-sided": Rotated(Diagonal(), "L"),
-    "Alice": LowRank(Diagonal(), 1),
-    "GaLore": LowRank(Diagonal(), 1, Drop()),
-    "Kronecker": Kronecker(),
-    "S x M": DiagonalKronecker(),
-}
+LENS_NAMES = {
+    "Adam": "adam",
+    "row normalisation": "rows",
+    "column normalisation": "columns",
+    "LARS": "sgd",
+    "RACS": "racs",
+    "Adafactor": "adafactor",
+    "Muon": "muon",
+    "Shampoo": "shampoo",
+    "SOAP, one-sided": "osoap",
+    "Alice": "alice",
+    "GaLore": "galore",
+    "Kronecker": "kronecker",
+    "S x M": "s x m",
+}  # the lens's name of the structure in each row
+
+
+def _of_lens(name: str) -> Structure:
+    """A structure of the lens, with rank 1 if it has a rank, so that it suits SHAPE."""
+    H = compare.STRUCTURES[name]
+    return replace(H, rank=1) if isinstance(H, LowRank) else H
 
 
 def table() -> str:
-    """One row a structure: its claim, the first of its coordinates at SHAPE, and what is true of the shipped fit."""
+    """The table as Markdown. A row has a structure, its claim, its first coordinates at SHAPE, and the verdict on its fit."""
     m, n = SHAPE
-    rows = [f"| | structure | claim | at {m} x {n}, F seen in its bases | the shipped fit |", "|---|---|---|---|---|"]
-    for name, H in STRUCTURES.items():
+    rows = [f"| | structure | claim | at {m} x {n}, F in its bases | the shipped fit |", "|---|---|---|---|---|"]
+    for name, lens_name in LENS_NAMES.items():
+        H = _of_lens(lens_name)
         derived = derive(H, m, n)
-        rows.append(
-            f"| {name} | `{H}` | {H.claim.name} | {_first(derived)} | {derived.fit.partition(',')[0].partition(' (')[0]} |"
-        )
+        verdict = derived.fit.partition(",")[0].partition(" (")[0]
+        rows.append(f"| {name} | `{H}` | {H.claim.name} | {_first_coordinates(derived)} | {verdict} |")
     return "\n".join(rows)
 
 
-def _first(derived: Derived) -> str:
-    """The first coordinate of each part: in closed form, or given the others; another objective's minimiser as it ships."""
+def _first_coordinates(derived: Derived) -> str:
+    """The first coordinate of each part of the tree, in closed form or given the others.
+
+    A structure that minimises another objective than the gap shows the coordinates of its shipped fit.
+    """
     own = derived.structure.claim in (Claim.BOUND, Claim.OTHER)
     places = [np.ravel(leaf)[0] for leaf in jax.tree.leaves(derived.coordinates)]
     shipped = [np.ravel(leaf)[0] for leaf in jax.tree.leaves(derived.shipped)]
     values = map(sp.factor_terms, shipped) if own else (derived.found.solution[c] for c in places)
     shown = ", ".join(f"`{c} = {value}`" for c, value in zip(places, values, strict=True))
-    return shown.replace("_{", "_").replace("}", "") + ("" if own or derived.found.closed else ", a fixed point")
+    return plain_text(shown) + ("" if own or derived.found.closed else ", a fixed point")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A structure's closed form, found from its definition: the gap, where it is stationary, and whether `fit` is there."""
+"""Derive a structure's closed form from its definition, and compare the structure's own `fit` with it."""
 
 import string
 from dataclasses import dataclass
@@ -9,24 +9,31 @@ import numpy as np
 import sympy as sp
 
 from fimlens.interpreter.identity import is_zero
-from fimlens.proofs.evaluate import applied, error, written
+from fimlens.proofs.evaluate import apply, apply_dense, error
 from fimlens.proofs.stationary import Stationary, stationary
 from fimlens.proofs.symbols import any_fisher, diagonal_fisher, entries_of, frame, positive, symbols
-from fimlens.proofs.verify_fit import brief, held, plain
+from fimlens.proofs.verify_fit import plain_text, shorten, verify_fit
 from fimlens.solver.fit import zero_state
 from fimlens.structure import Params, Structure, Tree, require_structure
 from fimlens.structures.spectra import Spectrum
 
-LARGEST = 16  # entries of the matrix: beyond, nobody reads the equations
+LARGEST = 16  # entries of the matrix; the equations of a larger one are too long to read
 
 
 @dataclass(frozen=True)
 class Derived:
-    """What `derive` found for one structure at one size. Print it, show it in a notebook, or take its SymPy expressions.
+    """The result of `derive` for one structure at one size: print it, show it in a notebook, or use its SymPy expressions.
 
-    `gap` is ||F~ - F||^2 (of a spectrum, ||L - V||^2) in the symbols `coordinates` and those of the Fisher. `found` has the
-    equations where it is stationary, what solves them, and what such a point is. `shipped` are the coordinates that the
-    structure's own fit has (None where it cannot be traced), `fit` says whether they are there, and `ok` is False where not.
+    Attributes:
+        structure: the structure.
+        shape: rows and columns of the matrix.
+        coordinates: the coordinates as positive symbols, in the layout of `Params.coords`.
+        gap: the squared error ||F~ - F||^2 as an expression in the coordinates and the entries of the Fisher. For a `Spectrum`
+            it is ||L - V||^2, the part that depends on the coordinates.
+        found: the equations at which the gap is stationary, their solution, and whether that is a minimum.
+        shipped: the coordinates that the structure's own fit returns, or None if the fit cannot be traced.
+        fit: the verdict on that fit, as text.
+        ok: False if the fit is refused.
 
     Examples:
         >>> import fimlens as fl
@@ -34,7 +41,7 @@ class Derived:
         >>> [line.rhs for line in derived.lines], derived.found.closed
         ([(V_{11} + V_{21})/2], True)
         >>> derived.ok, derived.fit
-        (True, 'proved: it solves the equations, for all entries at this size')
+        (True, 'proved: the fit solves the equations, for all entries at this size')
     """
 
     structure: Structure
@@ -48,32 +55,33 @@ class Derived:
 
     @property
     def lines(self) -> list[sp.Eq]:
-        """Every coordinate that was solved for, and the equations where some were not."""
+        """The solution, one equation for each coordinate that was solved for; without any, the equations themselves."""
         equations, solution, *_ = self.found
         solved = [sp.Eq(c, value, evaluate=False) for c, value in solution.items()]
         return solved if solved else list(equations)
 
     @property
     def how(self) -> str:
+        """The heading of `lines`: whether they are a closed form, a fixed point's equations, or unsolved."""
         if not self.found.solution:
-            return "not solved; stationary where"
-        return "closed form" if self.found.closed else "no closed form; a fixed point, block by block, of"
+            return "not solved; the gap is stationary where"
+        return "closed form" if self.found.closed else "no closed form; the optimum is a fixed point, block by block, of"
 
     def __str__(self) -> str:
         m, n = self.shape
         return "\n".join(
             [
                 f"{self.structure} at {m} x {n}",
-                f"gap: {brief(self.gap, '.gap')}",
+                f"gap: {shorten(self.gap, '.gap')}",
                 f"{self.how}:",
-                *(f"    {plain(line.lhs)} = {plain(line.rhs)}" for line in self.lines),
-                f"which is {self.found.kind}",
+                *(f"    {plain_text(line.lhs)} = {plain_text(line.rhs)}" for line in self.lines),
+                f"this is {self.found.kind}",
                 f"fit: {self.fit}",
             ]
         )
 
     def latex(self) -> str:
-        """The same equations as LaTeX."""
+        """The equations of `lines` as LaTeX."""
         rows = r" \\ ".join(f"{sp.latex(line.lhs)} &= {sp.latex(line.rhs)}" for line in self.lines)
         return rf"\begin{{aligned}} {rows} \end{{aligned}}"
 
@@ -82,23 +90,32 @@ class Derived:
 
 
 def derive(structure: Structure, m: int, n: int, *, coordinates: Any = None) -> Derived:
-    """Derive the nearest member of a family from its definition, and hold the structure's own `fit` against it.
+    """Derive the nearest member of a structure from its definition, and verify the structure's own `fit`.
 
-    From `dense` and the coordinates alone: forms the gap to every Fisher of an m x n matrix, the bases where the first frame
-    has them; solves where it is stationary, whole where that is linear, else leaf by leaf of the coordinates, else coordinate
-    by coordinate; and puts the shipped fit into the equations. All of it is exact, for all entries at this size and of no
-    other; only where a fit iterates, or stops at a bound, is its slope measured, and that is said. A fit of which an
-    eigenvalue is negative, at diagonal Fishers or at the one measured, is refused, stationary or not.
+    Use it when you design a structure: it finds the closed form, or the equations of a fixed point, before you write `fit`, and
+    then tells you whether your `fit` is right. The result holds for all entries of the Fisher at this size, and for no other
+    size. It needs only `dense` (or `expand`) and the coordinates:
+
+    1. It forms the gap to a Fisher with a symbol for every entry, in the bases of the structure's initial frame.
+    2. It solves for the coordinates at which the gap is stationary: all at once if the equations are linear, otherwise leaf by
+       leaf of the coordinates, otherwise one coordinate at a time.
+    3. It puts the shipped fit into the equations. A fit that iterates, or stops at a bound, is measured at one Fisher instead,
+       and the verdict says so. A fit with a negative eigenvalue is refused, even if it is stationary.
 
     Args:
-        structure: the family. Its fit may be missing (raise NotImplementedError).
-        m, n: the matrix, a small one: 2 x 2 and 2 x 3 say most.
-        coordinates: the layout of the coordinates, a tree of shapes, where there is no fit to tell it.
+        structure: the structure. It may have no fit yet (`fit` or `project` raises NotImplementedError).
+        m: rows of the matrix. Small sizes suffice: 2 x 2 and 2 x 3 show most.
+        n: columns of the matrix.
+        coordinates: the layout of the coordinates, a tree of shapes such as {"c": (2, 1)}. It is needed only without a fit.
+
+    Returns:
+        The closed form and the verdict on the fit, a `Derived`.
 
     Raises:
-        TypeError: not a structure.
-        ValueError: the matrix is too large, the structure does not suit it, or the layout of its coordinates is not known.
-        NoRule: `expand` or `dense` does what SymPy is told nothing of.
+        TypeError: `structure` is not a structure.
+        ValueError: the matrix has more than 16 entries, the structure does not suit its shape, the layout of the coordinates is
+            unknown, or `dense` contradicts `to_eigenbasis`, the eigenvalues and `from_eigenbasis`.
+        NoRule: `expand` or `dense` uses a primitive that has no rule for symbols.
 
     Examples:
         >>> import fimlens as fl
@@ -107,8 +124,8 @@ def derive(structure: Structure, m: int, n: int, *, coordinates: Any = None) -> 
         gap: (-V_11 + c_11)**2 + (-V_12 + c_11)**2
         closed form:
             c_11 = (V_11 + V_12)/2
-        which is the only minimum, the bases given: a convex quadratic of the coordinates, its Hessian positive definite
-        fit: proved: it solves the equations, for all entries at this size
+        this is the only minimum for these bases: the gap is a strictly convex quadratic of the coordinates
+        fit: proved: the fit solves the equations, for all entries at this size
     """
     require_structure("derive", structure)
     if m * n > LARGEST:
@@ -117,24 +134,27 @@ def derive(structure: Structure, m: int, n: int, *, coordinates: Any = None) -> 
     coords = _symbols(_layout(structure, (m, n), coordinates))
     if not entries_of(coords):
         raise ValueError(f"derive: {structure} has no coordinates at {m} x {n}, so there is nothing to derive.")
+    # The gap of a wrong `dense` could be solved all the same, so compare the two definitions of the matrix first.
     _require_one_member(structure, Params(at, coords))
     spectral = isinstance(structure, Spectrum)
+    # The fit of a spectrum depends on F through its diagonal alone, and one symbol for each entry keeps the gap short.
     F = diagonal_fisher(positive("V", m, n)) if spectral else any_fisher(m, n)
     squared = error(structure, Params(at, coords), F)
     found = stationary(squared, [list(np.ravel(leaf)) for leaf in jax.tree.leaves(coords)])
-    shipped, verdict, ok = held(structure, F, at, found, coords)
+    shipped, verdict, ok = verify_fit(structure, F, at, found, coords)
     return Derived(structure, (m, n), coords, squared, found, shipped, verdict, ok)
 
 
 def _layout(structure: Structure, shape: tuple[int, int], given: Any) -> Tree:
-    """The shapes of the coordinates."""
+    """The shapes of the coordinates: as given, or else as the fit returns them."""
     if given is not None:
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, float), given, is_leaf=_is_shape)
     try:
         return jax.eval_shape(lambda: zero_state(structure, shape, "fits"))[1].spectrum
     except NotImplementedError as error:
         raise ValueError(
-            f"derive: {structure} has no fit to tell the layout of its coordinates. Give it, as in coordinates={{'c': (2, 1)}}."
+            f"derive: {structure} has no fit, so the layout of its coordinates is unknown. Give it, as in "
+            "coordinates={'c': (2, 1)}."
         ) from error
 
 
@@ -143,7 +163,7 @@ def _is_shape(leaf: Any) -> bool:
 
 
 def _symbols(layout: Tree) -> Tree:
-    """Positive symbols, named after their places in the tree: c for a single leaf, else fields and keys, or letters."""
+    """Positive symbols named after their places in the tree: c for a single leaf, otherwise fields and keys, or letters."""
     paths, structure = jax.tree_util.tree_flatten_with_path(layout)
 
     def word(key: Any) -> str:
@@ -152,21 +172,21 @@ def _symbols(layout: Tree) -> Tree:
 
     def name(path: Any) -> str:
         joined = ".".join(map(word, path))
-        return f"{joined}'" if joined in ("F", "V") else joined  # those are the Fisher's
+        return f"{joined}'" if joined in ("F", "V") else joined  # F and V name the entries of the Fisher
 
     names = ["c"] if len(paths) == 1 else [name(path) for path, _ in paths]
     return jax.tree.unflatten(structure, [positive(own, *leaf.shape) for own, (_, leaf) in zip(names, paths, strict=True)])
 
 
 def _require_one_member(structure: Structure, params: Params) -> None:
-    """Refuse a family whose `dense` is not what its `to_eigenbasis`, `eigenvalues` and `from_eigenbasis` do: there are two definitions.
+    """Refuse a structure that defines its matrix twice and differently: by `dense`, and by bases with eigenvalues.
 
     Raises:
-        ValueError: they disagree.
+        ValueError: the two definitions disagree.
     """
     G = symbols("G", *params.frame.shape)
-    if not all(is_zero(entry) for entry in entries_of(applied(structure, params, G) - written(structure, params, G))):
+    if not all(is_zero(entry) for entry in entries_of(apply(structure, params, G) - apply_dense(structure, params, G))):
         raise ValueError(
-            f"derive: {structure} has two definitions: `dense` times vec(G) is not what `to_eigenbasis`, the eigenvalues (`expand`) and "
-            "`from_eigenbasis` make of G. Correct either; fl.check names the law."
+            f"derive: {structure} has two definitions. `dense` times vec(G) differs from what `to_eigenbasis`, the eigenvalues "
+            "(`expand`) and `from_eigenbasis` make of G. Correct one of them; fl.check names the law."
         )

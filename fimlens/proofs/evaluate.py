@@ -1,4 +1,4 @@
-"""What a theorem is about, evaluated on symbols by the shipped functions: fits, errors, slopes, updates."""
+"""Evaluate the shipped functions on symbols: fits, errors, gradients, Hessians and updates as SymPy expressions."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,45 +16,47 @@ from fimlens.linalg.spectral_functions import inverse_root
 from fimlens.proofs.symbols import Symbols, entries_of, frame
 from fimlens.structure import Frame, Params, Structure, Tree
 
-Measure = Callable[[Structure, Params, Fisher], Float[Array, ""]]  # of how far a member is
-
-
-# --- the shipped functions, on them ----------------------------------------------------------------------------
+Measure = Callable[[Structure, Params, Fisher], Float[Array, ""]]  # how far a member is from a Fisher
 
 
 def fitted(structure: Structure, fisher: Fisher, at: Frame | None = None) -> Params:
-    """The shipped fit to the shipped statistics, in a frame (by default the first one)."""
+    """The member that the shipped `fit` returns for the shipped statistics, in the frame `at` (default: the initial frame)."""
     at = frame(structure, *fisher.shape, turned=False) if at is None else at
     return symbolic(lambda fisher, at: structure.fit(structure.stats(fisher, Params(at, None)), at))(fisher, at)
 
 
 def dense(structure: Structure, params: Params) -> Symbols:
-    """The shipped member, written out."""
+    """The matrix F~ of a member, mn x mn, by the shipped `dense`."""
     return symbolic(structure.dense)(params)
 
 
-def written(structure: Structure, params: Params, G: Symbols) -> Symbols:
-    """F~ times a gradient, by the member written out."""
+def apply_dense(structure: Structure, params: Params, G: Symbols) -> Symbols:
+    """F~ times vec(G), m x n, by the matrix that `dense` returns."""
     return symbolic(lambda params, G: unvec(structure.dense(params) @ vec(G), G.shape))(params, G)
 
 
-def applied(structure: Structure, params: Params, G: Symbols) -> Symbols:
-    """F~ times a gradient, by the path that an update takes."""
+def apply(structure: Structure, params: Params, G: Symbols) -> Symbols:
+    """F~ times vec(G), m x n, by the shipped `apply`, which never forms F~."""
     return symbolic(lambda params, G: structure.apply(params, G))(params, G)
 
 
 def squared_error(structure: Structure, params: Params, fisher: Fisher) -> Float[Array, ""]:
-    """||F~ - F||_F^2, as it is defined."""
+    """||F~ - F||_F^2, computed from its definition."""
     return jnp.sum((structure.dense(params) - fisher.dense()) ** 2)
 
 
+def objective(structure: Structure, params: Params, fisher: Fisher) -> Float[Array, ""]:
+    """The function that the structure's fit minimises, as the structure states it."""
+    return structure.objective(params, fisher)
+
+
 def error(structure: Structure, params: Params, fisher: Fisher, measure: Measure = squared_error) -> sp.Expr:
-    """How far a member is, as an expression."""
+    """The distance of a member from a Fisher, as an expression."""
     return symbolic(partial(measure, structure))(params, fisher)
 
 
 def slope(structure: Structure, params: Params, fisher: Fisher, measure: Measure = squared_error) -> Tree:
-    """The gradient of that by the coordinates: `jax.grad` of the shipped functions."""
+    """The gradient of `error` with respect to the coordinates, by `jax.grad` of the shipped functions."""
 
     def of_coordinates(coords: Tree, at: Frame, fisher: Fisher) -> Float[Array, ""]:
         return measure(structure, Params(at, coords), fisher)
@@ -63,30 +65,29 @@ def slope(structure: Structure, params: Params, fisher: Fisher, measure: Measure
 
 
 def slope_of_bases(structure: Structure, params: Params, fisher: Fisher, measure: Measure = squared_error) -> Tree:
-    """The gradient by the bases, through the shipped `retract`, where they stand."""
-    still = jax.tree.map(np.zeros_like, params.frame)
+    """The gradient of `error` with respect to the bases, at the given bases.
 
-    def of_bend(z: Frame, params: Params, fisher: Fisher) -> Float[Array, ""]:
+    A basis must stay orthonormal, so the gradient is that of z -> error(retract(frame, z)) at z = 0, by the shipped `retract`.
+    """
+    zero = jax.tree.map(np.zeros_like, params.frame)
+
+    def of_tangent(z: Frame, params: Params, fisher: Fisher) -> Float[Array, ""]:
         return measure(structure, Params(structure.retract(params.frame, z), params.coords), fisher)
 
-    return symbolic(jax.grad(of_bend))(still, params, fisher)
-
-
-def objective(structure: Structure, params: Params, fisher: Fisher) -> Float[Array, ""]:
-    """What the structure says that its fit minimises."""
-    return structure.objective(params, fisher)
+    return symbolic(jax.grad(of_tangent))(zero, params, fisher)
 
 
 def update(structure: Structure, params: Params, G: Symbols, eps: Any = 0.0) -> Symbols:
-    """The shipped `apply` of 1 / (sqrt(x) + eps): square-root natural gradient descent."""
+    """The update of square-root natural gradient descent, f(F~) g for f(x) = 1/(sqrt(x) + eps), by the shipped `apply`."""
     return symbolic(lambda params, G, eps: structure.apply(params, G, inverse_root(eps)))(params, G, eps)
 
 
+def hessian(expression: sp.Expr, variables: Tree) -> sp.Matrix:
+    """The Hessian with respect to the distinct entries of the variables; a symmetric matrix counts each pair once."""
+    return sp.hessian(expression, list(dict.fromkeys(entries_of(variables))))
+
+
 def multiplicities(variables: Tree) -> list[int]:
-    """How often each distinct entry occurs, in the order of `hessian`: 2 off the diagonal of a symmetric matrix."""
+    """How often each distinct entry occurs, in the order of `hessian`: twice off the diagonal of a symmetric matrix."""
     entries = entries_of(variables)
     return [entries.count(entry) for entry in dict.fromkeys(entries)]
-
-
-def hessian(expression: sp.Expr, variables: Tree) -> sp.Matrix:
-    return sp.hessian(expression, list(dict.fromkeys(entries_of(variables))))

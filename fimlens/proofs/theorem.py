@@ -1,15 +1,16 @@
-"""What a derivation is written with: symbols that quantify, the shipped functions evaluated on them, and steps decided exactly.
+"""State a theorem as steps that SymPy decides, and run them.
 
-A derivation (a file of fimlens/derivations) states a theorem in its docstring and yields steps. A step is an identity of
-expressions that the shipped functions made, decided over the rational functions (and roots) of its symbols; nothing is sampled,
-except to refute: one exact rational point where a difference is not zero is a proof that it is not.
+A derivation is a module that states one theorem: its docstring has the statement and the argument for every matrix size,
+`SIZES` lists the sizes (m, n) at which the theorem is decided, and `steps(m, n)` yields a `Step` for each claim of it.
+A step compares expressions that the shipped functions return for symbolic input. It is decided exactly, as an identity between
+rational functions (and roots) of the symbols. Numbers are used only to refute: one rational point at which a difference is not
+zero proves that it is not identically zero.
 """
 
 import importlib
 import pkgutil
 import time
 from collections.abc import Callable
-from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
@@ -26,54 +27,74 @@ from fimlens.structure import Tree
 
 
 class Step(NamedTuple):
-    """A sentence, whether it holds, and an entry of the difference that is not zero where it does not."""
+    """One claim of a theorem: its description, whether it holds, and the residue.
 
-    says: str
+    The residue is the first entry that should be zero and is not. It is 0 if the step holds, or fails without such an entry.
+    """
+
+    description: str
     holds: bool
     residue: sp.Expr
 
+    @property
+    def residue_text(self) -> str:
+        """The first 200 characters of the residue; empty if it is zero."""
+        return f"{self.residue!s:.200}" if self.residue else ""
 
-def vanishes(says: str, *trees: Tree) -> Step:
-    """Every entry is identically zero."""
+
+def vanishes(description: str, *trees: Tree) -> Step:
+    """Claim that every entry of the trees is identically zero.
+
+    Raises:
+        ValueError: the trees have no entries.
+    """
     entries = entries_of(trees)
     if not entries:
-        raise ValueError(f"{says}: there is nothing to decide")
+        raise ValueError(f"{description}: the step has no entries to decide.")
     residue = next((e for e in entries if not is_zero(e)), sp.Integer(0))
-    return Step(says, residue == 0, residue)
+    return Step(description, residue == 0, residue)
 
 
-def equal(says: str, a: Tree, b: Tree) -> Step:
-    """Two trees agree, entry by entry, identically."""
+def equal(description: str, a: Tree, b: Tree) -> Step:
+    """Claim that two trees are identical, entry by entry.
+
+    Raises:
+        ValueError: the trees have leaves of different shapes, or no entries.
+    """
     left, right = entries_of(a), entries_of(b)
+    # Broadcasting would hide a wrong shape, so compare the shapes before the entries.
     shapes = [[np.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (a, b)]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"{says}: shapes {shapes[0]} against {shapes[1]}")
-    return vanishes(says, [x - y for x, y in zip(left, right, strict=True)])
+        raise ValueError(f"{description}: the two sides have different shapes, {shapes[0]} and {shapes[1]}.")
+    return vanishes(description, [x - y for x, y in zip(left, right, strict=True)])
 
 
-def differs(says: str, a: Tree, b: Tree = None) -> Step:
-    """Two trees (a tree and zero) are not identical: at one rational point an entry is apart, which is a proof.
+def differs(description: str, a: Tree, b: Tree = None) -> Step:
+    """Claim that two trees (or, without `b`, one tree and zero) are not identical.
 
-    Of polynomials of a symmetric F the point need not be a Fisher: those that vanish on all positive definite matrices, an
-    open set, vanish identically.
+    The proof is one rational point at which an entry differs. The symmetric matrix F at that point need not be positive
+    definite: a polynomial that vanishes on all positive definite matrices, which form an open set, vanishes identically.
     """
     left = entries_of(a)
     right = [sp.Integer(0)] * len(left) if b is None else entries_of(b)
-    return Step(says, any(refuted(x - y) for x, y in zip(left, right, strict=True)), sp.Integer(0))
+    return Step(description, any(refuted(x - y) for x, y in zip(left, right, strict=True)), sp.Integer(0))
 
 
-def convex(says: str, expression: sp.Expr, variables: Tree) -> Step:
-    """A quadratic whose Hessian is constant and positive semi-definite: where its gradient vanishes is its global minimum."""
+def convex(description: str, expression: sp.Expr, variables: Tree) -> Step:
+    """Claim that the expression is a convex quadratic of the variables: its Hessian is constant and positive semi-definite.
+
+    Every point at which the gradient of such a function vanishes is a global minimum.
+    """
     H = hessian(expression, variables).applyfunc(lambda e: sp.cancel(sp.together(e)))
     constant = not H.free_symbols
-    return Step(says, bool(constant and H.is_positive_semidefinite), sp.Integer(0) if constant else H[0])
+    return Step(description, bool(constant and H.is_positive_semidefinite), sp.Integer(0) if constant else H[0])
 
 
 # --- derivations ------------------------------------------------------------------------------------------------
 
 
 class Verdict(NamedTuple):
-    """What became of one derivation at one size (m, n)."""
+    """The steps of one derivation at one size (m, n), up to the first that fails, and the time that they took."""
 
     name: str
     size: tuple[int, int]
@@ -82,23 +103,45 @@ class Verdict(NamedTuple):
 
     @property
     def proved(self) -> bool:
+        """Whether there is a step, and every step holds."""
         return bool(self.steps) and all(step.holds for step in self.steps)
 
 
-@cache
-def derivations() -> dict[str, ModuleType]:
-    """Every derivation, by name: the modules of fimlens.derivations."""
-    package = importlib.import_module("fimlens.derivations")
+def load_derivations(package: ModuleType) -> dict[str, ModuleType]:
+    """Import every derivation of a package, by name.
+
+    Args:
+        package: an imported package whose modules are derivations, such as `fimlens.derivations`.
+
+    Raises:
+        ImportError: the package has no modules. An empty folder fimlens/derivations, left over from an older checkout, hides
+            the package that stands in derivations/ at the top of the repository.
+    """
     names = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    return {name: importlib.import_module(f"fimlens.derivations.{name}") for name in names}
+    if not names:
+        places = ", ".join(package.__path__)
+        raise ImportError(
+            f"{package.__name__} has no derivations: {places} holds no modules. If that folder is left over from an older "
+            "checkout, delete it: derivations stand in derivations/ at the top of the repository."
+        )
+    return {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
 
 
-def prove(derivation: ModuleType, size: tuple[int, int], told: Callable[[Step], None] = lambda step: None) -> Verdict:
-    """All steps of a derivation at one size; those after one that fails are left out."""
+def prove(derivation: ModuleType, size: tuple[int, int], callback: Callable[[Step], None] = lambda step: None) -> Verdict:
+    """Decide the steps of a derivation at one size, and stop after the first step that fails.
+
+    Args:
+        derivation: the module.
+        size: m and n.
+        callback: is called with each step as soon as it is decided.
+
+    Raises:
+        Exception: whatever a step raises; `verdicts.try_to_prove` reports it as a failed step instead.
+    """
     start, steps = time.perf_counter(), []
     for step in derivation.steps(*size):
         steps.append(step)
-        told(step)
+        callback(step)
         if not step.holds:
             break
     return Verdict(derivation.__name__.rpartition(".")[2], size, steps, time.perf_counter() - start)

@@ -1,4 +1,7 @@
-"""Prose as docstrings have it, with LaTeX and `code`, as HTML that loads nothing: formulas are outlines drawn by mathtext."""
+"""Turn the text of docstrings, with LaTeX and `code`, into HTML that loads nothing.
+
+Matplotlib's mathtext draws each formula as an SVG outline, so a page needs no fonts and no scripts.
+"""
 
 import re
 from html import escape
@@ -14,38 +17,45 @@ MARKED = re.compile(r"(\$\$.+?\$\$|\$.+?\$|`.+?`)", re.S)
 FONT = FontProperties(math_fontfamily="cm")
 
 
-EM = text_to_path.FONT_SCALE
+EM = text_to_path.FONT_SCALE  # units of an outline to one em of the text around it
 
 
 COMMANDS = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C", Path.CLOSEPOLY: "Z"}
 
 
-def plain(text: str) -> str:
-    """Text without marks, (x) between matrices as the sign of their Kronecker product."""
+def escape_text(text: str) -> str:
+    """HTML of text without formulas or code; " (x) " becomes the sign of the Kronecker product."""
     return escape(text.replace(" (x) ", " ⊗ "))
 
 
 def prose(text: str) -> str:
-    """Text with $formulas$, $$formulas on a line of their own$$ and `code`.
+    """HTML of text with $formulas$, $$formulas on a line of their own$$ and `code`.
 
-    Raises ValueError, naming the place, for LaTeX that mathtext does not know.
+    Raises:
+        ValueError: mathtext does not know the LaTeX of a formula; the message names the place.
     """
-    return "".join(_marked(part) for part in MARKED.split(text))
+    return "".join(_element(part) for part in MARKED.split(text))
 
 
-def _marked(part: str) -> str:
+def _element(part: str) -> str:
+    """HTML of one part of a text: a formula, code, or plain text."""
     if part.startswith("$$"):
         return f'<span class="display">{formula(part[2:-2])}</span>'
     if part.startswith("$"):
         return formula(part[1:-1])
     if part.startswith("`"):
         return f"<code>{escape(part[1:-1])}</code>"
-    return plain(part)
+    return escape_text(part)
 
 
 def formula(latex: str) -> str:
-    """LaTeX as one outline in the size and colour of the text around it, on its baseline; ValueError as in `prose`."""
+    """HTML of a formula: one outline, with the size, colour and baseline of the text around it.
+
+    Raises:
+        ValueError: mathtext does not know the LaTeX; the message names the place.
+    """
     outline = Path(*text_to_path.get_text_path(FONT, f"${' '.join(latex.split())}$", ismath=True))
+    # Mathtext's y axis points up and that of SVG down, so every ordinate changes its sign.
     (left, bottom), (width, height) = outline.get_extents().min, outline.get_extents().size
     strokes = [(COMMANDS[code], points.reshape(-1, 2)) for points, code in outline.iter_segments(simplify=False)]
     d = "".join(c if c == "Z" else c + " ".join(f"{x:.1f} {-y:.1f}" for x, y in points) for c, points in strokes)
@@ -57,5 +67,5 @@ def formula(latex: str) -> str:
 
 
 def fence(source: str, language: str, css_class: str, options: dict[str, Any], md: Any, **attributes: Any) -> str:
-    """A ```math fence of the documentation as a formula on a line of its own: a formatter of pymdownx.superfences."""
+    """HTML of a ```math block of the documentation: a formatter for pymdownx.superfences."""
     return f'<p class="{css_class}">{formula(source)}</p>'

@@ -1,5 +1,8 @@
-"""Whether a structure's own fit is where its gap is least: proved where it can be traced, measured where it iterates or stops
-at a bound."""
+"""Verify that a structure's own `fit` is where its gap is smallest.
+
+A fit that can be traced is put into the equations, which is a proof. A fit that iterates, or stops at a bound, has no short
+expression: its gradient is measured at one Fisher instead, and the verdict says so.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,132 +24,166 @@ from fimlens.solver.newton import solve
 from fimlens.structure import Claim, Frame, Params, Structure, Tree
 from fimlens.structures.spectra import Spectrum
 
-TURNED_UP_TO = 2  # sides of the bases in which a fit is verified; larger ones in the first frame alone
+ROTATED_UP_TO = 2  # rows of the bases that are rotated; with larger ones, a fit is verified in the initial frame alone
 
 
-AT_ROUNDING = 1e-9  # of a measured slope, relative to its terms, and of relative gaps
+ROUNDING = 1e-9  # bound on a measured gradient, relative to its largest term, and on differences of relative gaps
 
 
-NEAR = 0.01  # how far, in relative gap, a fit of a few sweeps may stay from the limit it claims
+NEAR = 0.01  # how much larger than the limit's the relative gap may be after a few iterations
 
 
-LONGEST_FIT = 2000  # operations and operands of a fit that is put into the equations; longer ones are measured
+LONGEST_FIT = 2000  # operations and operands of a fit that is put into the equations; a longer fit is measured
 
 
-READABLE = 60  # operations
+READABLE = 60  # operations of an expression that is printed
 
 
-def plain(expression: Any) -> str:
-    """As one types it: V_11 for V_{11}."""
+def plain_text(expression: Any) -> str:
+    """The expression as one types it: V_11 for V_{11}."""
     return str(expression).replace("_{", "_").replace("}", "")
 
 
-def brief(expression: Any, place: str) -> str:
-    """The same, or where it is kept."""
-    short = sp.count_ops(expression) <= READABLE
-    return plain(expression) if short else f"an expression too long to print; see {place}"
+def shorten(expression: Any, place: str) -> str:
+    """The expression as text or, if it is too long to read, a reference to the attribute that has it."""
+    readable = sp.count_ops(expression) <= READABLE
+    return plain_text(expression) if readable else f"an expression too long to print; see {place}"
 
 
-def held(structure: Structure, F: DenseFisher, at: Frame, found: Stationary, coords: Tree) -> tuple[Tree | None, str, bool]:
-    """The shipped fit, what is true of it, and whether it may stand."""
+def verify_fit(
+    structure: Structure, F: DenseFisher, at: Frame, found: Stationary, coords: Tree
+) -> tuple[Tree | None, str, bool]:
+    """Compare the shipped fit with the stationary points of the gap.
+
+    Args:
+        structure: the structure.
+        F: the Fisher in symbols that the gap was formed for.
+        at: the initial frame.
+        found: the stationary points of the gap.
+        coords: the symbols of the coordinates.
+
+    Returns:
+        The coordinates of the fit (None if it cannot be traced), the verdict as text, and whether the fit passes.
+    """
     try:
         member = fitted(structure, F, at)
         require_short(entries_of(member.coords), LONGEST_FIT)
         slopes = slope(structure, member, F)
     except TooLong as error:
-        return None, *_measured(structure, F.shape, _cause(error), stops=True)
+        return None, *_measure(structure, F.shape, _cause(error), stops=True)
     except NoRule as error:
         why = "it iterates" if structure.claim is Claim.LIMIT else _cause(error)
-        return None, *_measured(structure, F.shape, why)
+        return None, *_measure(structure, F.shape, why)
     except NotImplementedError:
-        return None, "none to verify", True
-    return member.coords, *_judged(structure, F, member, slopes, found, coords)
+        return None, "there is no fit to verify", True
+    return member.coords, *_decide(structure, F, member, slopes, found, coords)
 
 
 def _cause(error: NoRule) -> str:
+    """The cause that the message of a NoRule names, without the remedies."""
     return str(error).partition(". ")[0].removeprefix("symbolic: ")
 
 
-def _judged(
+def _decide(
     structure: Structure, F: DenseFisher, member: Params, slopes: Tree, found: Stationary, coords: Tree
 ) -> tuple[str, bool]:
+    """The verdict on a fit that was traced, given the gradient of the gap there."""
     if _vanishes(slopes):
-        if found.closed and not _equals(structure, member, found, coords, F):
-            return _refused(member, found, coords), False
-        if leaves := _leaves_the_cone(structure, member, F):
-            return f"refused: it solves the equations, but {leaves}", False
-        verdict, ok = _in_every_basis(structure, F)
-        return verdict if found.closed else f"{verdict}; that it is the least of them is not shown here", ok
+        # A stationary point may be a maximum, so a closed form must also have the same gap as the fit.
+        if found.closed and not _has_gap_of(found, structure, member, coords, F):
+            return _explain_refusal(member, found, coords), False
+        if negative := _negative_eigenvalue(structure, member, F):
+            return f"refused: the fit solves the equations, but {negative}", False
+        verdict, ok = _verify_in_rotated_bases(structure, F)
+        return verdict if found.closed else f"{verdict}; that its gap is the smallest is not shown", ok
     own = error(structure, Params(member.frame, coords), F, objective)
-    depends = bool(own.free_symbols & set(entries_of(coords)))
+    depends = bool(own.free_symbols & set(entries_of(coords)))  # a constant objective is stationary everywhere
     if structure.claim in (Claim.BOUND, Claim.OTHER) and depends and _vanishes(slope(structure, member, F, objective)):
-        if leaves := _leaves_the_cone(structure, member, F):
-            return f"refused: the structure's own objective is stationary there, but {leaves}", False
-        return f"proved: the structure's own objective is stationary there ({structure.claim.value}), this gap is not", True
+        if negative := _negative_eigenvalue(structure, member, F):
+            return f"refused: the structure's own objective is stationary at the fit, but {negative}", False
+        return (
+            f"proved: the structure's own objective is stationary at the fit ({structure.claim.value}); this gap is not",
+            True,
+        )
     bounded = any(c.has(sp.Max, sp.Min) for c in entries_of(member.coords))
     blocks = _solved_blocks(slopes, coords) if structure.claim is Claim.LIMIT and not found.closed else ""
     if structure.claim in (Claim.EXACT, Claim.LIMIT) and bounded and not blocks:
-        return _measured(structure, F.shape, "it stops at a bound in places", stops=True)
+        return _measure(structure, F.shape, "it stops at a bound in places", stops=True)
     if structure.claim is Claim.LIMIT and not found.closed:
-        return _measured(structure, F.shape, "it is exact in the limit only", blocks)
-    return _refused(member, found, coords), False
+        return _measure(structure, F.shape, "it is exact in the limit only", blocks)
+    return _explain_refusal(member, found, coords), False
 
 
-def _equals(structure: Structure, member: Params, found: Stationary, coords: Tree, F: DenseFisher) -> bool:
-    """Whether the fit is the solution, or as near where coordinates are redundant: a stationary point may be a maximum."""
+def _has_gap_of(found: Stationary, structure: Structure, member: Params, coords: Tree, F: DenseFisher) -> bool:
+    """Whether the fit has the gap of the solution. Equal coordinates would be too much to ask: they may be redundant."""
     solved = dict(zip(entries_of(coords), entries_of(coords), strict=True)) | found.solution
-    best = jax.tree.map(lambda leaf: _each(lambda c: solved[c], leaf), coords)
+    best = jax.tree.map(lambda leaf: _map_entries(lambda c: solved[c], leaf), coords)
     return is_zero(error(structure, member, F) - error(structure, Params(member.frame, best), F))
 
 
-def _leaves_the_cone(structure: Structure, member: Params, F: DenseFisher) -> str:
-    """Where an eigenvalue is negative, in words: at diagonal Fishers, one entry of which is a thousand times the others."""
+def _negative_eigenvalue(structure: Structure, member: Params, F: DenseFisher) -> str:
+    """Say which eigenvalue of the fit can be negative, or return an empty string.
+
+    Tries diagonal Fishers with one entry a thousand times the others.
+    """
     size = len(F.matrix)
     diagonal = [F.matrix[k, k] for k in range(size)]
     off = {entry: 0 for entry in F.matrix[~np.eye(size, dtype=bool)] if entry != 0}
     for value in entries_of(symbolic(structure.eigenvalues)(member)):
-        for lit in diagonal if not value.is_nonnegative else []:
-            if value.subs(off | {d: 1000 if d == lit else 1 for d in diagonal}).is_negative:
-                where = f"its eigenvalue {brief(value, '.shipped')} is negative where {plain(lit)} is much larger than others"
-                return f"{where}, and no Fisher has one: the least allowed gap is at a bound there"
+        for large in diagonal if not value.is_nonnegative else []:
+            if value.subs(off | {d: 1000 if d == large else 1 for d in diagonal}).is_negative:
+                negative, large = shorten(value, ".shipped"), plain_text(large)
+                return (
+                    f"its eigenvalue {negative} is negative where {large} is much larger than the others; no Fisher has a "
+                    "negative eigenvalue, so the smallest allowed gap is at a bound there"
+                )
     return ""
 
 
 def _solved_blocks(slopes: Tree, coords: Tree) -> str:
-    """Which blocks the fit solves given the others, in words."""
+    """Say which blocks of coordinates the fit solves given the others, or return an empty string."""
     pairs = zip(jax.tree.leaves(coords), jax.tree.leaves(slopes), strict=True)
-    names = [plain(np.ravel(c)[0]).rpartition("_")[0] for c, slope in pairs if _vanishes(slope)]
+    names = [plain_text(np.ravel(c)[0]).rpartition("_")[0] for c, slope in pairs if _vanishes(slope)]
     return f"proved: block {' and '.join(names)} solves its equations given the others; " if names else ""
 
 
-def _in_every_basis(structure: Structure, F: DenseFisher) -> tuple[str, bool]:
-    """The same in turned bases, where there are any and small ones."""
+def _verify_in_rotated_bases(structure: Structure, F: DenseFisher) -> tuple[str, bool]:
+    """The verdict on a fit that solves the equations in the initial frame: verify small bases rotated, too."""
+    proved = "proved: the fit solves the equations, for all entries at this size"
     bases = jax.tree.leaves(structure.frame(*F.shape))
     if not bases:
-        return "proved: it solves the equations, for all entries at this size", True
-    if any(U.ndim > 1 and U.shape[-2] > TURNED_UP_TO for U in bases):
-        return "proved: it solves the equations, for all entries at this size, in the first frame alone", True
-    turned = frame(structure, *F.shape)
-    if _vanishes(slope(structure, fitted(structure, F, turned), F)):
-        return "proved: it solves the equations, for all entries at this size, in every basis", True
+        return proved, True
+    if any(U.ndim > 1 and U.shape[-2] > ROTATED_UP_TO for U in bases):
+        return f"{proved}, in the initial frame alone", True
+    rotated = frame(structure, *F.shape)
+    if _vanishes(slope(structure, fitted(structure, F, rotated), F)):
+        return f"{proved}, in every basis", True
     return (
-        "refused: it solves the equations in the first frame, and not in turned bases; look at `stats`, `to_eigenbasis` and `dense`",
+        "refused: the fit solves the equations in the initial frame but not in rotated bases; check `stats`, `to_eigenbasis` "
+        "and `dense`",
         False,
     )
 
 
-def _measured(structure: Structure, shape: tuple[int, int], why: str, known: str = "", stops: bool = False) -> tuple[str, bool]:
-    """The slope at the fit of one Fisher, relative to its terms, where it cannot be had as an expression. What `stops` after a
-    number of steps, or of which a part is `known`, may stay near the limit that it claims."""
+def _measure(structure: Structure, shape: tuple[int, int], why: str, known: str = "", stops: bool = False) -> tuple[str, bool]:
+    """The verdict on a fit that is not an expression: measure the gradient of the gap at the fit of one Fisher.
+
+    Args:
+        structure: the structure.
+        shape: rows and columns of the matrix.
+        why: why the fit is measured, a clause about the fit.
+        known: a verdict on a part of the fit, which is proved.
+        stops: the fit stops after a number of iterations. It may then, as with `known`, stay near the limit that it claims.
+    """
     with jax.enable_x64(True):
-        uneven = 1 / (1 + np.add.outer(*map(np.arange, shape)))  # so that bounds are met
+        uneven = 1 / (1 + np.add.outer(*map(np.arange, shape)))  # so that a fit with bounds meets them
         F = Fisher.from_gradients(uneven * np.random.default_rng(0).normal(size=(3 * shape[0] * shape[1], *shape)) ** 2)
         if isinstance(structure, Spectrum):
             F = DenseFisher(F.kind, F.normalisation, jnp.diag(jnp.diagonal(F.dense())), shape)
         member = fit(structure, F)
         if not is_member(structure, member):
-            least = f"an eigenvalue is {least_eigenvalue(structure, member):.2g} of the largest, where none may be negative"
-            return f"refused: {why}, and at one Fisher {least}", False
+            least = f"{least_eigenvalue(structure, member):.2g} of the largest, and no Fisher has a negative eigenvalue"
+            return f"refused: {why}, and at one Fisher an eigenvalue is {least}", False
 
         def slope_from(F: Fisher) -> Any:
             return jax.grad(lambda coords: squared_error(structure, Params(member.frame, coords), F))(member.coords)
@@ -154,36 +191,41 @@ def _measured(structure: Structure, shape: tuple[int, int], why: str, known: str
         def largest(tree: Any) -> float:
             return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
 
+        # The gradient is a difference of two terms; that of F = 0 is the first of them, and sets the scale for rounding errors.
         nothing = DenseFisher(F.kind, F.normalisation, jnp.zeros_like(F.dense()), shape)
-        free = jax.tree.map(lambda c, g: jnp.where(c == 0, jnp.minimum(g, 0), g), member.coords, slope_from(F))  # 0 is a bound
+        # A coordinate of exactly 0 is at its bound, where the gap may still fall in the direction that is not allowed.
+        free = jax.tree.map(lambda c, g: jnp.where(c == 0, jnp.minimum(g, 0), g), member.coords, slope_from(F))
         terms = largest(slope_from(nothing))
         relative = largest(free) / terms if terms else float("inf")
         gaps = [float(gap(structure, p, F).relative) for p in (member, solve(structure, F, key=jax.random.key(0)).params)]
-    lead = known or f"measured, not proved, as {why}: "
-    of_basis = structure.claim not in (Claim.EXACT, Claim.LIMIT)  # which promises nothing of other bases
-    if relative <= AT_ROUNDING and (of_basis or gaps[0] <= gaps[1] + AT_ROUNDING):
-        return f"{known}measured, not proved, as {why}: its slope is {relative:.0e} of its terms at one Fisher", True
+    measured = f"measured, not proved, because {why}: "
+    slope_text = f"at one Fisher the gradient is {relative:.0e} of its terms"
+    any_basis = structure.claim in (Claim.EXACT, Claim.LIMIT)  # the other claims hold for the given bases only
+    if relative <= ROUNDING and (not any_basis or gaps[0] <= gaps[1] + ROUNDING):
+        return f"{known}{measured}{slope_text}", True
     if (known or stops) and structure.claim is Claim.LIMIT:
-        return f"{lead}the limit is not reached, its slope {relative:.0e} of its terms at one Fisher", gaps[0] < gaps[1] + NEAR
-    measured = f"its slope is {relative:.0e} of its terms, its relative gap {gaps[0]:.3g} where {gaps[1]:.3g} was found"
-    return f"refused: {why}, and at one Fisher {measured}", False
+        return f"{known or measured}the limit is not reached, {slope_text}", gaps[0] < gaps[1] + NEAR
+    gap_text = f"the relative gap is {gaps[0]:.3g} while `solve` reaches {gaps[1]:.3g}"
+    return f"refused: {why}, and {slope_text}; {gap_text}", False
 
 
-def _refused(member: Params, found: Stationary, coords: Tree) -> str:
-    """The first equation that the fit breaks, and what it has there."""
+def _explain_refusal(member: Params, found: Stationary, coords: Tree) -> str:
+    """The first equation that the fit does not solve, with the value that the fit has."""
     given = dict(zip(entries_of(coords), entries_of(member.coords), strict=True))
     for c, value in found.solution.items():
         right = value.subs(given, simultaneous=True)
         if not is_zero(right - given[c]):
-            gives = brief(sp.factor_terms(given[c]), ".shipped")
-            return f"refused: {plain(c)} = {brief(value, '.found')} is stationary, and fit gives {gives}"
+            actual = shorten(sp.factor_terms(given[c]), ".shipped")
+            return f"refused: the gap is stationary at {plain_text(c)} = {shorten(value, '.found')}, but fit gives {actual}"
     broken = [e for e in found.equations if not is_zero(e.lhs.subs(given, simultaneous=True))]
-    return f"refused: it does not solve {brief(broken[0].lhs, '.found')} = 0" if broken else "refused: it is not the least gap"
+    if broken:
+        return f"refused: the fit does not solve {shorten(broken[0].lhs, '.found')} = 0"
+    return "refused: the gap of the fit is not the smallest"
 
 
 def _vanishes(tree: Tree) -> bool:
     return all(is_zero(entry) for entry in entries_of(tree))
 
 
-def _each(fn: Callable[[Any], Any], leaf: np.ndarray) -> np.ndarray:
+def _map_entries(fn: Callable[[Any], Any], leaf: np.ndarray) -> np.ndarray:
     return np.array([fn(entry) for entry in leaf.ravel()], object).reshape(leaf.shape)

@@ -94,11 +94,13 @@ def gap(structure: Structure, params: Params, fisher: Fisher) -> Gap:
 
 def measure(structure: Structure, params: Params, fisher: Fisher) -> Gap:
     """`gap`, of arguments that are known to suit."""
-    return _gap(structure, params, fisher, fisher.unit, fisher.norm_squared_in_units)
+    return gap_in_units(structure, params, fisher, fisher.unit, fisher.norm_squared_in_units)
 
 
 @partial(jax.jit, static_argnums=0)
-def _gap(structure: Structure, params: Params, fisher: Fisher, unit: Float[Array, ""], norm_squared: Float[Array, ""]) -> Gap:
+def gap_in_units(
+    structure: Structure, params: Params, fisher: Fisher, unit: Float[Array, ""], norm_squared: Float[Array, ""]
+) -> Gap:
     """In units of the largest second moment until the end, so that no square leaves float32."""
     with jax.default_matmul_precision("highest"):
         levels = [EigenvalueBlock(value / unit, V / unit, c) for value, V, c in structure.eigenvalue_blocks(params, fisher)]
