@@ -22,7 +22,9 @@ from fimlens.proofs.symbols import any_fisher, coordinates, frame, rotation, sym
 from fimlens.proofs.theorem import convex, equal, vanishes
 from fimlens.structure import Frame, Params
 from fimlens.structures import Diagonal, LowRank
+from fimlens.structures.low_rank import Parts
 from fimlens.transforms.compensation import Seen, nearest
+from fimlens.transforms.low_rank_update import Projections, low_rank_update, squares_of, squares_outside
 
 SIZES = ((2, 2), (2, 3))
 
@@ -30,8 +32,8 @@ SIZES = ((2, 2), (2, 3))
 def steps(m, n):
     H, F, G = LowRank(Diagonal(), 1), any_fisher(m, n), symbols("G", m, n)
     Q, still, c = rotation(m, "t"), frame(H, m, n, turned=False), coordinates(H, m, n, "c")
-    at = Frame(still.bases._replace(lead=Q[:, :1]), (m, n))
-    L = np.concatenate([c.lead, np.repeat(c.tail, m - 1, 0)])
+    at = Frame(still.bases._replace(left=Q[:, :1]), (m, n))
+    L = np.concatenate([c.lead, np.repeat(c.columns, m - 1, 0)])
     B = np.kron(np.eye(n, dtype=int), Q)
     yield equal("the member is diagonal in (U, U_c), for every U_c", dense(H, Params(at, c)), B * L.T.ravel() @ B.T)
     yield vanishes(
@@ -42,9 +44,12 @@ def steps(m, n):
         error(H, Params(still, c), F),
         c,
     )
-    squares = c._replace(lead=c.lead**2, tail=c.tail**2)
-    sigma = Q[:, :1].T @ G
-    D = sigma / c.lead
-    d = symbolic(lambda value: nearest(Seen(value, value, value, value)))(squares.tail[None])[0]
-    expression = Q[:, :1] @ (D - sigma * d) + G * d
-    yield equal("the update is U (D - sigma Diag d) + G Diag d", update(H, Params(at, squares), G), expression)
+    member = Params(at, c._replace(lead=c.lead**2, columns=c.columns**2))
+    U, sigma = Q[:, :1], Q[:, :1].T @ G
+    d = symbolic(lambda value: nearest(Seen(value, value, value, value)))(member.coords.columns[None])[0]
+    seen = Projections(U, None, sigma, None, sigma)
+    shipped = symbolic(low_rank_update)(G, seen, sigma / c.lead, Parts(None, None, d, None))
+    yield equal("the shipped update, U (D - sigma Diag d) + G Diag d, is F~^{-1/2} g", update(H, member, G), shipped)
+    rest = symbolic(lambda G, seen: squares_outside(squares_of(G, seen), seen))(G, seen).columns
+    residual = G - U @ sigma
+    yield equal("the shipped difference of squares is the residual's", rest[0], (residual**2).sum(0))

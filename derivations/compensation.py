@@ -31,21 +31,21 @@ def steps(m, n):
 def of_rank(r, m, n):
     H, F, G = LowRank(Diagonal(), r, Columns()), any_fisher(m, n), symbols("G", m, n)
     at = frame(H, m, n)
-    U = at.bases.lead
+    U = at.bases.left
     nearest_member = fitted(H, F, at)
     whole, lead = symbolic(lambda F, U: (F.right(), F.map(lambda G: U.T @ G).right()))(F, U)
     p = np.diag(whole) - np.diag(lead)
-    yield equal(f"{H}: the eigenvalues of the complement are p_j / (m - r)", nearest_member.coords.tail[0], p / (m - r))
-    yield vanishes(f"{H}: the gradient with respect to them vanishes", slope(H, nearest_member, F).tail)
+    yield equal(f"{H}: the eigenvalues of the complement are p_j / (m - r)", nearest_member.coords.columns[0], p / (m - r))
+    yield vanishes(f"{H}: the gradient with respect to them vanishes", slope(H, nearest_member, F).columns)
     c = coordinates(H, m, n, "c")
     still = frame(H, m, n, turned=False)
     yield convex(
         f"{H}: the error is a convex quadratic of them (in the standard basis; the norm is the same in every basis)",
         error(H, Params(still, c), F),
-        c.tail,
+        c.columns,
     )
     x, sigma = positive("x", 1, n), U.T @ G
-    member = Params(at, c._replace(tail=x**2 / (m - r)))
+    member = Params(at, c._replace(columns=x**2 / (m - r)))
     tail = update(H, member, G - U @ sigma)
     yield equal(
         f"{H}: the update outside the subspace is sqrt(m - r) (G - U U^T G) / sqrt(p)",

@@ -54,7 +54,9 @@ def steps(m, n):
         2 * (s**2).sum() * np.diag(multiplicities(M)),
     )
     standard = frame(H, m, n, turned=False)
-    first = symbolic(lambda F, at: H.stats(F, Params(at, None)).spectrum)(F, Frame(standard.bases._replace(a=s), (m, n))).left.diagonal()
+    first = symbolic(lambda F, at: H.stats(F, Params(at, None)).spectrum)(
+        F, Frame(standard.bases._replace(a=s), (m, n))
+    ).left.diagonal()
     norm = sp.sqrt((first**2).sum())
     stepped = Frame(standard.bases._replace(b=first / norm, a=s), (m, n))  # the factor M after one power step from S
     member = symbolic(lambda F, at: H.fit(H.stats(F, Params(at, None)), at))(F, stepped)

@@ -24,7 +24,7 @@ from fimlens.proofs.symbols import any_fisher, coordinates, frame
 from fimlens.proofs.theorem import equal
 from fimlens.solver.fit import gap_in_units
 from fimlens.structure import Params
-from fimlens.structures import Corner, Diagonal, Drop, Kronecker, LowRank, Rotated, RowColumn, Rows, Scalar
+from fimlens.structures import Diagonal, Drop, Kronecker, LowRank, Rotated, RowColumn, Rows, Scalar
 
 SIZES = ((2, 2), (1, 3))
 
@@ -39,7 +39,7 @@ FAMILIES = (
     Rotated(Diagonal()),
     LowRank(Diagonal(), 1),
     LowRank(Diagonal(), 1, Drop()),
-    Corner(1),
+    LowRank(Diagonal(), 1, sides="LR"),
     Kronecker(),
 )
 

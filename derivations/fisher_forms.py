@@ -11,7 +11,8 @@ case.
 
 import numpy as np
 
-from fimlens.fisher.fisher import DenseFisher, SampleFisher
+from fimlens.fisher.dense_form import DenseFisher
+from fimlens.fisher.sample_form import SampleFisher
 from fimlens.interpreter.interpret import symbolic
 from fimlens.proofs.symbols import symbols
 from fimlens.proofs.theorem import equal

@@ -23,7 +23,7 @@ SIZES = ((2, 2), (2, 3))
 def steps(m, n):
     H, F, G = LowRank(Diagonal(), 1, Drop()), any_fisher(m, n), symbols("G", m, n)
     at, c = frame(H, m, n), coordinates(H, m, n, "c")
-    U = at.bases.lead
+    U = at.bases.left
     lift = np.kron(np.eye(n, dtype=int), U)
     yield equal("the member is (I (x) U) Diag(vec L) (I (x) U)^T", dense(H, Params(at, c)), lift * c.lead.T.ravel() @ lift.T)
     seen = symbolic(lambda U, F: F.second_moment(lambda G: U.T @ G))(U, F)

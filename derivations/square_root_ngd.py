@@ -24,7 +24,6 @@ from fimlens.structure import Params
 from fimlens.structures import (
     Blocks,
     Columns,
-    Corner,
     Diagonal,
     DiagonalKronecker,
     Drop,
@@ -50,7 +49,12 @@ ROTATED = (Rotated(Rows(), "L"), Rotated(Columns(), "R"), Rotated(Diagonal(), "L
 PRODUCTS = (Kronecker(), DiagonalKronecker(), Blocks(Rows(), rows=2))
 
 
-LOW_RANK = (LowRank(Diagonal(), 1), LowRank(Diagonal(), 1, Drop()), LowRank(Rotated(Diagonal(), "R"), 1, Scalar()), Corner(1))
+LOW_RANK = (
+    LowRank(Diagonal(), 1),
+    LowRank(Diagonal(), 1, Drop()),
+    LowRank(Rotated(Diagonal(), "R"), 1, Scalar()),
+    LowRank(Diagonal(), 1, sides="LR"),
+)
 
 
 def steps(m, n):

@@ -54,9 +54,9 @@ from fimlens.solver.fit import dimension as dimension
 from fimlens.solver.fit import fit as fit
 from fimlens.solver.fit import gap as gap
 from fimlens.solver.fit import state_size as state_size
-from fimlens.solver.newton import Certificate as Certificate
-from fimlens.solver.newton import Solution as Solution
-from fimlens.solver.newton import solve as solve
+from fimlens.solver.solve import Certificate as Certificate
+from fimlens.solver.solve import Solution as Solution
+from fimlens.solver.solve import solve as solve
 from fimlens.structure import BasisStep as BasisStep
 from fimlens.structure import Claim as Claim
 from fimlens.structure import Frame as Frame

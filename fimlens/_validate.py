@@ -1,4 +1,4 @@
-"""What is refused at the door: parameters that are not real, and numbers out of their range."""
+"""Checks of arguments that several rooms share, and two small helpers for what is printed and saved."""
 
 import math
 from dataclasses import fields
@@ -9,28 +9,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-REMEDY = "Hyper-parameters are fields of a @dataclass(frozen=True), as in `k: int = 2` (what all share: a ClassVar)."
-
 
 class OnlyFields:
-    """A base of frozen dataclasses that has no attributes beside compared fields, nor their subclasses.
+    """A base of frozen dataclasses whose instances differ in their fields or not at all.
 
-    A dataclass compares its own fields and no others, so that instances which differ elsewhere would be equal, and `jax.jit`
-    would run one with the code compiled for another.
+    `jax.jit` takes two equal structures for one, and a dataclass compares nothing but its fields. If an instance could differ
+    in anything else, it would run with the code compiled for another.
 
     Raises:
-        TypeError: an attribute is set that is no field, or one is annotated that is no field, or a field is not compared.
+        TypeError: an attribute is set or annotated that is not a field, or a field is not compared.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "OnlyFields":
         annotated = {name: str(kind) for base in reversed(cls.__mro__) for name, kind in get_annotations(base).items()}
         named = [name for name, kind in annotated.items() if not ("ClassVar" in kind or "KW_ONLY" in kind)]
         compared = cls.__dataclass_params__.eq
-        own = get_annotations(cls) if "__dataclass_fields__" not in vars(cls) else {}  # without the decorator no field is made
-        loose = [name for name in named if name not in cls.__dataclass_fields__ or name in own]
-        loose += [field.name for field in fields(cls) if not (compared and field.compare)]
-        if loose:
-            raise TypeError(f"{cls.__name__}: {', '.join(loose)} would not tell two instances apart. {REMEDY}")
+        own = get_annotations(cls) if "__dataclass_fields__" not in vars(cls) else {}  # without @dataclass they are no fields
+        unseen = [name for name in named if name not in cls.__dataclass_fields__ or name in own]
+        unseen += [field.name for field in fields(cls) if not (compared and field.compare)]
+        if unseen:
+            raise _not_compared(cls, ", ".join(unseen))
         return super().__new__(cls)
 
     def __str__(self) -> str:
@@ -42,21 +40,36 @@ class OnlyFields:
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise TypeError(f"{type(self).__name__}: {name} would not tell two instances apart, as it is no field. {REMEDY}")
+        raise _not_compared(type(self), name)
+
+
+def _not_compared(cls: type, names: str) -> TypeError:
+    return TypeError(
+        f"{cls.__name__}: instances that differ in {names} would be equal, as only fields are compared. Make it a "
+        "compared field of a @dataclass(frozen=True), as in `k: int = 2` (or a ClassVar, if all instances share it)."
+    )
 
 
 def finite(value: Any) -> Any:
-    """The value, or None for a float that is infinite or not a number."""
+    """Return the value, or None for a float that JSON cannot hold: infinite or NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def require_number(call: str, name: str, value: Any, least: int, below: int | None = None, whole: bool = False) -> None:
-    """Refuse a number of Python's that is out of its range, or is to be whole; arrays, traced ones too, pass.
+    """Refuse a Python number outside its range. Arrays pass, as they may be traced.
+
+    Args:
+        call: the public function, named in the message.
+        name: the argument's name.
+        value: its value.
+        least: the least value allowed.
+        below: a bound that it must be below; none by default.
+        whole: whether it must be a whole number.
 
     Raises:
-        ValueError: it is.
+        ValueError: the number is out of range, or not whole.
     """
-    if not isinstance(value, float | int):
+    if not isinstance(value, float | int):  # under optax.inject_hyperparams the value is an array, and traced
         return
     if not (value >= least and (below is None or value < below) and (not whole or float(value).is_integer())):
         kind = "a whole number" if whole else "a number"
@@ -65,20 +78,20 @@ def require_number(call: str, name: str, value: Any, least: int, below: int | No
 
 
 def require_real(call: str, params: PyTree) -> None:
-    """Refuse parameters that are not real numbers of floating point.
+    """Refuse a tree of parameters unless all are real and of floating point.
 
     Raises:
-        TypeError: one is not.
+        TypeError: some parameter is complex, an integer or a boolean.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"{call}: parameter {path_name(path)!r} is of dtype {dtype}; parameters are real and of floating point. "
+                f"{call}: parameter {path_name(path)!r} is of dtype {dtype}; parameters must be real and of floating point. "
                 "Leave others out, with optax.masked."
             )
 
 
 def path_name(path: Any) -> str:
-    """A leaf's path in words: "layers/0/attention/query"."""
+    """Return a leaf's path as a string such as "layers/0/attention/query"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

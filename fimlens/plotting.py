@@ -1,4 +1,9 @@
-"""The one style of figures."""
+"""The style of all figures, and the few kinds that more than one place draws.
+
+Each function returns a Matplotlib `Figure`, which a notebook shows and `savefig` writes. Blue stands for a first part or for
+positive, orange for a second part or for negative. Nothing rests on colour alone: parts also differ in lightness and lines in
+stroke, and negative entries carry a minus where there is room.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -28,7 +33,8 @@ Matrix = Float[Array | np.ndarray, "k k"]
 
 
 def sheet(rows: int = 1, columns: int = 1, *, width: float = 6.5, height: float = 4.5) -> Figure:
-    """A blank figure with a grid of axes, each so wide and high, in inches; without the frame's upper and right sides."""
+    """Return a blank figure with a grid of axes, each of the given size in inches."""
+    # Not pyplot, which keeps every figure in memory until it is closed.
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=130)
     with rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         figure.subplots(rows, columns)
@@ -36,10 +42,10 @@ def sheet(rows: int = 1, columns: int = 1, *, width: float = 6.5, height: float 
 
 
 def panels(count: int, *, height: float) -> Figure:
-    """So many axes on one horizontal scale, at most three beside each other, together as wide as a page shows legibly."""
+    """Return `count` axes that share a horizontal scale, at most three side by side and as wide together as a page."""
     columns = min(count, 3)
     figure = sheet(-(-count // columns), columns, width=8.4 / columns, height=height)
-    for axes in figure.axes[count:]:
+    for axes in figure.axes[count:]:  # the last row may be short
         axes.remove()
     for axes in figure.axes[1:]:
         axes.sharex(figure.axes[0])
@@ -47,17 +53,20 @@ def panels(count: int, *, height: float) -> Figure:
 
 
 def legend_below(figure: Figure) -> None:
-    """One legend of all that the axes label."""
+    """Put one legend below the figure, with every label of its axes once."""
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
 
 
 def portraits(rows: Sequence[Mapping[str, Matrix]], *, block: int, side: float = 2.3) -> Figure:
-    """Square matrices under their titles, row by row, on one scale: white is 0, blue positive, orange with a minus negative.
+    """Draw square matrices on one scale of colours: white is zero, blue positive, orange with a minus negative.
 
-    Colours go by the root of an entry, so that small ones are seen too, and the largest half per cent of a matrix may share
-    the last colour. Faint lines part blocks of `block` entries; `side` is that of a picture, in inches.
+    Args:
+        rows: for each row of the figure, matrices by title.
+        block: faint lines separate blocks of this many entries.
+        side: side of one matrix, in inches.
     """
+    # Small entries must show beside large ones: colours follow the root, and the largest half per cent may share the last one.
     limit = max(float(np.quantile(np.abs(matrix), 0.995)) for row in rows for matrix in row.values())
     scale = FuncNorm((lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda y: np.sign(y) * y**2), vmin=-limit, vmax=limit)
     figure = sheet(len(rows), max(map(len, rows)), width=side, height=side + 0.2)
@@ -68,9 +77,9 @@ def portraits(rows: Sequence[Mapping[str, Matrix]], *, block: int, side: float =
         for axes, (title, matrix) in zip(line, row.items(), strict=False):
             size = len(matrix)
             image = axes.imshow(matrix, cmap=SIGNED, norm=scale, interpolation="nearest")
-            y, x = np.nonzero(matrix < -0.04 * limit)  # fainter ones are near white
-            points = 72 * side / size  # of an entry
-            if points > 4:  # a smaller minus is not seen, and muddies the colour
+            y, x = np.nonzero(matrix < -0.04 * limit)  # paler entries look white
+            points = 72 * side / size  # size of an entry on paper
+            if points > 4:  # a smaller minus would only dirty the colour
                 axes.plot(x, y, "_", color=COLOURS[4], markersize=0.5 * points, markeredgewidth=0.12 * points)
             edges = np.arange(block, size, block) - 0.5
             axes.hlines(edges, -0.5, size - 0.5, color="0.85", linewidth=0.2)
@@ -92,7 +101,15 @@ def numbers(
     label: str,
     notes: Sequence[Sequence[str]] | None = None,
 ) -> Figure:
-    """A table of numbers in [0, 1], each on a ground as dark as it is large, with a note beneath it where there are notes."""
+    """Draw a table of numbers in [0, 1] in which larger numbers stand on a darker ground.
+
+    Args:
+        values: the numbers.
+        rows: headings of the rows.
+        columns: headings of the columns.
+        label: what the numbers are, written at the bar of colours.
+        notes: a note below each number; "" for none.
+    """
     figure = sheet(width=1.2 * len(columns) + 2.2, height=(0.34 if notes is None else 0.46) * len(rows) + 1.2)
     axes = figure.axes[0]
     image = axes.imshow(values, cmap=AMOUNT, vmin=0, vmax=1, aspect="auto")
@@ -109,7 +126,7 @@ def numbers(
 
 
 def curves(lines: Mapping[str, Sequence[float]], *, x: str, y: str) -> Figure:
-    """Lines over 1, 2, 3, ..., each in a colour and a style of its own."""
+    """Draw each sequence against 1, 2, 3, ..., with x and y as labels of the axes."""
     figure = sheet()
     axes = figure.axes[0]
     for k, (name, values) in enumerate(lines.items()):

@@ -35,8 +35,8 @@ import fimlens as fl
 from fimlens import plotting
 from fimlens.experiments import trial
 from fimlens.language_model import llama, text
-from fimlens.lens import compare as lens
 from fimlens.lens import figure
+from fimlens.structures.named import STRUCTURES
 
 # %matplotlib inline
 
@@ -47,7 +47,7 @@ from fimlens.lens import figure
 # %%
 QUICK = os.environ.get("FIMLENS_QUICK") == "1"
 STEPS = 60 if QUICK else 400
-JUDGED = ["adam", "shampoo", "kronecker", "soap"] if QUICK else list(lens.STRUCTURES)
+JUDGED = ["adam", "shampoo", "kronecker", "soap"] if QUICK else list(STRUCTURES)
 
 # %% [markdown]
 # ## A layer and its Fisher
@@ -156,7 +156,7 @@ for name, structure in free.items():
 # bar, the closed form is not the nearest.
 
 # %%
-comparison = fl.compare({name: lens.STRUCTURES[name] for name in JUDGED}, fisher, matrix="layers/0/attention/query")
+comparison = fl.compare({name: STRUCTURES[name] for name in JUDGED}, fisher, matrix="layers/0/attention/query")
 figure.error_against_memory([comparison])
 
 # %% [markdown]
@@ -264,9 +264,7 @@ drawn
 
 # %%
 errors = {
-    name: [fl.gap(s, fl.fit(s, F), F).relative for F in fishers.values()]
-    for name, s in lens.STRUCTURES.items()
-    if name in JUDGED
+    name: [fl.gap(s, fl.fit(s, F), F).relative for F in fishers.values()] for name, s in STRUCTURES.items() if name in JUDGED
 }
 order = sorted(errors, key=lambda name: -np.median(errors[name]))
 table = np.array([errors[name] for name in order])

@@ -28,8 +28,7 @@ import fimlens as fl
 from fimlens import plotting
 from fimlens.experiments import trial
 from fimlens.language_model import llama, text
-from fimlens.lens import compare as lens
-from fimlens.pretrain.schedule import warmup_cosine
+from fimlens.structures.named import STRUCTURES
 
 # %matplotlib inline
 
@@ -320,7 +319,7 @@ if not QUICK:
     inner += [fl.Marginals(), MeanSum(), fl.Rows(), fl.Columns(), fl.Scalar(), fl.Blocks(fl.Scalar(), 3, 3)]
 bases = {"none": lambda s: s} | {sides: partial(fl.Rotated, sides=sides) for sides in ("L", "R", "LR")}
 cells = {(spectrum, sides): rotated(spectrum) for spectrum in inner for sides, rotated in bases.items()}
-named = {structure: name for name, structure in lens.STRUCTURES.items()}
+named = {structure: name for name, structure in STRUCTURES.items()}
 named |= {fl.Rotated(fl.Marginals(), "L"): "adafacdiag", fl.Rotated(fl.RowColumn(), "L"): "s x m, one step"}
 # A basis that the eigenvalues do not know makes no difference.
 named |= {fl.Rotated(fl.Scalar(), sides): "sgd" for sides in ("L", "R", "LR")}
@@ -348,7 +347,7 @@ def memory(structure):
     return fl.state_size(structure, query.shape)
 
 
-known = [(typical(structure), memory(structure), name) for name, structure in lens.STRUCTURES.items()]
+known = [(typical(structure), memory(structure), name) for name, structure in STRUCTURES.items()]
 unnamed = [(structure, median[cell]) for cell, structure in cells.items() if structure not in named]
 for structure, found in sorted(unnamed, key=lambda each: memory(each[0])):
     nearest, _, name = min(rival for rival in known if rival[1] <= memory(structure))

@@ -1,4 +1,4 @@
-"""The command: a small run from end to end, a user's own model and structure, and refusals in one line."""
+"""fimlens lens: a small run from end to end, a user's own model and structure, and errors in one line."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_a_small_run_writes_a_table_a_figure_and_every_number(run, tmp_path):
 
 
 @pytest.mark.parametrize("fisher", ["minibatch", "model", "model-exact"])
-def test_every_fisher_of_the_embedded_model(run, fisher):
+def test_every_fisher_of_the_built_in_model(run, fisher):
     result = run(*QUICK, "--samples", "2", "--structures", "adam", "--fisher", fisher)
     assert result.exit_code == 0, result.output
 
@@ -85,7 +85,7 @@ def test_a_run_in_which_nothing_is_judged_fails(run, model):
 
 
 @pytest.mark.parametrize("fisher", ["empirical", "minibatch"])
-def test_batches_are_drawn_until_there_are_samples_enough(run, model, fisher):
+def test_batches_are_drawn_until_there_are_enough_samples(run, model, fisher):
     arguments = ["--structures", "adam", "--matrices", " w, column", "--solve-up-to", "0", "--fisher", fisher]
     result = run("--loss", f"{model}:loss", "--batches", f"{model}:endless", "--samples", "8", *arguments)
     assert result.exit_code == 0, result.output
@@ -93,7 +93,7 @@ def test_batches_are_drawn_until_there_are_samples_enough(run, model, fisher):
     assert "column (2 x 1)" in result.output
 
 
-def test_an_error_in_the_users_own_code_says_where(run, model, tmp_path):
+def test_an_error_in_the_users_own_code_names_the_line(run, model, tmp_path):
     result = run("--loss", f"{model}:loss", "--batches", f"{model}:too_few", "--structures", "adam")
     assert result.exit_code == 2
     line = next(k for k, line in enumerate(MODEL.splitlines(), 1) if "def logits" in line)

@@ -1,11 +1,11 @@
-"""What stands in for decompositions on accelerators, run here: what any eigh and svd must be, of full and of low rank."""
+"""The decompositions that accelerators use, run on the CPU: each must be an eigh or an svd, at full and at low rank."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fimlens.linalg.decompositions import _iterated_eigh, _svd_by_qr
+from fimlens.linalg.decompositions import iterated_eigh, svd_by_qr
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -14,8 +14,8 @@ def test_accelerators_have_eigenvectors_and_singular_vectors(rank, dtype):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         G = jnp.asarray(rng.normal(size=(3, 48, rank)) * (1 + np.arange(rank)), dtype)
-        values, U = map(np.asarray, jax.jit(jax.vmap(_iterated_eigh))(G @ G.mT))
-        L, s, Rt = map(np.asarray, jax.jit(jax.vmap(_svd_by_qr))(G))
+        values, U = map(np.asarray, jax.jit(jax.vmap(iterated_eigh))(G @ G.mT))
+        L, s, Rt = map(np.asarray, jax.jit(jax.vmap(svd_by_qr))(G))
     eps, G, one = np.finfo(dtype).eps, np.asarray(G, np.float64), np.eye(48)
     assert values.dtype == U.dtype == L.dtype == dtype
     assert (np.diff(values, axis=-1) >= -50 * eps * values.max()).all()

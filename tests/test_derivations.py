@@ -7,11 +7,11 @@ import textwrap
 import pytest
 
 from fimlens import derivations, structure
-from fimlens.fisher import fisher
+from fimlens.fisher import dense_form, fisher, sample_form
 from fimlens.linalg import bases, spectral_functions
 from fimlens.proofs import theorem
-from fimlens.structures import Dense, blocks, corner, kronecker, low_rank, rank_one, rotated, spectra
-from fimlens.transforms import compensation, norms
+from fimlens.structures import Dense, blocks, kronecker, low_rank, rank_one, rotated, spectra
+from fimlens.transforms import compensation, low_rank_update, norms
 
 pytestmark = pytest.mark.proof
 DERIVATIONS = theorem.load_derivations(derivations)
@@ -20,7 +20,7 @@ SLIPS = [  # derivation, owner of the shipped function, its name, code in it, an
     ("adam", spectra.Diagonal, "project", "return moments", "return 2 * moments"),
     ("adam", spectra.Spectrum, "dense", "vec(jnp", "jnp.ravel(jnp"),
     ("adam", spectral_functions, "inverse_root", "jnp.sqrt(x) + eps", "jnp.sqrt(x) + eps + 1e-8"),
-    ("adam", fisher.DenseFisher, "second_moment", "t * tf", "t * t"),
+    ("adam", dense_form.DenseFisher, "second_moment", "t * tf", "t * t"),
     (
         "whitening",
         spectra.Rows,
@@ -38,15 +38,15 @@ SLIPS = [  # derivation, owner of the shipped function, its name, code in it, an
     ("square_root_ngd", rotated.Rotated, "to_eigenbasis", "rotate(frame, G)", "rotate(frame, G) * 2"),
     ("square_root_ngd", kronecker._Product, "from_eigenbasis", "left @ X @ right.T", "left @ X @ right"),
     ("square_root_ngd", blocks.Blocks, "_join", "grid.reshape", "grid[::-1].reshape"),
-    ("square_root_ngd", low_rank.LowRank, "to_eigenbasis", "G - U @ sigma", "G"),
-    ("square_root_ngd", corner.Corner, "to_eigenbasis", "G - U @ A - columns @ V.T", "G - U @ A - B @ V.T"),
+    ("square_root_ngd", low_rank.LowRank, "to_eigenbasis", "G - U @ A, None", "G, None"),
+    ("square_root_ngd", low_rank.LowRank, "to_eigenbasis", "G - U @ A - columns @ V.T", "G - U @ A - B @ V.T"),
     ("square_root_ngd", structure.Structure, "precondition", "inverse_root(eps)", "inverse_root(2 * eps)"),
-    ("fisher_forms", fisher.SampleFisher, "_mean", "x / N", "x"),
-    ("fisher_forms", fisher.SampleFisher, "right", "B.T @ G", "B @ G"),
-    ("fisher_forms", fisher.SampleFisher, "inner", "jnp.sum(G", "2 * jnp.sum(G"),
-    ("compensation", low_rank.LowRank, "_tail_moments", "m - r, 1", "m - 1, 1"),
-    ("error_split", corner.Corner, "_multiplicities", "Parts(None, n - r2, m - r1,", "Parts(None, n, m,"),
-    ("error_split", low_rank.LowRank, "_parts", "(m - r) *", "m *"),
+    ("fisher_forms", sample_form.SampleFisher, "_mean", "x / N", "x"),
+    ("fisher_forms", sample_form.SampleFisher, "right", "B.T @ G", "B @ G"),
+    ("fisher_forms", sample_form.SampleFisher, "inner", "jnp.sum(G", "2 * jnp.sum(G"),
+    ("compensation", low_rank.LowRank, "counts", "m - r,", "m - 1,"),
+    ("error_split", low_rank.LowRank, "counts", "m - r,", "m,"),
+    ("error_split", low_rank.LowRank, "_tied_blocks", "count * total.size / V.size", "count"),
     ("block_diagonal", blocks.Blocks, "dense", ".set(block)", ".set(2 * block)"),
     ("block_diagonal", Dense, "dense", "jnp.diag(lam) @ Q.T", "jnp.diag(lam) @ Q"),
     ("projections", spectra.Diagonal, "moments", "return V", "return V**2"),
@@ -55,23 +55,27 @@ SLIPS = [  # derivation, owner of the shipped function, its name, code in it, an
     ("shampoo_bound", rank_one.GeometricMarginals, "dense", "r[:, 0] ** 0.5", "r[:, 0]"),
     ("shampoo_bound", rank_one._RowAndColumnMeans, "moments", "Columns().moments(V)", "Columns().moments(V**2)"),
     ("osoap", bases, "cayley", "U + S @ U", "U - S @ U"),
-    ("osoap", rotated.Rotated, "stats", "fisher.map(partial(rotate, frame))", "fisher"),
+    ("osoap", rotated.Rotated, "stats", "fisher.map(partial(rotate, member.frame))", "fisher"),
     ("soap", rotated, "rotate", "G @ right", "G @ right.T"),
     ("soap", rotated.Rotated, "dense", "@ B.T", "@ B"),
     ("racs", rank_one, "nearest_factor", "q @ q", "jnp.sum(q)"),
     ("racs", rank_one.RowColumn, "project", "s = s * largest", "s = s"),
-    ("van_loan_pitsianis", fisher.DenseFisher, "left", "self._tensor, A)", "self._tensor, 2 * A)"),
-    ("van_loan_pitsianis", fisher.DenseFisher, "right", "self._tensor, B)", "self._tensor, B**2)"),
+    ("van_loan_pitsianis", dense_form.DenseFisher, "left", "self._tensor, A)", "self._tensor, 2 * A)"),
+    ("van_loan_pitsianis", dense_form.DenseFisher, "right", "self._tensor, B)", "self._tensor, B**2)"),
     ("van_loan_pitsianis", kronecker._Product, "stats", "(left * b) @ left.T", "(left * a[: len(b)]) @ left.T"),
     ("diagonal_kronecker", kronecker._Product, "fit", "total = b @ rows", "total = b @ b"),
     ("diagonal_kronecker", kronecker.DiagonalKronecker, "_right", "fisher.right(B)", "fisher.right()"),
-    ("compensation", low_rank.LowRank, "_tail_moments", "(m / max(m - r, 1))", "1"),
+    ("compensation", low_rank.LowRank, "tied", "total / count", "total"),
     ("compensation", compensation, "nearest", "inverse_root(0.0)", "inverse_root(1e-8)"),
     ("alice", low_rank.LowRank, "dense", "jnp.eye(short) - U @ U.T", "jnp.eye(short)"),
-    ("alice", low_rank.LowRank, "from_eigenbasis", "+ X.tail", "+ 2 * X.tail"),
-    ("galore", low_rank.LowRank, "stats", "U.T @ G", "G[: U.shape[1]]"),
-    ("corner", corner.Corner, "_means", "total / count", "total"),
-    ("corner", corner.Corner, "dense", "jnp.kron(out_of_V, out_of_U)", "jnp.kron(out_of_U, out_of_V)"),
+    ("alice", low_rank.LowRank, "from_eigenbasis", "+ X.columns\n", "+ 2 * X.columns\n"),
+    ("galore", low_rank.LowRank, "_lead", "U.T @ self._see(G)", "self._see(G)[: U.shape[1]]"),
+    ("low_rank_soap", low_rank.LowRank, "tied", "total / count", "total"),
+    ("low_rank_soap", low_rank.LowRank, "dense", "jnp.kron(out_of_V, out_of_U)", "jnp.kron(out_of_U, out_of_V)"),
+    ("alice", low_rank_update, "low_rank_update", "U @ (D - b * X) + b * G", "U @ D + b * G"),
+    ("alice", low_rank_update, "squares_outside", "whole.columns - _sums(X, -2)", "whole.columns"),
+    ("low_rank_soap", low_rank_update, "low_rank_update", "(a + b - c) * X", "(a + b) * X"),
+    ("low_rank_soap", low_rank_update, "squares_outside", "+ _sums(X, (-2, -1))", "- _sums(X, (-2, -1))"),
     ("adafactor", rank_one.Marginals, "factors", "_over(r, mean)", "r"),
     ("adafactor", rank_one.Marginals, "objective", "L - jnp", "2 * L - jnp"),
     ("shampoo_bound", rotated.Rotated, "objective", "fisher.map(partial(rotate, params.frame))", "fisher"),

@@ -248,7 +248,7 @@ def test_the_command(tmp_path, monkeypatch):
     assert run.exit_code == 2
     assert "fimlens derive: there is no structure 'nothing'" in run.output
     run = CliRunner().invoke(app, ["derive", "mine:Wrong(3)"])
-    assert "fimlens derive: 'Wrong(3)' is no name. What is called with arguments" in run.output
+    assert "fimlens derive: 'Wrong(3)' is no name. Give it one in the module" in run.output
 
 
 class Squared(fl.Spectrum):

@@ -1,4 +1,4 @@
-"""Bad input is refused at the door: the call, the cause and the remedy."""
+"""Bad input is refused with a message that names the call, the cause and the remedy."""
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ import pytest
 import fimlens as fl
 from fimlens._validate import require_number
 from fimlens.optimizers.full_chain import require_rate
-from fimlens.solver.fit import require
+from fimlens.solver.fit import require_structure_and_fisher
 from fimlens.structures import EXAMPLES
 
 G = jax.random.normal(jax.random.key(0), (5, 3, 4))
@@ -30,7 +30,7 @@ def broken(params, batch):
 
 
 class Flat(fl.Spectrum):
-    """Means of rows without their second axis: of a square matrix they would be read as columns."""
+    """Means of rows without their second axis: for a square matrix they would be read as means of columns."""
 
     claim = fl.Claim.EXACT
 
@@ -124,11 +124,11 @@ def test_bad_values_are_refused(k):
 
 
 def test_bad_types_are_refused():
-    """By the check that fit, gap, solve and compare begin with, since the types of these are checked while testing."""
+    """Calls the check that fit, gap, solve and compare begin with: the type checker of the tests would refuse these first."""
     with pytest.raises(TypeError, match=r"fit: .*Classes need"):
-        require("fit", fl.Rows, FISHER)
+        require_structure_and_fisher("fit", fl.Rows, FISHER)
     with pytest.raises(TypeError, match=r"solve: .*from_gradients"):
-        require("solve", fl.Rows(), G)
+        require_structure_and_fisher("solve", fl.Rows(), G)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_bad_types_are_refused():
         (fl.LowRank, {"inner": fl.Diagonal(), "rank": 2.5}, "rank is a whole number"),
     ],
 )
-def test_what_is_no_structure_or_no_rank_is_refused(combinator, fields, message):
-    """By the check after construction, since the types of its arguments are checked while testing."""
+def test_what_is_not_a_structure_or_a_rank_is_refused(combinator, fields, message):
+    """Calls the check after construction: the type checker of the tests would refuse these arguments first."""
     with pytest.raises(TypeError, match=message):
         combinator.__post_init__(SimpleNamespace(**fields))
 
@@ -174,9 +174,9 @@ class NotCompared(fl.Rows):
 @pytest.mark.parametrize(
     "make", [lambda: SetByHand(2), OnlyAnnotated, lambda: OnlyAnnotated(3), OfOnlyAnnotated, ComparedAsItsBase, NotCompared]
 )
-def test_what_would_make_different_instances_equal_is_refused(make):
-    """Or the second would run with the code that was compiled for the first."""
-    with pytest.raises(TypeError, match=r": k would not tell two instances apart.*fields of a @dataclass\(frozen=True\)"):
+def test_attributes_that_equality_would_ignore_are_refused(make):
+    """Otherwise the second instance would run with the code compiled for the first."""
+    with pytest.raises(TypeError, match=r": instances that differ in k would be equal.*field of a @dataclass\(frozen=True\)"):
         make()
 
 
@@ -198,12 +198,12 @@ class Groups(fl.Spectrum):
         return jnp.repeat(coords, sizes, total_repeat_length=shape[0])[:, None]
 
 
-def test_fields_tell_instances_apart():
+def test_instances_that_differ_in_a_field_are_compiled_apart():
     assert [len(fl.fit(Groups(k), FISHER).coords) for k in (2, 3)] == [2, 3]
 
 
 def test_whole_numbers_of_numpy_are_whole_numbers():
-    """By the checks after construction, since types are checked while testing."""
+    """Calls the checks after construction: the type checker of the tests would refuse these arguments first."""
     fl.SubspaceIteration.__post_init__(SimpleNamespace(leading=np.int64(2), b3=0.9, switch="none"))
     fl.LowRank.__post_init__(SimpleNamespace(inner=fl.Diagonal(), rank=np.int64(2), complement=fl.Drop()))
 
@@ -215,9 +215,9 @@ def test_a_single_batch_and_complex_numbers_are_refused():
     with pytest.raises(TypeError, match=r"iterable of batches.*\[batch\]"):
         fl.model_fisher(loss, W, BATCH["x"])
     for call in (fl.empirical_fisher, fl.minibatch_fisher, fl.model_fisher):
-        with pytest.raises(TypeError) as told:  # a tuple passes for two batches, until the loss takes one apart
+        with pytest.raises(TypeError) as caught:  # a tuple passes for two batches, until the loss takes one apart
             call(lambda W, batch: loss(W, {"x": batch[0], "y": batch["y"]}), W, (BATCH["x"], BATCH["y"]))
-        assert "single batch as [batch]" in told.value.__notes__[-1]
+        assert "single batch as [batch]" in caught.value.__notes__[-1]
     with pytest.raises(TypeError, match=r"from_gradients: expected real numbers, got complex64"):
         fl.Fisher.from_gradients(G * 1j)
     with pytest.raises(TypeError, match=r"from_dense: expected real numbers"):
@@ -225,15 +225,15 @@ def test_a_single_batch_and_complex_numbers_are_refused():
 
 
 @pytest.mark.parametrize("rate", [None, "0.1", (0.1,)])
-def test_what_is_no_rate_is_refused(rate):
-    """By the check that optimizers begin with, since the types of their arguments are checked while testing."""
+def test_what_is_not_a_rate_is_refused(rate):
+    """Calls the check that optimizers begin with: the type checker of the tests would refuse these arguments first."""
     with pytest.raises(TypeError, match="adam: learning_rate is a number, an array or a schedule"):
         require_rate("adam", "learning_rate", rate)
     with pytest.raises(TypeError, match="racs: adam_learning_rate is a number"):
         fl.racs(0.1, adam_learning_rate="0.1")
 
 
-def test_full_chains_name_themselves():
+def test_full_chains_name_themselves_in_errors():
     with pytest.raises(TypeError, match=r"racs: got an unexpected keyword argument 'bata'\. Its arguments are .*beta"):
         fl.racs(0.1, bata=2)
     for dtype in (int, complex):
@@ -242,11 +242,11 @@ def test_full_chains_name_themselves():
                 fl.muon(0.1).init({"w": jnp.ones(shape, dtype)})
 
 
-def test_numbers_that_are_arrays_are_not_looked_at():
+def test_traced_numbers_pass_the_checks_of_range():
     jax.eval_shape(lambda beta: fl.muon(0.1, beta=beta).init(W), jnp.float32(0.9))
 
 
-def test_integers_become_floating():
+def test_integers_become_floating_point():
     assert fl.Fisher.from_gradients(np.ones((2, 3, 4), int)).dtype == jnp.float32
 
 
@@ -256,11 +256,11 @@ def test_a_path_with_brackets_is_found():
     assert list(fishers) == ["w[0]"]
 
 
-def test_nothing_checked_is_not_ok():
+def test_an_empty_comparison_is_not_ok():
     assert not fl.Comparison("", "", (3, 4), (), {}).ok
 
 
-def test_structures_print_apart():
+def test_different_structures_print_differently():
     names = [fl.Blocks(fl.Rows(), 2), fl.Blocks(fl.Rows(), columns=2), fl.Rotated(fl.Rows(), "L"), fl.Rotated(fl.Rows())]
     assert [str(s) for s in names] == [
         "Blocks(Rows(), 2)",
@@ -299,7 +299,7 @@ def test_updates_of_other_shapes_are_refused_by_the_low_rank_ones(name):
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (1, 4), (1, 1)])
-def test_a_matrix_of_one_row_or_column_is_served(shape):
+def test_matrices_of_one_row_or_column_are_supported(shape):
     fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(1), (6, *shape)))
     for structure in (
         fl.Diagonal(),

@@ -1,4 +1,4 @@
-"""Figures: what they show, read back from their axes."""
+"""Figures: their contents, read back from the axes."""
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ def test_numbers_are_written_with_their_notes():
     assert [text.get_text() for text in drawn.axes[0].texts] == ["0.250\nadam", "1.000"]
 
 
-def test_curves_are_told_apart_without_colour():
+def test_curves_differ_without_colour():
     drawn = plotting.curves({name: [2.0, 1.0] for name in "abcdef"}, x="step", y="loss")
     lines = drawn.axes[0].lines
     assert [line.get_label() for line in lines] == list("abcdef")

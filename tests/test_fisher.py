@@ -1,4 +1,4 @@
-"""Fishers: the two forms agree, models give the right ones, and memory stays bounded."""
+"""Fishers: both forms agree, those of models equal explicit formulas, and memory stays bounded."""
 
 import jax
 import jax.numpy as jnp
@@ -38,14 +38,14 @@ def test_every_question_has_one_answer_in_both_forms(both):
 
 
 def test_the_dense_form_is_the_mean_of_outer_products(both):
-    """A witness of its own: columns stacked by NumPy in Fortran order."""
+    """NumPy witness: columns stacked in Fortran order."""
     g = np.stack([np.asarray(G).reshape(-1, order="F") for G in both[0].samples])
     np.testing.assert_allclose(both[0].dense(), np.mean([np.outer(x, x) for x in g], axis=0), atol=1e-14)
 
 
 def test_chunks_of_samples_change_nothing(monkeypatch, both):
     whole = both[0].second_moment()
-    monkeypatch.setattr("fimlens.fisher.fisher.CHUNK_BYTES", 2 * 3 * 4 * 8)  # two samples at a time, of five
+    monkeypatch.setattr("fimlens.fisher.sample_form.CHUNK_BYTES", 2 * 3 * 4 * 8)  # two samples at a time, of five
     np.testing.assert_allclose(both[0].second_moment(), whole, rtol=1e-14)
 
 
@@ -89,7 +89,7 @@ PARAMS = llama.init(CONFIG, jax.random.key(0))
 QUERY = "layers/0/attention/query"
 
 
-def test_the_empirical_fisher_is_that_of_a_loop_over_examples():
+def test_the_empirical_fisher_equals_a_loop_over_examples():
     batches = [tokens(3, 6), tokens(3, 6) + 0, tokens(2, 6)]
     fisher = fl.empirical_fisher(loss, PARAMS, batches)[QUERY]
     loop = [jax.grad(loss)(PARAMS, x[None])["layers"][0]["attention"]["query"] for batch in batches for x in batch]
@@ -99,7 +99,7 @@ def test_the_empirical_fisher_is_that_of_a_loop_over_examples():
     np.testing.assert_allclose(total.dense(), 8 * fisher.dense(), rtol=1e-4, atol=1e-7)
 
 
-def test_the_minibatch_fisher_has_one_gradient_a_batch():
+def test_the_minibatch_fisher_has_one_gradient_per_batch():
     batches = [tokens(3, 6), tokens(3, 6) * 0]
     fisher = fl.minibatch_fisher(loss, PARAMS, batches)[QUERY]
     loop = [jax.grad(loss)(PARAMS, batch)["layers"][0]["attention"]["query"] for batch in batches]
@@ -107,7 +107,7 @@ def test_the_minibatch_fisher_has_one_gradient_a_batch():
 
 
 def test_the_exact_model_fisher_is_the_gauss_newton_matrix():
-    """A witness of its own: J^T (diag p - p p^T) J per prediction, from the Jacobian of the logits."""
+    """Independent witness: J^T (diag p - p p^T) J for each prediction, from the Jacobian of the logits."""
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: x.astype(jnp.float64), PARAMS)
         inputs = tokens(2, 3)
@@ -116,7 +116,7 @@ def test_the_exact_model_fisher_is_the_gauss_newton_matrix():
         def scores(W):
             return logits(params | {"head": W}, inputs).reshape(-1, CONFIG.vocabulary)
 
-        W = params["head"]  # past the attention, whose softmax JAX keeps in float32
+        W = params["head"]  # the head comes after the attention, whose softmax JAX keeps in float32
         J = np.asarray(jax.jacobian(scores)(W)).transpose(0, 1, 3, 2).reshape(6, CONFIG.vocabulary, -1)
         p = np.asarray(jax.nn.softmax(scores(W)))
         expected = np.mean([j.T @ (np.diag(q) - np.outer(q, q)) @ j for j, q in zip(J, p, strict=True)], axis=0)
@@ -124,7 +124,7 @@ def test_the_exact_model_fisher_is_the_gauss_newton_matrix():
         assert fisher.normalisation == "mean over 6 predictions"
 
 
-def test_sampled_labels_tend_to_the_exact_model_fisher():
+def test_sampled_labels_converge_to_the_exact_model_fisher():
     inputs = tokens(2, 3)
     exact = fl.model_fisher(logits, PARAMS, [inputs], matrices=[QUERY])[QUERY].dense()
     repeated = jnp.tile(inputs, (4000, 1))

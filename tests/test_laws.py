@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fimlens as fl
-from fimlens.fisher.fisher import SampleFisher
+from fimlens.fisher.sample_form import SampleFisher
 from fimlens.lens.laws import LAWS
 from fimlens.linalg.bases import eigenbasis
 from fimlens.structures import EXAMPLES

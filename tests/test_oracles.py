@@ -1,4 +1,4 @@
-"""Closed forms against independent oracles: explicit projections, singular values, scipy, other starts, printed formulas."""
+"""Closed forms against independent oracles: projections, singular values, SciPy, other starts, the papers' formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def float64():
 
 
 def ensemble(shape, N, seed):
-    """N correlated gradients; rank-deficient where N < mn."""
+    """N correlated gradients; their Fisher is rank-deficient if N < mn."""
     rng, (m, n) = np.random.default_rng((seed, N, *shape)), shape
     return rng.normal(size=(m, m)) @ rng.normal(size=(N, m, n)) @ rng.normal(size=(n, n))
 
@@ -37,7 +37,7 @@ def positive(size, seed):
 
 
 def closed_gap(structure, G):
-    """The gap of the closed form, which the member written out confirms."""
+    """The gap of the closed form, which is checked on the dense member."""
     fisher = fl.Fisher.from_gradients(G)
     params = fl.fit(structure, fisher)
     total = float(fl.gap(structure, params, fisher).total)
@@ -78,7 +78,7 @@ SUBSPACES = {
 }
 
 
-LARGE = ("dense", "block diagonal", "R (x) I")  # by make slow
+LARGE = ("dense", "block diagonal", "R (x) I")  # run by make slow
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in SUBSPACES])
@@ -107,7 +107,7 @@ def rearranged(F, m, n):
 
 
 def rearranged_blocks(F, m, n):
-    """The rows of the rearranged F that a diagonal A can reach: its diagonal blocks."""
+    """The rows of the rearranged F that belong to the diagonal of A: the diagonal blocks of F."""
     return rearranged(F, m, n)[:: n + 1]
 
 
@@ -120,7 +120,7 @@ PRODUCTS = {
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n.startswith("D") else n for n in PRODUCTS])
 def test_products_are_leading_singular_pairs(name):
-    """NumPy witness: what is left of ||F||^2 is all but the leading singular value of the rearranged F."""
+    """NumPy witness: the gap is the sum of all squared singular values of the rearranged F but the leading one."""
     structure, rearrange = PRODUCTS[name]
     for shape, N in SIZES:
         for seed in SEEDS:
@@ -211,12 +211,12 @@ def test_sweeps_and_random_starts_find_one_joint_optimum_below_one_step(structur
         assert certificate.excess > 1e-5
 
 
-# --- what is not nearest ----------------------------------------------------------------------------------
+# --- structures that are not nearest ----------------------------------------------------------------------------------
 
 SHAMPOO, SHAMPOO_SQUARED = fl.Rotated(fl.GeometricMarginals()), fl.Rotated(fl.Marginals())
 
 
-def test_labels():
+def test_shampoo_does_not_claim_to_be_nearest():
     assert fl.GeometricMarginals().claim is SHAMPOO.claim is fl.Claim.BOUND
     assert fl.Marginals().claim is SHAMPOO_SQUARED.claim is fl.Claim.OTHER
 
@@ -269,12 +269,12 @@ def test_shampoo_squared_is_nearest_in_von_neumann_divergence(shape):
         assert von_neumann(F, product * np.trace(F) / np.trace(product)) > least
 
 
-# --- as printed -------------------------------------------------------------------------------------------
+# --- the update of Alice -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("shape", "rank"), [((3, 5), 1), ((3, 5), 2), ((4, 6), 2), ((5, 6), 3)])
-def test_low_rank_is_the_printed_update_of_alice(shape, rank):
-    """NumPy witness: the low-rank update plus the optimal compensation, as the paper prints them."""
+def test_low_rank_is_the_update_of_alice_in_the_paper(shape, rank):
+    """NumPy witness: the low-rank update plus the optimal compensation, as in [G]."""
     G = ensemble(shape, 40, 0)
     structure = fl.LowRank(fl.Diagonal(), rank, fl.Columns())
     params = fl.fit(structure, fl.Fisher.from_gradients(G))
@@ -287,21 +287,21 @@ def test_low_rank_is_the_printed_update_of_alice(shape, rank):
     np.testing.assert_allclose(update, lead + compensation, rtol=0, atol=1e-10 * np.abs(update).max())
 
 
-# --- the lens, where little is to be seen ---------------------------------------------------------------------
+# --- the lens on degenerate Fishers ---------------------------------------------------------------------
 
 
 NARROW = [fl.Kronecker(), fl.LowRank(fl.Diagonal(), 2, fl.Drop())]
 
 
 @pytest.mark.slow
-def test_the_lens_judges_a_dead_matrix_well():
+def test_the_lens_accepts_a_fisher_that_is_zero():
     comparison = fl.compare(NARROW, fl.Fisher.from_gradients(np.zeros((2, 3, 4))), solve_up_to=0)
     assert comparison.ok
     assert all(row.slope == row.streamed == row.update == 0 for row in comparison.rows)
 
 
-def test_the_lens_judges_a_single_gradient_well():
-    G = np.array([1, 1e-2, 1e-4])[:, None] * ensemble((3, 4), 1, 0)  # of F~, eigh knows the small eigenvalues badly
+def test_the_lens_accepts_a_fisher_of_one_gradient():
+    G = np.array([1, 1e-2, 1e-4])[:, None] * ensemble((3, 4), 1, 0)  # eigh knows the small eigenvalues of this F~ badly
     assert fl.compare([*NARROW, fl.Rotated(fl.Marginals())], fl.Fisher.from_gradients(G), solve_up_to=0).ok
 
 

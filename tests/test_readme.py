@@ -12,9 +12,9 @@ from sympy.parsing.sympy_parser import convert_xor, implicit_multiplication, par
 from fimlens import derivations
 from fimlens.cli.app import app
 from fimlens.costs import memory
-from fimlens.lens import compare as lens
 from fimlens.proofs import closed_forms
-from fimlens.proofs.theorem import load_derivations
+from fimlens.proofs.theorem import derivations
+from fimlens.structures.named import STRUCTURES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,8 +33,8 @@ def test_commands_exist():
     for target in re.findall(r"make (\w+)", shell):
         assert re.search(rf"^{target}:", makefile, re.M), target
     for name in re.search(r"--structures (\S+)", shell)[1].split(","):
-        assert name in lens.STRUCTURES
-    assert set(re.search(r"fimlens prove ([\w ]+?) --", shell)[1].split()) <= set(load_derivations(derivations))
+        assert name in STRUCTURES
+    assert set(re.search(r"fimlens prove ([\w ]+?) --", shell)[1].split()) <= set(derivations())
 
 
 TOLD = ["README.md", *(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")), "notebooks/04_train_with_flax.py"]

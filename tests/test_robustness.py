@@ -1,4 +1,4 @@
-"""Finite gradients make finite updates, at any scale; without eps no scale matters; bad numbers are seen; other machines."""
+"""Finite gradients give finite updates at every scale, NaN stays in its matrix, and every step compiles for accelerators."""
 
 import functools
 
@@ -67,8 +67,8 @@ def test_finite_gradients_make_finite_updates(name, kind, shape, power, dtype, s
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating))
 
 
-def test_racs_is_finite_of_the_smallest_squares():
-    """Of one entry, a row, a column and a whole matrix whose squares come near to what float32 ends at."""
+def test_racs_is_finite_at_the_smallest_squares():
+    """One entry, a row, a column and a whole matrix have squares near the smallest number of float32."""
     fitted = jax.jit(RowColumn(sweeps=5).project)
     for m, n in ((4, 6), (128, 128), (512, 512)):
         for where in (np.s_[1, 1], np.s_[1], np.s_[:, 1], np.s_[:]):
@@ -92,7 +92,7 @@ INVARIANT = {
 @pytest.mark.parametrize("name", INVARIANT)
 @hypothesis.settings(max_examples=20, deadline=None, derandomize=True)
 @hypothesis.given(kind=st.sampled_from(KINDS), shape=st.just((5, 3)), power=st.floats(-15, 15), seed=st.integers(0, 100))
-def test_scale_does_not_matter(name, kind, shape, power, seed):
+def test_without_eps_updates_do_not_depend_on_the_scale_of_gradients(name, kind, shape, power, seed):
     here, _ = updates_of(name, kind, shape, 1.0, seed, options=INVARIANT[name])
     there, _ = updates_of(name, kind, shape, 10.0**power, seed, options=INVARIANT[name])
     for a, b in zip(here, there, strict=True):
@@ -100,20 +100,20 @@ def test_scale_does_not_matter(name, kind, shape, power, seed):
 
 
 @pytest.mark.parametrize("name", ["racs", "muon", "swan", "soap", "osoap", "adadiag_pp", "alice"])
-def test_a_bad_number_is_seen_in_its_matrix_and_spares_the_others(name):
+def test_nan_spreads_in_its_matrix_and_spares_the_others(name):
     tx = named(name)(1.0)
     weights = {"a": tree(0)["kernel"], "b": tree(1)["kernel"]}
     state, update = tx.init(weights), jax.jit(tx.update)
     for t, bad in enumerate((0.0, jnp.nan, 0.0)):
         G = {"a": tree(t)["kernel"].at[1, 1].add(bad), "b": tree(t + 9)["kernel"]}
         updates, state = update(G, state, weights)
-        stays = t == 2 and name != "swan"  # which keeps nothing
+        stays = t == 2 and name != "swan"  # which has no state
         assert np.isnan(updates["a"]).any() == (t == 1 or stays)
         assert np.isfinite(updates["b"]).all()
 
 
 def dots(jaxpr):
-    """The products of a jaxpr, and of those within it."""
+    """Yield the matrix products of a jaxpr and of those nested in it."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             yield equation
@@ -125,7 +125,7 @@ def dots(jaxpr):
 
 @pytest.mark.parametrize("name", ["muon", "swan", "shampoo", "soap", "racs", "adadiag_pp", "alice", "fira"])
 def test_every_product_asks_for_the_highest_precision(name):
-    """Accelerators default to less, which statistics and roots do not survive."""
+    """Accelerators default to fewer bits, which statistics and roots do not survive."""
     tx = named(name)(1.0)
     jaxpr = jax.make_jaxpr(tx.update)(tree(1), tx.init(tree(0)), tree(0))
     found = list(dots(jaxpr.jaxpr))
@@ -145,7 +145,7 @@ def test_every_step_lowers_for_accelerators(name, platform):
 
 @pytest.mark.parametrize("tx", [fl.muon(1e-2), optax.chain(fl.matrices(fl.scale_by_racs()), optax.scale(-1e-2))])
 @pytest.mark.parametrize(("dtype", "huge"), [("float32", 1e25), ("bfloat16", 1e25), ("float16", 1e4)])
-def test_adams_leaves_outlive_a_gradient_whose_square_does_not(tx, dtype, huge):
+def test_leaves_of_adam_recover_from_a_gradient_whose_square_overflows(tx, dtype, huge):
     bias = {"bias": jnp.ones(3, dtype)}
     state = tx.init(bias)
     for size in (1.0, huge, *10 * [1.0]):

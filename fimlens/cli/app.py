@@ -1,4 +1,4 @@
-"""The command `fimlens`."""
+"""The command `fimlens`: one file of this room for each subcommand."""
 
 from typing import Annotated
 
@@ -18,28 +18,8 @@ from fimlens.cli.prove import prove
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-app.command("lens")(lens)
-
-
-app.command("derive")(derive)
-
-
-app.command("memory")(memory)
-
-
-app.command("ablate")(ablate)
-
-
-app.command("pretrain")(pretrain)
-
-
-app.command("prove")(prove)
-
-
-app.command("compare")(compare)
-
-
-app.command("cost")(cost)
+for command in (lens, derive, memory, ablate, pretrain, prove, compare, cost):  # the order of the help page
+    app.command()(command)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""The subcommands of `fimlens`, one file each; and what they share."""
+"""What the commands share: consoles, tables, and the reading of arguments."""
 
 import importlib
 import os
@@ -13,17 +13,18 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from fimlens.lens.compare import STRUCTURES
 from fimlens.structure import Structure
+from fimlens.structures.named import STRUCTURES
 
 console, errors = Console(), Console(stderr=True)
 
 
-# columns to the left; numbers go to the right
+# Headings of columns of words, which are aligned to the left; numbers are aligned to the right.
 WORDS = ("structure", "optimizer", "claim", "head", "table", "arm", "statement", "sizes", "verdict")
 
 
 def table(*headings: str) -> Table:
+    """Return an empty table in the style of all commands."""
     made = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in headings:
         made.add_column(heading, justify="left" if heading in WORDS else "right", no_wrap=True)
@@ -31,15 +32,15 @@ def table(*headings: str) -> Table:
 
 
 def attribute(option: str, reference: str) -> Any:
-    """The object that module:attribute names; modules in the current directory count."""
+    """Return the object that "module:attribute" names. The module may stand in the current directory."""
     module, _, name = reference.partition(":")
     if not name:
         raise ValueError(f"{option}: expected module:attribute, such as mymodel:loss; got {reference!r}")
     if not name.isidentifier():
         raise ValueError(
-            f"{option}: {name!r} is no name. What is called with arguments, or lies deeper, gets a name in the module: write "
-            f"mine = {name} there, and give {module}:mine."
+            f"{option}: {name!r} is no name. Give it one in the module: write mine = {name} there, and pass {module}:mine."
         )
+    # The console script does not search the current directory, as `python -m` does.
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -51,17 +52,18 @@ def attribute(option: str, reference: str) -> Any:
 
 
 def refusal(command: str, error: BaseException) -> str:
-    """An error in the name of a command, once, and where in the user's own code it was raised."""
-    return f"fimlens {command}: {str(error).removeprefix(f'{command}: ')}{place(error)}"
+    """Return an error's message with the command's name in front, once, and the place in the user's own code that raised it."""
+    return f"fimlens {command}: {str(error).removeprefix(f'{command}: ')}{_user_line(error)}"
 
 
 def require_writable(option: str, path: Path | None) -> None:
+    """Refuse a path that cannot be written to, before anything is computed."""
     if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
-        raise ValueError(f"{option}: cannot write {path}. Name a file in a directory that is there and may be written to.")
+        raise ValueError(f"{option}: cannot write {path}. Name a file in an existing directory that you may write to.")
 
 
-def place(error: BaseException) -> str:
-    """Where in the user's own code an error was raised; nothing for one that is ours."""
+def _user_line(error: BaseException) -> str:
+    """Return " (file:line)" for the innermost line of the user's own code in a traceback; "" if there is none."""
     libraries = [Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))]
     frames = [(Path(frame.filename).absolute(), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     own = [f"{file}:{line}" for file, line in frames if not any(file.is_relative_to(library) for library in libraries)]
@@ -69,19 +71,20 @@ def place(error: BaseException) -> str:
 
 
 def named_dtype(option: str, name: str) -> Any:
+    """Return the dtype of this name."""
     try:
         return jnp.dtype(name)
     except TypeError as error:
         raise ValueError(f"{option}: {name!r} is no dtype; try float32 or bfloat16.") from error
 
 
-def named_structures(option: str, names: str) -> dict[str, Structure]:
-    """Structures by the lens's names for them, or as module:attribute, separated by commas."""
+def parse_structures(option: str, names: str) -> dict[str, Structure]:
+    """Return the structures that a list separated by commas names: as in the lens, or as module:attribute."""
     chosen: dict[str, Structure] = {}
     for name in (part.strip() for part in names.split(",")):
         if ":" in name:
             value = attribute(option, name)
-            value = value() if isinstance(value, type) else value
+            value = value() if isinstance(value, type) else value  # a class stands for its instance without arguments
             if not isinstance(value, Structure):
                 raise ValueError(f"{option}: {name} is a {type(value).__name__}, not a structure.")
             chosen[name.partition(":")[2]] = value

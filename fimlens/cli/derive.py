@@ -1,22 +1,22 @@
-"""fimlens derive: a structure's closed form, from its definition."""
+"""fimlens derive: find a structure's closed form from its definition."""
 
 from typing import Annotated
 
 import typer
 
-from fimlens.cli.arguments import console, errors, named_structures, refusal
+from fimlens.cli.arguments import console, errors, parse_structures, refusal
 from fimlens.proofs.derive import derive as derived
 
 
 def derive(
-    structure: Annotated[str, typer.Argument(help="module:Structure for your own, or a name of the lens, such as racs.")],
-    rows: Annotated[int, typer.Option("-m", min=1, help="Rows of the matrix.")] = 2,
-    columns: Annotated[int, typer.Option("-n", min=1, help="Columns of the matrix.")] = 2,
-    latex: Annotated[bool, typer.Option("--latex", help="Print the equations as LaTeX alone.")] = False,
+    structure: Annotated[str, typer.Argument(help="A name of the lens, such as racs, or module:Structure for your own.")],
+    rows: Annotated[int, typer.Option("-m", min=1, help="Number of rows of the matrix.")] = 2,
+    columns: Annotated[int, typer.Option("-n", min=1, help="Number of columns of the matrix.")] = 2,
+    latex: Annotated[bool, typer.Option("--latex", help="Print only the equations, in LaTeX.")] = False,
 ) -> None:
-    """Derive a structure's closed form from its definition, and hold its own fit against it; exit with 1 where that fails."""
+    """Derive a structure's closed form from its definition, and check its own fit by it. Exit with 1 if that fails."""
     try:
-        found = {name: derived(H, rows, columns) for name, H in named_structures("derive", structure).items()}
+        found = {name: derived(H, rows, columns) for name, H in parse_structures("derive", structure).items()}
     except (ValueError, TypeError, NotImplementedError, ArithmeticError) as error:
         errors.print(refusal("derive", error), style="red", markup=False)
         raise typer.Exit(2) from error

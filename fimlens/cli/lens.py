@@ -1,4 +1,4 @@
-"""fimlens lens: judge every structure and its optimizer on real gradients."""
+"""fimlens lens: compare every structure, and its optimizer, on real gradients."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -15,15 +15,17 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fimlens import __version__
-from fimlens.cli.arguments import attribute, console, errors, named_dtype, named_structures, refusal, require_writable, table
-from fimlens.fisher import from_model as gradients
+from fimlens.cli.arguments import attribute, console, errors, named_dtype, parse_structures, refusal, require_writable, table
+from fimlens.fisher.batches import count_examples, require_batches, select_matrices
 from fimlens.fisher.fisher import Fisher
+from fimlens.fisher.from_model import empirical_fisher, minibatch_fisher, model_fisher
 from fimlens.language_model import llama, text
-from fimlens.lens import compare as judge
+from fimlens.lens.compare import SOLVE_UP_TO, Comparison, compare
 from fimlens.lens.figure import error_against_memory
 from fimlens.structure import Structure
+from fimlens.structures.named import STRUCTURES
 
-WINDOW = 64  # bytes of context of the embedded model
+WINDOW = 64  # bytes of context of the built-in model
 
 
 DEFAULT_MATRICES = ["layers/0/attention/query", "layers/1/attention/value", "layers/1/mlp/down"]
@@ -33,47 +35,50 @@ FISHERS = ("empirical", "minibatch", "model", "model-exact")
 
 
 LEGEND = """
-error = basis + spectrum, over ||F||^2; ratio: over the numeric optimum. keeps: numbers of state where statistics are \
-averaged, or where fits are. F~ off, update: how far the transform, fed the same gradients in the fit's basis, ends from F~ \
-and from F~^(-1/2) g; free: from F~ with its own basis and decay, which is not judged."""
+error = basis + spectrum, relative to ||F||^2; ratio = error / optimum, the least error that the solver found. state: how \
+many numbers the optimizer stores if it averages statistics; of fits: if it averages fits. F~ off, update: distance of its \
+F~ from the fit, and of its update from F~^(-1/2) g, after the same gradients in the basis of the fit. free: distance of its \
+F~ from the fit with its own basis and decay; reported, but never a reason to fail."""
 
 
 def lens(
     structures: Annotated[
-        str | None, typer.Option(help="Names separated by commas, such as adam,soap, or module:attribute for your own.")
+        str | None, typer.Option(help="Names such as adam,soap; module:attribute for your own. Default: all named ones.")
     ] = None,
     matrices: Annotated[
-        str | None, typer.Option(help="Paths or patterns separated by commas, such as 'layers/*/attention/query'.")
+        str | None, typer.Option(help="Paths or patterns such as 'layers/*/attention/query', separated by commas.")
     ] = None,
     fisher: Annotated[str, typer.Option(help=" | ".join(FISHERS))] = "empirical",
-    samples: Annotated[int, typer.Option(min=1, help="Examples (minibatches of 16, for minibatch).")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Number of examples; for minibatch, of minibatches of 16.")] = 64,
     text_path: Annotated[
-        list[Path] | None, typer.Option("--text", help="File or directory to train on; Python's standard library by default.")
+        list[Path] | None, typer.Option("--text", help="File or directory to train on. Default: Python's standard library.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=0, help="Training steps of the embedded model.")] = 400,
+    steps: Annotated[int, typer.Option(min=0, help="Training steps of the built-in model.")] = 400,
     loss: Annotated[
         str | None,
         typer.Option(
-            help="module:function, your loss(params, batch) in place of the embedded model (logits, for a model Fisher)."
+            help="module:function: your own loss(params, batch) instead of the built-in model; your logits, for a model Fisher."
         ),
     ] = None,
-    params: Annotated[str | None, typer.Option(help="module:attribute; by default `params` beside the loss.")] = None,
-    batches: Annotated[str | None, typer.Option(help="module:attribute; by default `batches` beside the loss.")] = None,
-    solve_up_to: Annotated[int, typer.Option(help="Seek the numeric optimum where m n is at most this.")] = judge.SOLVE_UP_TO,
-    dtype: Annotated[str, typer.Option(help="Of the optimizers' state, for its bytes.")] = "float32",
-    seed: int = 0,
-    out: Annotated[Path, typer.Option(help="Directory for lens.png and lens.json.")] = Path("lens-out"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here as well.")] = None,
+    params: Annotated[str | None, typer.Option(help="module:attribute. Default: `params` beside --loss.")] = None,
+    batches: Annotated[str | None, typer.Option(help="module:attribute. Default: `batches` beside --loss.")] = None,
+    solve_up_to: Annotated[int, typer.Option(help="Solve matrices of at most this many entries.")] = SOLVE_UP_TO,
+    dtype: Annotated[str, typer.Option(help="Data type assumed when reporting state size in bytes.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Seed of the built-in model, its data, and all random draws.")] = 0,
+    out: Annotated[Path, typer.Option(help="Directory to write lens.png and lens.json to.")] = Path("lens-out"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file too.")] = None,
 ) -> None:
-    """Judge every structure and its transform on the Fishers of real matrices; exit with 1 where a verdict fails.
+    """Compare structures, and their optimizers, on the Fishers of a model's matrices. Exit with 1 if a verdict fails.
 
-    By default: train a small byte-level language model for a few seconds on the sources of Python's standard library.
+    By default the model is a small byte-level language model, trained for a few seconds on the sources of Python's standard
+    library.
     """
     try:
-        chosen = judge.STRUCTURES if structures is None else named_structures("--structures", structures)
+        chosen = STRUCTURES if structures is None else parse_structures("--structures", structures)
         state_dtype = named_dtype("--dtype", dtype)
         if fisher not in FISHERS:
             raise ValueError(f"--fisher: one of {', '.join(FISHERS)}; got {fisher!r}")
+        # Everything that can be refused is refused before minutes of work.
         out.mkdir(parents=True, exist_ok=True)
         for option, path in (("--out", out / "lens.png"), ("--out", out / "lens.json"), ("--json", json_file)):
             require_writable(option, path)
@@ -82,12 +87,12 @@ def lens(
         ) as bar:
             patterns = None if matrices is None else [part.strip() for part in matrices.split(",")]
             if loss is None:
-                found = _embedded(bar, text_path, patterns or DEFAULT_MATRICES, fisher, samples, steps, seed)
+                found = _builtin_fishers(bar, text_path, patterns or DEFAULT_MATRICES, fisher, samples, steps, seed)
             else:
-                found = _own(loss, params, batches, patterns or ["*"], fisher, samples, seed)
+                found = _user_fishers(loss, params, batches, patterns or ["*"], fisher, samples, seed)
             comparisons = _compare(bar, chosen, found, seed, solve_up_to, state_dtype)
         for comparison in comparisons:
-            _print(comparison, dtype)
+            _print_tables(comparison, dtype)
         error_against_memory(comparisons).savefig(out / "lens.png", dpi=150)
         report = {
             "fimlens": __version__,
@@ -107,20 +112,20 @@ def lens(
         if not comparison.rows:
             errors.print(f"No structure suits {comparison.matrix}: nothing was judged.", style="red", markup=False)
     if not all(row.ok for comparison in comparisons for row in comparison.rows):
-        errors.print("Some verdict failed: see NO above.", style="red")
+        errors.print("A verdict failed: see NO above.", style="red")
     if not report["ok"]:
         raise typer.Exit(1)
 
 
-def _embedded(
+def _builtin_fishers(
     bar: Progress, paths: list[Path] | None, patterns: list[str], kind: str, samples: int, steps: int, seed: int
 ) -> dict[str, Fisher]:
-    """Train the small language model, and take the Fishers of its matrices on fresh windows."""
+    """Train the small language model, and compute the Fishers of its matrices on newly drawn windows."""
     corpus = text.read(paths or text.standard_library())
     config = llama.Config()
     loss = partial(llama.loss, config)
     params = llama.init(config, jax.random.key(seed))
-    gradients.choose("lens", params, patterns)  # a wrong name is refused before the training, not after
+    select_matrices("lens", params, patterns)  # refuses a wrong name before the training instead of after it
     tx = optax.adam(optax.cosine_decay_schedule(1e-2, max(steps, 1)))
 
     @jax.jit
@@ -136,51 +141,56 @@ def _embedded(
         params, state, value = step(params, state, jnp.asarray(next(windows), jnp.int32))
         bar.advance(task)
     bar.update(task, description=f"trained a byte-level language model: {float(value):.3f} nats per byte")
-    length = 9 if kind == "model-exact" else WINDOW + 1  # 8 predictions x 256 labels are 2048 gradients a window
+    length = 9 if kind == "model-exact" else WINDOW + 1  # 8 predictions x 256 labels make 2048 gradients a window
     size = min(16, samples)
     fresh = text.batches(corpus, size=size, length=length, seed=seed + 1)
     count = samples if kind == "minibatch" else -(-samples // size)
     batches = [jnp.asarray(next(fresh), jnp.int32) for _ in range(count)]
     if kind.startswith("model"):
-        return _fishers(kind, partial(llama.logits, config), params, [b[:, :-1] for b in batches], patterns, seed)
-    return _fishers(kind, loss, params, batches, patterns, seed)
+        return _compute_fishers(kind, partial(llama.logits, config), params, [b[:, :-1] for b in batches], patterns, seed)
+    return _compute_fishers(kind, loss, params, batches, patterns, seed)
 
 
-def _own(
+def _user_fishers(
     loss: str, params: str | None, batches: str | None, patterns: list[str], kind: str, samples: int, seed: int
 ) -> dict[str, Fisher]:
-    """The Fishers of a user's own model."""
+    """Compute the Fishers of a user's own model."""
     module = loss.partition(":")[0]
     model = attribute("--loss", loss)
-    held = [attribute(f"--{name}", given or f"{module}:{name}") for name, given in (("params", params), ("batches", batches))]
-    weights, data = (value() if callable(value) else value for value in held)
-    gradients.require_batches("lens", data)
+    given = [
+        attribute(f"--{name}", reference or f"{module}:{name}")
+        for name, reference in (("params", params), ("batches", batches))
+    ]
+    weights, data = (value() if callable(value) else value for value in given)
+    require_batches("lens", data)
     few = islice(data, samples) if kind == "minibatch" else _first(data, samples)
-    return _fishers(kind, model, weights, few, patterns, seed)
+    return _compute_fishers(kind, model, weights, few, patterns, seed)
 
 
 def _first(batches: Iterable[Any], samples: int) -> Iterator[Any]:
-    """The first examples, in the batches that they came in; no batch is drawn after the last of them."""
+    """Yield batches until they hold this many examples, cutting the last. No batch is drawn beyond: batches may be endless."""
     for batch in batches:
-        count = gradients.examples("lens", batch)
+        count = count_examples("lens", batch)
         yield jax.tree.map(lambda x, most=samples: x[:most], batch)
         samples -= count
         if samples <= 0:
             return
 
 
-def _fishers(kind: str, model: Any, params: Any, batches: Any, patterns: list[str], seed: int) -> dict[str, Fisher]:
+def _compute_fishers(kind: str, model: Any, params: Any, batches: Any, patterns: list[str], seed: int) -> dict[str, Fisher]:
+    """Compute Fishers of the kind that --fisher names."""
     if kind == "empirical":
-        return gradients.empirical_fisher(model, params, batches, matrices=patterns)
+        return empirical_fisher(model, params, batches, matrices=patterns)
     if kind == "minibatch":
-        return gradients.minibatch_fisher(model, params, batches, matrices=patterns)
+        return minibatch_fisher(model, params, batches, matrices=patterns)
     labels = "exact" if kind == "model-exact" else "sampled"
-    return gradients.model_fisher(model, params, batches, labels=labels, key=jax.random.key(seed), matrices=patterns)
+    return model_fisher(model, params, batches, labels=labels, key=jax.random.key(seed), matrices=patterns)
 
 
 def _compare(
     bar: Progress, chosen: dict[str, Structure], fishers: dict[str, Fisher], seed: int, solve_up_to: int, dtype: Any
-) -> list[judge.Comparison]:
+) -> list[Comparison]:
+    """Compare the structures on each Fisher, and show how far that is."""
     task = bar.add_task("structures", total=len(chosen) * len(fishers))
     comparisons = []
     for name, fisher in fishers.items():
@@ -188,20 +198,20 @@ def _compare(
         def advance(structure: str, matrix: str = name) -> None:
             bar.update(task, advance=1, description=f"{matrix}: {structure}")
 
-        key = jax.random.key(seed)
+        key = jax.random.key(seed)  # the same draws for every matrix
         comparisons.append(
-            judge.compare(chosen, fisher, matrix=name, key=key, solve_up_to=solve_up_to, dtype=dtype, progress=advance)
+            compare(chosen, fisher, matrix=name, key=key, solve_up_to=solve_up_to, dtype=dtype, progress=advance)
         )
     bar.update(task, description="structures")
     return comparisons
 
 
-def _print(comparison: judge.Comparison, dtype: str) -> None:
-    """Two tables of at most 80 columns: what the structures are worth, and what their optimizers make of them."""
+def _print_tables(comparison: Comparison, dtype: str) -> None:
+    """Print two tables of at most 80 columns, one of structures and one of their optimizers, and every doubt."""
     m, n = comparison.shape
     console.print(f"\n{comparison.matrix} ({m} x {n}). {comparison.fisher}.", style="bold", markup=False, highlight=False)
-    error = table("structure", "error", "=basis", "+spectrum", "optimum", "ratio", "claim", "holds")
-    kept = table("optimizer", "keeps", dtype, "or fits", "F~ off", "update", "free", "holds")
+    structures = table("structure", "error", "=basis", "+spectrum", "optimum", "ratio", "claim", "holds")
+    optimizers = table("optimizer", "state", dtype, "of fits", "F~ off", "update", "free", "holds")
 
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
@@ -209,11 +219,11 @@ def _print(comparison: judge.Comparison, dtype: str) -> None:
     for row in sorted(comparison.rows, key=lambda row: (row.elements, row.relative)):
         parts = (number(abs(x), ".4f") for x in (row.relative, row.basis, row.spectrum))
         best = number(row.optimum, ".4f"), number(row.ratio, ".4f")
-        error.add_row(row.name, *parts, *best, row.claim, "yes" if row.claim_holds else "NO")
+        structures.add_row(row.name, *parts, *best, row.claim, "yes" if row.claim_holds else "NO")
         sizes = f"{row.elements:,}", decimal(row.bytes), f"{row.fit_elements:,}"
         off = number(row.streamed, ".0e"), number(row.update, ".0e"), number(row.free, ".2f")
-        kept.add_row(row.name, *sizes, *off, "yes" if row.optimizer_holds else "NO")
-    console.print(error, kept)
+        optimizers.add_row(row.name, *sizes, *off, "yes" if row.optimizer_holds else "NO")
+    console.print(structures, optimizers)
     for row in comparison.rows:
         for doubt in row.doubts:
             console.print(f"{row.name}: {doubt}.", markup=False)

@@ -1,1 +1,1 @@
-"""The matrix that structures approximate, and how a model gives one."""
+"""The Fisher: the matrix that structures approximate, and how to compute it from a model."""

@@ -1,4 +1,4 @@
-"""Gradients of a model, batch by batch: which leaves are matrices, and how their gradients are collected."""
+"""The plumbing of `from_model`: which parameters are matrices, and how their gradients are computed and collected."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,14 +12,14 @@ from jaxtyping import Array, PyTree
 
 from fimlens._validate import path_name
 
-Loss = Callable[[PyTree, PyTree], Array]
+Loss = Callable[[PyTree, PyTree], Array]  # of parameters and a batch
 
 
-Matrices = dict[str, Array]
+Matrices = dict[str, Array]  # by path
 
 
-def matrix_paths(params: PyTree) -> Matrices:
-    """The two-dimensional leaves of a tree of parameters, by path."""
+def _matrices_of(params: PyTree) -> Matrices:
+    """Return the two-dimensional floating-point leaves of a tree of parameters."""
     named = {name: jnp.asarray(leaf) for name, leaf in _named_leaves(params)}
     return {name: W for name, W in named.items() if W.ndim == 2 and jnp.issubdtype(W.dtype, jnp.floating)}
 
@@ -28,8 +28,8 @@ def _named_leaves(params: PyTree) -> list[tuple[str, Any]]:
     return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
 
 
-def choose(call: str, params: PyTree, patterns: Sequence[str]) -> tuple[Matrices, Callable[[Matrices], PyTree]]:
-    """The matrices asked for, and how to put changed ones back among the parameters."""
+def select_matrices(call: str, params: PyTree, patterns: Sequence[str]) -> tuple[Matrices, Callable[[Matrices], PyTree]]:
+    """Return the matrices that the patterns name, and a function that puts changed ones back among the parameters."""
     if not jax.tree.leaves(params):
         raise ValueError(f"{call}: the parameters are an empty pytree. Pass the model's parameters.")
     if isinstance(patterns, str):
@@ -40,12 +40,13 @@ def choose(call: str, params: PyTree, patterns: Sequence[str]) -> tuple[Matrices
     for name in counts:
         if counts[name] > 1:
             raise ValueError(f"{call}: {counts[name]} parameters have the path {name!r}. Rename a key that holds a slash.")
-    found = matrix_paths(params)
+    found = _matrices_of(params)
     if not found:
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
         raise ValueError(f"{call}: no parameter is a matrix (two-dimensional, floating); the shapes are {shapes}.")
     named: set[str] = set()
     for pattern in patterns:
+        # A path may itself look like a pattern, as "w[0]" does, so an exact match comes first.
         matching = [pattern] if pattern in found else [name for name in found if fnmatchcase(name, pattern)]
         if not matching:
             raise ValueError(f"{call}: no matrix is named {pattern!r}. The matrices are {', '.join(found)}.")
@@ -62,7 +63,7 @@ def choose(call: str, params: PyTree, patterns: Sequence[str]) -> tuple[Matrices
 
 
 def require_batches(call: str, batches: object) -> None:
-    """Refuse a single batch where batches are expected: what iterates over its keys or rows would pass for batches."""
+    """Refuse a single batch: its keys or rows can be iterated over, and would pass for batches."""
     if isinstance(batches, Mapping | jax.Array | np.ndarray) or not isinstance(batches, Iterable):
         raise TypeError(
             f"{call}: batches is an iterable of batches, such as a list; got one {type(batches).__name__}. "
@@ -70,8 +71,8 @@ def require_batches(call: str, batches: object) -> None:
         )
 
 
-def examples(call: str, batch: PyTree) -> int:
-    """How many examples a batch holds, along the leading axis that its arrays share."""
+def count_examples(call: str, batch: PyTree) -> int:
+    """Return the length of the leading axis that the arrays of a batch share."""
     shapes = [jnp.shape(x) for x in jax.tree.leaves(batch)]
     lengths = {shape[:1] for shape in shapes}
     if len(lengths) != 1 or lengths & {(), (0,)}:
@@ -82,18 +83,23 @@ def examples(call: str, batch: PyTree) -> int:
     return shapes[0][0]
 
 
-def _traced(call: str, model: Callable[[PyTree, PyTree], Array], params: PyTree, batch: PyTree) -> Any:
-    """What the user's function returns, in shapes. A tuple of arrays may be two batches, or one that was not put in a list."""
+def trace_shapes(call: str, model: Callable[[PyTree, PyTree], Array], params: PyTree, batch: PyTree) -> Any:
+    """Return the shapes that the user's function returns, without running it.
+
+    A tuple of arrays passes for two batches if the user forgot the list around one, so an error gets a note that says so.
+    """
     try:
         return jax.eval_shape(model, params, batch)
     except Exception as error:
         shapes = [jnp.shape(x) for x in jax.tree.leaves(batch)]
+        # A note keeps the user's own exception, with its type and traceback.
         error.add_note(f"{call}: this was at a batch of arrays of shapes {shapes}. Pass a single batch as [batch].")
         raise
 
 
-def _require_scalar(call: str, loss: Loss, params: PyTree, batch: PyTree) -> None:
-    out = _traced(call, loss, params, batch)
+def require_scalar_loss(call: str, loss: Loss, params: PyTree, batch: PyTree) -> None:
+    """Refuse a loss that returns anything but one number."""
+    out = trace_shapes(call, loss, params, batch)
     if getattr(out, "shape", None) != ():
         raise ValueError(
             f"{call}: loss(params, batch) must be one number; got {getattr(out, 'shape', out)}. Take its mean over the batch"
@@ -101,10 +107,13 @@ def _require_scalar(call: str, loss: Loss, params: PyTree, batch: PyTree) -> Non
         )
 
 
-def _chunked(
+def map_in_chunks(
     call: str, one: Callable[[PyTree, Matrices], Matrices], chosen: Matrices, max_bytes: int
 ) -> Callable[[PyTree], Matrices]:
-    """one(example, chosen) over the leading axis of a batch, as many examples at a time as fit in max_bytes."""
+    """Map `one(example, chosen)` over the leading axis of a batch, as many examples at a time as fit in `max_bytes`.
+
+    XLA's memory analysis tells how much memory a compiled chunk takes. Each layout of batch is compiled once.
+    """
 
     def compiled(batch: PyTree, chunk: int) -> tuple[Any, int]:
         def run(batch: PyTree, chosen: Matrices) -> Matrices:
@@ -117,7 +126,7 @@ def _chunked(
     def fitted(batch: PyTree) -> Any:
         chunk = jax.tree.leaves(batch)[0].shape[0]
         program, used = compiled(batch, chunk)
-        while used > max_bytes and chunk > 1:
+        while used > max_bytes and chunk > 1:  # memory is about linear in the chunk: a proportional guess, at most half
             chunk = max(1, min(chunk // 2, int(chunk * max_bytes / used)))
             program, used = compiled(batch, chunk)
         if used > max_bytes:
@@ -130,6 +139,7 @@ def _chunked(
     programs: dict[Any, Any] = {}
 
     def run(batch: PyTree) -> Matrices:
+        # The compiled program accepts one layout only, and a last batch is often shorter.
         layout = jax.tree.structure(batch), *((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(batch))
         if layout not in programs:
             programs[layout] = fitted(batch)
@@ -138,7 +148,8 @@ def _chunked(
     return run
 
 
-def _gather(call: str, parts: Iterable[Matrices], max_bytes: int) -> Matrices:
+def collect(call: str, parts: Iterable[Matrices], max_bytes: int) -> Matrices:
+    """Concatenate the gradients of all batches, stopping as soon as they exceed `max_bytes`."""
     kept: list[Matrices] = []
     total = 0
     for part in parts:

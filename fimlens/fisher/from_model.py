@@ -1,7 +1,6 @@
-"""Fishers of a model: any JAX loss or logits, any pytree of parameters, any iterable of batches, no hooks.
+"""Fishers of a model: for any JAX loss or logits, any pytree of parameters and any iterable of batches, without hooks.
 
-Per-example gradients of the chosen matrices are taken in chunks, as many at a time as XLA's own memory analysis
-says fit in the given number of bytes.
+Per-example gradients of the chosen matrices are computed in chunks, as many at a time as fit in a given number of bytes.
 """
 
 import math
@@ -14,17 +13,17 @@ from jaxtyping import Array, Float, PyTree
 from fimlens.fisher.batches import (
     Loss,
     Matrices,
-    _chunked,
-    _gather,
-    _require_scalar,
-    _traced,
-    choose,
-    examples,
+    collect,
+    count_examples,
+    map_in_chunks,
     require_batches,
+    require_scalar_loss,
+    select_matrices,
+    trace_shapes,
 )
 from fimlens.fisher.fisher import Fisher
 
-MAX_BYTES = 2**30
+MAX_BYTES = 2**30  # default bound on the memory of gradients
 
 
 REDUCTIONS = ("mean", "sum")
@@ -42,21 +41,28 @@ def empirical_fisher(
     reduction: str = "mean",
     max_bytes: int = MAX_BYTES,
 ) -> dict[str, Fisher]:
-    """The empirical Fisher, one gradient an example, of each matrix of `params`, by its path such as "layers/0/query".
+    """Compute the empirical Fisher of each matrix of a model: the mean of g g^T over per-example gradients of the loss.
+
+    Use it for the Fisher of a trained model on data with labels. `minibatch_fisher` is the one that an optimizer sees, and
+    `model_fisher` the true one, with labels drawn from the model.
 
     Args:
-        loss: loss(params, batch), a scalar; called on batches of one example, sliced from the leading axes of a batch.
-        params: any pytree; its two-dimensional leaves are the matrices.
-        batches: an iterable of batches, each a pytree of arrays with a common leading axis.
-        matrices: paths, or patterns such as "layers/*/query".
+        loss: loss(params, batch), which returns a scalar. It is called on batches of one example, sliced from the leading
+            axes of a batch.
+        params: any pytree. Its two-dimensional floating-point leaves are the matrices.
+        batches: an iterable of batches. A batch is a pytree of arrays whose leading axes have one length.
+        matrices: which matrices: paths such as "layers/0/query", or patterns such as "layers/*/query". All by default.
         reduction: "mean" or "sum" over the examples.
         max_bytes: bound on the memory of a chunk of gradients, and on that of the gradients kept.
 
+    Returns:
+        A Fisher for each matrix chosen, by its path.
+
     Raises:
         TypeError: `batches` is a single batch.
-        ValueError: no such matrix, no matrix or no batch at all, two parameters of one path, a batch without a common leading
-            axis, a loss that is not scalar, gradients that are not finite, or one example or all kept gradients over
-            `max_bytes`.
+        ValueError: no matrix has such a path; there is no matrix, or no batch; two parameters have one path; the arrays of a
+            batch have different leading axes; the loss is not a scalar; gradients are not finite; the gradients of one
+            example, or all gradients kept, exceed `max_bytes`.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -65,22 +71,23 @@ def empirical_fisher(
         >>> fl.empirical_fisher(loss, {"w": jnp.ones((3, 2))}, [batch])["w"]
         Fisher of a 3 x 2 matrix from 6 samples: empirical, one gradient an example, mean over 6 examples
     """
-    _require_known("empirical_fisher", "reduction", reduction, REDUCTIONS)
+    _require_choice("empirical_fisher", "reduction", reduction, REDUCTIONS)
     require_batches("empirical_fisher", batches)
-    chosen, merge = choose("empirical_fisher", params, matrices)
+    chosen, merge = select_matrices("empirical_fisher", params, matrices)
 
     def one(example: PyTree, chosen: Matrices) -> Matrices:
         return jax.grad(lambda W: loss(merge(W), jax.tree.map(lambda x: x[None], example)))(chosen)
 
-    chunked = _chunked("empirical_fisher", one, chosen, max_bytes)
+    # Per-example gradients: vmap over a loss of one example works for every loss, and needs no hooks into layers.
+    chunked = map_in_chunks("empirical_fisher", one, chosen, max_bytes)
 
     def gradients(batch: PyTree) -> Matrices:
-        examples("empirical_fisher", batch)
-        _require_scalar("empirical_fisher", loss, params, jax.tree.map(lambda x: x[:1], batch))
+        count_examples("empirical_fisher", batch)
+        require_scalar_loss("empirical_fisher", loss, params, jax.tree.map(lambda x: x[:1], batch))
         return chunked(batch)
 
-    kept = _gather("empirical_fisher", (gradients(batch) for batch in batches), max_bytes)
-    return _fishers("empirical_fisher", kept, "empirical, one gradient an example", "examples", reduction)
+    kept = collect("empirical_fisher", (gradients(batch) for batch in batches), max_bytes)
+    return _make_fishers("empirical_fisher", kept, "empirical, one gradient an example", "examples", reduction)
 
 
 def minibatch_fisher(
@@ -92,9 +99,10 @@ def minibatch_fisher(
     reduction: str = "mean",
     max_bytes: int = MAX_BYTES,
 ) -> dict[str, Fisher]:
-    """The Fisher that optimizers see: one gradient a batch, of the loss as given (so of its mean over the batch, usually).
+    """Compute the Fisher that an optimizer sees: the mean of g g^T over the gradients of minibatches.
 
-    Arguments and errors are those of `empirical_fisher`.
+    Use it to ask how well an optimizer's structure fits what it is fed. Each batch gives one gradient, of the loss as given,
+    so usually of the mean over the batch. Arguments, result and errors are those of `empirical_fisher`.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -102,17 +110,17 @@ def minibatch_fisher(
         >>> fl.minibatch_fisher(loss, {"w": jnp.ones((3, 2))}, [jnp.ones((6, 3)), jnp.zeros((6, 3))])["w"]
         Fisher of a 3 x 2 matrix from 2 samples: empirical, one gradient a minibatch, mean over 2 minibatches
     """
-    _require_known("minibatch_fisher", "reduction", reduction, REDUCTIONS)
+    _require_choice("minibatch_fisher", "reduction", reduction, REDUCTIONS)
     require_batches("minibatch_fisher", batches)
-    chosen, merge = choose("minibatch_fisher", params, matrices)
+    chosen, merge = select_matrices("minibatch_fisher", params, matrices)
     gradient = jax.jit(jax.grad(lambda W, batch: loss(merge(W), batch)))
 
     def one(batch: PyTree) -> Matrices:
-        _require_scalar("minibatch_fisher", loss, params, batch)
+        require_scalar_loss("minibatch_fisher", loss, params, batch)
         return jax.tree.map(lambda g: g[None], gradient(chosen, batch))
 
-    kept = _gather("minibatch_fisher", (one(batch) for batch in batches), max_bytes)
-    return _fishers("minibatch_fisher", kept, "empirical, one gradient a minibatch", "minibatches", reduction)
+    kept = collect("minibatch_fisher", (one(batch) for batch in batches), max_bytes)
+    return _make_fishers("minibatch_fisher", kept, "empirical, one gradient a minibatch", "minibatches", reduction)
 
 
 def model_fisher(
@@ -126,17 +134,30 @@ def model_fisher(
     reduction: str = "mean",
     max_bytes: int = MAX_BYTES,
 ) -> dict[str, Fisher]:
-    """The model Fisher (the true one: labels from the model) of each matrix of a classifier or language model.
+    """Compute the model Fisher of each matrix of a classifier or language model: the true Fisher, with labels from the model.
 
-    `logits(params, inputs)` is (batch, ..., classes): each position along the axes between is a prediction of its own,
-    independent of the others given the inputs. F is the mean (or sum) over predictions of E[grad log p grad log p^T].
+    Use it where curvature is meant: it is the Gauss-Newton matrix of the cross entropy. F is the mean (or the sum) over
+    predictions of E[grad log p grad log p^T], with the label drawn from the model's own p.
 
     Args:
-        labels: "exact" sums over the classes, at classes x positions gradients an input; "sampled" draws one label
-            each from the model, at one gradient an input, equal in expectation.
-        key: draws sampled labels; jax.random.key(0) by default.
+        logits: logits(params, inputs), which returns (batch, ..., classes). Each position along the axes between counts as a
+            prediction of its own, independent of the others given the inputs.
+        params: any pytree. Its two-dimensional floating-point leaves are the matrices.
+        batches: an iterable of batches of inputs, without labels.
+        labels: "exact" sums over the classes, at the price of classes x positions gradients for each input. "sampled" draws
+            one label for each position, at the price of one gradient for each input; its expectation is the same.
+        key: draws the sampled labels; jax.random.key(0) by default.
+        matrices: as in `empirical_fisher`.
+        reduction: "mean" or "sum" over the predictions.
+        max_bytes: as in `empirical_fisher`.
 
-    Other arguments and errors are those of `empirical_fisher`, with `batches` of inputs alone.
+    Returns:
+        A Fisher for each matrix chosen, by its path.
+
+    Raises:
+        TypeError: `batches` is a single batch.
+        ValueError: as in `empirical_fisher`; or `logits` returns another shape, or batches differ in their number of positions
+            or classes.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -144,10 +165,10 @@ def model_fisher(
         >>> fl.model_fisher(logits, {"w": jnp.ones((3, 2))}, [jnp.ones((6, 3))])["w"]
         Fisher of a 3 x 2 matrix from 12 samples: model, labels summed exactly over 2 classes, mean over 6 predictions
     """
-    _require_known("model_fisher", "labels", labels, LABELS)
-    _require_known("model_fisher", "reduction", reduction, REDUCTIONS)
+    _require_choice("model_fisher", "labels", labels, LABELS)
+    _require_choice("model_fisher", "reduction", reduction, REDUCTIONS)
     require_batches("model_fisher", batches)
-    chosen, merge = choose("model_fisher", params, matrices)
+    chosen, merge = select_matrices("model_fisher", params, matrices)
 
     def one(example: tuple[PyTree, Array], chosen: Matrices) -> Matrices:
         inputs, key = example
@@ -159,30 +180,32 @@ def model_fisher(
         value, pull = jax.vjp(log_p, chosen)
         positions, classes = value.shape
         if labels == "sampled":
+            # Scores of different positions are independent with mean zero, so their cross terms vanish in expectation.
             drawn = jax.nn.one_hot(jax.random.categorical(key, value), classes, dtype=value.dtype)
             return pull(drawn / math.sqrt(positions))[0]
         units = jnp.eye(positions * classes, dtype=value.dtype).reshape(-1, positions, classes)
-        weights = jnp.sqrt(classes * jnp.exp(value)).reshape(-1, 1, 1)  # so that the plain mean is E over labels
+        weights = jnp.sqrt(classes * jnp.exp(value)).reshape(-1, 1, 1)  # the plain mean of g g^T is then E over labels
         return jax.vmap(lambda unit: pull(unit)[0])(units * weights)
 
-    chunked = _chunked("model_fisher", one, chosen, max_bytes)
+    chunked = map_in_chunks("model_fisher", one, chosen, max_bytes)
     sizes: set[tuple[int, int]] = set()  # (positions, classes)
 
     def gradients(inputs: PyTree, key: Array) -> Matrices:
-        count = examples("model_fisher", inputs)
-        out = _traced("model_fisher", logits, params, inputs)
+        count = count_examples("model_fisher", inputs)
+        out = trace_shapes("model_fisher", logits, params, inputs)
         if getattr(out, "ndim", 0) < 2 or out.shape[0] != count:
             raise ValueError(
                 f"model_fisher: logits must be (batch, ..., classes), of {count} inputs; got "
                 f"{getattr(out, 'shape', out)}. For a loss that returns a scalar, use empirical_fisher."
             )
+        # The mean is over predictions, so batches with other numbers of positions or classes would be weighed wrongly.
         sizes.add((math.prod(out.shape[1:-1]), out.shape[-1]))
         per_input = chunked((inputs, jax.random.split(key, count)))
         return jax.tree.map(lambda g: g.reshape(-1, *g.shape[-2:]), per_input)
 
     key = jax.random.key(0) if key is None else key
     parts = (gradients(inputs, jax.random.fold_in(key, k)) for k, inputs in enumerate(batches))
-    kept = _gather("model_fisher", parts, max_bytes)
+    kept = collect("model_fisher", parts, max_bytes)
     positions, classes = sizes.pop()
     if sizes:
         raise ValueError("model_fisher: batches differ in their number of positions or classes. Pad or group them.")
@@ -191,15 +214,19 @@ def model_fisher(
         kind, predictions = f"model, labels summed exactly over {classes} classes", samples // classes
     else:
         kind, predictions = "model, labels sampled from the model", samples * positions
-    return _fishers("model_fisher", kept, kind, "predictions", reduction, predictions)
+    return _make_fishers("model_fisher", kept, kind, "predictions", reduction, predictions)
 
 
-def _require_known(call: str, name: str, value: str, known: tuple[str, str]) -> None:
+def _require_choice(call: str, name: str, value: str, known: tuple[str, str]) -> None:
+    """Refuse a value that is neither of two."""
     if value not in known:
         raise ValueError(f'{call}: {name} is "{known[0]}" or "{known[1]}"; got {value!r}')
 
 
-def _fishers(call: str, kept: Matrices, kind: str, unit: str, reduction: str, count: int | None = None) -> dict[str, Fisher]:
+def _make_fishers(
+    call: str, kept: Matrices, kind: str, unit: str, reduction: str, count: int | None = None
+) -> dict[str, Fisher]:
+    """Make a Fisher of each matrix's gradients; `count` is what the mean is over, if not the gradients."""
     fishers = {}
     for name, G in kept.items():
         total = len(G) if count is None else count

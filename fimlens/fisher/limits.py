@@ -1,17 +1,24 @@
-"""Checks of the arrays that a Fisher is made of: their size, type and sign."""
+"""Checks of the arrays that a Fisher is made of: size, dtype and sign."""
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-DENSE_BYTES = 2**30  # the largest mn x mn matrix that anything here will build
+DENSE_BYTES = 2**30  # bound on every mn x mn matrix that fimlens builds
 
 
 def require_dense(call: str, remedy: str, shape: tuple[int, int], itemsize: int = 8, max_bytes: int = DENSE_BYTES) -> None:
-    """Refuse an mn x mn matrix over `max_bytes`, in the name of a call and with its remedy.
+    """Refuse to build an mn x mn matrix over `max_bytes`.
+
+    Args:
+        call: the public function that would build it, named in the message.
+        remedy: what to do instead: the last sentence of the message.
+        shape: (m, n) of the weight matrix.
+        itemsize: bytes of one entry.
+        max_bytes: the bound.
 
     Raises:
-        ValueError: the matrix would be too large.
+        ValueError: the matrix would be larger.
     """
     size = (shape[0] * shape[1]) ** 2 * itemsize
     if size > max_bytes:
@@ -21,7 +28,8 @@ def require_dense(call: str, remedy: str, shape: tuple[int, int], itemsize: int 
         )
 
 
-def _require_real(call: str, array: Array) -> None:
+def require_real_array(call: str, array: Array) -> None:
+    """Refuse an array of complex numbers."""
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(
             f"{call}: expected real numbers, got {array.dtype}. Make real and imaginary parts parameters of their own, "
@@ -29,10 +37,12 @@ def _require_real(call: str, array: Array) -> None:
         )
 
 
-def _require_positive(F: np.ndarray) -> None:
+def require_positive_semidefinite(F: np.ndarray) -> None:
+    """Refuse a matrix that is not finite, not symmetric or not positive semi-definite, up to rounding."""
     remedy = "A Fisher is E[g g^T]: build it from gradients, or project your matrix on the PSD cone first."
     if not np.isfinite(F).all():
         raise ValueError(f"Fisher.from_dense: F has entries that are not finite. {remedy}")
+    # A matrix assembled in its own precision is symmetric and positive only up to rounding, which grows with its size.
     tolerance = 100 * len(F) * np.finfo(F.dtype).eps * np.abs(F).max(initial=0.0)
     asymmetry = np.abs(F - F.T).max(initial=0.0)
     if asymmetry > tolerance:

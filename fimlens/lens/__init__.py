@@ -1,1 +1,1 @@
-"""The lens: structures compared on one Fisher, and the laws that each must keep."""
+"""The lens: structures compared on one Fisher, and the laws that every structure must satisfy."""

@@ -18,8 +18,10 @@ from jaxtyping import Array, Float
 
 from fimlens.fisher.fisher import Fisher, unvec, vec
 from fimlens.linalg.spectral_functions import inverse_root
-from fimlens.solver.fit import fit, isotropic, least_eigenvalue, measure
-from fimlens.solver.newton import in_units, solve, stationarity
+from fimlens.solver.fit import fit, isotropic, least_eigenvalue, unchecked_gap
+from fimlens.solver.newton import scale_coordinates
+from fimlens.solver.solve import solve
+from fimlens.solver.stationarity import stationarity
 from fimlens.structure import BasisStep, Claim, Params, Structure
 from fimlens.transforms.state import start_from
 from fimlens.transforms.structure_transform import scale_by_structure
@@ -148,7 +150,7 @@ def claim(case: Case) -> float:
     flat, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, fitted.coords))
     still = jax.tree.map(jnp.zeros_like, fitted.frame)
     for width in (0.03, 0.3, 3.0):
-        z = in_units(fitted, Params(still, unravel(width * case.normal(4, flat.size))))
+        z = scale_coordinates(fitted, Params(still, unravel(width * case.normal(4, flat.size))))
         lower = objective(fitted, fisher) - objective(structure.chart(z, fitted), fisher)
         deviation = max(deviation, float(lower / fisher.norm_squared))
     return deviation
@@ -228,7 +230,7 @@ def rest(case: Case) -> float:
 
 def split(case: Case) -> float:
     """Basis error + spectrum error = gap, at a member that fits nothing, and neither part is negative."""
-    total, basis, spectrum, _ = measure(case.structure, case.member, case.fisher)
+    total, basis, spectrum, _ = unchecked_gap(case.structure, case.member, case.fisher)
     size = case.fisher.norm_squared
     return float(max(abs(basis + spectrum - total) / size, -basis / size, -spectrum / size))
 
@@ -236,7 +238,7 @@ def split(case: Case) -> float:
 def gaps(case: Case) -> float:
     """The gap from samples is ||dense(member) - F||^2, written out."""
     F = case.structure.dense(case.member)
-    return distance(measure(case.structure, case.member, case.fisher).total, jnp.sum((F - case.fisher.dense()) ** 2))
+    return distance(unchecked_gap(case.structure, case.member, case.fisher).total, jnp.sum((F - case.fisher.dense()) ** 2))
 
 
 LAWS: dict[str, Callable[[Case], float]] = {

@@ -1,4 +1,4 @@
-"""Orthonormal bases: the eigenbasis of a covariance, and how a basis moves."""
+"""Orthonormal bases: the eigenbasis of a covariance, how a basis moves, and what rounding leaves in its coordinates."""
 
 from functools import reduce
 
@@ -11,7 +11,7 @@ from fimlens.linalg.decompositions import eigh, orthonormal, svd
 
 
 def eigenbasis(covariance: Float[Array, "m m"], rank: int | None = None) -> Float[Array, "m r"]:
-    """Eigenvectors, leading first (the first `rank` of them), with what eigh leaves open fixed: see `complete_basis`."""
+    """Return the first `rank` eigenvectors (all by default), leading first, the same on every device (`complete_basis`)."""
     U, values = spectral(covariance)
     return complete_basis(U, values > rounding(covariance) * values[0])[:, :rank]
 
@@ -19,12 +19,15 @@ def eigenbasis(covariance: Float[Array, "m m"], rank: int | None = None) -> Floa
 def singular_bases(
     A: Float[Array, "m n"], left: int | None = None, right: int | None = None
 ) -> tuple[Float[Array, "m r"], Float[Array, "n s"]]:
-    """Singular vectors, leading first, as many as `left` and `right` say, with what svd leaves open fixed: see `complete_basis`."""
+    """Return the first `left` left and `right` right singular vectors of A, the same on every device (`complete_basis`).
+
+    By default the bases are complete: (m, m) and (n, n).
+    """
     U, values, Vt = svd(A / unit_of(A))
-    sure = values > 4 * rounding(A) * values[0]  # of 1024 x 1024 matrices the noise is some 5 eps
+    sure = values > 4 * rounding(A) * values[0]  # 16 eps: the noise of a 1024 x 1024 matrix reaches 5
 
     def first(W: Float[Array, "m k"], count: int) -> Float[Array, "m r"]:
-        missing = max(count - len(sure), 0)
+        missing = max(count - len(sure), 0)  # the thin svd has min(m, n) vectors
         return complete_basis(jnp.pad(W, ((0, 0), (0, missing)))[:, :count], jnp.pad(sure, (0, missing))[:count])
 
     m, n = A.shape
@@ -32,51 +35,61 @@ def singular_bases(
 
 
 def complete_basis(U: Float[Array, "m r"], sure: Bool[Array, " r"]) -> Float[Array, "m r"]:
-    """The basis U with its last vectors, which are not `sure`, replaced by fixed ones made orthonormal to the others.
+    """Replace the last vectors of U, those that are not `sure`, by fixed vectors orthonormal to the others.
 
-    In a null space eigh returns whatever rounding makes of it, and another device, or another order of summation, something
-    else. An optimizer keeps its basis when later gradients leave that null space, so it is to be the same everywhere. Signs
-    are fixed as well, the largest entry of each vector positive.
+    In a null space eigh returns vectors that depend on rounding, so on the device and on the order of summation. An optimizer
+    goes on using its basis when later gradients leave that null space, so the basis must not depend on them. For the same
+    reason the signs are fixed: the largest entry of each vector is positive.
     """
     fixed = jax.random.normal(jax.random.PRNGKey(0), U.shape, U.dtype)
+    # QR works from left to right: it changes the sure vectors, which come first, only by rounding and sign.
     return fix_signs(orthonormal(jnp.where(sure, U, fixed)))
 
 
 def power_step(powered: Float[Array, "m r"], U: Float[Array, "m r"]) -> Float[Array, "m r"]:
-    """C U made orthonormal, given that product and U: one step of subspace iteration. In a null space the old vectors stay."""
+    """Take one step of subspace iteration: orthonormalise `powered` = C U, keeping the vectors of U that C maps to zero."""
     sizes = jnp.linalg.norm(powered, axis=0)
-    sure = sizes > rounding(powered) * sizes.max()
+    sure = sizes > rounding(powered) * sizes.max()  # a smaller column is rounding, and its direction noise
     return fix_signs(orthonormal(jnp.where(sure, powered, U)))
 
 
 def complement(V: Float[Array, "m r"], which: Int[Array, " k"]) -> Float[Array, "m k"]:
-    """Vectors `which` (of 0 to m - r - 1) of an orthonormal basis of what V leaves out; the others are not built.
+    """Return the vectors numbered `which`, of 0 to m - r - 1, of an orthonormal basis of the complement of span(V).
 
-    The basis is P's last m - r columns, P = I - W M^{-1} W^T the orthogonal matrix that takes E to V, where W = V - E and M =
-    I - V^T E. E is zero but for its first r rows; there minus the polar factor of V's, so that M's eigenvalues are 1 to 2.
+    That basis is the last m - r columns of P = I - W M^{-1} W^T, the orthogonal matrix that maps E to V, with W = V - E and
+    M = I - V^T E. E is zero outside its first r rows, and there minus the polar factor of V's first r rows: that makes the
+    eigenvalues of M lie between 1 and 2, so that M^{-1} is safe. Only the columns asked for are built.
     """
     m, r = V.shape
     A, s, Bt = svd(V[:r])
     W = V.at[:r].add(A @ Bt)
+    # Applied to unit vectors, P costs O(m r k): the (m, m) matrix is never formed.
     unit = jnp.zeros((m, len(which)), V.dtype).at[r + which, jnp.arange(len(which))].set(1)
     return unit - (W @ (Bt.T / (1 + s))) @ (Bt @ V[r + which].T)
 
 
 def above_rounding(x: Float[Array, "*stack m n"], *squares: Array, times: int = 8) -> Float[Array, "*stack m n"]:
-    """Coordinates in some bases, without entries that the rotation's rounding alone may have made.
+    """Zero the entries of x that are no larger than the rounding error of the rotation that made x.
 
-    In a null space they are nothing else, and divided by their own root they would send the weights along whatever vectors
-    the bases happen to have there. An entry is known to some `times` eps times the norms of what it is a product of: `squares`
-    are those norms squared, each broadcast against x.
+    In a null space such entries are all there is. Divided by their own root mean square they would become steps of full size
+    along directions that mean nothing.
+
+    Args:
+        x: coordinates of a matrix in some bases.
+        squares: squared norms of the factors that an entry is a product of, each broadcast against x.
+        times: the error assumed, in eps times the largest of those norms.
     """
     known_to = times * jnp.finfo(x.dtype).eps * jnp.sqrt(reduce(jnp.maximum, squares))
     return jnp.where(jnp.abs(x) <= known_to, 0, x)
 
 
-def above_their_rounding(X: PyTree) -> PyTree:
-    """The same of coordinates that are all there is: by the norms of row and column, in both of which an error of the bases
-    shows, and by what a spread-out error of the whole would leave in an entry; 32 eps of them, as bases found from a
-    covariance are known to some eps times its condition."""
+def tree_above_rounding(X: PyTree) -> PyTree:
+    """Apply `above_rounding` to a tree of coordinates, judging the error by the coordinates alone.
+
+    An error of the bases shows in the row and the column of an entry, so their norms bound it; an error spread over the whole
+    matrix is bounded by its norm over the root of its longer side. The bound is 32 eps of these, as bases found from a
+    covariance are known only to some eps times its condition number.
+    """
     leaves = jax.tree.leaves(X)
     spread = sum(jnp.sum(x**2) for x in leaves) / max(leaves[0].shape)
 
@@ -88,31 +101,34 @@ def above_their_rounding(X: PyTree) -> PyTree:
 
 
 def unit_of(A: Float[Array, "*stack m n"], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
-    """max|A|, and 1 where A is zero: in these units no square leaves float32. Axes that are given are kept, of length 1."""
+    """Return max|A|, or 1 if A is zero. Squares of A / unit_of(A) stay within float32 at every scale of A.
+
+    If `axis` is given, the maximum is over it alone and keeps it with length 1.
+    """
     largest = jnp.abs(A).max(axis, keepdims=axis is not None, initial=0)
     return jnp.where(largest == 0, 1, largest)
 
 
 def rounding(A: Float[Array, "m n"]) -> float:
-    """What of a covariance's spectrum, relative to its largest eigenvalue, rounding may have made: some 2 eps at any size."""
-    return 4 * float(jnp.finfo(A.dtype).eps)
+    """Return the eigenvalue, relative to the largest, below which a covariance's spectrum may be rounding: 4 eps."""
+    return 4 * float(jnp.finfo(A.dtype).eps)  # the error measured is 2 eps at every size
 
 
 def spectral(covariance: Float[Array, "m m"]) -> tuple[Float[Array, "m m"], Float[Array, " m"]]:
-    """Eigenvectors, in the gauge of `eigenbasis`, and eigenvalues, leading first."""
-    unit = unit_of(covariance)
+    """Return eigenvectors, with the signs of `fix_signs`, and eigenvalues, leading first."""
+    unit = unit_of(covariance)  # so that no product inside eigh leaves float32
     values, U = eigh(covariance / unit)
     return fix_signs(U[:, ::-1]), values[::-1] * unit
 
 
 def square_root(covariance: Float[Array, "m m"]) -> Float[Array, "m m"]:
-    """C with C C^T the covariance, less eigenvalues that may be rounding."""
+    """Return C with C C^T the covariance, without the eigenvalues that may be rounding."""
     U, values = spectral(covariance)
     return U * jnp.sqrt(jnp.where(values > rounding(covariance) * values[0], values, 0))
 
 
 def fix_signs(U: Float[Array, "m r"]) -> Float[Array, "m r"]:
-    """U with the largest entry of each column positive."""
+    """Flip the columns of U whose largest entry is negative."""
     largest = jnp.take_along_axis(U, jnp.abs(U).argmax(0)[None], 0)
     return U * jnp.where(largest < 0, -1, 1).astype(U.dtype)
 
@@ -136,17 +152,17 @@ def cast_floating(tree: PyTree, dtype: DTypeLike | None) -> PyTree:
 
 
 def cayley(U: Float[Array, "m r"], z: Float[Array, "m r"]) -> Float[Array, "m r"]:
-    """An orthonormal basis for any z, U itself for z = 0: the Cayley transform of the skew part of z U^T."""
-    S = (z @ U.T - U @ z.T) / 2
+    """Move the orthonormal basis U along any z, with U itself at z = 0: the Cayley transform of the skew part of z U^T."""
+    S = (z @ U.T - U @ z.T) / 2  # I - S is invertible for every skew S, so every z names a basis
     return _inverse(jnp.eye(len(U), dtype=U.dtype) - S) @ (U + S @ U)
 
 
 @jax.custom_jvp
 def _inverse(A: Float[Array, "m m"]) -> Float[Array, "m m"]:
-    """A^{-1} by Gauss-Jordan without pivots, which A = I - skew does not need.
+    """Return A^{-1} by Gauss-Jordan elimination without pivots, which A = I - skew does not need.
 
-    Two batched `jnp.linalg.solve` side by side never return on the CPU of jax 0.10.2 with two cores; and the rule below
-    makes derivatives of every order plain products.
+    `jnp.linalg.solve` is no alternative: two batched calls side by side never return on the CPU of jax 0.10.2 with two cores.
+    The derivative rule below keeps derivatives of every order plain products.
     """
 
     def eliminate(k: Array, A: Float[Array, "m m"]) -> Float[Array, "m m"]:

@@ -1,14 +1,14 @@
-"""Eigenvectors, singular vectors and orthonormal frames, so batched that they return.
+"""Eigenvectors, singular vectors and QR, batched so that they return, and on accelerators as exact as LAPACK's.
 
-On the CPU a batch is taken one matrix at a time: kernels of jaxlib 0.10 share a batch out among the threads of the pool that
-they run on, and two side by side can wait for each other for ever. LAPACK's own threads make up for it (four 512 x 512
-matrices: eigh 63 ms against 89 in a batch, svd 140 against 218, qr 35 against 31). On a mesh each device takes those of its
-own. On accelerators a batch stays one.
+On the CPU a batch is decomposed one matrix at a time. The kernels of jaxlib 0.10 share a batch among the threads of the pool
+that they run on, so two batches side by side can wait for each other for ever. LAPACK's own threads make up for the loop:
+four 512 x 512 matrices take 63 ms in eigh (89 ms as a batch), 140 ms in svd (218) and 35 ms in qr (31). On a mesh each
+device decomposes its own matrices. On accelerators a batch stays one batch.
 
-On accelerators eigenvectors are iterated once more, and on GPUs singular vectors found by the QR algorithm, to be as good as
-LAPACK's. On an H100, the one accelerator that was measured, jax 0.11's eigenvectors of a covariance of rank 8 had some
-500 eps of its range in its null space, and singular vectors were orthonormal to 140 eps, where LAPACK's come to 10: enough
-for an optimizer to take the difference for a gradient and to divide it by its own root.
+On accelerators eigh is followed by one orthogonal iteration, and GPUs find singular vectors by the QR algorithm. Without
+that, jax 0.11 on an H100 (the one accelerator measured) left 500 eps of a rank-8 covariance's range in its null space, and
+singular vectors that were orthonormal only to 140 eps; LAPACK stays within 10. The difference would pass for a gradient, and
+an optimizer that divides by its root mean square would follow it.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,8 @@ from jaxtyping import Array, Float
 from fimlens.linalg.mesh import dividing
 
 
-def _returning(decompose: Callable[[Array], Any], **accelerated: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    """The decomposition, or on some platforms another, mapped over a batch as said above."""
+def _batched_safely(decompose: Callable[[Array], Any], **accelerated: Callable[[Array], Any]) -> Callable[[Array], Any]:
+    """Give `decompose` the rule for batches that the head of this file describes; `accelerated` replaces it by platform."""
     elsewhere = {"default": decompose} | accelerated
 
     @jax.custom_batching.custom_vmap
@@ -34,15 +34,15 @@ def _returning(decompose: Callable[[Array], Any], **accelerated: Callable[[Array
 
     @one.def_vmap
     def _(size: int, batched: list[bool], A: Array) -> tuple[Any, Any]:
-        def in_turn(A: Array) -> Any:
+        def one_by_one(A: Array) -> Any:
             return jax.lax.map(one, A)
 
-        mesh, on_cpu = jax.sharding.get_abstract_mesh(), in_turn
+        mesh, on_cpu = jax.sharding.get_abstract_mesh(), one_by_one
         kinds = set(mesh.axis_types)
-        if kinds == {AxisType.Auto}:
+        if kinds == {AxisType.Auto}:  # each device loops over its own matrices only
             along = PartitionSpec(dividing(size, mesh) or None)
-            on_cpu = jax.shard_map(in_turn, in_specs=along, out_specs=along)
-        elif AxisType.Explicit in kinds:  # a loop over an axis that is sharded by its type is refused
+            on_cpu = jax.shard_map(one_by_one, in_specs=along, out_specs=along)
+        elif AxisType.Explicit in kinds:  # JAX refuses to loop over an axis whose type says that it is sharded
             on_cpu = jax.vmap(decompose)
         out = jax.lax.platform_dependent(A, cpu=on_cpu, **{name: jax.vmap(each) for name, each in elsewhere.items()})
         return out, jax.tree.map(lambda _: True, out)
@@ -50,36 +50,37 @@ def _returning(decompose: Callable[[Array], Any], **accelerated: Callable[[Array
     return one
 
 
-def _iterated_eigh(A: Array) -> tuple[Array, Array]:
-    """And one orthogonal iteration, leading vectors first."""
+def iterated_eigh(A: Array) -> tuple[Array, Array]:
+    """eigh, and one orthogonal iteration that removes what its null space holds of the range."""
     values, U = jnp.linalg.eigh(A)
-    powered = jnp.matmul(A, U, precision="highest")[:, ::-1]
+    powered = jnp.matmul(A, U, precision="highest")[:, ::-1]  # leading first, as QR changes early columns least
     return values, jnp.linalg.qr(powered)[0][:, ::-1]
 
 
-def _svd_by_qr(A: Array) -> tuple[Array, Array, Array]:
+def svd_by_qr(A: Array) -> tuple[Array, Array, Array]:
+    """The thin svd by the QR algorithm, more exact on GPUs than their default."""
     return tuple(svd_by(A, full_matrices=False, algorithm=SvdAlgorithm.QR))
 
 
-_eigh = _returning(lambda A: tuple(jnp.linalg.eigh(A)), default=_iterated_eigh)
+_eigh = _batched_safely(lambda A: tuple(jnp.linalg.eigh(A)), default=iterated_eigh)
 
 
-_orthonormal = _returning(lambda A: jnp.linalg.qr(A)[0])
+_orthonormal = _batched_safely(lambda A: jnp.linalg.qr(A)[0])
 
 
-_svd = _returning(lambda A: tuple(jnp.linalg.svd(A, full_matrices=False)), cuda=_svd_by_qr, rocm=_svd_by_qr)
+_svd = _batched_safely(lambda A: tuple(jnp.linalg.svd(A, full_matrices=False)), cuda=svd_by_qr, rocm=svd_by_qr)
 
 
 def eigh(A: Float[Array, "m m"]) -> tuple[Float[Array, " m"], Float[Array, "m m"]]:
-    """Eigenvalues of a positive semi-definite matrix, rising, and eigenvectors."""
+    """Return the eigenvalues of a positive semi-definite matrix, ascending, and its eigenvectors."""
     return _eigh(A)
 
 
 def orthonormal(A: Float[Array, "m r"]) -> Float[Array, "m r"]:
-    """Q of A = Q R."""
+    """Return Q of A = Q R."""
     return _orthonormal(A)
 
 
 def svd(A: Float[Array, "m n"]) -> tuple[Float[Array, "m k"], Float[Array, " k"], Float[Array, "k n"]]:
-    """U, the singular values, falling, and V^T; k = min(m, n)."""
+    """Return U, the singular values, descending, and V^T; k = min(m, n)."""
     return _svd(A)

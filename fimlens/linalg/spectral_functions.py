@@ -1,4 +1,4 @@
-"""Functions of eigenvalues, applied to coordinates: 1 / (sqrt(x) + eps) and its relatives."""
+"""Functions of eigenvalues, applied to coordinates: 1 / (sqrt(x) + eps) and the like."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,24 +11,28 @@ Tree = Any  # a pytree of arrays
 
 
 def inverse_root(eps: Float[ArrayLike, ""]) -> Callable[[Array], Array]:
-    """f(x) = 1 / (sqrt(x) + eps), and 0 where that is 1/0: a direction never seen."""
+    """Return f(x) = 1 / (sqrt(x) + eps), defining f(0) = 0 when eps = 0: no step along a direction never seen."""
 
     def f(x: Array) -> Array:
         scale = jnp.sqrt(x) + eps
+        # Both branches are differentiated, so the one that is not taken must not divide by zero.
         return jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
 
     return f
 
 
 def scale(f: Callable[[Array], Array], eigenvalues: Tree, X: Tree) -> Tree:
-    """f(eigenvalues) * X, an array of eigenvalues over all of its part of X, and zero where it is None."""
+    """Return f(eigenvalues) * X, and zero where an eigenvalue is None.
+
+    The tree of eigenvalues is a prefix of that of X: each array is broadcast over its part of X.
+    """
     return scale_with(lambda value, x: f(value) * x, eigenvalues, X, outside=jnp.zeros_like)
 
 
 def scale_with(
     pair: Callable[[Array, Array], Any], eigenvalues: Tree, X: Tree, outside: Callable[[Array], Any] = lambda x: None
 ) -> Tree:
-    """pair(eigenvalue, x) over the leaves of X, whose tree the eigenvalues' tree is a prefix of."""
+    """Map pair(eigenvalue, x) over the leaves x of X, and outside(x) where the eigenvalue is None (see `scale`)."""
 
     def part(value: Array | None, part_of_X: Tree) -> Tree:
         return jax.tree.map(outside if value is None else (lambda x: pair(value, x)), part_of_X)
@@ -37,6 +41,9 @@ def scale_with(
 
 
 def root(c: Array) -> Array:
-    """sqrt, with derivative 0 at 0: a coordinate at rest there is held by its square."""
+    """Return sqrt(c), with derivative 0 at 0, where the derivative of sqrt is infinite.
+
+    A chart moves a coordinate c as (sqrt(c) + z)^2, whose derivative by z at c = z = 0 is 0 indeed.
+    """
     positive = c > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, c, 1)), c * 0)  # what is not a number stays none
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, c, 1)), c * 0)  # c * 0 and not 0: NaN must stay NaN

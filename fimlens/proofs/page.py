@@ -4,12 +4,12 @@ import inspect
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from fimlens.lens.compare import STRUCTURES
 from fimlens.proofs.theorem import Step, Verdict
 from fimlens.proofs.typeset import escape_text, prose
 from fimlens.proofs.verdicts import Proof
 from fimlens.structure import Claim, Structure
 from fimlens.structures import EXAMPLES
+from fimlens.structures.named import STRUCTURES
 
 STYLE = """
 :root { color-scheme: light dark; --good: light-dark(#1a7037, #5fcf87); --bad: light-dark(#b3261e, #ff8a80);

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import sympy as sp
 
-from fimlens.fisher.fisher import DenseFisher, SampleFisher
+from fimlens.fisher.dense_form import DenseFisher
+from fimlens.fisher.sample_form import SampleFisher
 from fimlens.interpreter.interpret import symbolic
 from fimlens.solver.fit import zero_state
 from fimlens.structure import Frame, Structure, Tree

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
-from fimlens.fisher.fisher import DenseFisher, Fisher
+from fimlens.fisher.dense_form import DenseFisher
+from fimlens.fisher.fisher import Fisher
 from fimlens.interpreter.identity import is_zero
 from fimlens.interpreter.interpret import symbolic
 from fimlens.interpreter.primitives import NoRule, TooLong, require_short
@@ -20,7 +21,7 @@ from fimlens.proofs.evaluate import error, fitted, objective, slope, squared_err
 from fimlens.proofs.stationary import Stationary
 from fimlens.proofs.symbols import entries_of, frame
 from fimlens.solver.fit import fit, gap, is_member, least_eigenvalue
-from fimlens.solver.newton import solve
+from fimlens.solver.solve import solve
 from fimlens.structure import Claim, Frame, Params, Structure, Tree
 from fimlens.structures.spectra import Spectrum
 

@@ -1,4 +1,4 @@
-"""Derived once, for every structure: the nearest member, its gap, and the sizes of family and state."""
+"""The questions that every structure answers: its member for a Fisher, the gap, and the sizes of family and state."""
 
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -8,20 +8,26 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
-from fimlens.fisher.fisher import Fisher, SampleFisher, unvec
+from fimlens.fisher.fisher import Fisher, unvec
 from fimlens.fisher.limits import require_dense
+from fimlens.fisher.sample_form import SampleFisher
 from fimlens.linalg.bases import cast_floating
 from fimlens.structure import EigenvalueBlock, Frame, Params, Statistics, Structure
 
-AT_ROUNDING = 1e-9  # of an eigenvalue below zero, in units of the largest
+NEGATIVE_TOLERANCE = 1e-9  # an eigenvalue may be this far below zero, relative to the largest, by rounding
 
 
 class Gap(NamedTuple):
-    """||F~ - F||_F^2, in two parts: what the basis misses, and what the eigenvalues miss in that basis.
+    """The answer of `gap`: the squared error ||F~ - F||_F^2, split into what the basis misses and what the eigenvalues miss.
 
-    `relative` is total / ||F||^2. Each is a scalar array. In float32, gradients below 1e-9 or above 1e9 have fourth powers that
-    it cannot hold, and `total`, `basis` and `spectrum` with them; `relative` holds at every scale. Parameters with negative
-    eigenvalues, which name no member, are measured like any; `check` and `solve` tell them apart.
+    Use `relative` to compare: it holds at every scale. In float32 the other three do not hold fourth powers of gradients below
+    1e-9 or above 1e9. Each field is a scalar array.
+
+    Attributes:
+        total: ||F~ - F||_F^2 = basis + spectrum.
+        basis: the error that the best eigenvalues would leave in this basis.
+        spectrum: the error of the eigenvalues, given the basis.
+        relative: total / ||F||_F^2.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -38,13 +44,21 @@ class Gap(NamedTuple):
 
 
 def fit(structure: Structure, fisher: Fisher, *, key: Array | None = None) -> Params:
-    """The member that the structure's closed form gives for a Fisher: frame at rest, then the nearest eigenvalues.
+    """Fit a structure to a Fisher by its closed form: find the basis, then the nearest eigenvalues in it.
 
-    What the closed form is worth is `structure.claim`; how far the member is, `gap` says. `key` serves
-    structures whose frame is drawn at random, and is jax.random.key(0) by default.
+    `structure.claim` tells what the closed form minimises, `gap` how far the member is from the Fisher, and `solve` whether
+    another member is nearer.
+
+    Args:
+        structure: the family, such as fl.Diagonal().
+        fisher: the Fisher of one (m, n) matrix.
+        key: draws the basis of structures whose basis is random; jax.random.key(0) by default.
+
+    Returns:
+        The member F~, as a `Params`: `structure.dense(params)` writes it out, and `structure.apply` multiplies by it.
 
     Raises:
-        TypeError: an argument is not a Structure instance, or not a Fisher.
+        TypeError: `structure` is not a Structure instance, or `fisher` is not a Fisher.
         ValueError: the structure does not suit the shape.
 
     Examples:
@@ -53,23 +67,35 @@ def fit(structure: Structure, fisher: Fisher, *, key: Array | None = None) -> Pa
         >>> fl.fit(fl.Rows(), fisher).coords.shape
         (3, 1)
     """
-    require("fit", structure, fisher)
+    require_structure_and_fisher("fit", structure, fisher)
     return _fit(structure, fisher, jax.random.key(0) if key is None else key)
 
 
 @partial(jax.jit, static_argnums=0)
 def _fit(structure: Structure, fisher: Fisher, key: Array) -> Params:
+    # Accelerators multiply with fewer bits by default, which second moments do not survive.
     with jax.default_matmul_precision("highest"):
         frame = structure.converged_basis(fisher, key)
         return structure.fit(structure.stats(fisher, Params(frame, None)), frame)
 
 
 def gap(structure: Structure, params: Params, fisher: Fisher) -> Gap:
-    """How far a member is from a Fisher, from samples as from the dense form, without building mn x mn.
+    """Measure how far a member is from a Fisher, and how much of that its basis is to blame for.
+
+    Nothing of size mn x mn is built, unless the Fisher or the structure is dense itself. Parameters with a negative eigenvalue,
+    which are no member, are measured like any other; `check` and `solve` detect them.
+
+    Args:
+        structure: the family.
+        params: a member of it, from `fit`, from `solve` or from an optimizer's state.
+        fisher: the Fisher of a matrix of the same shape.
+
+    Returns:
+        A `Gap`: the squared error, its two parts, and its size relative to ||F||^2.
 
     Raises:
-        TypeError: an argument is not a Structure instance, or not a Fisher.
-        ValueError: member and Fisher are of different shapes, or the member is not one of this structure.
+        TypeError: `structure` is not a Structure instance, or `fisher` is not a Fisher.
+        ValueError: the member and the Fisher have different shapes, or the member belongs to another structure.
 
     Examples:
         >>> import jax, fimlens as fl
@@ -78,22 +104,23 @@ def gap(structure: Structure, params: Params, fisher: Fisher) -> Gap:
         >>> float(adam.spectrum)  # all of Adam's error is in its basis
         0.0
     """
-    require("gap", structure, fisher)
+    require_structure_and_fisher("gap", structure, fisher)
     if params.frame.shape != fisher.shape:
         raise ValueError(
             f"gap: the member is for a {params.frame.shape} matrix and the Fisher for a {fisher.shape} one. "
             "Fit it to this Fisher."
         )
-    if jax.tree.map(jnp.shape, params) != _layout(structure, fisher.shape):
+    # With arrays of other shapes, broadcasting could go through and give a wrong number.
+    if jax.tree.map(jnp.shape, params) != _member_shapes(structure, fisher.shape):
         raise ValueError(
             f"gap: the member is not one of {structure}, whose bases and coordinates have other shapes. "
             "Give the structure that it was fitted with."
         )
-    return measure(structure, params, fisher)
+    return unchecked_gap(structure, params, fisher)
 
 
-def measure(structure: Structure, params: Params, fisher: Fisher) -> Gap:
-    """`gap`, of arguments that are known to suit."""
+def unchecked_gap(structure: Structure, params: Params, fisher: Fisher) -> Gap:
+    """Return `gap` for arguments that are known to fit together."""
     return gap_in_units(structure, params, fisher, fisher.unit, fisher.norm_squared_in_units)
 
 
@@ -101,38 +128,50 @@ def measure(structure: Structure, params: Params, fisher: Fisher) -> Gap:
 def gap_in_units(
     structure: Structure, params: Params, fisher: Fisher, unit: Float[Array, ""], norm_squared: Float[Array, ""]
 ) -> Gap:
-    """In units of the largest second moment until the end, so that no square leaves float32."""
+    """Return the gap, given the unit of `Fisher.unit` and ||F / unit||^2.
+
+    Everything is computed in that unit, the largest second moment, so that no square leaves float32.
+    """
     with jax.default_matmul_precision("highest"):
         levels = [EigenvalueBlock(value / unit, V / unit, c) for value, V, c in structure.eigenvalue_blocks(params, fisher)]
+        # ||F~ - F||^2 = ||F||^2 - 2 <F, F~> + ||F~||^2, where only the middle term needs F, and as an expectation.
         size = sum(c * jnp.sum(value**2) for value, _, c in levels)
         total = norm_squared - 2 * fisher.inner(lambda G: structure.apply(params, G / unit, lambda x: x / unit)) + size
         basis = norm_squared - sum(c * jnp.sum(V**2) for _, V, c in levels)
         spectrum = sum(c * jnp.sum((value - V) ** 2) for value, V, c in levels)
         relative = total / jnp.where(norm_squared > 0, norm_squared, 1)
+        # In this order: unit * unit may overflow where unit * part does not.
         return Gap(*(unit * (unit * part) for part in (total, basis, spectrum)), relative)
 
 
 def least_eigenvalue(structure: Structure, params: Params) -> Float[Array, ""]:
-    """In units of the largest in size; a Fisher has no negative one."""
+    """Return the least eigenvalue relative to the largest in size. It is negative only for a matrix that is no member."""
     values = ravel_pytree(structure.eigenvalues(params))[0]
     size = jnp.abs(values).max()
     return values.min() / jnp.where(size > 0, size, 1)
 
 
 def is_member(structure: Structure, params: Params) -> Bool[Array, ""]:
-    """Whether no eigenvalue is negative by more than rounding."""
-    return least_eigenvalue(structure, params) >= -AT_ROUNDING
+    """Return whether no eigenvalue is negative by more than rounding."""
+    return least_eigenvalue(structure, params) >= -NEGATIVE_TOLERANCE
 
 
 @lru_cache
-def _layout(structure: Structure, shape: tuple[int, int]) -> Params:
-    """The shapes of a member's arrays."""
+def _member_shapes(structure: Structure, shape: tuple[int, int]) -> Params:
+    """Return the shapes of the arrays of a member."""
     frame, fits = jax.eval_shape(lambda: zero_state(structure, shape, "fits"))
     return jax.tree.map(jnp.shape, Params(frame, fits.spectrum))
 
 
 def dimension(structure: Structure, shape: tuple[int, int], *, seed: int = 0) -> int:
-    """The dimension of the family: the rank of the Jacobian of z -> dense(chart(z)) at a random member.
+    """Count the parameters of a family: the dimension of the set of its members, without redundant ones.
+
+    Computed as the rank of the Jacobian of z -> dense(chart(z)) at a random member.
+
+    Args:
+        structure: the family.
+        shape: (m, n) of the weight matrix; a small one, as matrices of size mn x mn are built.
+        seed: draws the member.
 
     Raises:
         ValueError: the structure does not suit the shape, or the matrix is too large.
@@ -143,6 +182,7 @@ def dimension(structure: Structure, shape: tuple[int, int], *, seed: int = 0) ->
         6
     """
     require_dense("dimension", "Take a smaller matrix.", shape)
+    # A rank is decided by small singular values, so in float64.
     with jax.enable_x64(True):
         member = isotropic(structure, shape)
         flat, unravel = ravel_pytree(member)
@@ -152,9 +192,14 @@ def dimension(structure: Structure, shape: tuple[int, int], *, seed: int = 0) ->
 
 
 def state_size(structure: Structure, shape: tuple[int, int], *, average: str = "statistics") -> int:
-    """How many numbers an optimizer keeps for one matrix: the frame, and averaged statistics or averaged fits.
+    """Count the numbers that `scale_by_structure` stores for one matrix, without momentum (m n more) and counters.
 
-    Momentum (m n) and counters come on top. Counted by `jax.eval_shape`, so nothing is allocated.
+    Nothing is allocated, so any shape will do.
+
+    Args:
+        structure: the family.
+        shape: (m, n) of the weight matrix.
+        average: what the optimizer averages: "statistics", as it does by default, or "fits".
 
     Raises:
         ValueError: `average` is neither "statistics" nor "fits", or the structure does not suit the shape.
@@ -171,19 +216,19 @@ def state_size(structure: Structure, shape: tuple[int, int], *, average: str = "
 def zero_state(
     structure: Structure, shape: tuple[int, int], average: str, dtype: Any = jnp.float32
 ) -> tuple[Frame, Statistics]:
-    """The first frame, and zeros where statistics or fits will be averaged."""
+    """Return the first frame, and zeros in the layout of what is averaged: "statistics" or "fits"."""
     if average not in ("statistics", "fits"):
         raise ValueError(f'average is "statistics" or "fits"; got {average!r}')
     frame = cast_floating(structure.frame(*shape), dtype)
-    nothing = Fisher.from_gradients(jnp.zeros((1, *shape), dtype))
-    stats = structure.stats(nothing, Params(frame, None))
+    zero = Fisher.from_gradients(jnp.zeros((1, *shape), dtype))  # the structure itself knows the layout of its statistics
+    stats = structure.stats(zero, Params(frame, None))
     if average == "fits":
         stats = Statistics(None, structure.fit(stats, frame).coords)
     return frame, jax.tree.map(jnp.zeros_like, stats)
 
 
 def isotropic(structure: Structure, shape: tuple[int, int], scale: float | Array = 1.0) -> Params:
-    """The member nearest to F = scale * I, which is F itself on the family's range; for small matrices."""
+    """Return the member nearest to F = scale * I, which is F itself on the family's range; for small matrices."""
     m, n = shape
     require_dense("isotropic", "Take a smaller matrix.", shape)
     units = jnp.sqrt(m * n * scale) * jax.vmap(lambda e: unvec(e, shape))(jnp.eye(m * n))
@@ -192,8 +237,8 @@ def isotropic(structure: Structure, shape: tuple[int, int], scale: float | Array
     return structure.fit(structure.stats(identity, Params(frame, None)), frame)
 
 
-def require(call: str, structure: object, fisher: object) -> None:
-    """Refuse what is not a structure or not a Fisher, by name."""
+def require_structure_and_fisher(call: str, structure: object, fisher: object) -> None:
+    """Refuse anything but a structure and a Fisher."""
     if not isinstance(structure, Structure):
         raise TypeError(
             f"{call}: the first argument is a structure, such as fl.Diagonal(); got {structure!r}. Classes need ()."

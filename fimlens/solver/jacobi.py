@@ -1,8 +1,8 @@
-"""Joint optima over bases by Jacobi sweeps: simultaneous diagonalisation, one plane rotation at a time.
+"""The best bases by Jacobi sweeps: simultaneous diagonalisation, one plane rotation at a time.
 
-The second way to the best basis, and a witness of the first: no chart and no derivative is used. With the other planes
-fixed, the second moments V are trigonometric in the angle, of degree 2; what linear projection leaves of ||F||^2 is
-quadratic in V, so of degree 4, and five numbers give its best angle exactly.
+This is a second way to the optimum over bases, independent of Newton's: it uses no chart and no derivative. While the other
+planes are fixed, the second moments V are trigonometric polynomials of degree 2 in the angle of one. The part of ||F||^2 that a
+linear spectrum explains is quadratic in V, so of degree 4, and a discrete Fourier transform gives it exactly.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fimlens.fisher.fisher import SampleFisher
+from fimlens.fisher.sample_form import SampleFisher
 from fimlens.linalg.bases import short_side_first
 from fimlens.structure import Claim, Frame, Params, Structure
 from fimlens.structures import LowRank, Rotated
@@ -23,8 +23,8 @@ from fimlens.structures.spectra import Spectrum
 Samples = Float[Array, "N m n"]
 
 
-def sides(structure: Structure, shape: tuple[int, int]) -> tuple[bool, bool] | None:
-    """Which sides a Jacobi sweep turns, left and right; None where the family is no rotated linear spectrum."""
+def rotated_sides(structure: Structure, shape: tuple[int, int]) -> tuple[bool, bool] | None:
+    """Return whether a sweep rotates the left and the right side; None if sweeps do not suit the family (see above)."""
     if not isinstance(structure, Rotated | LowRank) or not isinstance(structure.inner, Spectrum):
         return None
     if structure.inner.claim is not Claim.EXACT:
@@ -37,11 +37,11 @@ def sides(structure: Structure, shape: tuple[int, int]) -> tuple[bool, bool] | N
 
 @partial(jax.jit, static_argnums=(0, 3))
 def jacobi(structure: Structure, fisher: SampleFisher, start: tuple[Array, Array], sweeps: int = 60) -> Params:
-    """The member at a joint optimum, swept from a pair of orthogonal starting bases (m, m) and (n, n)."""
+    """Return the member at a joint optimum of both bases, found by sweeps from a pair of orthogonal matrices (m, m), (n, n)."""
     empty = structure.frame(*fisher.shape)
     low_rank = isinstance(structure, LowRank)
     G = short_side_first(fisher.samples) if low_rank else fisher.samples
-    turn_left, turn_right = sides(structure, fisher.shape)
+    turn_left, turn_right = rotated_sides(structure, fisher.shape)
     score = _score(structure, *G.shape[1:])
     eye_left, eye_right = (jnp.eye(k, dtype=G.dtype) for k in G.shape[1:])
     left, right = start[0] if turn_left else eye_left, start[1] if turn_right else eye_right
@@ -54,6 +54,7 @@ def jacobi(structure: Structure, fisher: SampleFisher, start: tuple[Array, Array
             right = right @ _sweep(jnp.einsum("ij,kil,lp->kpj", left, G, right), lambda V: score(V.T))
         return left, right
 
+    # A fixed number of sweeps, which is more than small matrices need.
     left, right = jax.lax.fori_loop(0, sweeps, sweep, (left, right))
     left = left[:, : structure.rank] if low_rank else left
     bases = empty.bases._replace(left=left if turn_left else None, right=right if turn_right else None)
@@ -62,7 +63,7 @@ def jacobi(structure: Structure, fisher: SampleFisher, start: tuple[Array, Array
 
 
 def _score(structure: Structure, m: int, n: int) -> Callable[[Array], Array]:
-    """How much of ||F||^2 the best eigenvalues explain, given the second moments V in a full basis."""
+    """Return a function of V, the second moments in a complete basis: how much of ||F||^2 the best eigenvalues explain."""
 
     def explained(spectrum: Spectrum, V: Array) -> Array:
         L = spectrum.expand(spectrum.project(spectrum.moments(V)), V.shape)
@@ -77,12 +78,13 @@ def _score(structure: Structure, m: int, n: int) -> Callable[[Array], Array]:
 
 
 def _sweep(G: Samples, score: Callable[[Array], Array]) -> Float[Array, "m m"]:
-    """The product of the best rotations of every pair of rows."""
+    """Return the product of the best rotations of all pairs of rows, each seeing those before it."""
     m = G.shape[1]
     pairs = np.array(list(combinations(range(m), 2)), dtype=np.int32).reshape(-1, 2)
-    angles = jnp.arange(8) * jnp.pi / 8
+    angles = jnp.arange(8) * jnp.pi / 8  # half a turn is one period, as the sign of a direction does not matter
     fine = jnp.linspace(-jnp.pi / 2, jnp.pi / 2, 65)[:-1]
 
+    # One pair after the other, as each rotation changes the second moments that the next one sees.
     def best_pair(state: tuple[Samples, Array], pair: Array) -> tuple[tuple[Samples, Array], None]:
         G, U = state
         p, q = pair
@@ -91,20 +93,21 @@ def _sweep(G: Samples, score: Callable[[Array], Array]) -> Float[Array, "m m"]:
 
         def rotated(angle: Array) -> Array:
             c, s = jnp.cos(angle), jnp.sin(angle)
+            # The trace over the plane is invariant, so one of the two new rows gives the other.
             upper = c**2 * V[p] + 2 * c * s * cross + s**2 * V[q]
             return score(V.at[p].set(upper).at[q].set(V[p] + V[q] - upper))
 
-        a2, a4 = (jnp.fft.fft(jax.vmap(rotated)(angles)) / 4)[1:3]  # harmonics 2 and 4; the constant is no matter
+        a2, a4 = (jnp.fft.fft(jax.vmap(rotated)(angles)) / 4)[1:3]  # harmonics 2 and 4 of the angle, without the constant
 
         def value(angle: Array) -> Array:
             return jnp.real(a2 * jnp.exp(2j * angle) + a4 * jnp.exp(4j * angle))
 
-        angle = fine[jnp.argmax(value(fine) - 1e-12 * jnp.abs(fine))]  # of equal angles, the smallest
-        for _ in range(4):
+        angle = fine[jnp.argmax(value(fine) - 1e-12 * jnp.abs(fine))]  # the smallest of equally good angles
+        for _ in range(4):  # Newton's method polishes the best point of the grid
             e2, e4 = a2 * jnp.exp(2j * angle), a4 * jnp.exp(4j * angle)
-            slope, bend = jnp.real(2j * e2 + 4j * e4), jnp.real(-4 * e2 - 16 * e4)
-            angle = angle - jnp.where(bend < 0, slope / jnp.where(bend < 0, bend, 1), 0)
-        angle = jnp.where(value(angle) > value(jnp.zeros_like(angle)), angle, 0)
+            slope, curvature = jnp.real(2j * e2 + 4j * e4), jnp.real(-4 * e2 - 16 * e4)
+            angle = angle - jnp.where(curvature < 0, slope / jnp.where(curvature < 0, curvature, 1), 0)
+        angle = jnp.where(value(angle) > value(jnp.zeros_like(angle)), angle, 0)  # never turn without gain, or sweeps drift
         c, s = jnp.cos(angle), jnp.sin(angle)
         plane = jnp.array([[c, -s], [s, c]])
         U = U.at[:, pair].set(U[:, pair] @ plane)

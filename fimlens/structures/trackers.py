@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from fimlens._validate import require_number
-from fimlens.fisher.fisher import Fisher, SampleFisher
+from fimlens.fisher.fisher import Fisher
+from fimlens.fisher.sample_form import SampleFisher
 from fimlens.linalg.bases import eigenbasis, fix_signs, power_step, singular_bases, square_root, unit_of
 from fimlens.structure import BasisStep
 from fimlens.structures.move import Turn, turned_covariance

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from fimlens.fisher.fisher import Fisher
-from fimlens.linalg.bases import above_their_rounding, cast_floating
+from fimlens.linalg.bases import cast_floating, tree_above_rounding
 from fimlens.solver.fit import fit, zero_state
 from fimlens.structure import BasisStep, Frame, Mix, Params, Statistics, Structure, Tree
 from fimlens.structures.trackers import trackers_of
@@ -118,7 +118,7 @@ def step_matrices(recipe: Recipe, kept: MatrixState, G: Matrices, now: StepCoeff
         state = _averaged(recipe, state, G, now)
         member = fitted_members(recipe.structure, state, now.weight_2, recipe.average, G)
     if jax.tree.leaves(state.frame):
-        X = vmap_leading(G, above_their_rounding)(X)
+        X = vmap_leading(G, tree_above_rounding)(X)
     X = vmap_leading(G, lambda member, x: structure.precondition(member, x, recipe.eps))(member, X)
     update = vmap_leading(G, structure.from_eigenbasis)(state.frame, X)
     if recipe.b2 is None:

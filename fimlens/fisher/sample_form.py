@@ -1,0 +1,101 @@
+"""The Fisher as samples: gradients (N, m, n), from which every question is answered without building mn x mn."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from fimlens.fisher.fisher import Fisher, Linear, vec
+from fimlens.fisher.limits import DENSE_BYTES, require_dense
+from fimlens.linalg.bases import singular_bases
+
+CHUNK_BYTES = 2**26  # bound on the samples that a linear map is applied to at once
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, repr=False)
+class SampleFisher(Fisher):
+    """F = (1/N) sum of g g^T over N samples g = Vec(G).
+
+    Time and memory of every question are linear in N, except ||F||^2, which needs the Gram matrix of the samples.
+    """
+
+    samples: Float[Array, "*stack N m n"] | Any  # Any: as a pytree it also holds shapes, sharding specs or symbols
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.samples.shape[-2:]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.samples.dtype
+
+    def _form(self) -> str:
+        return f"from {len(self.samples)} samples"
+
+    @property
+    def _chunk(self) -> int:
+        m, n = self.shape
+        return max(1, min(len(self.samples), CHUNK_BYTES // (m * n * self.dtype.itemsize)))
+
+    def _mean(self, total: Callable[[Float[Array, "k m n"]], Any]) -> Any:
+        """Return 1/N of the sum of total(chunk) over chunks of samples; `total` must be quadratic in its samples."""
+        N = len(self.samples)
+        if self._chunk == N:
+            return jax.tree.map(lambda x: x / N, total(self.samples))
+        # The last chunk is filled with zero samples, to which a quadratic total gives zero.
+        padded = jnp.pad(self.samples, [(0, -N % self._chunk), (0, 0), (0, 0)])
+        chunks = padded.reshape(-1, self._chunk, *self.shape)
+
+        def add(sum_so_far: Any, G: Float[Array, "k m n"]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sum_so_far, total(G)), None
+
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(total, chunks[0]))
+        return jax.tree.map(lambda x: x / N, jax.lax.scan(add, zero, chunks)[0])
+
+    def second_moment(self, into: Linear = lambda G: G) -> Any:
+        return self._mean(lambda G: jax.tree.map(lambda x: jnp.sum(x**2, 0), jax.vmap(into)(G)))
+
+    def left(self, A: Float[Array, "n n"] | None = None) -> Float[Array, "m m"]:
+        return self._mean(lambda G: jnp.einsum("kij,klj->il", G if A is None else G @ A, G))
+
+    def right(self, B: Float[Array, "m m"] | None = None) -> Float[Array, "n n"]:
+        return self._mean(lambda G: jnp.einsum("kji,kjl->il", G if B is None else B.T @ G, G))
+
+    def left_singular(self) -> Float[Array, "m m"]:
+        return singular_bases(self.samples.swapaxes(0, 1).reshape(self.shape[0], -1))[0]
+
+    def right_singular(self) -> Float[Array, "n n"]:
+        return singular_bases(self.samples.reshape(-1, self.shape[1]))[1]
+
+    def inner(self, operator: Linear) -> Float[Array, ""]:
+        return self._mean(lambda G: jnp.sum(G * jax.vmap(operator)(G)))
+
+    def map(self, linear: Linear) -> "SampleFisher":
+        if self._chunk == len(self.samples):
+            return replace(self, samples=jax.vmap(linear)(self.samples))
+        return replace(self, samples=jax.lax.map(linear, self.samples, batch_size=self._chunk))
+
+    def scaled(self, factor: Float[ArrayLike, ""]) -> "SampleFisher":
+        return replace(self, samples=self.samples * jnp.sqrt(factor))  # F is quadratic in the samples
+
+    def dense(self, *, max_bytes: int = DENSE_BYTES) -> Float[Array, "mn mn"]:
+        remedy = "Stay in the sample form (fit and gap never need the dense one), or raise max_bytes."
+        require_dense("Fisher.dense", remedy, self.shape, self.samples.dtype.itemsize, max_bytes)
+        g = jax.vmap(vec)(self.samples)
+        return g.T @ g / len(g)
+
+    def _norm_squared(self, unit: Float[Array, ""]) -> Float[Array, ""]:
+        return _gram_norm_squared(self.samples, unit)
+
+
+@jax.jit
+def _gram_norm_squared(samples: Float[Array, "N m n"], unit: Float[Array, ""]) -> Float[Array, ""]:
+    """Return ||F / unit||^2 as that of the Gram matrix, which has the eigenvalues of N F."""
+    with jax.default_matmul_precision("highest"):
+        g = samples.reshape(len(samples), -1)
+        gram = g @ g.T if g.shape[0] <= g.shape[1] else g.T @ g  # the smaller of the two, as their norms are equal
+        return jnp.sum(jnp.square(gram / (len(samples) * unit)))

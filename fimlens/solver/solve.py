@@ -1,0 +1,181 @@
+"""The numeric minimum over a family, and its certificate: what the closed form is judged by.
+
+`solve` starts damped Newton (newton.py) from the closed form, from Jacobi sweeps (jacobi.py) where the family is a linear
+spectrum in rotated bases, and from wide random members, and keeps the best end.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from fimlens.fisher.fisher import Fisher, unvec
+from fimlens.fisher.limits import require_dense
+from fimlens.fisher.sample_form import SampleFisher
+from fimlens.solver.fit import fit, isotropic, require_structure_and_fisher
+from fimlens.solver.jacobi import jacobi, rotated_sides
+from fimlens.solver.newton import descend, relative_gap, scale_coordinates
+from fimlens.structure import Params, Structure
+from fimlens.structures import LowRank
+
+TOLERANCE = 1e-9  # of relative gaps: a smaller difference is rounding
+
+
+class Certificate(NamedTuple):
+    """The evidence for a `Solution`: where every start ended, and how the closed form compares.
+
+    A matrix with a negative eigenvalue is not a member, and its gap counts as infinite: `closed_form` and `excess` are infinite
+    if the fit is such a matrix.
+
+    Attributes:
+        gradient_norm: norm of the gradient of the *relative* gap, in the chart at the solution.
+        origins: the origin of each start: "closed form", "jacobi" or "random".
+        values: the gap ||F~ - F||^2 at which each start ended.
+        reached: how many starts ended within 1e-9 of the best, relative to ||F||^2.
+        closed_form: the gap of the closed form.
+        excess: how far the best gap lies below that of the closed form, relative to ||F||^2.
+
+    Examples:
+        >>> import jax, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(0), (8, 3, 4)))
+        >>> certificate = fl.solve(fl.Rotated(fl.Rows(), "L"), fisher).certificate
+        >>> certificate.origins[0], len(certificate.values), certificate.beaten
+        ('closed form', 12, False)
+    """
+
+    gradient_norm: float
+    origins: tuple[str, ...]
+    values: tuple[float, ...]
+    reached: int
+    closed_form: float
+    excess: float
+
+    @property
+    def beaten(self) -> bool:
+        """Whether a member was found that is nearer than the closed form by more than rounding."""
+        return self.excess > TOLERANCE
+
+
+class Solution(NamedTuple):
+    """The answer of `solve`.
+
+    Attributes:
+        params: the best member found.
+        value: its gap ||F~ - F||^2.
+        certificate: what it was compared with.
+
+    Examples:
+        >>> import jax, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(0), (8, 3, 4)))
+        >>> best = fl.solve(fl.Rotated(fl.Rows(), "L"), fisher)
+        >>> best.params.coords.shape, bool(abs(best.value - best.certificate.closed_form) < 1e-6)
+        ((3, 1), True)
+    """
+
+    params: Params
+    value: float
+    certificate: Certificate
+
+
+def solve(
+    structure: Structure, fisher: Fisher, *, key: Array | None = None, starts: int = 8, iterations: int = 200
+) -> Solution:
+    """Find the member of a family nearest to a Fisher numerically, and certify the closed form by it.
+
+    Use it to learn whether `fit` is optimal (claims EXACT and LIMIT say so) and by how much it is not (claims ONE_STEP, BOUND
+    and OTHER). It computes in float64 and is meant for small matrices: up to some hundred entries.
+
+    Args:
+        structure: the family.
+        fisher: the Fisher of one matrix.
+        key: draws the random starts; jax.random.key(0) by default.
+        starts: number of random members to start from, in addition to the closed form and, where they apply, Jacobi sweeps.
+        iterations: bound on the Newton steps from each start.
+
+    Returns:
+        A `Solution`: the best member, its gap and a `Certificate`.
+
+    Raises:
+        TypeError: `structure` is not a Structure instance, or `fisher` is not a Fisher.
+        ValueError: the structure does not suit the shape, the matrix is too large, `starts` is negative, or every start ended
+            outside the family.
+
+    Examples:
+        >>> import jax, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(0), (8, 3, 4)))
+        >>> fl.solve(fl.Rotated(fl.Rows(), "L"), fisher).certificate.beaten  # whitening is exact
+        False
+    """
+    require_structure_and_fisher("solve", structure, fisher)
+    if starts < 0:
+        raise ValueError(f"solve: starts counts random members, 0 or more; got {starts}")
+    if starts:
+        require_dense("solve", "Take a smaller matrix, or starts=0.", fisher.shape)
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        key = jax.random.key(0) if key is None else jax.random.wrap_key_data(jax.random.key_data(key))  # old keys pass too
+        samples = _in_few_samples(fisher)
+        norm_squared = float(samples.norm_squared)
+        origins, members = zip(*_start_members(structure, samples, key, starts), strict=True)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+        ends, values, slopes = descend(structure, stacked, samples, norm_squared, iterations)
+        closed = float(relative_gap(structure, members[0], samples, norm_squared))
+        values = np.where(np.isfinite(values), values, np.inf)  # argmin would pick NaN
+        best = int(np.argmin(values))
+        if not np.isfinite(values[best]):
+            raise ValueError(
+                f"solve: all {len(values)} starts of {structure} have a negative eigenvalue or a gap that is not finite. A "
+                "chart must map every z to eigenvalues of 0 or more."
+            )
+        certificate = Certificate(
+            gradient_norm=float(slopes[best]),
+            origins=origins,
+            values=tuple(float(v) * norm_squared for v in values),
+            reached=int(np.sum(values <= values[best] + TOLERANCE)),
+            closed_form=closed * norm_squared,
+            excess=closed - float(values[best]),
+        )
+        return Solution(jax.tree.map(lambda x: x[best], ends), float(values[best]) * norm_squared, certificate)
+
+
+def _start_members(structure: Structure, fisher: SampleFisher, key: Array, random: int) -> list[tuple[str, Params]]:
+    """Return the members to start from, each with its origin: the closed form first."""
+    fit_key, jacobi_key, random_key = jax.random.split(key, 3)
+    members = [("closed form", fit(structure, fisher, key=fit_key))]
+    if rotated_sides(structure, fisher.shape) is not None:
+        members += _jacobi_starts(structure, fisher, jacobi_key)
+    return members + [("random", _random_member(structure, fisher, k)) for k in jax.random.split(random_key, random)]
+
+
+def _in_few_samples(fisher: Fisher) -> SampleFisher:
+    """Return the same F in float64, as at most mn samples: scaled eigenvectors if it has more."""
+    m, n = fisher.shape
+    if isinstance(fisher, SampleFisher) and len(fisher.samples) <= m * n:
+        return SampleFisher(fisher.kind, fisher.normalisation, fisher.samples.astype(jnp.float64))
+    # Every evaluation of the gap is linear in the number of samples, and F has at most mn directions.
+    values, Q = np.linalg.eigh(np.asarray(fisher.dense(), np.float64))
+    g = Q * np.sqrt(np.maximum(values, 0) * len(values))
+    return SampleFisher(fisher.kind, fisher.normalisation, jax.vmap(lambda g: unvec(g, (m, n)))(jnp.asarray(g.T)))
+
+
+def _jacobi_starts(structure: Structure, fisher: SampleFisher, key: Array) -> list[tuple[str, Params]]:
+    """Sweep from the identity and from two random pairs of bases."""
+    m, n = sorted(fisher.shape) if isinstance(structure, LowRank) else fisher.shape  # LowRank takes its shorter side first
+    bases = [(jnp.eye(m), jnp.eye(n))]
+    bases += [(_orthogonal(k, m), _orthogonal(k, n)) for k in jax.random.split(key, 2)]
+    return [("jacobi", jacobi(structure, fisher, start)) for start in bases]
+
+
+def _orthogonal(key: Array, size: int) -> Float[Array, "k k"]:
+    return jnp.linalg.qr(jax.random.normal(key, (size, size)))[0]
+
+
+def _random_member(structure: Structure, fisher: Fisher, key: Array) -> Params:
+    """Draw a member far from the isotropic one, and of the size of F."""
+    m, n = fisher.shape
+    mean = jnp.mean(fisher.second_moment())  # tr(F) / mn: the scale of the isotropic member nearest to F
+    centre = isotropic(structure, (m, n), jnp.where(mean > 0, mean, 1))
+    flat, unravel = ravel_pytree(centre)
+    return structure.chart(scale_coordinates(centre, unravel(2 * jax.random.normal(key, flat.shape))), centre)

@@ -1,0 +1,34 @@
+"""How far a closed form is from being stationary: the slope of its objective at the fit."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
+
+from fimlens.fisher.fisher import Fisher
+from fimlens.solver.newton import scale_coordinates
+from fimlens.structure import Claim, Params, Structure
+
+
+def stationarity(structure: Structure, fisher: Fisher, fitted: Params) -> float:
+    """Return the largest slope of the structure's objective at its fit, relative to ||F||^2.
+
+    If the claim is EXACT or LIMIT the slope is over the whole chart, bases included. Otherwise the basis solves another
+    problem, and the slope is over the eigenvalues alone.
+    """
+    slope = _slope(structure, fisher, fitted)
+    whole = structure.claim in (Claim.EXACT, Claim.LIMIT)
+    return float(jnp.abs(ravel_pytree(slope if whole else slope.coords)[0]).max())
+
+
+@partial(jax.jit, static_argnums=0)
+def _slope(structure: Structure, fisher: Fisher, fitted: Params) -> Params:
+    # Along z in units of the coordinates, and relative to ||F||^2: the slope then does not depend on the scale of F.
+    def objective(z: Params) -> Array:
+        member = structure.chart(scale_coordinates(fitted, z), fitted)
+        norm_squared = fisher.norm_squared
+        return structure.objective(member, fisher) / jnp.where(norm_squared > 0, norm_squared, 1)
+
+    return jax.grad(objective)(jax.tree.map(jnp.zeros_like, fitted))
