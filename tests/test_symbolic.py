@@ -190,7 +190,7 @@ def test_an_unknown_primitive_is_evaluated_by_the_function_that_it_calls():
     assert fl.symbolic(call)(np.array([x1, x2], object)).tolist() == [sp.sin(x1), sp.sin(x2) + 1]
 
 
-def test_an_unknown_primitive_is_evaluated_by_its_implementation(rationals):
+def test_an_unknown_primitive_is_evaluated_by_its_implementation():
     x = sp.Symbol("x")
     assert fl.symbolic(lambda x: checkpoint_name(2 * x, "doubled"))(x) == 2 * x
 
@@ -198,6 +198,13 @@ def test_an_unknown_primitive_is_evaluated_by_its_implementation(rationals):
         return jax.lax.custom_linear_solve(lambda y: 4 * y, x, solve=lambda matvec, x: x / 4)
 
     assert fl.symbolic(solve)(x) == x / 4
+
+
+def test_an_effect_is_refused_and_not_carried_out(capsys):
+    with pytest.raises(fl.NoRule, match="primitive 'debug_"):
+        fl.symbolic(lambda x: jax.debug.print("{x}", x=x))(sp.Symbol("x"))
+    jax.effects_barrier()
+    assert not capsys.readouterr().out
 
 
 def test_a_nested_function_of_other_types_defines_nothing():

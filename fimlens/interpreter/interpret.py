@@ -111,15 +111,18 @@ def called_function(equation: JaxprEqn) -> AnyJaxpr | None:
 
 
 def _type(variable: Any) -> tuple[Any, Any]:
+    """Shape and dtype of a variable; None and None for a token, which has neither."""
     return getattr(variable.aval, "shape", None), getattr(variable.aval, "dtype", None)
 
 
 def implementation(equation: JaxprEqn) -> AnyJaxpr | None:
     """The definition of a primitive in simpler ones: its Python implementation, traced; None if it has none that traces."""
+    if equation.effects:  # tracing would carry out an effect, such as `jax.debug.print`
+        return None
     run = partial(equation.primitive.impl, **equation.params)
     try:
         traced = jax.make_jaxpr(run)(*(v.aval for v in equation.invars))
-    except Exception:  # compiled code, effects and devices refuse traced operands, each with an exception of its own
+    except Exception:  # implementations for arrays alone refuse traced operands, each with an exception of its own
         return None
     # Most primitives are implemented by compiled code. Traced, it is a function that consists of the primitive itself.
     return None if _mentions(traced, equation.primitive) else traced
