@@ -356,7 +356,7 @@ def test_a_wrong_basis_inside_blocks_is_found():
 def test_a_one_step_fit_is_not_compared_with_other_bases():
     derived = fl.derive(fl.Rotated(fl.RowColumn()), 2, 2)
     assert derived.ok
-    assert "measured, not proved, because it compares what is open" in derived.fit
+    assert "measured, not proved, because the symbols' assumptions do not decide the comparison" in derived.fit
 
 
 class NegativeHalf(fl.Diagonal):
@@ -377,7 +377,7 @@ class NegativeHalf(fl.Diagonal):
 def test_a_negative_coordinate_is_not_at_a_bound():
     derived = fl.derive(NegativeHalf(), 1, 2)
     assert not derived.ok
-    assert "refused: it compares what is open" in derived.fit
+    assert "refused: the symbols' assumptions do not decide the comparison" in derived.fit
 
 
 class Centred(fl.Diagonal):

@@ -209,3 +209,11 @@ def test_muon_with_declared_axes_is_optaxs():
     updates = [tx.update(weights, tx.init(weights), weights)[0] for tx in (ours, theirs)]
     for name in weights:
         np.testing.assert_allclose(updates[0][name], updates[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_full_chain_takes_a_module():
+    """Its labels are then a module too, which is callable, and is not to be called."""
+    weights = eqx.filter(eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(0)), eqx.is_array)
+    tx = fl.muon(0.1, weight_decay=0.1, mask=jax.tree.map(lambda x: x.ndim == 2, weights))
+    updates, _ = tx.update(weights, tx.init(weights), weights)
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, weights)

@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sympy as sp
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Primitive
 
 import fimlens as fl
+from fimlens.interpreter import interpret
 from fimlens.interpreter.identity import is_zero, refuted
 from fimlens.interpreter.interpret import RULES
+from fimlens.interpreter.values import exact
 
 
 @jax.custom_jvp
@@ -87,6 +91,7 @@ CASES = {  # a function of x (2, 3) and y (3, 2), positive, in which the primiti
     "tanh": lambda x, y: jnp.tanh(x),
     "tile": lambda x, y: jnp.tile(x, (2, 1)),
     "transpose": lambda x, y: x.T,
+    "unstack": lambda x, y: jnp.unstack(x, axis=1),
     "while": lambda x, y: jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] * x), (0, x))[1],
 }
 
@@ -139,6 +144,79 @@ def test_functions_within_functions_are_followed(name, rationals):
     agree(CALLS[name], rationals)
 
 
+def as_older_jax_names_it(params, consts, carried):
+    return {**params, "num_consts": consts, "num_carry": carried}
+
+
+def as_newer_jax_names_it(params, consts, carried):
+    groups = [consts, carried, 1]
+    return {**params, "ft_in": tuple((None,) * k for k in groups), "ft_out": ((None,) * carried, (None,))}
+
+
+@pytest.mark.parametrize("spelling", [as_older_jax_names_it, as_newer_jax_names_it])
+def test_a_scan_is_read_whatever_its_parameters_are_called(spelling):
+    """Two constants, one carried vector, one scanned operand: the counts differ, so a mistaken one shows."""
+    a, b = sp.symbols("a b")
+    x = np.array(sp.symbols("x1:7"), object).reshape(3, 2)
+    body = jax.jit(lambda a, b, c, row: (a * c + row, b * c))
+    scalar, matrix = (jax.ShapeDtypeStruct(s, np.float64) for s in [(), (3, 2)])
+    with jax.enable_x64(True):
+
+        def scan(a, b, x):
+            return jax.lax.scan(lambda c, row: body(a, b, c, row), x[0], x)
+
+        (equation,) = (e for e in jax.make_jaxpr(scan)(scalar, scalar, matrix).eqns if e.primitive.name == "scan")
+        common = {key: equation.params[key] for key in ("jaxpr", "length", "reverse")}
+        final, stacked = interpret.RULES["scan"](equation.replace(params=spelling(common, 2, 1)), *map(exact, (a, b, x[0], x)))
+    assert interpret.scan_layout(equation) == (2, 1)
+    c = x[0]
+    for k in range(3):
+        assert (stacked[k] == b * c).all()
+        c = a * c + x[k]
+    assert (final == c).all()
+
+
+def test_an_unknown_primitive_is_evaluated_by_the_function_that_it_calls():
+    """Under a name that no version of JAX uses, and without an implementation."""
+    unknown = Primitive("a_call_of_tomorrow")
+    unknown.multiple_results = True
+    unknown.def_abstract_eval(lambda x, a_function_of_tomorrow: a_function_of_tomorrow.out_avals)
+
+    def call(x):
+        function = jax.make_jaxpr(lambda x: jnp.sin(x) + jnp.arange(2.0))(x)
+        return unknown.bind(x, a_function_of_tomorrow=function)[0]
+
+    x1, x2 = sp.symbols("x1:3")
+    assert fl.symbolic(call)(np.array([x1, x2], object)).tolist() == [sp.sin(x1), sp.sin(x2) + 1]
+
+
+def test_an_unknown_primitive_is_evaluated_by_its_implementation():
+    x = sp.Symbol("x")
+    assert fl.symbolic(lambda x: checkpoint_name(2 * x, "doubled"))(x) == 2 * x
+
+    def solve(x):
+        return jax.lax.custom_linear_solve(lambda y: 4 * y, x, solve=lambda matvec, x: x / 4)
+
+    assert fl.symbolic(solve)(x) == x / 4
+
+
+def test_an_effect_is_refused_and_not_carried_out(capsys):
+    with pytest.raises(fl.NoRule, match="primitive 'debug_"):
+        fl.symbolic(lambda x: jax.debug.print("{x}", x=x))(sp.Symbol("x"))
+    jax.effects_barrier()
+    assert not capsys.readouterr().out
+
+
+def test_a_nested_function_of_other_types_defines_nothing():
+    """`reduce` carries a function of two numbers, and is not that function of its operands."""
+
+    def product(x):
+        return jax.lax.reduce(x, jnp.array(2.0), lambda a, b: a * b + 1, (0,))
+
+    with pytest.raises(fl.NoRule, match="primitive 'reduce'"):
+        fl.symbolic(product)(np.array(sp.symbols("x1:4"), object))
+
+
 def agree(fn, rationals):
     exact = fl.symbolic(fn)(*rationals)
     with jax.enable_x64(True):
@@ -174,7 +252,7 @@ def test_what_has_no_end_in_sight_is_refused():
 
 def test_what_the_assumptions_leave_open_is_refused():
     x = sp.Symbol("x", real=True)
-    with pytest.raises(fl.NoRule, match=r"what is open, x > 0.*positive=True"):
+    with pytest.raises(fl.NoRule, match=r"do not decide the comparison x > 0.*positive=True"):
         fl.symbolic(lambda x: jnp.where(x > 0, x, 0))(x)
     y = sp.Symbol("y", positive=True)
     assert fl.symbolic(lambda y: jnp.where(y > 0, y, 0))(y) == y

@@ -1,1 +1,1 @@
-"""JAX functions evaluated on SymPy expressions."""
+"""Evaluate JAX functions on SymPy expressions, and decide whether a result is zero."""

@@ -1,9 +1,9 @@
-"""Whether an expression vanishes identically, decided in a ring of polynomials.
+"""Decide whether an expression is identically zero, by arithmetic in a polynomial ring.
 
-An expression becomes a polynomial over a product of powers of polynomials, and no common divisor is ever sought: sums take the
-least common power of each, which is all that rational rotations ask for. Roots are generators, whose powers are reduced to what
-stands under them; so is whatever else is not rational. What comes out as 0 is 0. What does not may, of related roots, still be
-0: then a proof fails, but none passes wrongly.
+The expression is brought to one fraction. Its denominator stays a product of powers of polynomials, and a sum takes the largest
+power of each. No greatest common divisor is computed, which is what makes `sympy.simplify` slow. Symbols, functions and roots
+are the ring's generators; the d-th power of a d-th root is replaced by its radicand. A zero result proves that the expression
+vanishes. A nonzero one is not conclusive if several roots are related: a proof may then fail, but none passes wrongly.
 """
 
 import math
@@ -15,67 +15,72 @@ from sympy.polys.rings import PolyElement, PolyRing
 
 
 def is_zero(expression: Any) -> bool:
-    """Whether it vanishes for all values of its symbols: refuted at one rational point where it can be, else decided."""
+    """Whether an expression vanishes for all values of its symbols.
+
+    One rational point refutes most expressions that do not vanish, and costs little. The polynomial ring decides the others.
+    """
     expression = sp.sympify(expression)
-    if not expression.is_commutative:
+    if not expression.is_commutative:  # the ring is commutative; expansion decides matrix polynomials
         return sp.expand(expression) == 0
     if expression == 0 or refuted(expression):
         return expression == 0
-    expression = sp.expand_log(expression).replace(_is_root_of_sum, _without_content)
+    expression = sp.expand_log(expression).replace(_is_root_of_sum, _split_content)
     return not _Ring(expression).numerator(expression)
 
 
 def refuted(expression: Any) -> bool:
-    """Whether it is a number other than 0 at one rational point: a proof that it is not identically zero."""
+    """Whether an expression is a nonzero number at one rational point, which proves that it is not identically zero."""
     expression = sp.sympify(expression)
     free = sorted(expression.free_symbols, key=lambda s: s.name)
     value = expression.subs({s: sp.Rational(7 + 3 * k, 5 + 2 * k) for k, s in enumerate(free)})
     if value.is_Rational or not (value.is_number and value.is_finite):
         return bool(value.is_Rational and value != 0)
     try:
-        return bool(abs(value.evalf(30, strict=True)) > 0)  # 30 digits that hold, or none
+        return bool(abs(value.evalf(30, strict=True)) > 0)  # strict: 30 correct digits, or an exception
     except PrecisionExhausted:
         return False
 
 
 class Fraction(NamedTuple):
-    """A numerator over a product of powers of polynomials."""
+    """A numerator, and the denominator as the power of each of its factors."""
 
     numerator: PolyElement
     powers: dict[PolyElement, int]
 
 
 class _Ring:
-    """The polynomials in what an expression is made of."""
+    """The polynomials in the symbols, functions and roots of one expression."""
 
     def __init__(self, expression: sp.Expr) -> None:
-        degrees: dict[sp.Expr, int] = {}  # of the root of each base; 1 for what is no root
-        _generators(expression, degrees)
+        degrees: dict[sp.Expr, int] = {}
+        _collect_generators(expression, degrees)
+        # Long expressions first, so that `numerator` reduces a root before the roots in its radicand.
         self.degrees = dict(sorted(degrees.items(), key=lambda item: (-sp.count_ops(item[0]), str(item[0]))))
         self.ring = PolyRing([sp.Dummy() for _ in degrees], sp.QQ, "lex")
         self.generators = dict(zip(self.degrees, self.ring.gens, strict=True))
         self.seen: dict[sp.Expr, Fraction] = {}
 
     def numerator(self, expression: sp.Expr) -> PolyElement:
-        """A numerator of the expression, in which no root stands to its own degree."""
+        """The numerator of an expression, in which the power of each root is below its degree."""
         result = self.fraction(expression).numerator
-        for base, degree in self.degrees.items():  # outer roots before those that stand under them
+        for base, degree in self.degrees.items():
             if degree > 1 and result:
-                result = self._reduced(result, self.generators[base], degree, self.fraction(base))
+                result = self._reduce_root(result, self.generators[base], degree, self.fraction(base))
         return result
 
-    def _reduced(self, polynomial: PolyElement, x: PolyElement, degree: int, under: Fraction) -> PolyElement:
-        """The polynomial with each x^degree replaced by what is under the root, times a power of that one's denominator."""
-        place, below = self.ring.gens.index(x), self._product(under.powers)
+    def _reduce_root(self, polynomial: PolyElement, x: PolyElement, degree: int, radicand: Fraction) -> PolyElement:
+        """Replace each x^degree by the radicand, and multiply the polynomial by a power of the radicand's denominator."""
+        place, denominator = self.ring.gens.index(x), self._product(radicand.powers)
         most = polynomial.degree(x) // degree
         total = self.ring.zero
         for monomial, coefficient in polynomial.terms():
             times, rest = divmod(monomial[place], degree)
             term = self.ring({(*monomial[:place], rest, *monomial[place + 1 :]): coefficient})
-            total += term * under.numerator**times * below ** (most - times)
+            total += term * radicand.numerator**times * denominator ** (most - times)
         return total
 
     def fraction(self, expression: sp.Expr) -> Fraction:
+        """The expression as a fraction. Equal subexpressions are converted once."""
         if expression not in self.seen:
             self.seen[expression] = self._fraction(expression)
         return self.seen[expression]
@@ -88,13 +93,14 @@ class _Ring:
         if expression.is_Mul:
             factors = [self.fraction(factor) for factor in expression.args]
             numerator = math.prod((f.numerator for f in factors), start=self.ring.one)
-            return Fraction(numerator, _added(*(f.powers for f in factors)))
+            return Fraction(numerator, _sum_of_powers(*(f.powers for f in factors)))
         if not (expression.is_Pow and expression.exp.is_Rational):
-            return Fraction(self.generators[expression] ** self.degrees[expression], {})  # its root's power, where it has one
+            # The generator is the d-th root of the expression if one occurs (d its degree), else the expression (d = 1).
+            return Fraction(self.generators[expression] ** self.degrees[expression], {})
         if expression.exp.is_Integer:
             return self._power(self.fraction(expression.base), int(expression.exp))
-        whole = expression.exp * self.degrees[expression.base]
-        return self._power(Fraction(self.generators[expression.base], {}), int(whole))
+        exponent = expression.exp * self.degrees[expression.base]
+        return self._power(Fraction(self.generators[expression.base], {}), int(exponent))
 
     def _sum(self, terms: list[Fraction]) -> Fraction:
         common: dict[PolyElement, int] = {}
@@ -110,7 +116,7 @@ class _Ring:
         if exponent >= 0:
             return Fraction(base.numerator**exponent, powers)
         if not base.numerator:
-            raise ZeroDivisionError("an expression divides by what vanishes identically")
+            raise ZeroDivisionError("an expression divides by one that vanishes identically")
         return Fraction(self._product(powers), {base.numerator: -exponent})
 
     def _product(self, powers: dict[PolyElement, int]) -> PolyElement:
@@ -121,29 +127,34 @@ def _is_root_of_sum(expression: sp.Expr) -> bool:
     return expression.is_Pow and expression.exp.is_Rational and not expression.exp.is_Integer and expression.base.is_Add
 
 
-def _without_content(root: sp.Expr) -> sp.Expr:
-    """sqrt(2 a + 2 b/c) = sqrt(2) sqrt(a c + b) / sqrt(c), c positive, so that roots of one sum are one generator."""
-    above, below = sp.fraction(sp.together(root.base))
-    content, primitive = above.as_content_primitive()
-    return content**root.exp * primitive**root.exp / below**root.exp if below.is_positive and content > 0 else root
+def _split_content(root: sp.Expr) -> sp.Expr:
+    """Split constant factors and a positive denominator off a root, so that proportional radicands give one generator.
+
+    For example sqrt(2 a + 2 b/c) becomes sqrt(2) sqrt(a c + b) / sqrt(c) for c > 0.
+    """
+    numerator, denominator = sp.fraction(sp.together(root.base))
+    content, primitive = numerator.as_content_primitive()
+    if not (denominator.is_positive and content > 0):  # then the root of a product is not the product of the roots
+        return root
+    return content**root.exp * primitive**root.exp / denominator**root.exp
 
 
-def _added(*many: dict[PolyElement, int]) -> dict[PolyElement, int]:
+def _sum_of_powers(*many: dict[PolyElement, int]) -> dict[PolyElement, int]:
     total: dict[PolyElement, int] = {}
     for powers in many:
         total |= {p: k + total.get(p, 0) for p, k in powers.items()}
     return total
 
 
-def _generators(expression: sp.Expr, degrees: dict[sp.Expr, int]) -> None:
-    """Note all that a polynomial ring has to know of an expression: symbols, functions and the bases of roots."""
+def _collect_generators(expression: sp.Expr, degrees: dict[sp.Expr, int]) -> None:
+    """Add an expression's generators to `degrees`: symbols and functions with degree 1, radicands with their roots' degree."""
     if expression.is_Rational:
         return
     if expression.is_Add or expression.is_Mul:
         for part in expression.args:
-            _generators(part, degrees)
+            _collect_generators(part, degrees)
     elif expression.is_Pow and expression.exp.is_Rational:
-        _generators(expression.base, degrees)
+        _collect_generators(expression.base, degrees)
         if not expression.exp.is_Integer:
             degrees[expression.base] = math.lcm(degrees.get(expression.base, 1), int(expression.exp.q))
     else:

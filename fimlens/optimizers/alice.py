@@ -90,10 +90,10 @@ def scale_by_alice(
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> state, _ = fl.scale_by_alice(rank=2, leading=1).init(jnp.ones((3, 4)))
-        >>> subspace = state.subspaces["3 x 4"]
-        >>> subspace.basis.shape, subspace.covariance.shape  # U and Q~
+        >>> stack = state.stacks["3 x 4"]
+        >>> stack.left.basis.shape, stack.left.average.shape  # U and Q~
         ((1, 3, 2), (1, 2, 2))
-        >>> state.inner.momentum["3 x 4"].shape, state.tail["3 x 4"].shape  # of sigma; p, one number for each column
+        >>> stack.lead.momentum.shape, stack.complement.columns.shape  # of sigma; p, one number for each column
         ((1, 2, 4), (1, 1, 4))
     """
     require_leading("alice", rank, leading)
@@ -130,7 +130,7 @@ def scale_by_alice0(**options: Any) -> Transform:
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> state, _ = fl.scale_by_alice0(rank=2, leading=1).init(jnp.ones((3, 4)))
-        >>> state.subspaces["3 x 4"].covariance is None  # no Q~
+        >>> state.stacks["3 x 4"].left.average is None  # no Q~
         True
     """
     return scale_by_alice(b3=0.0, **options)

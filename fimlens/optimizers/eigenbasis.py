@@ -22,10 +22,10 @@ def scale_by_shampoo(
     """Shampoo (Gupta et al., 2018): L^{-1/4} G R^{-1/4}. Use it as the reference that SOAP improves on.
 
     H = {R^{1/2} (x) L^{1/2}}, a BOUND, with L = E[GG^T]/n and R = E[G^T G]/m: it minimises [G] Theorem 3.1's upper bound and is
-    not the nearest Kronecker product. State: m^2 + n^2 for the factors, and as many for their bases; m n with momentum. Two
-    differences from Gupta et al. Between refreshes the eigenvalues follow the factors in the old bases (diag U^T L U), where
-    published code keeps old roots; at an interval of 1 the two agree. And eps is added to the root of each eigenvalue, where
-    L and R start at eps I.
+    not the nearest Kronecker product. State: m^2 + n^2 for the factors, as many for their bases, and m + n eigenvalues; m n
+    with momentum. Two differences from Gupta et al. Between refreshes the eigenvalues follow the factors in the old bases (diag
+    U^T L U), where published code keeps old roots; at an interval of 1 the two agree. And eps is added to the root of each
+    eigenvalue, where L and R start at eps I.
 
     Args:
         b1: decay of the momentum. Default: None, no momentum, as in Gupta et al.
@@ -42,7 +42,7 @@ def scale_by_shampoo(
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> state = fl.scale_by_shampoo(update_interval=20).init(jnp.ones((3, 4)))
-        >>> factors, bases = state.averaged["3 x 4"], state.frame["3 x 4"].bases
+        >>> factors, bases = state.covariances["3 x 4"], state.frame["3 x 4"].bases
         >>> factors.left.shape, factors.right.shape, bases.left.shape, bases.right.shape
         ((1, 3, 3), (1, 4, 4), (1, 3, 3), (1, 4, 4))
     """
@@ -95,7 +95,7 @@ def scale_by_soap(
         >>> import jax, jax.numpy as jnp, fimlens as fl
         >>> tx = fl.scale_by_soap(refresh="eigh", turn="before")  # as in [G]; neither is the default
         >>> state = tx.init(jnp.ones((3, 4)))
-        >>> sum(x.size for x in jax.tree.leaves((state.frame, state.averaged, state.momentum)))  # 2 m n + 2 m^2 + 2 n^2
+        >>> sum(x.size for x in jax.tree.leaves(state[3:]))  # all but count, weight and key: 2 m n + 2 m^2 + 2 n^2
         74
     """
     return _soap("soap", "LR", **locals())

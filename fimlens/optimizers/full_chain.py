@@ -1,7 +1,7 @@
 """From a direction for matrices to a full optimizer: Adam for the other leaves, weight decay, and two learning rates."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -120,10 +120,10 @@ def full_chain(
         if adam_rate is None:
             adam_rate = _times(adam_factor, learning_rate)
         require_rate(name, "adam_learning_rate", adam_rate)
-        method = as_matrix(direction(**options), around["axes"])
-        rates = [optax.scale_by_learning_rate(rate) for rate in (learning_rate, adam_rate)]
+        directions = {METHOD: as_matrix(direction(**options), around["axes"]), OTHERS: others}
         decay = decay_links(around["weight_decay"], around["mask"])
-        return _routed(name, (method, others), decay, rates, leaf_labels(around["route"], around["head"]))
+        rates = {METHOD: optax.scale_by_learning_rate(learning_rate), OTHERS: optax.scale_by_learning_rate(adam_rate)}
+        return _routed(name, directions, decay, rates, leaf_labels(around["route"], around["head"]))
 
     chain_parameters = [Parameter(name, Parameter.KEYWORD_ONLY, default=default) for name, default in CHAIN_DEFAULTS.items()]
     own = list(inspect.signature(direction).parameters.values())
@@ -137,18 +137,19 @@ def full_chain(
 
 def _routed(
     name: str,
-    directions: Sequence[Transform],
+    directions: dict[str, Transform],
     decay: list[Transform],
-    rates: Sequence[Transform],
+    rates: dict[str, Transform],
     labels_of: Callable[[PyTree], PyTree],
 ) -> Transform:
-    """The chain of directions, decay and rates; directions and rates are pairs, for the method and for the other leaves."""
+    """The chain of directions, decay and rates; directions and rates have one entry for each label."""
 
     def chain(tree: PyTree) -> Transform:
         labels = labels_of(tree)  # once for both partitions
-        routed = [optax.partition(dict(zip((METHOD, OTHERS), pair, strict=True)), labels) for pair in (directions, rates)]
+        # Labels go in as a function: a tree of them may be a module of Equinox, which partition would call.
+        direction, rate = (optax.partition(by_label, lambda _: labels) for by_label in (directions, rates))
         # The decay stands between the two, where it sees the whole tree, so that any mask fits.
-        return optax.chain(routed[0], *decay, routed[1])
+        return optax.chain(direction, *decay, rate)
 
     def init(params: PyTree) -> Any:
         require_real(name, params)

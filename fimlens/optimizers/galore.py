@@ -50,7 +50,8 @@ def scale_by_galore(
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
         >>> state, _ = fl.scale_by_galore(rank=2).init(jnp.ones((3, 4)))
-        >>> state.inner.momentum["3 x 4"].shape, state.inner.averaged["3 x 4"].shape, jax.tree.leaves(state.tail)
+        >>> stack = state.stacks["3 x 4"]
+        >>> stack.lead.momentum.shape, stack.lead.averaged.shape, jax.tree.leaves(stack.complement)
         ((1, 2, 4), (1, 2, 4), [])
     """
     return _in_subspace_of_gradient("galore", rules.none, gamma=None, **locals())
@@ -98,7 +99,7 @@ def scale_by_fira(
         >>> w = jnp.ones((3, 4))
         >>> fira_plus, galore = fl.scale_by_fira(rank=2, plus=True), fl.scale_by_galore(rank=2)
         >>> [sum(x.size for x in jax.tree.leaves(tx.init(w))) for tx in (fira_plus, galore)]  # one more, for the limiter
-        [30, 29]
+        [25, 24]
     """
     rule = rules.matched_column_ratios if plus else rules.column_ratios
     options = locals()
@@ -149,10 +150,10 @@ def scale_by_apollo(
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
         >>> variants = fl.scale_by_apollo(rank=2), fl.scale_by_apollo(rank=2, variant="svd"), fl.scale_by_apollo(variant="mini")
-        >>> states = [tx.init(jnp.ones((3, 4)))[0] for tx in variants]
-        >>> [jax.tree.leaves(state.subspaces)[0].shape for state in states]  # a key, a basis, a key
+        >>> stacks = [tx.init(jnp.ones((3, 4)))[0].stacks["3 x 4"] for tx in variants]
+        >>> [stack.left.basis.shape for stack in stacks]  # a key, a basis, a key
         [(1, 2), (1, 3, 2), (1, 2)]
-        >>> [state.inner.momentum["3 x 4"].shape for state in states]
+        >>> [stack.lead.momentum.shape for stack in stacks]
         [(1, 2, 4), (1, 2, 4), (1, 1, 4)]
     """
     if variant not in ("random", "svd", "mini"):

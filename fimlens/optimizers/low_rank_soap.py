@@ -31,10 +31,10 @@ def scale_by_low_rank_soap(
 ) -> Transform:
     """Low-rank SOAP (docs/corner.md): Alice with a subspace on both sides. Use it for less state than Alice's.
 
-    H = LowRank(Diagonal(), rank, sides="LR"), ONE_STEP in U and V; the eigenvalues are EXACT given both. [G] leaves it to future work. U^T G V has a
-    momentum and second moments; each row of U^T G and each column of G V has one number beyond it, and the rest of the matrix
-    has one in all. Each side is tracked and switched on its own. State: m r1 + n r2 + 2 r1 r2 + r1^2 + r2^2 + r1 + r2 + 1, with
-    r1 = min(rank, m) and r2 = min(rank, n).
+    H = LowRank(Diagonal(), rank, sides="LR"), ONE_STEP in U and V; the eigenvalues are EXACT given both. [G] leaves it to
+    future work. U^T G V has a momentum and second moments; each row of U^T G and each column of G V has one number beyond it,
+    and the rest of the matrix has one in all. Each side is tracked and switched on its own. State: m r1 + n r2 + 2 r1 r2 +
+    r1^2 + r2^2 + r1 + r2 + 1, with r1 = min(rank, m) and r2 = min(rank, n).
 
     Args:
         rank: dimension of each subspace.
@@ -64,8 +64,9 @@ def scale_by_low_rank_soap(
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> state, _ = fl.scale_by_low_rank_soap(rank=2, leading=1).init(jnp.ones((3, 4)))
-        >>> [side.basis.shape for side in state.subspaces["3 x 4"]], state.inner.momentum["3 x 4"].shape
-        ([(1, 3, 2), (1, 4, 2)], (1, 2, 2))
+        >>> stack = state.stacks["3 x 4"]
+        >>> stack.left.basis.shape, stack.right.basis.shape, stack.lead.momentum.shape
+        ((1, 3, 2), (1, 4, 2), (1, 2, 2))
     """
     require_leading("low_rank_soap", rank, leading)
     direction = scale_by_low_rank(

@@ -16,7 +16,7 @@ from fimlens.fisher.dense_form import DenseFisher
 from fimlens.fisher.fisher import Fisher
 from fimlens.interpreter.identity import is_zero
 from fimlens.interpreter.interpret import symbolic
-from fimlens.interpreter.primitives import NoRule, TooLong, require_short
+from fimlens.interpreter.values import NoRule, TooLong, require_short
 from fimlens.proofs.evaluate import error, fitted, objective, slope, squared_error
 from fimlens.proofs.stationary import Stationary
 from fimlens.proofs.symbols import entries_of, frame

@@ -1,4 +1,7 @@
-"""The families. A new one is one file here and one line below; EXAMPLES is the fixture of every law."""
+"""The families of matrices, and the trackers that find their bases.
+
+A new family is one file here and one line below. EXAMPLES is the fixture of every law.
+"""
 
 from fimlens.structures.blocks import Blocks as Blocks
 from fimlens.structures.dense import Dense as Dense

@@ -23,7 +23,7 @@ from fimlens.structures.move import Turn, turned_covariance
 from fimlens.structures.switching import require_switch, switched
 
 Basis = Float[Array, "m r"]
-Average = Float[Array, "k k"] | None
+Average = Float[Array, "*stack k k"] | None
 
 
 class Side(NamedTuple):

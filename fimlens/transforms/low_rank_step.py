@@ -142,7 +142,7 @@ def _moved(recipe: LowRankRecipe, kept: Subspace, G: Stack, key: Array, right: b
     return _like(kept, new._replace(average=tracker.transport(T, old.average))), T
 
 
-def _bases(recipe: LowRankRecipe, kept: Subspace, G: Stack, right: bool) -> Float[Array, "k m r"]:
+def _bases(recipe: LowRankRecipe, kept: Subspace, G: Stack, right: bool) -> Float[Array, "k i r"]:
     """U of each matrix."""
     r = recipe.structure.ranks(G.shape[1:])[right]
     return jax.vmap(lambda basis: recipe.structure.tracker.basis(basis, G.shape[1 + right], r))(kept.basis).astype(G.dtype)
@@ -246,7 +246,7 @@ def _scales(
     return Parts(None, *scales), phi
 
 
-def _followed(recipe: LowRankRecipe, kept: Subspace, G: Stack, lead: Stack, right: bool) -> Subspace:
+def _followed(recipe: LowRankRecipe, kept: Subspace, G: Stack, lead: Float[Array, "k i j"], right: bool) -> Subspace:
     """What the tracker keeps after a step: its average with the current gradient in it."""
     tracker, b3 = recipe.structure.tracker, recipe.structure.tracker.b3
     if kept.average is None:

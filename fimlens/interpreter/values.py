@@ -1,0 +1,91 @@
+"""The values of the interpreter, arrays of SymPy expressions, and the errors that it raises.
+
+A value is a NumPy array. Floating-point data become expressions (dtype object), and every float the rational number that it
+represents. Integers and booleans keep their dtype: they are indices and conditions, and have one known value.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import sympy as sp
+
+Values = np.ndarray  # dtype object (SymPy expressions), integer or boolean
+
+Rule = Callable[..., Any]  # (equation of a jaxpr, *operands) -> the result, or the list of results
+
+
+class NoRule(NotImplementedError):
+    """The interpreter cannot evaluate a function on expressions.
+
+    Either a primitive has no rule, or the result depends on a sign that the symbols' assumptions leave open.
+
+    Examples:
+        >>> import jax.numpy as jnp, sympy, fimlens as fl
+        >>> try:
+        ...     fl.symbolic(jnp.linalg.eigvalsh)(sympy.diag(*sympy.symbols("a b")))
+        ... except fl.NoRule as error:
+        ...     print(str(error).partition(".")[0])
+        symbolic: there is no rule for the primitive 'eigh'
+    """
+
+
+class TooLong(NoRule):
+    """An expression grew too long to work with, most often because the function iterates."""
+
+
+@lru_cache(2**16)
+def size(expression: sp.Basic) -> int:
+    """Count the operations and operands of an expression. A shared subexpression counts each time that it occurs."""
+    return 1 + sum(map(size, expression.args))
+
+
+def require_short(entries: Iterable[sp.Basic], most: int) -> None:
+    """Refuse expressions that are too long to work with.
+
+    Args:
+        entries: the expressions.
+        most: the largest allowed `size`.
+
+    Raises:
+        TooLong: the size of an expression exceeds `most`.
+    """
+    if any(size(entry) > most for entry in entries):
+        raise TooLong(
+            f"symbolic: it iterates too long to write out (over {most:,} terms). Take fewer steps, or a smaller matrix."
+        )
+
+
+def exact(leaf: Any) -> Values:
+    """Convert floats to exact rationals. Expressions, integers and booleans stay as they are.
+
+    Args:
+        leaf: a number, an expression, an array of either, or a SymPy matrix.
+    """
+    array = np.asarray(leaf.tolist() if isinstance(leaf, sp.MatrixBase | sp.NDimArray) else leaf)
+    if array.dtype == object:
+        return entrywise(sp.sympify)(array)
+    if jnp.issubdtype(array.dtype, np.floating):
+        # sp.Rational turns an infinity or NaN into 0 without a word, so these stay floats.
+        return entrywise(lambda x: sp.Rational(x) if np.isfinite(x) else sp.Float(x))(array.astype(float))
+    return array
+
+
+def entrywise(fn: Callable[..., Any]) -> Callable[..., Values]:
+    """Apply a function of scalars to each entry of arrays, which broadcast against each other."""
+
+    def mapped(*values: Values) -> Values:
+        values = np.broadcast_arrays(*values)
+        entries = zip(*(v.ravel().tolist() for v in values), strict=True)
+        return array_of([fn(*entry) for entry in entries], values[0].shape)
+
+    return mapped
+
+
+def array_of(entries: Sequence[Any], shape: Sequence[int]) -> Values:
+    """Arrange expressions as an array of the given shape."""
+    array = np.empty(len(entries), object)  # np.array(entries) would look into the expressions for a further axis
+    array[:] = entries
+    return array.reshape(shape)
