@@ -136,7 +136,7 @@ class LowRank(Structure):
     def tied(self, sums: Parts, counts: Parts) -> Parts:
         """Means over the tied directions of each part, from sums over those that no basis tells apart."""
 
-        def mean(total: Array, count: int, spectrum: Spectrum) -> Array | None:
+        def mean(total: Array | None, count: int | None, spectrum: Spectrum) -> Array | None:
             if not count:
                 return None
             return (Scalar() if isinstance(self.complement, Scalar) else spectrum).moments(total / count)
