@@ -33,7 +33,8 @@ def steps(m, n):
 
     at = frame(H, m, n)
     U, b = at.bases.left, positive("b", m)
-    rows, columns = symbolic(lambda F, at: H.stats(F, Params(at, None)).spectrum)(F, Frame(at.bases._replace(b=b, a=s), (m, n)))
+    weighted = symbolic(lambda F, at: H.stats(F, Params(at, None)).spectrum)
+    rows, columns = weighted(F, Frame(at.bases._replace(b=b, a=s), (m, n)))
     M_in_basis = U * b @ U.T
     nearest = columns / (b**2).sum()
     yield vanishes(
