@@ -109,7 +109,7 @@ def refresh_stacks(recipe: LowRankRecipe, state: Any, matrices: dict[str, Stack]
     return refresh_if_due(state.count, recipe.lead.update_interval, (state.lead_count, dict(state.stacks)), refreshed)
 
 
-def _seen(recipe: LowRankRecipe, G: Stack) -> Stack:
+def _seen(recipe: LowRankRecipe, G: Stack) -> Float[Array, "k i j"]:
     return short_side_first(G) if recipe.structure.sides == "short" else G
 
 
