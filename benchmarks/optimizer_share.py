@@ -5,8 +5,8 @@
 
 Without --timed nothing runs: gradient and update are compiled for this machine from shapes alone. The update is one between
 refreshes. The last column has the FLOPs of products and decompositions in the traced update (fimlens/costs/flops.py), with
-refreshes averaged over the default interval. XLA counts the body of a loop once, so it counts one of the five sweeps of RACS; the
-trace counts all five.
+refreshes averaged over the default interval. XLA counts the body of a loop once, so it counts one of the five sweeps of RACS;
+the trace counts all five.
 
 With --timed, the gradient and the update are run and timed alone (fimlens/pretrain/timing.py). The text is bytes, whatever the
 model's vocabulary is.

@@ -291,7 +291,7 @@ def test_updates_of_other_shapes_are_refused_by_the_low_rank_ones(sides):
     tx = fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2, sides=sides, tracker=fl.SubspaceIteration(1)))
     state = tx.init({"w": jnp.ones((3, 4))})
     for shape in ((4, 3), (2, 3, 4), (3, 5)):
-        with pytest.raises(ValueError, match="scale_by_low_rank: .*state that init made"):
+        with pytest.raises(ValueError, match=r"scale_by_low_rank: .*state that init made"):
             tx.update({"w": jnp.ones(shape)}, state)
     with jax.enable_x64(True), pytest.raises(ValueError, match="state that init made"):
         tx.update({"w": jnp.ones((3, 4), jnp.float64)}, state)

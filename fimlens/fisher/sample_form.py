@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from fimlens.fisher.fisher import Fisher, Linear, vec
 from fimlens.fisher.limits import DENSE_BYTES, require_dense
-from fimlens.linalg.bases import singular_bases
+from fimlens.linalg.bases import singular_basis
 
 CHUNK_BYTES = 2**26  # bound on the samples that a linear map is applied to at once
 
@@ -66,10 +66,10 @@ class SampleFisher(Fisher):
         return self._mean(lambda G: jnp.einsum("kji,kjl->il", G if B is None else B.T @ G, G))
 
     def left_singular(self) -> Float[Array, "m m"]:
-        return singular_bases(self.samples.swapaxes(0, 1).reshape(self.shape[0], -1))[0]
+        return singular_basis(self.samples.swapaxes(0, 1).reshape(self.shape[0], -1), self.shape[0])
 
     def right_singular(self) -> Float[Array, "n n"]:
-        return singular_bases(self.samples.reshape(-1, self.shape[1]))[1]
+        return singular_basis(self.samples.reshape(-1, self.shape[1]), self.shape[1], right=True)
 
     def inner(self, operator: Linear) -> Float[Array, ""]:
         return self._mean(lambda G: jnp.sum(G * jax.vmap(operator)(G)))

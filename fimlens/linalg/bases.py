@@ -16,22 +16,13 @@ def eigenbasis(covariance: Float[Array, "m m"], rank: int | None = None) -> Floa
     return complete_basis(U, values > rounding(covariance) * values[0])[:, :rank]
 
 
-def singular_bases(
-    A: Float[Array, "m n"], left: int | None = None, right: int | None = None
-) -> tuple[Float[Array, "m r"], Float[Array, "n s"]]:
-    """Return the first `left` left and `right` right singular vectors of A, the same on every device (`complete_basis`).
-
-    By default the bases are complete: (m, m) and (n, n).
-    """
+def singular_basis(A: Float[Array, "m n"], rank: int, *, right: bool = False) -> Float[Array, "m r"]:
+    """Return the first `rank` left (or right) singular vectors of A, the same on every device (`complete_basis`)."""
     U, values, Vt = svd(A / unit_of(A))
     sure = values > 4 * rounding(A) * values[0]  # 16 eps: the noise of a 1024 x 1024 matrix reaches 5
-
-    def first(W: Float[Array, "m k"], count: int) -> Float[Array, "m r"]:
-        missing = max(count - len(sure), 0)  # the thin svd has min(m, n) vectors
-        return complete_basis(jnp.pad(W, ((0, 0), (0, missing)))[:, :count], jnp.pad(sure, (0, missing))[:count])
-
-    m, n = A.shape
-    return first(U, m if left is None else left), first(Vt.T, n if right is None else right)
+    missing = max(rank - len(sure), 0)  # the thin svd has min(m, n) vectors
+    vectors = Vt.T if right else U
+    return complete_basis(jnp.pad(vectors, ((0, 0), (0, missing)))[:, :rank], jnp.pad(sure, (0, missing))[:rank])
 
 
 def complete_basis(U: Float[Array, "m r"], sure: Bool[Array, " r"]) -> Float[Array, "m r"]:

@@ -12,12 +12,13 @@ an optimizer that divides by its root mean square would follow it.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.lax.linalg import SvdAlgorithm
-from jax.lax.linalg import svd as svd_by
+from jax.lax.linalg import svd as lax_svd
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -27,16 +28,16 @@ from fimlens.linalg.mesh import dividing
 def _batched_safely(decompose: Callable[[Array], Any], **accelerated: Callable[[Array], Any]) -> Callable[[Array], Any]:
     """Give `decompose` the rule for batches that the head of this file describes; `accelerated` replaces it by platform."""
     elsewhere = {"default": decompose} | accelerated
+    batches_elsewhere = {name: jax.vmap(each) for name, each in elsewhere.items()}
 
     @jax.custom_batching.custom_vmap
     def one(A: Array) -> Any:
         return jax.lax.platform_dependent(A, cpu=decompose, **elsewhere)
 
+    one_by_one = partial(jax.lax.map, one)
+
     @one.def_vmap
     def _(size: int, batched: list[bool], A: Array) -> tuple[Any, Any]:
-        def one_by_one(A: Array) -> Any:
-            return jax.lax.map(one, A)
-
         mesh, on_cpu = jax.sharding.get_abstract_mesh(), one_by_one
         kinds = set(mesh.axis_types)
         if kinds == {AxisType.Auto}:  # each device loops over its own matrices only
@@ -44,8 +45,8 @@ def _batched_safely(decompose: Callable[[Array], Any], **accelerated: Callable[[
             on_cpu = jax.shard_map(one_by_one, in_specs=along, out_specs=along)
         elif AxisType.Explicit in kinds:  # JAX refuses to loop over an axis whose type says that it is sharded
             on_cpu = jax.vmap(decompose)
-        out = jax.lax.platform_dependent(A, cpu=on_cpu, **{name: jax.vmap(each) for name, each in elsewhere.items()})
-        return out, jax.tree.map(lambda _: True, out)
+        out = jax.lax.platform_dependent(A, cpu=on_cpu, **batches_elsewhere)
+        return out, jax.tree.structure(out).unflatten([True] * len(out))
 
     return one
 
@@ -57,18 +58,15 @@ def iterated_eigh(A: Array) -> tuple[Array, Array]:
     return values, jnp.linalg.qr(powered)[0][:, ::-1]
 
 
-def svd_by_qr(A: Array) -> tuple[Array, Array, Array]:
-    """The thin svd by the QR algorithm, more exact on GPUs than their default."""
-    return tuple(svd_by(A, full_matrices=False, algorithm=SvdAlgorithm.QR))
-
-
 _eigh = _batched_safely(lambda A: tuple(jnp.linalg.eigh(A)), default=iterated_eigh)
 
 
-_orthonormal = _batched_safely(lambda A: jnp.linalg.qr(A)[0])
+_qr = _batched_safely(jnp.linalg.qr)
 
 
-_svd = _batched_safely(lambda A: tuple(jnp.linalg.svd(A, full_matrices=False)), cuda=svd_by_qr, rocm=svd_by_qr)
+# The thin svd by the QR algorithm is more exact on GPUs than their default.
+svd_by_qr = partial(lax_svd, full_matrices=False, algorithm=SvdAlgorithm.QR)
+_svd = _batched_safely(partial(lax_svd, full_matrices=False), cuda=svd_by_qr, rocm=svd_by_qr)
 
 
 def eigh(A: Float[Array, "m m"]) -> tuple[Float[Array, " m"], Float[Array, "m m"]]:
@@ -78,9 +76,9 @@ def eigh(A: Float[Array, "m m"]) -> tuple[Float[Array, " m"], Float[Array, "m m"
 
 def orthonormal(A: Float[Array, "m r"]) -> Float[Array, "m r"]:
     """Return Q of A = Q R."""
-    return _orthonormal(A)
+    return _qr(A)[0]
 
 
 def svd(A: Float[Array, "m n"]) -> tuple[Float[Array, "m k"], Float[Array, " k"], Float[Array, "k n"]]:
     """Return U, the singular values, descending, and V^T; k = min(m, n)."""
-    return _svd(A)
+    return tuple(_svd(A))

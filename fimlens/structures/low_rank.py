@@ -28,6 +28,7 @@ from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, move
 
 Matrix = Float[Array, "m n"]
 SIDES = ("short", "LR")
+FINEST = (Rows(), Columns(), Scalar())  # how finely the bases allow to tie the rows, the columns and the tail
 
 
 class Bases(NamedTuple):
@@ -139,9 +140,9 @@ class LowRank(Structure):
         def mean(total: Array | None, count: int | None, spectrum: Spectrum) -> Array | None:
             if not count:
                 return None
-            return (Scalar() if isinstance(self.complement, Scalar) else spectrum).moments(total / count)
+            return (self.complement if isinstance(self.complement, Scalar) else spectrum).moments(total / count)
 
-        return Parts(None, *map(mean, sums[1:], counts[1:], (Rows(), Columns(), Scalar())))
+        return Parts(None, *map(mean, sums[1:], counts[1:], FINEST))
 
     def _sums(self, fisher: Fisher, frame: Frame) -> Parts:
         """Sums of the second moments of each part over the directions that no basis tells apart; of the lead nothing."""

@@ -52,6 +52,6 @@ class Move(NamedTuple):
     columns: Float[Array, "1 n"] | None = None
 
     def squares(self, V: Float[Array, "#m #n"]) -> Float[Array, "#m #n"]:
-        """Second moments, on each axis that has an entry a row or a column; a mean over a side is measured in no basis of it."""
+        """Second moments, on each axis with an entry per row or column: a mean over a side is measured in no basis of it."""
         V = turned_squares(self.left, V) if self.left is not None and len(V) == len(self.left) else V
         return turned_squares(self.right, V.T).T if self.right is not None and V.shape[1] == len(self.right) else V

@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from fimlens._validate import require_number
 from fimlens.fisher.fisher import Fisher
 from fimlens.fisher.sample_form import SampleFisher
-from fimlens.linalg.bases import eigenbasis, fix_signs, power_step, singular_bases, square_root, unit_of
+from fimlens.linalg.bases import eigenbasis, fix_signs, power_step, singular_basis, square_root, unit_of
 from fimlens.structure import BasisStep
 from fimlens.structures.move import Turn, turned_covariance
 from fimlens.structures.switching import require_switch, switched
@@ -47,7 +47,7 @@ class Side(NamedTuple):
         """The leading left singular vectors of H."""
         if rank == self.fisher.shape[self.right]:
             return self.fisher.right_singular() if self.right else self.fisher.left_singular()
-        return singular_bases(self.root(), rank, rank)[0]
+        return singular_basis(self.root(), rank)
 
     def projected(self, U: Basis) -> "Side":
         """The same of U^T G."""
@@ -211,7 +211,7 @@ class SubspaceIteration(Tracker):
             H = jnp.concatenate([H, step.mix.old**0.5 * kept @ square_root(average)], 1)
         H = H / unit_of(H)  # Q = H H^T
         V = power_step(H @ (H.T @ kept), kept)
-        return fix_signs(V @ singular_bases(V.T @ H, V.shape[1], V.shape[1])[0])
+        return fix_signs(V @ singular_basis(V.T @ H, V.shape[1]))
 
     def transport(self, T: Turn, average: Average) -> Average:
         return None if average is None else turned_covariance(T, average)

@@ -126,7 +126,9 @@ def _refreshed(recipe: LowRankRecipe, kept: StackState, G: Stack, key: Array, fi
     return StackState(left, right, _transported(recipe, kept.lead, L, R), complement, kept.norm)
 
 
-def _moved(recipe: LowRankRecipe, kept: Subspace, G: Stack, key: Array, right: bool, first: Bool[Array, ""]) -> tuple[Subspace, Turn]:
+def _moved(
+    recipe: LowRankRecipe, kept: Subspace, G: Stack, key: Array, right: bool, first: Bool[Array, ""]
+) -> tuple[Subspace, Turn]:
     """A side's subspaces after the tracker's step, and what turns coordinates in the old bases into those in the new ones."""
     tracker, b3 = recipe.structure.tracker, recipe.structure.tracker.b3
     b3 = recipe.lead.b2 if b3 is None else b3

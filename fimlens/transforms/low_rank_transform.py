@@ -1,4 +1,4 @@
-"""The optimizers of low rank, as one Optax transform: momentum and second moments on the lead alone, compensation outside it."""
+"""The optimizers of low rank, as one Optax transform: Adam or any structure on the lead, and a compensation outside it."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from fimlens.transforms.low_rank_step import LowRankRecipe, StackState, init_sta
 from fimlens.transforms.matrix_step import Recipe, coefficients
 from fimlens.transforms.stacking import stack_matrices, unstack
 from fimlens.transforms.state import state_of_others
-from fimlens.transforms.structure_transform import random_key
+from fimlens.transforms.structure_transform import random_key, tracker_decay
 
 
 class LowRankState(NamedTuple):
@@ -96,7 +96,7 @@ def scale_by_low_rank(
     if not isinstance(structure, LowRank):
         raise TypeError(f"scale_by_low_rank: expected a fl.LowRank first; got {structure!r}.")
     dtypes = state_dtypes(dtypes)
-    lead = Recipe(structure.inner, b1, b2, eps, update_interval, "before", "original", "statistics", bias_correction, dtypes)
+    lead = Recipe(structure.inner, b1, b2, tracker_decay(structure.inner), eps, update_interval, bias_correction, dtypes)
     recipe = LowRankRecipe(structure, lead, compensation, lift, b1, alpha_c, gamma, moments, bias_correction, dtypes)
     _require_options(recipe)
     key = random_key(structure)

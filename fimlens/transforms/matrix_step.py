@@ -18,7 +18,6 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cast_floating, tree_above_rounding
 from fimlens.solver.fit import fit, zero_state
 from fimlens.structure import BasisStep, Frame, Mix, Params, Statistics, Structure, Tree
-from fimlens.structures.trackers import trackers_of
 from fimlens.transforms.dtypes import StateDtypes
 from fimlens.transforms.stacking import Matrices, clip_for_squaring, clip_squares, vmap_leading
 
@@ -31,13 +30,14 @@ class Recipe(NamedTuple):
     structure: Structure
     b1: Float[ArrayLike, ""] | None
     b2: Decay | None
+    b3: Float[ArrayLike, ""] | None  # the trackers' decay; None for b2
     eps: Float[ArrayLike, ""]
     update_interval: Int[ArrayLike, ""] | None
-    turn: str
-    momentum: str
-    average: str
     bias_correction: bool
     dtypes: StateDtypes
+    turn: str = "before"
+    momentum: str = "original"
+    average: str = "statistics"
 
 
 class MatrixState(NamedTuple):
@@ -71,7 +71,7 @@ def coefficients(recipe: Recipe, count: Int[Array, ""], key: Array | None) -> St
     if recipe.turn == "after":  # the first step only starts the basis: it does not count
         moves, t = t > 1, jnp.maximum(count, 1)
     b2 = recipe.b2(t.astype(float)) if callable(recipe.b2) else recipe.b2
-    b3 = next((tracker.b3 for tracker in trackers_of(recipe.structure) if tracker.b3 is not None), b2)
+    b3 = b2 if recipe.b3 is None or b2 is None else recipe.b3
 
     def weight(b: Any, t: Array) -> Float[ArrayLike, ""]:
         corrected = recipe.bias_correction and b is not None and not callable(b)
@@ -79,7 +79,7 @@ def coefficients(recipe: Recipe, count: Int[Array, ""], key: Array | None) -> St
 
     before = jnp.where(t == 1, 1, weight(recipe.b2, t - 1))  # nothing is averaged yet at the first step
     weights = weight(recipe.b1, t), weight(recipe.b2, t), before
-    return StepCoefficients(count, key, *(_mix(b) for b in (recipe.b1, b2, b3 if b2 is not None else None)), *weights, moves)
+    return StepCoefficients(count, key, _mix(recipe.b1), _mix(b2), _mix(b3), *weights, moves)
 
 
 def init_matrices(recipe: Recipe, G: Matrices) -> MatrixState:

@@ -73,7 +73,8 @@ def scale_by_structure(
         (3, 4)
     """
     require_structure("scale_by_structure", structure)
-    recipe = Recipe(structure, b1, b2, eps, update_interval, turn, momentum, average, bias_correction, state_dtypes(dtypes))
+    b3, dtypes = tracker_decay(structure), state_dtypes(dtypes)
+    recipe = Recipe(structure, b1, b2, b3, eps, update_interval, bias_correction, dtypes, turn, momentum, average)
     _require_options(recipe)
     stacked, key = has_bases(structure), random_key(structure)
 
@@ -96,6 +97,11 @@ def scale_by_structure(
             return scaled, StructureState(optax.safe_increment(state.count), weight, state.key, *kept)
 
     return optax.GradientTransformation(init, update)
+
+
+def tracker_decay(structure: Structure) -> Float[ArrayLike, ""] | None:
+    """The decay of what the structure's bases follow, as its trackers state it; None for the transform's b2."""
+    return next((tracker.b3 for tracker in trackers_of(structure) if tracker.b3 is not None), None)
 
 
 def random_key(structure: Structure) -> Any:
