@@ -38,6 +38,8 @@ class SampleFisher(Fisher):
 
     @property
     def _chunk(self) -> int:
+        if len(self.samples) == 1:  # in training: one gradient
+            return 1
         m, n = self.shape
         return max(1, min(len(self.samples), CHUNK_BYTES // (m * n * self.dtype.itemsize)))
 

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from fimlens.fisher.fisher import Fisher
-from fimlens.linalg.bases import cast_floating, tree_above_rounding
+from fimlens.linalg.bases import tree_above_rounding
 from fimlens.solver.fit import fit, zero_state
 from fimlens.structure import BasisStep, Frame, Mix, Params, Statistics, Structure, Tree
 from fimlens.transforms.dtypes import StateDtypes
-from fimlens.transforms.stacking import Matrices, clip_for_squaring, clip_squares, vmap_leading
+from fimlens.transforms.stacking import Matrices, clip_for_squaring, clip_squares
 
 Decay = Float[ArrayLike, ""] | Callable[[Float[Array, ""]], Float[Array, ""]]
 
@@ -72,14 +73,12 @@ def coefficients(recipe: Recipe, count: Int[Array, ""], key: Array | None) -> St
         moves, t = t > 1, jnp.maximum(count, 1)
     b2 = recipe.b2(t.astype(float)) if callable(recipe.b2) else recipe.b2
     b3 = b2 if recipe.b3 is None or b2 is None else recipe.b3
-
-    def weight(b: Any, t: Array) -> Float[ArrayLike, ""]:
-        corrected = recipe.bias_correction and b is not None and not callable(b)
-        return _one_if_a_sum(b, 1 - b**t) if corrected else 1.0
-
-    before = jnp.where(t == 1, 1, weight(recipe.b2, t - 1))  # nothing is averaged yet at the first step
-    weights = weight(recipe.b1, t), weight(recipe.b2, t), before
-    return StepCoefficients(count, key, _mix(recipe.b1), _mix(b2), _mix(b3), *weights, moves)
+    momentum, weight_1 = _decay(recipe.b1, t, recipe.bias_correction)
+    corrected = recipe.bias_correction and not callable(recipe.b2)
+    fitted, weight_2 = _decay(b2, t, corrected)
+    basis, _ = _decay(b3, t, False)
+    before = jnp.where(t == 1, 1.0, _decay(b2, t - 1, corrected)[1])  # nothing is averaged yet at the first step
+    return StepCoefficients(count, key, momentum, fitted, basis, weight_1, weight_2, before, moves)
 
 
 def init_matrices(recipe: Recipe, G: Matrices) -> MatrixState:
@@ -100,7 +99,7 @@ def init_matrices(recipe: Recipe, G: Matrices) -> MatrixState:
 
 def step_matrices(recipe: Recipe, kept: MatrixState, G: Matrices, now: StepCoefficients) -> tuple[MatrixState, Matrices]:
     """The state after one gradient, and the update."""
-    structure, state = recipe.structure, cast_floating(kept, G.dtype)
+    structure, state = recipe.structure, optax.tree.cast(kept, G.dtype)
     to_eigenbasis = vmap_leading(G, structure.to_eigenbasis)
     bounded = clip_for_squaring(G)
     if jax.tree.leaves(state.frame) or recipe.b2 is None:  # without bases the squares are bounded, which spares a pass over G
@@ -132,12 +131,19 @@ def step_matrices(recipe: Recipe, kept: MatrixState, G: Matrices, now: StepCoeff
 
 def fitted_members(structure: Structure, state: MatrixState, weight: Any, average: str, G: Matrices) -> Params:
     """The members F~ that a state's averages give: fitted to averaged statistics, or the averaged fits themselves."""
-    state = cast_floating(state, G.dtype)
+    state = optax.tree.cast(state, G.dtype)
     averaged = jax.tree.map(lambda x: x / jnp.asarray(weight, x.dtype), state.averaged)
     if average == "fits":
         return Params(state.frame, averaged)
     # The averages of the bases are left as they are: a fit knows its bases already.
     return vmap_leading(G, structure.fit)(Statistics(state.covariances, averaged), state.frame)
+
+
+def vmap_leading(G: Matrices, f: Callable[..., Any]) -> Callable[..., Any]:
+    """f of one matrix, mapped over the leading axes of G."""
+    for _ in range(G.ndim - 2):
+        f = jax.vmap(f)
+    return f
 
 
 def _averaged(recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients) -> MatrixState:
@@ -199,15 +205,24 @@ def _stored(recipe: Recipe, state: MatrixState) -> MatrixState:
     """In the dtypes that were asked for."""
     momentum, second_moment, basis = recipe.dtypes
     return MatrixState(
-        cast_floating(state.frame, basis),
-        cast_floating(state.covariances, basis),
-        cast_floating(state.averaged, second_moment),
-        cast_floating(state.momentum, momentum),
+        optax.tree.cast(state.frame, basis),
+        optax.tree.cast(state.covariances, basis),
+        optax.tree.cast(state.averaged, second_moment),
+        optax.tree.cast(state.momentum, momentum),
     )
 
 
-def _mix(b: Any) -> Mix | None:
-    return None if b is None else Mix(b, _one_if_a_sum(b, 1 - b))
+def _decay(b: Any, t: Array, corrected: bool) -> tuple[Mix | None, Float[ArrayLike, ""]]:
+    """The weights of one step of an average with decay b, and the weight that it has gathered after t of them.
+
+    A decay of 1 makes a sum, of weight 1, and not an average.
+    """
+    if b is None:
+        return None, 1.0
+    gain, weight = 1 - b, 1 - b**t if corrected else 1.0
+    if isinstance(b, float | int):
+        return (Mix(b, 1.0), 1.0) if b == 1 else (Mix(b, gain), weight)
+    return Mix(b, jnp.where(b == 1, 1, gain)), jnp.where(b == 1, 1, weight)
 
 
 def _gated(mix: Mix | None, moves: Any) -> Callable[[Array, Array], Array]:
@@ -215,10 +230,3 @@ def _gated(mix: Mix | None, moves: Any) -> Callable[[Array, Array], Array]:
     if moves is True:
         return mix
     return lambda old, new: jnp.where(moves, mix(old, new), old)
-
-
-def _one_if_a_sum(b: Any, otherwise: Any) -> Any:
-    """A decay of 1 makes a sum, of weight 1, and not an average."""
-    if isinstance(b, float | int):
-        return 1.0 if b == 1 else otherwise
-    return jnp.where(b == 1, 1, otherwise)

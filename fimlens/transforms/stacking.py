@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +18,6 @@ Stack = Float[Array, "k m n"]
 def sides(shape: tuple[int, ...]) -> tuple[int, int]:
     """(m, n) of the matrices in an array of this shape: its last two axes; a vector or a number is one column."""
     return shape[-2:] if len(shape) >= 2 else (math.prod(shape), 1)
-
-
-def vmap_leading(G: Matrices, f: Callable[..., Any]) -> Callable[..., Any]:
-    """f of one matrix, mapped over the leading axes of G."""
-    for _ in range(G.ndim - 2):
-        f = jax.vmap(f)
-    return f
 
 
 def stack_matrices(tree: PyTree, stacked: bool = True) -> PyTree:

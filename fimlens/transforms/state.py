@@ -115,20 +115,17 @@ def unpack_state(structure: Structure, treedef: Any, leaves: list[Array], state:
     Raises:
         ValueError: the state was made for other matrices than `leaves`.
     """
-    kept, stacked = MatrixState(*state[3:]), has_bases(structure)
+    kept = MatrixState(*state[3:])
     try:
-        states = unstack_state(treedef, kept) if stacked else _leaf_by_leaf(structure, treedef, leaves, kept)
-        fits = all(_is_of(structure, one, G) for one, G in zip(states, leaves, strict=True))
-    except (ValueError, TypeError):
-        fits = False
-    if not fits:
-        raise state_of_others("scale_by_structure", treedef.unflatten(leaves))
-    return states
-
-
-def unstack_state(treedef: Any, kept: MatrixState) -> list[MatrixState]:
-    """One MatrixState per stack, from one of dicts."""
-    return [MatrixState(*fields) for fields in zip(*(treedef.flatten_up_to(tree) for tree in kept), strict=True)]
+        if not has_bases(structure):
+            return _leaf_by_leaf(structure, treedef, leaves, kept)
+        # The names of stacks are shapes and dtypes; their lengths are left to compare.
+        states = [MatrixState(*fields) for fields in zip(*(treedef.flatten_up_to(tree) for tree in kept), strict=True)]
+        if [jax.tree.leaves(one)[:1] and len(jax.tree.leaves(one)[0]) for one in states] == [len(G) for G in leaves]:
+            return states
+    except (ValueError, TypeError):  # other names, or other leaves
+        pass
+    raise state_of_others("scale_by_structure", treedef.unflatten(leaves))
 
 
 def state_of_others(call: str, matrices: PyTree) -> ValueError:
@@ -139,28 +136,25 @@ def state_of_others(call: str, matrices: PyTree) -> ValueError:
     )
 
 
-def _is_of(structure: Structure, kept: MatrixState, G: Matrices) -> bool:
-    """Whether what is kept was made for matrices like G."""
-    count, shape = G.shape[:-2], G.shape[-2:]
-    if any(x.shape[: G.ndim - 2] != count for x in jax.tree.leaves(kept)):
-        return False
-    if kept.frame is not None and kept.frame.shape != shape:
-        return False
-    if jax.tree.leaves(kept.frame):
-        return True
-    if kept.momentum is not None and kept.momentum.shape != G.shape:  # without bases it is like G itself
-        return False
-    shapes = jax.tree.map(lambda x: x.shape[len(count) :], kept.averaged)
-    made = (jax.eval_shape(lambda a=average: zero_state(structure, shape, a)[1].spectrum) for average in ("statistics", "fits"))
-    return kept.averaged is None or any(shapes == jax.tree.map(jnp.shape, averaged) for averaged in made)
-
-
 def _leaf_by_leaf(structure: Structure, treedef: Any, leaves: list[Array], kept: MatrixState) -> list[MatrixState]:
     frames = [structure.frame(*G.shape[-2:]) for G in leaves]
     momenta = [None] * len(leaves) if kept.momentum is None else treedef.flatten_up_to(kept.momentum)
     averaged = [None] * len(leaves)
     if jax.tree.leaves(kept.averaged):
         parts, inner = jax.tree.flatten(kept.averaged, is_leaf=lambda x: jax.tree.structure(x) == treedef)
-        columns = zip(*(treedef.flatten_up_to(part) for part in parts), strict=True)
+        columns = zip(*map(treedef.flatten_up_to, parts), strict=True)
         averaged = [inner.unflatten(column) for column in columns]
-    return [MatrixState(frame, None, *rest) for frame, *rest in zip(frames, averaged, momenta, strict=True)]
+    states = [MatrixState(frame, None, *rest) for frame, *rest in zip(frames, averaged, momenta, strict=True)]
+    for one, G in zip(states, leaves, strict=True):
+        _require_like(structure, one, G)
+    return states
+
+
+def _require_like(structure: Structure, kept: MatrixState, G: Matrices) -> None:
+    """Raise a ValueError where what is kept was made for matrices unlike G: a momentum is like G, and averages have a layout."""
+    if kept.momentum is not None and kept.momentum.shape != G.shape:
+        raise ValueError(f"the momentum has shape {kept.momentum.shape}, the updates {G.shape}")
+    shapes = jax.tree.map(lambda x: x.shape[G.ndim - 2 :], kept.averaged)
+    made = (jax.eval_shape(lambda a=average: zero_state(structure, G.shape[-2:], a)[1]) for average in ("statistics", "fits"))
+    if kept.averaged is not None and not any(shapes == jax.tree.map(jnp.shape, stats.spectrum) for stats in made):
+        raise ValueError(f"averages of shapes {shapes} are not those of {structure}")
