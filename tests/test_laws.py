@@ -8,7 +8,7 @@ import pytest
 import fimlens as fl
 from fimlens.fisher.sample_form import SampleFisher
 from fimlens.lens.laws import LAWS
-from fimlens.linalg.bases import eigenbasis
+from fimlens.linalg.decompositions import eigenbasis
 from fimlens.structures import EXAMPLES
 
 # By every run: one of each kind; all of them, at every shape, by `make slow`.

@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from fimlens.fisher.fisher import Fisher, Linear, unvec, vec
 from fimlens.fisher.limits import DENSE_BYTES, require_dense
-from fimlens.linalg.bases import eigenbasis
+from fimlens.linalg.decompositions import eigenbasis
 
 
 @jax.tree_util.register_dataclass

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from fimlens.fisher.fisher import Fisher, Linear, vec
 from fimlens.fisher.limits import DENSE_BYTES, require_dense
-from fimlens.linalg.bases import singular_basis
+from fimlens.linalg.decompositions import singular_basis
 
 CHUNK_BYTES = 2**26  # bound on the samples that a linear map is applied to at once
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fimlens.fisher.fisher import Fisher
-from fimlens.linalg.bases import cayley, spectral
+from fimlens.linalg.bases import cayley
+from fimlens.linalg.decompositions import spectral
 from fimlens.linalg.perron import perron
 from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry
 

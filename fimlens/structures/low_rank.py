@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fimlens.fisher.fisher import Fisher
-from fimlens.linalg.bases import cayley, eigenbasis, short_side_first
+from fimlens.linalg.bases import cayley, short_side_first
+from fimlens.linalg.decompositions import eigenbasis
 from fimlens.structure import (
     BasisStep,
     Claim,

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fimlens.linalg.bases import complement, fix_signs
-from fimlens.linalg.decompositions import orthonormal
+from fimlens.linalg.decompositions import complement, fix_signs, orthonormal
 
 Basis = Float[Array, "m r"]
 SWITCHES = ("complement", "full", "gaussian", "gaussian-mix", "none")

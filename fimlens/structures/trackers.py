@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from fimlens._validate import require_number
 from fimlens.fisher.fisher import Fisher
 from fimlens.fisher.sample_form import SampleFisher
-from fimlens.linalg.bases import eigenbasis, fix_signs, power_step, singular_basis, square_root, unit_of
+from fimlens.linalg.decompositions import eigenbasis, fix_signs, power_step, singular_basis, square_root, unit_of
 from fimlens.structure import BasisStep
 from fimlens.structures.move import Turn, turned_covariance
 from fimlens.structures.switching import require_switch, switched

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from fimlens.linalg.bases import unit_of
+from fimlens.linalg.decompositions import unit_of
 from fimlens.transforms.stacking import sides
 
 Matrix = Float[Array, "*stack m n"]

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-from fimlens.linalg.bases import short_side_first, unit_of
+from fimlens.linalg.bases import short_side_first
+from fimlens.linalg.decompositions import unit_of
 from fimlens.transforms.norms import Matrix, matrix_norm
 from fimlens.transforms.stacking import sides, stack_matrices, unstack
 

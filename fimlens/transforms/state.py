@@ -151,7 +151,7 @@ def _leaf_by_leaf(structure: Structure, treedef: Any, leaves: list[Array], kept:
 
 
 def _require_like(structure: Structure, kept: MatrixState, G: Matrices) -> None:
-    """Raise a ValueError where what is kept was made for matrices unlike G: a momentum is like G, and averages have a layout."""
+    """Raise a ValueError where what is kept was made for matrices unlike G."""
     if kept.momentum is not None and kept.momentum.shape != G.shape:
         raise ValueError(f"the momentum has shape {kept.momentum.shape}, the updates {G.shape}")
     shapes = jax.tree.map(lambda x: x.shape[G.ndim - 2 :], kept.averaged)
