@@ -20,7 +20,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize(("structure", "shape"), zip(QUICK, SHAPES, strict=True), ids=str)
+@pytest.mark.parametrize(("structure", "shape"), list(zip(QUICK, SHAPES, strict=True)), ids=str)
 def test_every_law_holds(structure, shape):
     assert fl.check(structure, shapes=[shape]).ok
 

@@ -253,24 +253,36 @@ def _of_optimizer(streamed: float | None, update: float | None) -> list[str]:
 
 def _streamed(structure: Structure, fisher: SampleFisher, fitted: Params) -> tuple[float | None, float | None, float | None]:
     """How far the transform ends from F~, its last update from the one written out, and F~ when it runs freely."""
-    G = fisher.samples
     if np.prod(fisher.shape) > DENSE_UP_TO:
         return None, None, None
+    state, update, free = _deviations(structure, fisher.samples, fitted)
+    return float(state), float(update), float(free)
+
+
+@partial(jax.jit, static_argnums=0)
+def _deviations(
+    structure: Structure, G: Float[Array, "N m n"], fitted: Params
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """`_streamed` of a matrix that is small enough to be written out."""
     F = structure.dense(fitted)
     values, Q = eigh(F)
-    eps = float(jnp.sqrt(values.max()))  # so large that small roots, to half the digits by eigh, move the update by rounding
+    eps = jnp.sqrt(values.max())  # so large that small roots, to half the digits by eigh, move the update by rounding
     seen = values > len(F) * jnp.finfo(F.dtype).eps * values.max()
     scales = inverse_root(eps)(jnp.where(seen, values, 0))  # the root of rounding is no rounding
     member, update = _run(structure, G, eps, fitted.frame)
     if any(c is None for c in jax.tree.leaves(structure.eigenvalues(fitted), is_leaf=lambda x: x is None)):
         scales = jnp.where(seen, scales, 0)  # eigenvalue zero is outside the range there
-    written = unvec(Q @ (scales * (Q.T @ vec(G[-1]))), fisher.shape)
+    written = unvec(Q @ (scales * (Q.T @ vec(G[-1]))), fitted.frame.shape)
     free, _ = _run(structure, G, eps, None)
-    size = float(jnp.linalg.norm(F)) or 1.0
+
+    def or_one(size: Array) -> Array:
+        return jnp.where(size > 0, size, 1)
+
+    size = or_one(jnp.linalg.norm(F))
     return (
-        float(jnp.linalg.norm(structure.dense(member) - F)) / size,
-        float(jnp.abs(update - written).max()) / (float(jnp.abs(written).max()) or 1.0),
-        float(jnp.linalg.norm(structure.dense(free) - F)) / size,
+        jnp.linalg.norm(structure.dense(member) - F) / size,
+        jnp.abs(update - written).max() / or_one(jnp.abs(written).max()),
+        jnp.linalg.norm(structure.dense(free) - F) / size,
     )
 
 

@@ -168,10 +168,12 @@ def _swept(structure: Structure, fisher: SampleFisher, key: Array) -> list[tuple
     return [("jacobi", jacobi(structure, fisher, start)) for start in bases]
 
 
+@partial(jax.jit, static_argnums=1)
 def _orthogonal(key: Array, size: int) -> Float[Array, "k k"]:
     return jnp.linalg.qr(jax.random.normal(key, (size, size)))[0]
 
 
+@partial(jax.jit, static_argnums=0)
 def _random_member(structure: Structure, fisher: Fisher, key: Array) -> Params:
     """A wide random member, of the size of F."""
     m, n = fisher.shape
