@@ -169,10 +169,13 @@ def zero_state(structure: Structure, shape: tuple[int, int], average: str, dtype
     if average not in ("statistics", "fits"):
         raise ValueError(f'average is "statistics" or "fits"; got {average!r}')
     frame = jax.tree.map(lambda U: U.astype(dtype), structure.frame(*shape))
-    nothing = Fisher.from_gradients(jnp.zeros((1, *shape), dtype))
-    stats = structure.stats(nothing, frame)
-    averaged = stats if average == "statistics" else structure.fit(stats, frame).coords
-    return frame, jax.tree.map(jnp.zeros_like, averaged)
+
+    def averaged() -> Any:
+        stats = structure.stats(Fisher.from_gradients(jnp.zeros((1, *shape), dtype)), frame)
+        return stats if average == "statistics" else structure.fit(stats, frame).coords
+
+    # Only the layout is wanted: an eager evaluation would compile a program for each of its operations.
+    return frame, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(averaged))
 
 
 def require(call: str, structure: object, fisher: object) -> None:
