@@ -10,6 +10,10 @@ SOURCES := $(wildcard fimlens/*.py fimlens/*/*.py derivations/*.py)
 # machine code. jaxlib 0.11 and later do not know the last option, and JAX ends on an option that it does not know.
 QUICKLY = XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 $$($(RUN)/python -c \
   'import jaxlib; print("--xla_cpu_use_fusion_emitters=false" if int(jaxlib.__version__.split(".")[1]) < 11 else "")')"
+# What one process compiled, no other compiles again: workers, trainings, notebooks and the next run read it.
+export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/build/compiled
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
+export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 OLDEST := "jax==0.8.0" "jaxlib==0.8.0" "optax==0.2.6"
 
 .PHONY: lens prove slips test training notebooks docs lab slow oldest lint benchmark clean
