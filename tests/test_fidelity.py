@@ -79,7 +79,7 @@ def follow(tx, witnessed, shape, dtype, tolerance, steps=50):
     what is off by the way moved; Shampoo's fourth roots of what is nearly null are good to half of that.
     """
     start = W = np.random.default_rng(1).normal(size=shape)
-    ours, state = W, tx.init(jnp.asarray(W, dtype))
+    ours, state = W, jax.jit(tx.init)(jnp.asarray(W, dtype))
     theirs = witnessed(lambda: state)
     next(theirs)
     update = jax.jit(tx.update)
@@ -115,7 +115,7 @@ def trained(tx, weights, grad):
         updates, state = tx.update(grad(w, t), state, w)
         return optax.apply_updates(w, updates), state
 
-    state = tx.init(weights)
+    state = jax.jit(tx.init)(weights)
     for t in range(100):
         weights, state = step(weights, state, t)
     return weights

@@ -89,10 +89,16 @@ PARAMS = llama.init(CONFIG, jax.random.key(0))
 QUERY = "layers/0/attention/query"
 
 
-def test_the_empirical_fisher_equals_a_loop_over_examples():
+@jax.jit
+def gradient(batch):
+    """The gradient of QUERY by itself."""
+    return jax.grad(loss)(PARAMS, batch)["layers"][0]["attention"]["query"]
+
+
+def test_the_empirical_fisher_is_that_of_a_loop_over_examples():
     batches = [tokens(3, 6), tokens(3, 6) + 0, tokens(2, 6)]
     fisher = fl.empirical_fisher(loss, PARAMS, batches)[QUERY]
-    loop = [jax.grad(loss)(PARAMS, x[None])["layers"][0]["attention"]["query"] for batch in batches for x in batch]
+    loop = [gradient(x[None]) for batch in batches for x in batch]
     np.testing.assert_allclose(fisher.samples, jnp.stack(loop), rtol=1e-4, atol=1e-6)
     assert fisher.normalisation == "mean over 8 examples"
     total = fl.empirical_fisher(loss, PARAMS, batches, reduction="sum", matrices=[QUERY])[QUERY]
@@ -102,7 +108,7 @@ def test_the_empirical_fisher_equals_a_loop_over_examples():
 def test_the_minibatch_fisher_has_one_gradient_per_batch():
     batches = [tokens(3, 6), tokens(3, 6) * 0]
     fisher = fl.minibatch_fisher(loss, PARAMS, batches)[QUERY]
-    loop = [jax.grad(loss)(PARAMS, batch)["layers"][0]["attention"]["query"] for batch in batches]
+    loop = [gradient(batch) for batch in batches]
     np.testing.assert_allclose(fisher.samples, jnp.stack(loop), rtol=1e-4, atol=1e-6)
 
 
@@ -116,8 +122,8 @@ def test_the_exact_model_fisher_is_the_gauss_newton_matrix():
         def scores(W):
             return logits(params | {"head": W}, inputs).reshape(-1, CONFIG.vocabulary)
 
-        W = params["head"]  # the head comes after the attention, whose softmax JAX keeps in float32
-        J = np.asarray(jax.jacobian(scores)(W)).transpose(0, 1, 3, 2).reshape(6, CONFIG.vocabulary, -1)
+        W = params["head"]  # past the attention, whose softmax JAX keeps in float32
+        J = np.asarray(jax.jit(jax.jacobian(scores))(W)).transpose(0, 1, 3, 2).reshape(6, CONFIG.vocabulary, -1)
         p = np.asarray(jax.nn.softmax(scores(W)))
         expected = np.mean([j.T @ (np.diag(q) - np.outer(q, q)) @ j for j, q in zip(J, p, strict=True)], axis=0)
         np.testing.assert_allclose(fisher.dense(), expected, atol=1e-12)

@@ -63,10 +63,14 @@ def test_it_is_fitted_measured_and_counted(gradients):
     assert fl.state_size(fl.Rotated(structure), (3, 4)) == 6 + 2 * (9 + 16)  # two bases and two covariances
 
 
-def test_its_claim_holds_where_it_composes(gradients):
-    fisher = fl.Fisher.from_gradients(gradients)
+def test_its_claim_composes():
     assert fl.Rotated(AntiDiagonals()).claim is fl.Claim.ONE_STEP
     assert fl.Blocks(AntiDiagonals(), columns=2).claim is fl.Claim.EXACT
+
+
+@pytest.mark.slow  # the law `claim` says the same of a Fisher of its own
+def test_the_solver_cannot_beat_its_fit(gradients):
+    fisher = fl.Fisher.from_gradients(gradients)
     assert not fl.solve(AntiDiagonals(), fisher, starts=3).certificate.beaten
 
 

@@ -20,7 +20,7 @@ def gradients(step: int, dtype=jnp.float32):
 
 
 def run(tx, steps: int, dtype=jnp.float32):
-    state, update = tx.init(gradients(0, dtype)), jax.jit(tx.update)
+    state, update = jax.jit(tx.init)(gradients(0, dtype)), jax.jit(tx.update)
     for step in range(steps):
         updates, state = update(gradients(step, dtype), state)
     return updates, state
@@ -67,7 +67,7 @@ def test_each_structure_trains_a_regression(structure):
         return optax.apply_updates(W, updates), state
 
     W = jnp.zeros((4, 8))
-    state = tx.init(W)
+    state = jax.jit(tx.init)(W)
     for _ in range(60):
         W, state = step(W, state)
     floor = 0.75 if isinstance(structure, fl.LowRank) and isinstance(structure.complement, fl.Drop) else 0.1

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 from rich.table import Table
 
-from fimlens.lens.laws import LAWS, SHAPES, TOLERANCE, Case
+from fimlens.lens.laws import LAWS, SHAPES, TOLERANCE, draw_case
 from fimlens.structure import Structure
 
 
@@ -108,8 +108,8 @@ def check(
         if not given:
             raise ValueError(f"check: {name} is empty, so that nothing would be checked. Leave it out for the usual ones.")
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        cases = [Case(structure, shape, seed, solved=k == 0) for k, shape in enumerate(suited)]
-        findings = tuple(Finding(law, case.shape, LAWS[law](case)) for case in cases for law in laws)
+        cases = [draw_case(structure, shape, seed, solved=k == 0) for k, shape in enumerate(suited)]
+        findings = tuple(Finding(law, case.shape, float(LAWS[law](case))) for case in cases for law in laws)
     report = Report(structure, findings)
     if not report.ok:
         raise LawBroken(report)

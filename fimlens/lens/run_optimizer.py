@@ -40,24 +40,34 @@ def optimizer_deviations(structure: Structure, fisher: Fisher, fitted: Params) -
     """
     if not isinstance(fisher, SampleFisher) or np.prod(fisher.shape) > DENSE_UP_TO:
         return Deviations()
-    G, F = fisher.samples, structure.dense(fitted)
+    return Deviations(*map(float, _deviations(structure, fisher.samples, fitted)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _deviations(structure: Structure, G: Float[Array, "N m n"], fitted: Params) -> Deviations:
+    """Return the deviations of a matrix that is small enough for F~ to be written out."""
+    F = structure.dense(fitted)
     # eps is as large as the largest root: eigh knows small eigenvalues, so their roots, to few digits, which would show in an
     # update that divides by them alone.
     values, Q = eigh(F)
-    eps = float(jnp.sqrt(values.max()))
+    eps = jnp.sqrt(values.max())
     nonzero = values > len(F) * jnp.finfo(F.dtype).eps * values.max()  # the root of rounding is not of rounding size
     scales = inverse_root(eps)(jnp.where(nonzero, values, 0))
     if any(c is None for c in jax.tree.leaves(structure.eigenvalues(fitted), is_leaf=lambda x: x is None)):
         scales = jnp.where(nonzero, scales, 0)  # here eigenvalue zero is outside the family's range, where no update goes
-    expected = unvec(Q @ (scales * (Q.T @ vec(G[-1]))), fisher.shape)
+    expected = unvec(Q @ (scales * (Q.T @ vec(G[-1]))), fitted.frame.shape)
     member, update = _run(structure, G, eps, fitted.frame)
     free, _ = _run(structure, G, eps, None)
-    size = float(jnp.linalg.norm(F)) or 1.0
+    size = _or_one(jnp.linalg.norm(F))
     return Deviations(
-        state=float(jnp.linalg.norm(structure.dense(member) - F)) / size,
-        update=float(jnp.abs(update - expected).max()) / (float(jnp.abs(expected).max()) or 1.0),
-        free=float(jnp.linalg.norm(structure.dense(free) - F)) / size,
+        state=jnp.linalg.norm(structure.dense(member) - F) / size,
+        update=jnp.abs(update - expected).max() / _or_one(jnp.abs(expected).max()),
+        free=jnp.linalg.norm(structure.dense(free) - F) / size,
     )
+
+
+def _or_one(size: Float[Array, ""]) -> Float[Array, ""]:
+    return jnp.where(size > 0, size, 1)
 
 
 @partial(jax.jit, static_argnums=0)

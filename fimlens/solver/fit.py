@@ -220,11 +220,14 @@ def zero_state(
     if average not in ("statistics", "fits"):
         raise ValueError(f'average is "statistics" or "fits"; got {average!r}')
     frame = cast_floating(structure.frame(*shape), dtype)
-    zero = Fisher.from_gradients(jnp.zeros((1, *shape), dtype))  # the structure itself knows the layout of its statistics
-    stats = structure.stats(zero, Params(frame, None))
-    if average == "fits":
-        stats = Statistics(None, structure.fit(stats, frame).coords)
-    return frame, jax.tree.map(jnp.zeros_like, stats)
+
+    def zeros() -> Statistics:
+        zero = Fisher.from_gradients(jnp.zeros((1, *shape), dtype))  # the structure itself knows the layout of its statistics
+        stats = structure.stats(zero, Params(frame, None))
+        return stats if average == "statistics" else Statistics(None, structure.fit(stats, frame).coords)
+
+    # Only the layout is wanted: an eager evaluation would compile a program for each of its operations.
+    return frame, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(zeros))
 
 
 def isotropic(structure: Structure, shape: tuple[int, int], scale: float | Array = 1.0) -> Params:

@@ -4,6 +4,7 @@
 spectrum in rotated bases, and from wide random members, and keeps the best end.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -168,10 +169,12 @@ def _jacobi_starts(structure: Structure, fisher: SampleFisher, key: Array) -> li
     return [("jacobi", jacobi(structure, fisher, start)) for start in bases]
 
 
+@partial(jax.jit, static_argnums=1)
 def _orthogonal(key: Array, size: int) -> Float[Array, "k k"]:
     return jnp.linalg.qr(jax.random.normal(key, (size, size)))[0]
 
 
+@partial(jax.jit, static_argnums=0)
 def _random_member(structure: Structure, fisher: Fisher, key: Array) -> Params:
     """Draw a member far from the isotropic one, and of the size of F."""
     m, n = fisher.shape
