@@ -19,7 +19,7 @@ from fimlens.proofs.symbols import any_fisher, coordinates, frame, rotation, sym
 from fimlens.proofs.theorem import convex, equal, vanishes
 from fimlens.structure import Frame, Params
 from fimlens.structures import Diagonal, LowRank
-from fimlens.structures.low_rank import Parts
+from fimlens.structures.parts import Parts
 from fimlens.transforms.low_rank_update import Projections, low_rank_update, squares_of, squares_outside
 
 SIZES = ((2, 2), (2, 3))

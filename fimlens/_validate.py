@@ -3,6 +3,7 @@
 import math
 from dataclasses import fields
 from inspect import get_annotations
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -95,3 +96,18 @@ def require_real(call: str, params: PyTree) -> None:
 def path_name(path: Any) -> str:
     """Return a leaf's path as a string such as "layers/0/attention/query"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def require_rank(call: str, rank: Any) -> None:
+    """Refuse a rank that is not a positive whole number.
+
+    Raises:
+        TypeError: it is not a whole number.
+        ValueError: it is not positive.
+    """
+    if isinstance(rank, bool) or not isinstance(rank, Integral):
+        raise TypeError(
+            f"{call}: rank is a whole number; got {rank!r}. Round it; under optax.inject_hyperparams, name it in static_args."
+        )
+    if rank < 1:
+        raise ValueError(f"{call}: rank is a positive number; got {rank}")

@@ -11,114 +11,26 @@ closed form). The optimizer, the gap, the solver and the laws are derived from t
 """
 
 import abc
-import enum
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from fimlens._validate import OnlyFields
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.spectral_functions import inverse_root, root, scale, scale_with
-
-Tree = Any  # a pytree of arrays whose layout is the structure's own
-Symmetry = str | None  # "permutation", "orthogonal" or None
-
-
-class Claim(enum.Enum):
-    """What is true of a closed form.
-
-    Examples:
-        >>> import fimlens as fl
-        >>> fl.Diagonal().claim is fl.Claim.EXACT
-        True
-        >>> fl.Rotated(fl.Diagonal(), "LR").claim.value  # SOAP
-        'the exact eigenvalues, in a basis that solves an easier problem'
-    """
-
-    EXACT = "the global minimiser of ||F~ - F||_F over the family"
-    LIMIT = "the global minimiser, once a fixed-point iteration converges"
-    ONE_STEP = "the exact eigenvalues, in a basis that solves an easier problem"
-    BOUND = "the minimiser of an upper bound only"
-    OTHER = "the minimiser of another divergence"
-
-    @property
-    def in_given_basis(self) -> "Claim":
-        """The claim that is left where the basis is given, and found by solving an easier problem."""
-        return Claim.ONE_STEP if self in (Claim.EXACT, Claim.LIMIT) else self
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Frame:
-    """The eigenbasis of a member: its bases (an empty tuple for a spectrum), and the shape of its matrix.
-
-    Examples:
-        >>> import fimlens as fl
-        >>> fl.Diagonal().frame(2, 3)
-        Frame(bases=(), shape=(2, 3))
-        >>> fl.Rotated(fl.Diagonal(), "R").frame(2, 3).bases.right.shape
-        (3, 3)
-    """
-
-    bases: Tree
-    shape: tuple[int, int] = field(metadata={"static": True})
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Params:
-    """One member of a family: a frame, and non-negative coordinates of the eigenvalues in it.
-
-    Examples:
-        >>> import jax.numpy as jnp, fimlens as fl
-        >>> fisher = fl.Fisher.from_gradients(jnp.array([[[1.0, 2.0], [3.0, 4.0]]]))
-        >>> params = fl.fit(fl.Rows(), fisher)
-        >>> params.coords.tolist(), params.frame.shape
-        ([[2.5], [12.5]], (2, 2))
-        >>> fl.Rows().dense(params).diagonal().tolist()  # the member itself
-        [2.5, 12.5, 2.5, 12.5]
-    """
-
-    frame: Frame
-    coords: Tree
-
-
-class Statistics(NamedTuple):
-    """What a structure averages, linear in the Fisher: for its basis (None where it has none), and for its eigenvalues."""
-
-    basis: Tree
-    spectrum: Tree
-
-
-class EigenvalueBlock(NamedTuple):
-    """Eigenvalues of a member, the Fisher's second moments along the same directions, and how often each occurs."""
-
-    eigenvalue: Float[Array, "..."]
-    moment: Float[Array, "..."]
-    multiplicity: float
-
-
-class Mix(NamedTuple):
-    """Weights of an average so far and of a new observation: average <- old * average + new * observation."""
-
-    old: Float[ArrayLike, ""]
-    new: Float[ArrayLike, ""]
-
-    def __call__(self, average: Array, observation: Array) -> Array:
-        return (self.old * average + self.new * observation).astype(average.dtype)
-
-
-class BasisStep(NamedTuple):
-    """How a basis is to move: the key to draw from, the weights that mix averages with the Fisher, and whether it is the
-    first step."""
-
-    key: Array
-    mix: Mix = Mix(1.0, 0.0)
-    first: Bool[ArrayLike, ""] = False
+from fimlens.member import BasisStep as BasisStep
+from fimlens.member import Claim as Claim
+from fimlens.member import EigenvalueBlock as EigenvalueBlock
+from fimlens.member import Frame as Frame
+from fimlens.member import Mix as Mix
+from fimlens.member import Params as Params
+from fimlens.member import Statistics as Statistics
+from fimlens.member import Symmetry as Symmetry
+from fimlens.member import Tree as Tree
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,7 @@ def test_instances_that_differ_in_a_field_are_compiled_apart():
 def test_whole_numbers_of_numpy_are_whole_numbers():
     """Calls the checks after construction: the type checker of the tests would refuse these arguments first."""
     fl.SubspaceIteration.__post_init__(SimpleNamespace(leading=np.int64(2), b3=0.9, switch="none"))
-    fl.LowRank.__post_init__(SimpleNamespace(inner=fl.Diagonal(), rank=np.int64(2), complement=fl.Drop()))
+    fl.LowRank.__post_init__(SimpleNamespace(inner=fl.Diagonal(), rank=np.int64(2), complement=fl.Drop(), sides="short"))
 
 
 def test_a_single_batch_and_complex_numbers_are_refused():

@@ -244,7 +244,7 @@ def streaming(case: Case) -> Deviation:
     weights = (1 - b) * b ** jnp.arange(len(G) - 1, -1, -1.0)
     weighted = Fisher.from_gradients(G * jnp.sqrt(len(G) * weights)[:, None, None])
     expected = jax.tree.leaves(structure.stats(weighted, case.fitted))
-    kept = jax.tree.leaves(state.averaged)
+    kept = jax.tree.leaves((state.covariances, state.averaged))
     return distance([k.reshape(e.shape) for k, e in zip(kept, expected, strict=True)], expected)
 
 

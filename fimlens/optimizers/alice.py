@@ -11,10 +11,10 @@ from typing import Any
 import optax
 from jax.typing import DTypeLike
 
+from fimlens._validate import require_rank
 from fimlens.optimizers.docstrings import argument_lines, with_arguments
 from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.structures import Columns, Diagonal, Drop, LowRank
-from fimlens.structures.low_rank import require_rank
 from fimlens.structures.trackers import SubspaceIteration
 from fimlens.transforms import compensation as rules
 from fimlens.transforms.dtypes import StateDtypes

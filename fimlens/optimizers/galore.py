@@ -5,9 +5,9 @@ from typing import Any
 import optax
 from jax.typing import DTypeLike
 
+from fimlens._validate import require_rank
 from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.structures import Diagonal, Drop, LowRank
-from fimlens.structures.low_rank import require_rank
 from fimlens.structures.trackers import RandomProjection, Singular
 from fimlens.transforms import compensation as rules
 from fimlens.transforms.dtypes import StateDtypes

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
-from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fimlens._validate import require_rank
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley, short_side_first
 from fimlens.linalg.decompositions import eigenbasis
@@ -20,37 +19,17 @@ from fimlens.structure import (
     Statistics,
     Structure,
     Symmetry,
-    Tree,
     excess,
     require_structure,
 )
+from fimlens.structures.parts import Bases, Parts
+from fimlens.structures.sides import Side, SideAverages
 from fimlens.structures.spectra import Columns, Drop, Rows, Scalar, Spectrum
-from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases
+from fimlens.structures.trackers import Eigen, Tracker, moved_bases
 
 Matrix = Float[Array, "m n"]
 SIDES = ("short", "LR")
 FINEST = (Rows(), Columns(), Scalar())  # how finely the bases allow to tie the rows, the columns and the tail
-
-
-class Bases(NamedTuple):
-    """U (m, r), V (n, s) or None where the right side is taken whole, and the inner structure's frame over the lead."""
-
-    left: Float[Array, "m r"]
-    right: Float[Array, "n s"] | None
-    inner: Frame
-
-
-class Parts(NamedTuple):
-    """One thing for each part of a gradient: of the lead X = U^T G V; of the rest of its rows, U^T G - X V^T; of the rest of
-    its columns, G V - U X; and of the tail, all else. None for a part that is empty or dropped.
-
-    With V = I, where the right side is taken whole, the columns are G - U U^T G, and rows and tail are empty.
-    """
-
-    lead: Tree
-    rows: Tree
-    columns: Tree
-    tail: Tree
 
 
 @dataclass(frozen=True)
@@ -119,7 +98,7 @@ class LowRank(Structure):
         """The shape of a matrix as the bases see it: with one side tracked, the shorter one comes first."""
         return tuple(sorted(shape)) if self.sides == "short" else shape
 
-    def _see(self, G: Matrix) -> Matrix:
+    def _see(self, G: Matrix) -> Float[Array, "short long"]:
         """G as the bases see it."""
         return short_side_first(G) if self.sides == "short" else G
 
@@ -268,18 +247,3 @@ class LowRank(Structure):
 def _spread(U: Float[Array, "m r"], values: Float[Array, "..."]) -> Float[Array, "m m"]:
     """U diag(values) U^T, of one value per direction or of one for all."""
     return U @ jnp.diag(jnp.broadcast_to(values.ravel(), (U.shape[1],))) @ U.T
-
-
-def require_rank(call: str, rank: Any) -> None:
-    """Refuse a rank that is not a positive whole number.
-
-    Raises:
-        TypeError: it is not a whole number.
-        ValueError: it is not positive.
-    """
-    if isinstance(rank, bool) or not isinstance(rank, Integral):
-        raise TypeError(
-            f"{call}: rank is a whole number; got {rank!r}. Round it; under optax.inject_hyperparams, name it in static_args."
-        )
-    if rank < 1:
-        raise ValueError(f"{call}: rank is a positive number; got {rank}")

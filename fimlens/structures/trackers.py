@@ -8,58 +8,18 @@ with the tracked side first, and U (m, r) is the basis.
 import abc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from fimlens._validate import require_number
-from fimlens.fisher.fisher import Fisher
-from fimlens.fisher.sample_form import SampleFisher
 from fimlens.linalg.decompositions import eigenbasis, fix_signs, power_step, singular_basis, square_root, unit_of
 from fimlens.structure import BasisStep
 from fimlens.structures.move import Turn, turned_covariance
+from fimlens.structures.sides import Average, Basis, Side, SideAverages
 from fimlens.structures.switching import require_switch, switched
-
-Basis = Float[Array, "m r"]
-Average = Float[Array, "*stack k k"] | None
-
-
-class Side(NamedTuple):
-    """A Fisher seen from one side of its matrix: as it is, or transposed."""
-
-    fisher: Fisher
-    right: bool = False
-
-    def covariance(self) -> Float[Array, "m m"]:
-        """E[GG^T]."""
-        return self.fisher.right() if self.right else self.fisher.left()
-
-    def root(self) -> Float[Array, "m k"]:
-        """H with H H^T = E[GG^T]: the samples side by side."""
-        if not isinstance(self.fisher, SampleFisher):
-            return square_root(self.covariance())
-        G = self.fisher.samples.mT if self.right else self.fisher.samples
-        return G.swapaxes(0, 1).reshape(G.shape[1], -1) / len(G) ** 0.5
-
-    def singular(self, rank: int) -> Basis:
-        """The leading left singular vectors of H."""
-        if rank == self.fisher.shape[self.right]:
-            return self.fisher.right_singular() if self.right else self.fisher.left_singular()
-        return singular_basis(self.root(), rank)
-
-    def projected(self, U: Basis) -> "Side":
-        """The same of U^T G."""
-        return Side(self.fisher.map(lambda G: G @ U if self.right else U.T @ G), self.right)
-
-
-class SideAverages(NamedTuple):
-    """What is averaged for the left and for the right basis, and for the bases of the structure within."""
-
-    left: Average
-    right: Average
-    inner: Any
 
 
 @dataclass(frozen=True)

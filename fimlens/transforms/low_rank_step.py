@@ -1,27 +1,21 @@
-"""One step of a low-rank optimizer on a stack of matrices of one shape: refresh the subspaces, move the lead, compensate."""
+"""One step of a low-rank optimizer on a stack of matrices of one shape: move the lead, and compensate what it leaves out."""
 
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from fimlens.fisher.fisher import Fisher
-from fimlens.linalg.bases import above_rounding, cast_floating, short_side_first
-from fimlens.structure import BasisStep, Mix, Statistics
-from fimlens.structures.low_rank import LowRank, Parts
-from fimlens.structures.move import Move, Turn, change_of_basis, turned, turned_squares
-from fimlens.structures.trackers import Side
-from fimlens.transforms.compensation import Compensation, Seen
-from fimlens.transforms.dtypes import StateDtypes
+from fimlens.linalg.bases import above_rounding, short_side_first
+from fimlens.structure import Mix
+from fimlens.structures.parts import Parts
+from fimlens.structures.sides import Side
+from fimlens.transforms.compensation import Seen
+from fimlens.transforms.low_rank_state import LowRankRecipe, StackState, Subspace, as_seen, bases_of, in_dtypes_of
 from fimlens.transforms.low_rank_update import Projections, low_rank_update, squares_of, squares_outside
 from fimlens.transforms.matrix_step import (
-    MatrixState,
-    Recipe,
     StepCoefficients,
-    init_matrices,
-    refresh_if_due,
     step_matrices,
 )
 from fimlens.transforms.norms import growth_limit
@@ -31,150 +25,11 @@ ROUNDING = 84  # eps of a square, 1e-5 in float32: of a difference of squares, w
 KEPT = 2  # eps of the dtype that a basis is kept in: how far off squares of coordinates in it may be
 
 
-class LowRankRecipe(NamedTuple):
-    """The options of `scale_by_low_rank`, where each is described; `lead` is the recipe of the inner structure's step."""
-
-    structure: LowRank
-    lead: Recipe
-    compensation: Compensation
-    lift: bool
-    b1: Float[ArrayLike, ""]
-    alpha_c: Float[ArrayLike, ""]
-    gamma: Float[ArrayLike, ""] | None
-    moments: str
-    bias_correction: bool
-    dtypes: StateDtypes
-
-
-class Subspace(NamedTuple):
-    """What a tracker keeps for one side: what stands for U (U itself, or the key that it is drawn from), and its average."""
-
-    basis: Any
-    average: Float[Array, "k i i"] | None
-
-
-class StackState(NamedTuple):
-    """What lasts from step to step for the matrices of one shape: the subspaces (`right` is None where that side is taken
-    whole), the state of the lead, the averages of the other parts, and the norm of the last compensation."""
-
-    left: Subspace
-    right: Subspace | None
-    lead: MatrixState
-    complement: Parts
-    norm: Float[Array, "k 1 1"] | None
-
-
-def init_stack(recipe: LowRankRecipe, G: Stack) -> StackState:
-    """The state before any gradient is seen, for matrices like those of G."""
-    structure, k, (m, n) = recipe.structure, len(G), recipe.structure.seen(G.shape[1:])
-    r, s = structure.ranks(G.shape[1:])
-    zeros = jax.vmap(lambda sums: structure.tied(sums, structure.counts(G.shape[1:])))(
-        Parts(None, jnp.zeros((k, r, 1)), jnp.zeros((k, 1, n if s is None else s)), jnp.zeros((k, 1, 1)))
-    )
-    return StackState(
-        _init_subspace(recipe, G, False, m, r),
-        None if s is None else _init_subspace(recipe, G, True, n, s),
-        init_matrices(recipe.lead, jnp.zeros((k, r, n if s is None else s), G.dtype)),
-        cast_floating(zeros, recipe.dtypes.second_moment or G.dtype),
-        None if recipe.gamma is None else jnp.zeros((k, 1, 1), G.dtype),
-    )
-
-
-def _init_subspace(recipe: LowRankRecipe, G: Stack, right: bool, m: int, r: int) -> Subspace:
-    tracker, nothing = recipe.structure.tracker, jnp.zeros(recipe.structure.seen(G.shape[1:]), G.dtype)
-    basis = tracker.init(m, r)
-    side = Side(Fisher.of_one(nothing), right)
-    average = tracker.observe(side, lambda: side.projected(jnp.zeros((m, r), G.dtype)))
-    kept = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(G), *x.shape)), Subspace(basis, average))
-    return cast_floating(kept, recipe.dtypes.basis or G.dtype)
-
-
-# --- a refresh --------------------------------------------------------------------------------------------------
-
-
-def refresh_stacks(recipe: LowRankRecipe, state: Any, matrices: dict[str, Stack]) -> tuple[Array, dict[str, StackState]]:
-    """The steps since the averages on the lead began, and the stacks, after a refresh where one is due."""
-    if not matrices:
-        return state.lead_count, {}
-
-    def refreshed(first: Bool[Array, ""]) -> tuple[Array, dict[str, StackState]]:
-        key = jax.random.PRNGKey(0) if state.key is None else state.key  # no tracker draws from the former
-        keys = jax.random.split(jax.random.fold_in(key, state.count), len(matrices))
-        stacks = {
-            name: _refreshed(recipe, state.stacks[name], _seen(recipe, G), own, first)
-            for own, (name, G) in zip(keys, matrices.items(), strict=True)
-        }
-        return state.lead_count * (recipe.moments != "reset"), stacks
-
-    return refresh_if_due(state.count, recipe.lead.update_interval, (state.lead_count, dict(state.stacks)), refreshed)
-
-
-def _seen(recipe: LowRankRecipe, G: Stack) -> Float[Array, "k i j"]:
-    return short_side_first(G) if recipe.structure.sides == "short" else G
-
-
-def _refreshed(recipe: LowRankRecipe, kept: StackState, G: Stack, key: Array, first: Bool[Array, ""]) -> StackState:
-    """The subspaces moved, and all averages that were measured in them transported: one rule for each side."""
-    keys = (key, None) if kept.right is None else jax.random.split(key)
-    left, L = _moved(recipe, kept.left, clip_for_squaring(G), keys[0], False, first)
-    right, R = (None, None) if kept.right is None else _moved(recipe, kept.right, clip_for_squaring(G), keys[1], True, first)
-    rows, columns = kept.complement.rows, kept.complement.columns
-    complement = kept.complement._replace(
-        rows=None if rows is None else turned_squares(L, rows),
-        columns=None if columns is None else turned_squares(R, columns.mT).mT,
-    )
-    return StackState(left, right, _transported(recipe, kept.lead, L, R), complement, kept.norm)
-
-
-def _moved(
-    recipe: LowRankRecipe, kept: Subspace, G: Stack, key: Array, right: bool, first: Bool[Array, ""]
-) -> tuple[Subspace, Turn]:
-    """A side's subspaces after the tracker's step, and what turns coordinates in the old bases into those in the new ones."""
-    tracker, b3 = recipe.structure.tracker, recipe.structure.tracker.b3
-    b3 = recipe.lead.b2 if b3 is None else b3
-    old = cast_floating(kept, G.dtype)
-
-    def update(subspace: Subspace, g: Array, key: Array) -> Any:
-        step = BasisStep(key, Mix(b3, 1 - b3), first)
-        return tracker.update(subspace.average, subspace.basis, Side(Fisher.of_one(g), right), step)
-
-    basis = jax.vmap(update)(old, G, jax.random.split(key, len(G)))
-    new = old._replace(basis=basis)
-    T = change_of_basis(recipe.moments, *(_bases(recipe, which, G, right) for which in (old, new)))
-    return _like(kept, new._replace(average=tracker.transport(T, old.average))), T
-
-
-def _bases(recipe: LowRankRecipe, kept: Subspace, G: Stack, right: bool) -> Float[Array, "k i r"]:
-    """U of each matrix."""
-    r = recipe.structure.ranks(G.shape[1:])[right]
-    return jax.vmap(lambda basis: recipe.structure.tracker.basis(basis, G.shape[1 + right], r))(kept.basis).astype(G.dtype)
-
-
-def _transported(recipe: LowRankRecipe, lead: MatrixState, L: Turn, R: Turn) -> MatrixState:
-    """The state of the lead in the coordinates of the new bases."""
-    if recipe.moments == "keep":
-        return lead
-    if recipe.moments == "reset":
-        first = init_matrices(recipe.lead, jnp.zeros_like(lead.momentum, lead.momentum.dtype))
-        return _like(lead, first)
-
-    def stats(stats: Statistics, L: Array, R: Array | None) -> Statistics:
-        return recipe.structure.inner.transport(stats, Move(L, R))
-
-    wide = cast_floating(lead, L.dtype)
-    averages = jax.vmap(stats)(Statistics(wide.covariances, wide.averaged), L, R)
-    momentum = turned(R, turned(L, wide.momentum).mT).mT
-    return _like(lead, MatrixState(wide.frame, *averages, momentum))
-
-
-# --- a step -----------------------------------------------------------------------------------------------------
-
-
 def step_stack(
     recipe: LowRankRecipe, kept: StackState, G: Stack, now: StepCoefficients, count: Int[Array, ""]
 ) -> tuple[StackState, Stack]:
     """The state after one gradient, and the update; `count` counts this step too."""
-    given, G = G, _seen(recipe, G)
+    given, G = G, as_seen(recipe, G)
     seen = _projections(recipe, kept, G)
     lead, D = step_matrices(recipe.lead, kept.lead, seen.X, now)
     whole = jax.tree.map(clip_squares, squares_of(G, seen))
@@ -190,12 +45,12 @@ def step_stack(
 
 def _projections(recipe: LowRankRecipe, kept: StackState, G: Stack) -> Projections:
     """Products of the bases with G, zero where they are but the rounding of their factors."""
-    U = _bases(recipe, kept.left, G, False)
+    U = bases_of(recipe, kept.left, G, False)
     columns = clip_squares(jnp.sum(G**2, 1, keepdims=True))
     A = above_rounding(clip_for_squaring(U.mT @ G), columns)
     if kept.right is None:
         return Projections(U, None, A, None, A)
-    V = _bases(recipe, kept.right, G, True)
+    V = bases_of(recipe, kept.right, G, True)
     B = above_rounding(clip_for_squaring(G @ V), clip_squares(jnp.sum(G**2, 2, keepdims=True)))
     norms = (clip_squares(jnp.sum(A**2, 2, keepdims=True)), clip_squares(jnp.sum(B**2, 1, keepdims=True)))
     return Projections(U, V, A, B, above_rounding(A @ V, *norms, times=32))
@@ -221,7 +76,7 @@ def _averaged(
     since = now.count + 1  # what is measured in a basis that moved is averaged since the last reset
     weights = Parts(None, weight(since), weight(since if right else count), weight(count))
     eigenvalues = Parts(*(None if x is None else x / jnp.asarray(w, x.dtype) for x, w in zip(averages, weights, strict=True)))
-    return eigenvalues, _like(old, averages)
+    return eigenvalues, in_dtypes_of(old, averages)
 
 
 def _scales(
@@ -261,8 +116,3 @@ def _followed(recipe: LowRankRecipe, kept: Subspace, G: Stack, lead: Float[Array
 
     average = jax.vmap(follow)(kept.average.astype(G.dtype), G, lead)
     return kept._replace(average=average.astype(kept.average.dtype))
-
-
-def _like(old: Any, new: Any) -> Any:
-    """In the dtypes of the old one."""
-    return jax.tree.map(lambda x, like: x.astype(like.dtype), new, old)

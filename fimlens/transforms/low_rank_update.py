@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fimlens.structures.low_rank import Parts
+from fimlens.structures.parts import Parts
 
 
 class Projections(NamedTuple):

@@ -1,0 +1,94 @@
+"""What a low-rank optimizer keeps for the matrices of one shape, and how it begins."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from fimlens.fisher.fisher import Fisher
+from fimlens.linalg.bases import cast_floating, short_side_first
+from fimlens.structures.low_rank import LowRank
+from fimlens.structures.parts import Parts
+from fimlens.structures.sides import Side
+from fimlens.transforms.compensation import Compensation
+from fimlens.transforms.dtypes import StateDtypes
+from fimlens.transforms.matrix_step import (
+    MatrixState,
+    Recipe,
+    init_matrices,
+)
+from fimlens.transforms.stacking import Stack
+
+
+class LowRankRecipe(NamedTuple):
+    """The options of `scale_by_low_rank`, where each is described; `lead` is the recipe of the inner structure's step."""
+
+    structure: LowRank
+    lead: Recipe
+    compensation: Compensation
+    lift: bool
+    b1: Float[ArrayLike, ""]
+    alpha_c: Float[ArrayLike, ""]
+    gamma: Float[ArrayLike, ""] | None
+    moments: str
+    bias_correction: bool
+    dtypes: StateDtypes
+
+
+class Subspace(NamedTuple):
+    """What a tracker keeps for one side: what stands for U (U itself, or the key that it is drawn from), and its average."""
+
+    basis: Any
+    average: Float[Array, "k i i"] | None
+
+
+class StackState(NamedTuple):
+    """What lasts from step to step for the matrices of one shape: the subspaces (`right` is None where that side is taken
+    whole), the state of the lead, the averages of the other parts, and the norm of the last compensation."""
+
+    left: Subspace
+    right: Subspace | None
+    lead: MatrixState
+    complement: Parts
+    norm: Float[Array, "k 1 1"] | None
+
+
+def init_stack(recipe: LowRankRecipe, G: Stack) -> StackState:
+    """The state before any gradient is seen, for matrices like those of G."""
+    structure, k, (m, n) = recipe.structure, len(G), recipe.structure.seen(G.shape[1:])
+    r, s = structure.ranks(G.shape[1:])
+    zeros = jax.vmap(lambda sums: structure.tied(sums, structure.counts(G.shape[1:])))(
+        Parts(None, jnp.zeros((k, r, 1)), jnp.zeros((k, 1, n if s is None else s)), jnp.zeros((k, 1, 1)))
+    )
+    return StackState(
+        _init_subspace(recipe, G, False, m, r),
+        None if s is None else _init_subspace(recipe, G, True, n, s),
+        init_matrices(recipe.lead, jnp.zeros((k, r, n if s is None else s), G.dtype)),
+        cast_floating(zeros, recipe.dtypes.second_moment or G.dtype),
+        None if recipe.gamma is None else jnp.zeros((k, 1, 1), G.dtype),
+    )
+
+
+def _init_subspace(recipe: LowRankRecipe, G: Stack, right: bool, m: int, r: int) -> Subspace:
+    tracker, nothing = recipe.structure.tracker, jnp.zeros(recipe.structure.seen(G.shape[1:]), G.dtype)
+    basis = tracker.init(m, r)
+    side = Side(Fisher.of_one(nothing), right)
+    average = tracker.observe(side, lambda: side.projected(jnp.zeros((m, r), G.dtype)))
+    kept = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(G), *x.shape)), Subspace(basis, average))
+    return cast_floating(kept, recipe.dtypes.basis or G.dtype)
+
+
+def as_seen(recipe: LowRankRecipe, G: Stack) -> Float[Array, "k i j"]:
+    return short_side_first(G) if recipe.structure.sides == "short" else G
+
+
+def bases_of(recipe: LowRankRecipe, kept: Subspace, G: Stack, right: bool) -> Float[Array, "k i r"]:
+    """U of each matrix."""
+    r = recipe.structure.ranks(G.shape[1:])[right]
+    return jax.vmap(lambda basis: recipe.structure.tracker.basis(basis, G.shape[1 + right], r))(kept.basis).astype(G.dtype)
+
+
+def in_dtypes_of(old: Any, new: Any) -> Any:
+    """In the dtypes of the old one."""
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), new, old)
