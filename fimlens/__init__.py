@@ -50,10 +50,10 @@ from fimlens.optimizers.whitening import whiten as whiten
 from fimlens.proofs.derive import Derived as Derived
 from fimlens.proofs.derive import derive as derive
 from fimlens.solver.fit import Gap as Gap
-from fimlens.solver.fit import dimension as dimension
 from fimlens.solver.fit import fit as fit
 from fimlens.solver.fit import gap as gap
-from fimlens.solver.fit import state_size as state_size
+from fimlens.solver.sizes import dimension as dimension
+from fimlens.solver.sizes import state_size as state_size
 from fimlens.solver.solve import Certificate as Certificate
 from fimlens.solver.solve import Solution as Solution
 from fimlens.solver.solve import solve as solve
@@ -83,6 +83,7 @@ from fimlens.structures import Scalar as Scalar
 from fimlens.structures import Singular as Singular
 from fimlens.structures import Spectrum as Spectrum
 from fimlens.structures import SubspaceIteration as SubspaceIteration
+from fimlens.structures import Tracker as Tracker
 from fimlens.transforms.as_matrix import Axes as Axes
 from fimlens.transforms.as_matrix import as_matrix as as_matrix
 from fimlens.transforms.dtypes import StateDtypes as StateDtypes

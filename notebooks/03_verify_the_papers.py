@@ -38,7 +38,7 @@ from fimlens.language_model import llama, text
 from fimlens.proofs.evaluate import objective, squared_error
 from fimlens.proofs.theorem import load_derivations
 from fimlens.proofs.verdicts import Proof, try_to_prove
-from fimlens.structures.sides import Side
+from fimlens.structures.trackers import Side
 
 # %matplotlib inline
 jax.config.update("jax_enable_x64", True)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 from rich.table import Table
 
-from fimlens.lens.laws import LAWS, SHAPES, TOLERANCE, draw_case
+from fimlens.lens.case import draw_case
+from fimlens.lens.laws import LAWS, SHAPES, TOLERANCE
 from fimlens.structure import Structure
 
 

@@ -6,7 +6,6 @@ closed form and the numeric optimum. Laws are jitted, because a law run eagerly 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,13 +15,14 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from fimlens.fisher.fisher import Fisher, unvec, vec
-from fimlens.fisher.sample_form import SampleFisher
+from fimlens.lens.case import Case, Deviation, distance, worst
 from fimlens.linalg.spectral_functions import inverse_root
-from fimlens.solver.fit import fit, isotropic, least_eigenvalue, unchecked_gap
+from fimlens.solver.fit import fit, least_eigenvalue, unchecked_gap
 from fimlens.solver.newton import scale_coordinates
+from fimlens.solver.sizes import isotropic
 from fimlens.solver.solve import solve
 from fimlens.solver.stationarity import stationarity
-from fimlens.structure import BasisStep, Claim, Params, Structure
+from fimlens.structure import BasisStep, Claim, Params
 from fimlens.transforms.state import start_from
 from fimlens.transforms.structure_transform import scale_by_structure
 
@@ -31,77 +31,13 @@ TOLERANCE = 1e-8
 
 SHAPES = ((3, 4), (4, 3), (4, 6), (6, 6))
 
-Deviation = Float[Array, ""] | float
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Case:
-    """A structure at one shape: a Fisher, its closed form, and a wide random member."""
-
-    structure: Structure = field(metadata={"static": True})
-    solved: bool = field(metadata={"static": True})  # whether the (slow) solver is called
-    key: Any
-    fisher: Any
-    fitted: Any
-    member: Any
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.fisher.shape
-
-    @property
-    def gradients(self) -> Float[Array, "N m n"]:
-        return self.fisher.samples
-
-    def normal(self, stream: int, *shape: int) -> Array:
-        return jax.random.normal(jax.random.fold_in(self.key, stream), shape)
-
-
-def draw_case(structure: Structure, shape: tuple[int, int], seed: int, solved: bool) -> Case:
-    """The case of a seed: the Fisher is the same for every structure of one shape."""
-    key = jax.random.key(seed)
-    fisher = _draw_fisher(shape, key)
-    return Case(structure, solved, key, fisher, fit(structure, fisher), _draw_member(structure, shape, key))
-
-
-@partial(jax.jit, static_argnums=0)
-def _draw_fisher(shape: tuple[int, int], key: Array) -> SampleFisher:
-    m, n = shape
-    keys = [jax.random.fold_in(key, stream) for stream in range(3)]
-    left, G, right = map(jax.random.normal, keys, ((m, m), (2 * m * n, m, n), (n, n)))
-    return Fisher.from_gradients(left @ G @ right)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _draw_member(structure: Structure, shape: tuple[int, int], key: Array) -> Params:
-    centre = isotropic(structure, shape)
-    flat, unravel = ravel_pytree(centre)
-    return structure.chart(unravel(0.3 * jax.random.normal(jax.random.fold_in(key, 3), flat.shape)), centre)
-
-
-@jax.jit
-def distance(a: Any, b: Any) -> Deviation:
-    """The largest difference of two trees, relative to the largest entry; infinite where their layouts differ."""
-    if jax.tree.structure(a) != jax.tree.structure(b):
-        return jnp.inf
-    flat_a, flat_b = (
-        jnp.concatenate([jnp.ravel(x).astype(float) for x in jax.tree.leaves(tree)] or [jnp.zeros(0)]) for tree in (a, b)
-    )
-    if flat_a.shape != flat_b.shape:
-        return jnp.inf
-    size = jnp.maximum(jnp.abs(flat_a).max(initial=0), jnp.abs(flat_b).max(initial=0))
-    difference = jnp.abs(flat_a - flat_b).max(initial=0) / jnp.maximum(size, 1e-300)
-    return jnp.where(jnp.isfinite(difference), difference, jnp.inf)
-
-
-def worst(*deviations: Deviation) -> Deviation:
-    """The largest of several deviations; NaN where one is NaN, so that `check` refuses it."""
-    return jnp.stack([jnp.asarray(deviation, float) for deviation in deviations]).max()
-
 
 _dense = jax.jit(lambda structure, member: structure.dense(member), static_argnums=0)
+
+
 _stats = jax.jit(lambda structure, fisher, member: structure.stats(fisher, member), static_argnums=0)
+
+
 _least_eigenvalue = jax.jit(least_eigenvalue, static_argnums=0)
 
 

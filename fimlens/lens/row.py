@@ -8,7 +8,8 @@ from jaxtyping import Array
 
 from fimlens.fisher.fisher import Fisher
 from fimlens.lens.run_optimizer import optimizer_deviations
-from fimlens.solver.fit import fit, gap, is_member, least_eigenvalue, state_size
+from fimlens.solver.fit import fit, gap, is_member, least_eigenvalue
+from fimlens.solver.sizes import state_size
 from fimlens.solver.solve import solve
 from fimlens.solver.stationarity import stationarity
 from fimlens.structure import Claim, Structure

@@ -15,7 +15,7 @@ from fimlens._validate import require_rank
 from fimlens.optimizers.docstrings import argument_lines, with_arguments
 from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.structures import Columns, Diagonal, Drop, LowRank
-from fimlens.structures.trackers import SubspaceIteration
+from fimlens.structures.subspace_iteration import SubspaceIteration
 from fimlens.transforms import compensation as rules
 from fimlens.transforms.dtypes import StateDtypes
 from fimlens.transforms.low_rank_transform import scale_by_low_rank

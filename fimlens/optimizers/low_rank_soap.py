@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 from fimlens.optimizers.alice import require_leading
 from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.structures import Diagonal, LowRank
-from fimlens.structures.trackers import SubspaceIteration
+from fimlens.structures.subspace_iteration import SubspaceIteration
 from fimlens.transforms.dtypes import StateDtypes
 from fimlens.transforms.low_rank_transform import scale_by_low_rank
 

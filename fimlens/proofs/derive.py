@@ -13,7 +13,7 @@ from fimlens.proofs.evaluate import apply, apply_dense, error
 from fimlens.proofs.stationary import Stationary, stationary
 from fimlens.proofs.symbols import any_fisher, diagonal_fisher, entries_of, frame, positive, symbols
 from fimlens.proofs.verify_fit import plain_text, shorten, verify_fit
-from fimlens.solver.fit import zero_state
+from fimlens.solver.sizes import zero_state
 from fimlens.structure import Params, Structure, Tree, require_structure
 from fimlens.structures.spectra import Spectrum
 

@@ -10,7 +10,7 @@ import sympy as sp
 from fimlens.fisher.dense_form import DenseFisher
 from fimlens.fisher.sample_form import SampleFisher
 from fimlens.interpreter.interpret import symbolic
-from fimlens.solver.fit import zero_state
+from fimlens.solver.sizes import zero_state
 from fimlens.structure import Frame, Structure, Tree
 
 Symbols = np.ndarray  # of SymPy expressions

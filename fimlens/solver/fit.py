@@ -1,18 +1,16 @@
 """The questions that every structure answers: its member for a Fisher, the gap, and the sizes of family and state."""
 
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
-from fimlens.fisher.fisher import Fisher, unvec
-from fimlens.fisher.limits import require_dense
-from fimlens.fisher.sample_form import SampleFisher
-from fimlens.linalg.bases import cast_floating
-from fimlens.structure import EigenvalueBlock, Frame, Params, Statistics, Structure
+from fimlens.fisher.fisher import Fisher
+from fimlens.solver.sizes import zero_state
+from fimlens.structure import EigenvalueBlock, Params, Structure
 
 NEGATIVE_TOLERANCE = 1e-9  # an eigenvalue may be this far below zero, relative to the largest, by rounding
 
@@ -161,83 +159,6 @@ def _member_shapes(structure: Structure, shape: tuple[int, int]) -> Params:
     """Return the shapes of the arrays of a member."""
     frame, fits = jax.eval_shape(lambda: zero_state(structure, shape, "fits"))
     return jax.tree.map(jnp.shape, Params(frame, fits.spectrum))
-
-
-def dimension(structure: Structure, shape: tuple[int, int], *, seed: int = 0) -> int:
-    """Count the parameters of a family: the dimension of the set of its members, without redundant ones.
-
-    Computed as the rank of the Jacobian of z -> dense(chart(z)) at a random member.
-
-    Args:
-        structure: the family.
-        shape: (m, n) of the weight matrix; a small one, as matrices of size mn x mn are built.
-        seed: draws the member.
-
-    Raises:
-        ValueError: the structure does not suit the shape, or the matrix is too large.
-
-    Examples:
-        >>> import fimlens as fl
-        >>> fl.dimension(fl.RowColumn(), (3, 4))  # m + n - 1: one number only scales q against s
-        6
-    """
-    require_dense("dimension", "Take a smaller matrix.", shape)
-    # A rank is decided by small singular values, so in float64.
-    with jax.enable_x64(True):
-        member = isotropic(structure, shape)
-        flat, unravel = ravel_pytree(member)
-        z = jax.random.normal(jax.random.key(seed), flat.shape)
-        jacobian = jax.jacfwd(lambda z: structure.dense(structure.chart(unravel(z), member)).reshape(-1))(z)
-        return int(jnp.linalg.matrix_rank(jacobian, rtol=1e-9))
-
-
-def state_size(structure: Structure, shape: tuple[int, int], *, average: str = "statistics") -> int:
-    """Count the numbers that `scale_by_structure` stores for one matrix, without momentum (m n more) and counters.
-
-    Nothing is allocated, so any shape will do.
-
-    Args:
-        structure: the family.
-        shape: (m, n) of the weight matrix.
-        average: what the optimizer averages: "statistics", as it does by default, or "fits".
-
-    Raises:
-        ValueError: `average` is neither "statistics" nor "fits", or the structure does not suit the shape.
-
-    Examples:
-        >>> import fimlens as fl
-        >>> fl.state_size(fl.RowColumn(), (512, 1376)), fl.state_size(fl.RowColumn(), (512, 1376), average="fits")
-        (704512, 1888)
-    """
-    slot = jax.eval_shape(lambda: zero_state(structure, shape, average))
-    return sum(leaf.size for leaf in jax.tree.leaves(slot))
-
-
-def zero_state(
-    structure: Structure, shape: tuple[int, int], average: str, dtype: Any = jnp.float32
-) -> tuple[Frame, Statistics]:
-    """Return the first frame, and zeros in the layout of what is averaged: "statistics" or "fits"."""
-    if average not in ("statistics", "fits"):
-        raise ValueError(f'average is "statistics" or "fits"; got {average!r}')
-    frame = cast_floating(structure.frame(*shape), dtype)
-
-    def zeros() -> Statistics:
-        zero = Fisher.from_gradients(jnp.zeros((1, *shape), dtype))  # the structure itself knows the layout of its statistics
-        stats = structure.stats(zero, Params(frame, None))
-        return stats if average == "statistics" else Statistics(None, structure.fit(stats, frame).coords)
-
-    # Only the layout is wanted: an eager evaluation would compile a program for each of its operations.
-    return frame, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(zeros))
-
-
-def isotropic(structure: Structure, shape: tuple[int, int], scale: float | Array = 1.0) -> Params:
-    """Return the member nearest to F = scale * I, which is F itself on the family's range; for small matrices."""
-    m, n = shape
-    require_dense("isotropic", "Take a smaller matrix.", shape)
-    units = jnp.sqrt(m * n * scale) * jax.vmap(lambda e: unvec(e, shape))(jnp.eye(m * n))
-    frame = structure.frame(m, n)
-    identity = SampleFisher("identity", "mean over unit matrices", units)
-    return structure.fit(structure.stats(identity, Params(frame, None)), frame)
 
 
 def require_structure_and_fisher(call: str, structure: object, fisher: object) -> None:

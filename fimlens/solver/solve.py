@@ -16,9 +16,10 @@ from jaxtyping import Array, Float
 from fimlens.fisher.fisher import Fisher, unvec
 from fimlens.fisher.limits import require_dense
 from fimlens.fisher.sample_form import SampleFisher
-from fimlens.solver.fit import fit, isotropic, require_structure_and_fisher
+from fimlens.solver.fit import fit, require_structure_and_fisher
 from fimlens.solver.jacobi import jacobi, rotated_sides
 from fimlens.solver.newton import descend, relative_gap, scale_coordinates
+from fimlens.solver.sizes import isotropic
 from fimlens.structure import Params, Structure
 from fimlens.structures import LowRank
 

@@ -18,11 +18,11 @@ from fimlens.structures.spectra import Drop as Drop
 from fimlens.structures.spectra import Rows as Rows
 from fimlens.structures.spectra import Scalar as Scalar
 from fimlens.structures.spectra import Spectrum as Spectrum
+from fimlens.structures.subspace_iteration import SubspaceIteration as SubspaceIteration
 from fimlens.structures.trackers import Eigen as Eigen
 from fimlens.structures.trackers import PowerStep as PowerStep
 from fimlens.structures.trackers import RandomProjection as RandomProjection
 from fimlens.structures.trackers import Singular as Singular
-from fimlens.structures.trackers import SubspaceIteration as SubspaceIteration
 from fimlens.structures.trackers import Tracker as Tracker
 
 EXAMPLES = (

@@ -23,9 +23,8 @@ from fimlens.structure import (
     require_structure,
 )
 from fimlens.structures.parts import Bases, Parts
-from fimlens.structures.sides import Side, SideAverages
 from fimlens.structures.spectra import Columns, Drop, Rows, Scalar, Spectrum
-from fimlens.structures.trackers import Eigen, Tracker, moved_bases
+from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases
 
 Matrix = Float[Array, "m n"]
 SIDES = ("short", "LR")

@@ -12,8 +12,7 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley
 from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry, Tree, require_structure
 from fimlens.structures.move import Move, turned_covariance
-from fimlens.structures.sides import Side, SideAverages
-from fimlens.structures.trackers import Eigen, Tracker, moved_bases
+from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases
 
 Matrix = Float[Array, "m n"]
 SIDES = ("L", "R", "LR", "short")

@@ -8,23 +8,80 @@ with the tracked side first, and U (m, r) is the basis.
 import abc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from fimlens._validate import require_number
-from fimlens.linalg.decompositions import eigenbasis, fix_signs, power_step, singular_basis, square_root, unit_of
+from fimlens.fisher.fisher import Fisher
+from fimlens.fisher.sample_form import SampleFisher
+from fimlens.linalg.decompositions import eigenbasis, power_step, singular_basis, square_root, unit_of
 from fimlens.structure import BasisStep
-from fimlens.structures.move import Turn, turned_covariance
-from fimlens.structures.sides import Average, Basis, Side, SideAverages
-from fimlens.structures.switching import require_switch, switched
+from fimlens.structures.move import Turn
+
+Basis = Float[Array, "m r"]
+
+
+Average = Float[Array, "..."] | None  # of (k, k) matrices
+
+
+class Side(NamedTuple):
+    """A Fisher seen from one side of its matrix: as it is, or transposed."""
+
+    fisher: Fisher
+    right: bool = False
+
+    def covariance(self) -> Float[Array, "m m"]:
+        """E[GG^T]."""
+        return self.fisher.right() if self.right else self.fisher.left()
+
+    def root(self) -> Float[Array, "m k"]:
+        """H with H H^T = E[GG^T]: the samples side by side."""
+        if not isinstance(self.fisher, SampleFisher):
+            return square_root(self.covariance())
+        G = self.fisher.samples.mT if self.right else self.fisher.samples
+        return G.swapaxes(0, 1).reshape(G.shape[1], -1) / len(G) ** 0.5
+
+    def singular(self, rank: int) -> Basis:
+        """The leading left singular vectors of H."""
+        if rank == self.fisher.shape[self.right]:
+            return self.fisher.right_singular() if self.right else self.fisher.left_singular()
+        return singular_basis(self.root(), rank)
+
+    def projected(self, U: Basis) -> "Side":
+        """The same of U^T G."""
+        return Side(self.fisher.map(lambda G: G @ U if self.right else U.T @ G), self.right)
+
+
+class SideAverages(NamedTuple):
+    """What is averaged for the left and for the right basis, and for the bases of the structure within."""
+
+    left: Average
+    right: Average
+    inner: Any
 
 
 @dataclass(frozen=True)
 class Tracker(abc.ABC):
-    """Base class of trackers: frozen, without state of its own. What lasts is in the frame and in the averages."""
+    """Base class of trackers; subclass it to find the basis of `Rotated` or `LowRank` in a way of your own.
+
+    A tracker is frozen and has no state of its own: what lasts is in the frame and in the averages. Only `update` must be
+    defined; `observe` names the average that the basis follows, if it follows one.
+
+    Examples:
+        >>> import fimlens as fl
+        >>> class First(fl.Tracker):  # the basis of the first gradient, for ever
+        ...     def update(self, average, kept, side, step):
+        ...         return jax.lax.cond(step.first, lambda: side.singular(kept.shape[1]), lambda: kept)
+        >>> import jax, jax.numpy as jnp
+        >>> tx = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "L", First()))
+        >>> _, state = tx.update(jnp.diag(jnp.array([1.0, 2.0])), tx.init(jnp.ones((2, 2))))
+        >>> print(abs(state.frame["2 x 2"].bases.left[0]))
+        [[0. 1.]
+         [1. 0.]]
+    """
 
     orthonormal: ClassVar[bool] = True  # whether U^T U = I, so that averages can be turned from one basis into the next
     averages_covariance: ClassVar[bool] = False  # whether the average is E[GG^T] itself, which states moments in any basis
@@ -120,61 +177,6 @@ class Singular(Tracker):
     def update(self, average: None, kept: Basis, side: Side, step: BasisStep) -> Basis:
         del average, step
         return side.singular(kept.shape[1])
-
-
-@dataclass(frozen=True)
-class SubspaceIteration(Tracker):
-    """[G]'s tracking and switching: one subspace iteration on Q = b3 U Q~ U^T + (1 - b3) G G^T at each update.
-
-    Q~, the average of sigma sigma^T with sigma = U^T G, is r x r. Q is never formed, only a factor of it, (m, n + r),
-    whose singular vectors are those of Q without the rounding of squares. The `leading` ones stay, and the other
-    r - leading make way for directions drawn by `switch`: see `structures.switching`. With b3 = 0 nothing is tracked.
-
-    Args:
-        leading: how many leading directions a switch leaves in place.
-        b3: decay of Q~.
-        switch: "complement" ([G]'s), "full", "gaussian-mix", "gaussian" or "none".
-        seed: of the key that switches draw from.
-
-    Repaired ([G] Algorithm 10): the eigenvectors of the r x r problem are lifted; the first basis is that of the leading
-    left singular vectors of the first gradient, as an iteration from zero is void; signs are fixed.
-
-    Examples:
-        >>> import jax.numpy as jnp, fimlens as fl
-        >>> family = fl.LowRank(fl.Diagonal(), 2, tracker=fl.SubspaceIteration(leading=1))
-        >>> side = fl.scale_by_low_rank(family).init(jnp.ones((3, 4))).subspaces["3 x 4"].left
-        >>> side.basis.shape, side.average.shape  # U, and Q~
-        ((1, 3, 2), (1, 2, 2))
-    """
-
-    leading: int
-    b3: Float[ArrayLike, ""] = 0.999
-    switch: str = "complement"
-    seed: Int[ArrayLike, ""] = 0
-
-    def __post_init__(self) -> None:
-        require_switch("SubspaceIteration", self.switch, self.leading)
-        require_number("SubspaceIteration", "b3", self.b3, 0, 1)
-
-    def observe(self, side: Side, lead: Callable[[], Side]) -> Float[Array, "r r"] | None:
-        del side
-        return None if isinstance(self.b3, float | int) and self.b3 == 0 else lead().covariance()
-
-    def update(self, average: Float[Array, "r r"] | None, kept: Basis, side: Side, step: BasisStep) -> Basis:
-        r = kept.shape[1]
-        V = jax.lax.cond(step.first, lambda: side.singular(r), lambda: self._iterate(average, kept, side, step))
-        return switched(V, self.switch, self.leading, step.key)
-
-    def _iterate(self, average: Float[Array, "r r"] | None, kept: Basis, side: Side, step: BasisStep) -> Basis:
-        H = step.mix.new**0.5 * side.root()
-        if average is not None:
-            H = jnp.concatenate([H, step.mix.old**0.5 * kept @ square_root(average)], 1)
-        H = H / unit_of(H)  # Q = H H^T
-        V = power_step(H @ (H.T @ kept), kept)
-        return fix_signs(V @ singular_basis(V.T @ H, V.shape[1]))
-
-    def transport(self, T: Turn, average: Average) -> Average:
-        return None if average is None else turned_covariance(T, average)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from fimlens.fisher.fisher import Fisher
-from fimlens.linalg.bases import cast_floating, short_side_first
+from fimlens.linalg.bases import cast_floating
 from fimlens.structures.low_rank import LowRank
 from fimlens.structures.parts import Parts
-from fimlens.structures.sides import Side
+from fimlens.structures.trackers import Side
 from fimlens.transforms.compensation import Compensation
 from fimlens.transforms.dtypes import StateDtypes
 from fimlens.transforms.matrix_step import (
@@ -77,18 +77,3 @@ def _init_subspace(recipe: LowRankRecipe, G: Stack, right: bool, m: int, r: int)
     average = tracker.observe(side, lambda: side.projected(jnp.zeros((m, r), G.dtype)))
     kept = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(G), *x.shape)), Subspace(basis, average))
     return cast_floating(kept, recipe.dtypes.basis or G.dtype)
-
-
-def as_seen(recipe: LowRankRecipe, G: Stack) -> Float[Array, "k i j"]:
-    return short_side_first(G) if recipe.structure.sides == "short" else G
-
-
-def bases_of(recipe: LowRankRecipe, kept: Subspace, G: Stack, right: bool) -> Float[Array, "k i r"]:
-    """U of each matrix."""
-    r = recipe.structure.ranks(G.shape[1:])[right]
-    return jax.vmap(lambda basis: recipe.structure.tracker.basis(basis, G.shape[1 + right], r))(kept.basis).astype(G.dtype)
-
-
-def in_dtypes_of(old: Any, new: Any) -> Any:
-    """In the dtypes of the old one."""
-    return jax.tree.map(lambda x, like: x.astype(like.dtype), new, old)

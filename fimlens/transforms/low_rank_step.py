@@ -1,23 +1,22 @@
-"""One step of a low-rank optimizer on a stack of matrices of one shape: move the lead, and compensate what it leaves out."""
+"""One step of a low-rank optimizer on a stack of matrices of one shape: refresh the subspaces, move the lead, compensate."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from fimlens.fisher.fisher import Fisher
-from fimlens.linalg.bases import above_rounding, short_side_first
-from fimlens.structure import Mix
+from fimlens.linalg.bases import above_rounding, cast_floating, short_side_first
+from fimlens.structure import BasisStep, Mix, Statistics
+from fimlens.structures.move import Move, Turn, change_of_basis, turned, turned_squares
 from fimlens.structures.parts import Parts
-from fimlens.structures.sides import Side
+from fimlens.structures.trackers import Side
 from fimlens.transforms.compensation import Seen
-from fimlens.transforms.low_rank_state import LowRankRecipe, StackState, Subspace, as_seen, bases_of, in_dtypes_of
+from fimlens.transforms.low_rank_state import LowRankRecipe, StackState, Subspace
 from fimlens.transforms.low_rank_update import Projections, low_rank_update, squares_of, squares_outside
-from fimlens.transforms.matrix_step import (
-    StepCoefficients,
-    step_matrices,
-)
+from fimlens.transforms.matrix_step import MatrixState, StepCoefficients, init_matrices, refresh_if_due, step_matrices
 from fimlens.transforms.norms import growth_limit
 from fimlens.transforms.stacking import Stack, clip_for_squaring, clip_squares
 
@@ -29,7 +28,7 @@ def step_stack(
     recipe: LowRankRecipe, kept: StackState, G: Stack, now: StepCoefficients, count: Int[Array, ""]
 ) -> tuple[StackState, Stack]:
     """The state after one gradient, and the update; `count` counts this step too."""
-    given, G = G, as_seen(recipe, G)
+    given, G = G, _seen(recipe, G)
     seen = _projections(recipe, kept, G)
     lead, D = step_matrices(recipe.lead, kept.lead, seen.X, now)
     whole = jax.tree.map(clip_squares, squares_of(G, seen))
@@ -45,12 +44,12 @@ def step_stack(
 
 def _projections(recipe: LowRankRecipe, kept: StackState, G: Stack) -> Projections:
     """Products of the bases with G, zero where they are but the rounding of their factors."""
-    U = bases_of(recipe, kept.left, G, False)
+    U = _bases(recipe, kept.left, G, False)
     columns = clip_squares(jnp.sum(G**2, 1, keepdims=True))
     A = above_rounding(clip_for_squaring(U.mT @ G), columns)
     if kept.right is None:
         return Projections(U, None, A, None, A)
-    V = bases_of(recipe, kept.right, G, True)
+    V = _bases(recipe, kept.right, G, True)
     B = above_rounding(clip_for_squaring(G @ V), clip_squares(jnp.sum(G**2, 2, keepdims=True)))
     norms = (clip_squares(jnp.sum(A**2, 2, keepdims=True)), clip_squares(jnp.sum(B**2, 1, keepdims=True)))
     return Projections(U, V, A, B, above_rounding(A @ V, *norms, times=32))
@@ -76,7 +75,7 @@ def _averaged(
     since = now.count + 1  # what is measured in a basis that moved is averaged since the last reset
     weights = Parts(None, weight(since), weight(since if right else count), weight(count))
     eigenvalues = Parts(*(None if x is None else x / jnp.asarray(w, x.dtype) for x, w in zip(averages, weights, strict=True)))
-    return eigenvalues, in_dtypes_of(old, averages)
+    return eigenvalues, _in_dtypes_of(old, averages)
 
 
 def _scales(
@@ -116,3 +115,86 @@ def _followed(recipe: LowRankRecipe, kept: Subspace, G: Stack, lead: Float[Array
 
     average = jax.vmap(follow)(kept.average.astype(G.dtype), G, lead)
     return kept._replace(average=average.astype(kept.average.dtype))
+
+
+# --- a refresh --------------------------------------------------------------------------------------------------
+
+
+def refresh_stacks(recipe: LowRankRecipe, state: Any, matrices: dict[str, Stack]) -> tuple[Array, dict[str, StackState]]:
+    """The steps since the averages on the lead began, and the stacks, after a refresh where one is due."""
+    if not matrices:
+        return state.lead_count, {}
+
+    def refreshed(first: Bool[Array, ""]) -> tuple[Array, dict[str, StackState]]:
+        key = jax.random.PRNGKey(0) if state.key is None else state.key  # no tracker draws from the former
+        keys = jax.random.split(jax.random.fold_in(key, state.count), len(matrices))
+        stacks = {
+            name: _refreshed(recipe, state.stacks[name], _seen(recipe, G), own, first)
+            for own, (name, G) in zip(keys, matrices.items(), strict=True)
+        }
+        return state.lead_count * (recipe.moments != "reset"), stacks
+
+    return refresh_if_due(state.count, recipe.lead.update_interval, (state.lead_count, dict(state.stacks)), refreshed)
+
+
+def _refreshed(recipe: LowRankRecipe, kept: StackState, G: Stack, key: Array, first: Bool[Array, ""]) -> StackState:
+    """The subspaces moved, and all averages that were measured in them transported: one rule for each side."""
+    keys = (key, None) if kept.right is None else jax.random.split(key)
+    left, L = _moved(recipe, kept.left, clip_for_squaring(G), keys[0], False, first)
+    right, R = (None, None) if kept.right is None else _moved(recipe, kept.right, clip_for_squaring(G), keys[1], True, first)
+    rows, columns = kept.complement.rows, kept.complement.columns
+    complement = kept.complement._replace(
+        rows=None if rows is None else turned_squares(L, rows),
+        columns=None if columns is None else turned_squares(R, columns.mT).mT,
+    )
+    return StackState(left, right, _transported(recipe, kept.lead, L, R), complement, kept.norm)
+
+
+def _moved(
+    recipe: LowRankRecipe, kept: Subspace, G: Stack, key: Array, right: bool, first: Bool[Array, ""]
+) -> tuple[Subspace, Turn]:
+    """A side's subspaces after the tracker's step, and what turns coordinates in the old bases into those in the new ones."""
+    tracker, b3 = recipe.structure.tracker, recipe.structure.tracker.b3
+    b3 = recipe.lead.b2 if b3 is None else b3
+    old = cast_floating(kept, G.dtype)
+
+    def update(subspace: Subspace, g: Array, key: Array) -> Any:
+        step = BasisStep(key, Mix(b3, 1 - b3), first)
+        return tracker.update(subspace.average, subspace.basis, Side(Fisher.of_one(g), right), step)
+
+    basis = jax.vmap(update)(old, G, jax.random.split(key, len(G)))
+    new = old._replace(basis=basis)
+    T = change_of_basis(recipe.moments, *(_bases(recipe, which, G, right) for which in (old, new)))
+    return _in_dtypes_of(kept, new._replace(average=tracker.transport(T, old.average))), T
+
+
+def _transported(recipe: LowRankRecipe, lead: MatrixState, L: Turn, R: Turn) -> MatrixState:
+    """The state of the lead in the coordinates of the new bases."""
+    if recipe.moments == "keep":
+        return lead
+    if recipe.moments == "reset":
+        first = init_matrices(recipe.lead, jnp.zeros_like(lead.momentum, lead.momentum.dtype))
+        return _in_dtypes_of(lead, first)
+
+    def stats(stats: Statistics, L: Array, R: Array | None) -> Statistics:
+        return recipe.structure.inner.transport(stats, Move(L, R))
+
+    wide = cast_floating(lead, L.dtype)
+    averages = jax.vmap(stats)(Statistics(wide.covariances, wide.averaged), L, R)
+    momentum = turned(R, turned(L, wide.momentum).mT).mT
+    return _in_dtypes_of(lead, MatrixState(wide.frame, *averages, momentum))
+
+
+def _seen(recipe: LowRankRecipe, G: Stack) -> Float[Array, "k i j"]:
+    return short_side_first(G) if recipe.structure.sides == "short" else G
+
+
+def _bases(recipe: LowRankRecipe, kept: Subspace, G: Stack, right: bool) -> Float[Array, "k i r"]:
+    """U of each matrix."""
+    r = recipe.structure.ranks(G.shape[1:])[right]
+    return jax.vmap(lambda basis: recipe.structure.tracker.basis(basis, G.shape[1 + right], r))(kept.basis).astype(G.dtype)
+
+
+def _in_dtypes_of(old: Any, new: Any) -> Any:
+    """In the dtypes of the old one."""
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), new, old)

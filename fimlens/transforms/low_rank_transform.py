@@ -13,9 +13,8 @@ from fimlens.structures.low_rank import LowRank
 from fimlens.structures.move import MOMENTS
 from fimlens.transforms.compensation import Compensation, nearest, none
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
-from fimlens.transforms.low_rank_refresh import refresh_stacks
 from fimlens.transforms.low_rank_state import LowRankRecipe, StackState, init_stack
-from fimlens.transforms.low_rank_step import step_stack
+from fimlens.transforms.low_rank_step import refresh_stacks, step_stack
 from fimlens.transforms.matrix_step import Recipe, coefficients
 from fimlens.transforms.stacking import stack_matrices, unstack
 from fimlens.transforms.state import state_of_others

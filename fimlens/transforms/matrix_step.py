@@ -17,7 +17,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import tree_above_rounding
-from fimlens.solver.fit import fit, zero_state
+from fimlens.solver.fit import fit
+from fimlens.solver.sizes import zero_state
 from fimlens.structure import BasisStep, Frame, Mix, Params, Statistics, Structure, Tree
 from fimlens.transforms.dtypes import StateDtypes
 from fimlens.transforms.stacking import Matrices, clip_for_squaring, clip_squares

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from fimlens.solver.fit import zero_state
+from fimlens.solver.sizes import zero_state
 from fimlens.structure import Frame, Structure, Tree
 from fimlens.transforms.matrix_step import MatrixState, fitted_members
 from fimlens.transforms.stacking import Matrices, split_stacks, stack_matrices
