@@ -347,7 +347,8 @@ def test_an_averaged_covariance_leads_to_its_eigenvectors():
         for G in gradients((4, 6), 4):
             _, state = step(jnp.asarray(G), state)
             average = 0.8 * average + 0.2 * G @ G.T
-        space = state.stacks["4 x 6"].left
+        (kept,) = state.stacks.values()
+        space = kept.left
         np.testing.assert_allclose(space.average[0], average, rtol=1e-10)
         U, theirs = space.basis[0], np.linalg.eigh(average)[1][:, -2:]
         np.testing.assert_allclose(U @ U.T, theirs @ theirs.T, atol=1e-10)

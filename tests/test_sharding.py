@@ -171,7 +171,7 @@ def test_stacks_of_any_length_and_lying_or_standing_can_be_laid_out(name):
         fl.scale_by_alice(rank=5, leading=2), jnp.zeros((24, 16)), P("fsdp", "tensor"), mesh=mesh()
     )
     assert alice[0].stacks["24 x 16"].left.basis == P(None, "tensor", None)
-    assert alice[0].inner.momentum["24 x 16"] == P(None, None, "fsdp")
+    assert alice[0].stacks["24 x 16"].lead.momentum == P(None, None, "fsdp")
 
 
 def test_merged_axes_keep_what_they_can():

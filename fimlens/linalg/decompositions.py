@@ -93,7 +93,7 @@ def eigenbasis(covariance: Float[Array, "m m"], rank: int | None = None) -> Floa
     return complete_basis(U, values > rounding(covariance) * values[0])[:, :rank]
 
 
-def singular_basis(A: Float[Array, "m n"], rank: int, *, right: bool = False) -> Float[Array, "m r"]:
+def singular_basis(A: Float[Array, "m n"], rank: int, *, right: bool = False) -> Float[Array, "k r"]:
     """Return the first `rank` left (or right) singular vectors of A, the same on every device (`complete_basis`)."""
     U, values, Vt = svd(A / unit_of(A))
     sure = values > 4 * rounding(A) * values[0]  # 16 eps: the noise of a 1024 x 1024 matrix reaches 5

@@ -64,7 +64,7 @@ Raises:
 Examples:
     >>> import jax, jax.numpy as jnp, optax, fimlens as fl
     >>> params = {{"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
-    >>> tx = fl.{call}  # in place of optax.adamw(1e-3)
+    >>> tx = {call}  # in place of optax.adamw(1e-3)
     >>> def step(params, state, gradients):
     ...     updates, state = tx.update(gradients, state, params)
     ...     return optax.apply_updates(params, updates), state
@@ -168,10 +168,11 @@ def _times(factor: float, rate: Rate) -> Rate:
 def _documented(direction: Callable[..., Transform], name: str, signature: Signature, adam_factor: float) -> str:
     """The docstring of a full optimizer: the direction's text, all arguments in the signature's order, and an example."""
     sizes = "".join(f", {option}={value}" for option, value in _EXAMPLE_SIZES.items() if option in signature.parameters)
+    package = "fl." if direction.__module__.startswith("fimlens.") else ""  # an optimizer from outside is where it is defined
     doc = inspect.cleandoc(_DOC).format(
         direction=sections(direction.__doc__)[""],
         direction_name=direction.__name__,
         adam_rate="`learning_rate`" if adam_factor == 1 else f"{adam_factor} times `learning_rate`",
-        call=f"{name}(0.02{sizes})",
+        call=f"{package}{name}(0.02{sizes})",
     )
     return with_arguments(doc, {**argument_lines(direction.__doc__), **argument_lines(doc)}, signature.parameters)

@@ -15,7 +15,7 @@ from fimlens._validate import require_number
 from fimlens.linalg.decompositions import complement, fix_signs, orthonormal, power_step, singular_basis, square_root, unit_of
 from fimlens.structure import BasisStep
 from fimlens.structures.move import Turn, turned_covariance
-from fimlens.structures.trackers import Average, Basis, Side, Tracker
+from fimlens.structures.trackers import Average, Basis, Side, Tracker, start_or_follow
 
 SWITCHES = ("complement", "full", "gaussian", "gaussian-mix", "none")
 
@@ -40,7 +40,7 @@ class SubspaceIteration(Tracker):
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> family = fl.LowRank(fl.Diagonal(), 2, tracker=fl.SubspaceIteration(leading=1))
-        >>> side = fl.scale_by_low_rank(family).init(jnp.ones((3, 4))).subspaces["3 x 4"].left
+        >>> side = fl.scale_by_low_rank(family).init(jnp.ones((3, 4))).stacks["3 x 4"].left
         >>> side.basis.shape, side.average.shape  # U, and Q~
         ((1, 3, 2), (1, 2, 2))
     """
@@ -60,7 +60,7 @@ class SubspaceIteration(Tracker):
 
     def update(self, average: Float[Array, "r r"] | None, kept: Basis, side: Side, step: BasisStep) -> Basis:
         r = kept.shape[1]
-        V = jax.lax.cond(step.first, lambda: side.singular(r), lambda: self._iterate(average, kept, side, step))
+        V = start_or_follow(step.first, lambda: side.singular(r), lambda: self._iterate(average, kept, side, step))
         return _switched(V, self.switch, self.leading, step.key)
 
     def _iterate(self, average: Float[Array, "r r"] | None, kept: Basis, side: Side, step: BasisStep) -> Basis:

@@ -161,7 +161,7 @@ class PowerStep(Eigen):
     def update(self, average: Float[Array, "m m"], kept: Basis, side: Side, step: BasisStep) -> Basis:
         C = _mixed(average, side, step)
         start, follow = lambda: eigenbasis(C, kept.shape[1]), lambda: power_step(C / unit_of(C) @ kept, kept)
-        return jax.lax.cond(step.first, start, follow)
+        return start_or_follow(step.first, start, follow)
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class RandomProjection(Tracker):
         >>> import jax.numpy as jnp, fimlens as fl
         >>> family = fl.LowRank(fl.Diagonal(), 2, fl.Drop(), tracker=fl.RandomProjection())
         >>> tx = fl.scale_by_low_rank(family, lift=False)  # it measures, and moves nothing
-        >>> tx.init(jnp.ones((3, 4))).subspaces["3 x 4"].left.basis.shape  # a key, and no basis
+        >>> tx.init(jnp.ones((3, 4))).stacks["3 x 4"].left.basis.shape  # a key, and no basis
         (1, 2)
     """
 
@@ -207,6 +207,11 @@ class RandomProjection(Tracker):
     def update(self, average: None, kept: Array, side: Side, step: BasisStep) -> Array:
         del average, kept, side
         return step.key
+
+
+def start_or_follow(first: Any, start: Callable[[], Basis], follow: Callable[[], Basis]) -> Basis:
+    """start() at the first step, else follow(); one of them alone is compiled where it is known which."""
+    return start() if first is True else jax.lax.cond(first, start, follow)
 
 
 def moved_bases(

@@ -20,7 +20,7 @@ class Seen(NamedTuple):
     sigma: Float[Array, "k r n"]
     update: Float[Array, "k r n"]
     left: Columns
-    eigenvalue: Columns | None
+    eigenvalue: Float[Array, "k p q"] | None  # one number a column; with both sides tracked, also one a row, or one
 
 
 Compensation = Callable[[Seen], Columns | None]
@@ -31,7 +31,7 @@ def none(seen: Seen) -> None:
     return
 
 
-def nearest(seen: Seen) -> Columns | None:
+def nearest(seen: Seen) -> Float[Array, "k p q"] | None:
     """1 / sqrt(eigenvalue) of the complement: [G] Theorem 5.1, where d_j = sqrt((m - r) / p_j)."""
     return None if seen.eigenvalue is None else inverse_root(0.0)(seen.eigenvalue)
 

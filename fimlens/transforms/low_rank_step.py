@@ -125,7 +125,7 @@ def refresh_stacks(recipe: LowRankRecipe, state: Any, matrices: dict[str, Stack]
     if not matrices:
         return state.lead_count, {}
 
-    def refreshed(first: Bool[Array, ""]) -> tuple[Array, dict[str, StackState]]:
+    def refreshed(first: Bool[ArrayLike, ""]) -> tuple[Array, dict[str, StackState]]:
         key = jax.random.PRNGKey(0) if state.key is None else state.key  # no tracker draws from the former
         keys = jax.random.split(jax.random.fold_in(key, state.count), len(matrices))
         stacks = {
@@ -137,7 +137,7 @@ def refresh_stacks(recipe: LowRankRecipe, state: Any, matrices: dict[str, Stack]
     return refresh_if_due(state.count, recipe.lead.update_interval, (state.lead_count, dict(state.stacks)), refreshed)
 
 
-def _refreshed(recipe: LowRankRecipe, kept: StackState, G: Stack, key: Array, first: Bool[Array, ""]) -> StackState:
+def _refreshed(recipe: LowRankRecipe, kept: StackState, G: Stack, key: Array, first: Bool[ArrayLike, ""]) -> StackState:
     """The subspaces moved, and all averages that were measured in them transported: one rule for each side."""
     keys = (key, None) if kept.right is None else jax.random.split(key)
     left, L = _moved(recipe, kept.left, clip_for_squaring(G), keys[0], False, first)
@@ -151,7 +151,7 @@ def _refreshed(recipe: LowRankRecipe, kept: StackState, G: Stack, key: Array, fi
 
 
 def _moved(
-    recipe: LowRankRecipe, kept: Subspace, G: Stack, key: Array, right: bool, first: Bool[Array, ""]
+    recipe: LowRankRecipe, kept: Subspace, G: Stack, key: Array, right: bool, first: Bool[ArrayLike, ""]
 ) -> tuple[Subspace, Turn]:
     """A side's subspaces after the tracker's step, and what turns coordinates in the old bases into those in the new ones."""
     tracker, b3 = recipe.structure.tracker, recipe.structure.tracker.b3

@@ -172,7 +172,7 @@ def _refreshed_if_due(recipe: Recipe, state: MatrixState, G: Matrices, now: Step
 
 
 def _refreshed(
-    recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients, mix: Mix | None, first: Bool[Array, ""]
+    recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients, mix: Mix | None, first: Bool[ArrayLike, ""]
 ) -> MatrixState:
     structure, stats = recipe.structure, Statistics(state.covariances, state.averaged)
     if recipe.average == "fits":  # no statistics are averaged: the bases follow the current gradient alone
@@ -192,14 +192,15 @@ def _refreshed(
     return MatrixState(frame, *averages, momentum)
 
 
-def refresh_if_due(count: Array, interval: Any, kept: Tree, refreshed: Callable[[Bool[Array, ""]], Tree]) -> Tree:
+def refresh_if_due(count: Array, interval: Any, kept: Tree, refreshed: Callable[[Bool[ArrayLike, ""]], Tree]) -> Tree:
     """What is kept, or refreshed(first): at the first step and then every `interval` steps; None for the first alone.
 
     `first` is traced, so that a refresh is one program: a tracker that starts in its own way has a branch of its own.
     """
     first = count == 0
-    due = first if interval is None else count % interval == 0
-    return jax.lax.cond(due, lambda: refreshed(first), lambda: kept)
+    if interval is None:
+        return jax.lax.cond(first, lambda: refreshed(True), lambda: kept)
+    return jax.lax.cond(count % interval == 0, lambda: refreshed(first), lambda: kept)
 
 
 def _stored(recipe: Recipe, state: MatrixState) -> MatrixState:

@@ -121,7 +121,7 @@ def unpack_state(structure: Structure, treedef: Any, leaves: list[Array], state:
             return _leaf_by_leaf(structure, treedef, leaves, kept)
         # The names of stacks are shapes and dtypes; their lengths are left to compare.
         states = [MatrixState(*fields) for fields in zip(*(treedef.flatten_up_to(tree) for tree in kept), strict=True)]
-        if [jax.tree.leaves(one)[:1] and len(jax.tree.leaves(one)[0]) for one in states] == [len(G) for G in leaves]:
+        if all(len(x) == len(G) for one, G in zip(states, leaves, strict=True) for x in jax.tree.leaves(one)[:1]):
             return states
     except (ValueError, TypeError):  # other names, or other leaves
         pass
