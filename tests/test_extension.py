@@ -111,7 +111,7 @@ def test_the_optimizer_is_sharded_counted_and_timed():
     assert own.state["matrices"] > 0
     assert adams.formula is None  # no paper states one
     assert step_flops(scale_by_lazy(), {"w": WEIGHTS["w"]}) > 0
-    with pytest.raises(TypeError, match="lazy: .*rate"):
+    with pytest.raises(TypeError, match=r"lazy: .*rate"):
         lazy(0.1, rate=1)
 
 

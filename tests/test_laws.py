@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_derivations import with_slip
 
 import fimlens as fl
 from fimlens.fisher.sample_form import SampleFisher
 from fimlens.lens.laws import LAWS
 from fimlens.linalg.decompositions import eigenbasis
 from fimlens.structures import EXAMPLES
+from fimlens.transforms import low_rank_update
 
 # By every run: one of each kind; all of them, at every shape, by `make slow`.
 QUICK = list({type(structure): structure for structure in reversed(EXAMPLES)}.values())
@@ -119,6 +121,13 @@ class SumOfMeans(fl.Spectrum):
         return coords[0] + coords[1]
 
 
+class FourthRoot(fl.Diagonal):
+    """Divides by the fourth root of an eigenvalue, but only where optimizers do."""
+
+    def precondition(self, params, X, eps):
+        return X / (params.coords**0.25 + eps)
+
+
 class EpsilonInTheFit(fl.Diagonal):
     """Keeps eigenvalues off zero by a number that knows no scale."""
 
@@ -216,6 +225,7 @@ MUTANTS = [
     ("isometry", TransposedOut(fl.Diagonal())),
     ("application", RowsStacked()),
     ("application", BasisTransposed(fl.Diagonal())),
+    ("update", FourthRoot()),
     ("layout", SinglePrecisionBasis(fl.Diagonal())),
     ("layout", ChartInFull()),
     ("homogeneity", EpsilonInTheFit()),
@@ -258,3 +268,21 @@ def test_a_negative_eigenvalue_is_no_member():
     row = fl.compare([family], fisher).rows[0]
     assert not row.claim_holds
     assert row.doubts[0].startswith("its fit is no member: an eigenvalue is -0.17 of the largest")
+
+
+@pytest.mark.parametrize(
+    ("structure", "code", "slip"),
+    [
+        (fl.LowRank(fl.Rows(), 1), "U @ (D - b * X) + b * G", "U @ D + b * G"),
+        (fl.LowRank(fl.Rows(), 1, sides="LR"), "(a + b - c) * X", "(a + b) * X"),
+    ],
+    ids=str,
+)
+def test_a_slip_in_the_shared_low_rank_update_breaks_a_law(structure, code, slip, monkeypatch):
+    """In the very line that trains, and that derivations trace; test_derivations breaks the proofs by the same slips."""
+    assert fl.check(structure, shapes=[(3, 4)], laws=["update"]).ok
+    jax.clear_caches()
+    monkeypatch.setattr(low_rank_update, "low_rank_update", with_slip(low_rank_update, "low_rank_update", code, slip))
+    with pytest.raises(fl.LawBroken, match="update at 3 x 4"):
+        fl.check(structure, shapes=[(3, 4)], laws=["update"])
+    jax.clear_caches()

@@ -23,6 +23,8 @@ from fimlens.solver.sizes import isotropic
 from fimlens.solver.solve import solve
 from fimlens.solver.stationarity import stationarity
 from fimlens.structure import BasisStep, Claim, Params
+from fimlens.structures import LowRank
+from fimlens.transforms.low_rank_update import low_rank_update_of
 from fimlens.transforms.state import start_from
 from fimlens.transforms.structure_transform import scale_by_structure
 
@@ -78,15 +80,31 @@ def isometry(case: Case) -> Deviation:
 @jax.jit
 def application(case: Case) -> Deviation:
     """apply(member, G, f) == Mat(f(dense(member)) Vec(G)) for f = x, 1/(sqrt(x) + 0.1) and, on the range, 1/sqrt(x)."""
-    G, F = case.gradients[0], case.structure.dense(case.member)
-    values, Q = jnp.linalg.eigh(F)
-    seen = values > 1e-12 * values.max()
-
-    def dense(f: Callable[[Array], Array]) -> Array:
-        return unvec(Q @ (jnp.where(seen, f(jnp.where(seen, values, 1)), 0) * (Q.T @ vec(G))), case.shape)
-
     fs = (lambda x: x, lambda x: 1 / (jnp.sqrt(x) + 0.1), inverse_root(0.0))
-    return worst(*(distance(case.structure.apply(case.member, G, f), dense(f)) for f in fs))
+    return worst(*(distance(case.structure.apply(case.member, case.gradients[0], f), _applied_densely(case, f)) for f in fs))
+
+
+@jax.jit
+def update(case: Case) -> Deviation:
+    """An optimizer's update is Mat(f(dense(member)) Vec(G)) with f = 1/(sqrt(x) + eps) and, on the range, 1/sqrt(x): the
+    coordinates that `precondition` scales, and for a low-rank structure its products of thin bases."""
+    structure, member, G = case.structure, case.member, case.gradients[0]
+    X = structure.to_eigenbasis(member.frame, G)
+    deviations = []
+    for eps in (0.1, 0.0):
+        expected = _applied_densely(case, inverse_root(eps))
+        updates = [structure.from_eigenbasis(member.frame, structure.precondition(member, X, eps))]
+        if isinstance(structure, LowRank):
+            updates.append(low_rank_update_of(structure, member, G, eps))
+        deviations += [distance(each, expected) for each in updates]
+    return worst(*deviations)
+
+
+def _applied_densely(case: Case, f: Callable[[Array], Array]) -> Array:
+    """Mat(f(dense(member)) Vec(G)), zero outside the range."""
+    values, Q = jnp.linalg.eigh(case.structure.dense(case.member))
+    seen = values > 1e-12 * values.max()
+    return unvec(Q @ (jnp.where(seen, f(jnp.where(seen, values, 1)), 0) * (Q.T @ vec(case.gradients[0]))), case.shape)
 
 
 def layout(case: Case) -> Deviation:
@@ -220,7 +238,7 @@ def gaps(case: Case) -> Deviation:
 LAWS: dict[str, Callable[[Case], Deviation]] = {
     law.__name__: law
     for law in (
-        chart, cone, isometry, application, layout, homogeneity, claim, symmetry, compilation, streaming, forms, rest, split,
-        gaps,
+        chart, cone, isometry, application, update, layout, homogeneity, claim, symmetry, compilation, streaming, forms, rest,
+        split, gaps,
     )
 }  # fmt: skip

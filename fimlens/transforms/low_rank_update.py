@@ -6,9 +6,14 @@ derivations/ prove these functions equal to what `LowRank` does with the parts w
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
+from fimlens.linalg.bases import short_side_first
+from fimlens.linalg.spectral_functions import inverse_root
+from fimlens.structure import Params
+from fimlens.structures.low_rank import LowRank
 from fimlens.structures.parts import Parts
 
 
@@ -63,3 +68,18 @@ def squares_outside(whole: Parts, seen: Projections) -> Parts:
 def _sums(X: Float[Array, "*stack m n"], axes: int | tuple[int, int]) -> Float[Array, "*stack #m #n"]:
     """Sums of squares along axes that are kept."""
     return jnp.sum(X**2, axes, keepdims=True)
+
+
+def low_rank_update_of(
+    structure: LowRank, member: Params, G: Float[Array, "m n"], eps: Float[ArrayLike, ""]
+) -> Float[Array, "m n"]:
+    """The update of one member, by `low_rank_update`: what a law holds against its dense form."""
+    U, V, inner = member.frame.bases
+    seen_G = short_side_first(G) if structure.sides == "short" else G
+    A = U.T @ seen_G
+    seen = Projections(U, None, A, None, A) if V is None else Projections(U, V, A, G @ V, A @ V)
+    lead = Params(inner, member.coords.lead)
+    X = structure.inner.precondition(lead, structure.inner.to_eigenbasis(inner, seen.X), eps)
+    scales = jax.tree.map(inverse_root(eps), member.coords._replace(lead=None))
+    update = low_rank_update(seen_G, seen, structure.inner.from_eigenbasis(inner, X), scales)
+    return short_side_first(update, like=G) if structure.sides == "short" else update
