@@ -21,7 +21,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from fimlens._validate import OnlyFields
 from fimlens.fisher.fisher import Fisher
-from fimlens.linalg.spectral_functions import inverse_root, root, scale, scale_with
+from fimlens.linalg.spectral_functions import inverse_root, over_parts, root, scale
 from fimlens.member import BasisStep as BasisStep
 from fimlens.member import Claim as Claim
 from fimlens.member import EigenvalueBlock as EigenvalueBlock
@@ -157,7 +157,7 @@ class Structure(OnlyFields, abc.ABC):
     def eigenvalue_blocks(self, params: Params, fisher: Fisher) -> list[EigenvalueBlock]:
         """Eigenvalues beside the second moments V of the Fisher in the member's own basis."""
         moments = fisher.second_moment(lambda G: self.to_eigenbasis(params.frame, G))
-        pairs = scale_with(lambda value, V: (jnp.broadcast_to(value, V.shape), V), self.eigenvalues(params), moments)
+        pairs = over_parts(lambda value, V: (jnp.broadcast_to(value, V.shape), V), self.eigenvalues(params), moments)
         return [EigenvalueBlock(value, V, 1.0) for value, V in jax.tree.leaves(pairs, is_leaf=lambda x: isinstance(x, tuple))]
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:

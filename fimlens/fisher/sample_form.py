@@ -38,14 +38,14 @@ class SampleFisher(Fisher):
 
     @property
     def _chunk(self) -> int:
-        if len(self.samples) == 1:  # in training: one gradient
-            return 1
         m, n = self.shape
         return max(1, min(len(self.samples), CHUNK_BYTES // (m * n * self.dtype.itemsize)))
 
     def _mean(self, total: Callable[[Float[Array, "k m n"]], Any]) -> Any:
         """Return 1/N of the sum of total(chunk) over chunks of samples; `total` must be quadratic in its samples."""
         N = len(self.samples)
+        if N == 1:  # in training: one gradient
+            return total(self.samples)
         if self._chunk == N:
             return jax.tree.map(lambda x: x / N, total(self.samples))
         # The last chunk is filled with zero samples, to which a quadratic total gives zero.
@@ -77,7 +77,7 @@ class SampleFisher(Fisher):
         return self._mean(lambda G: jnp.sum(G * jax.vmap(operator)(G)))
 
     def map(self, linear: Linear) -> "SampleFisher":
-        if self._chunk == len(self.samples):
+        if len(self.samples) == 1 or self._chunk == len(self.samples):
             return replace(self, samples=jax.vmap(linear)(self.samples))
         return replace(self, samples=jax.lax.map(linear, self.samples, batch_size=self._chunk))
 

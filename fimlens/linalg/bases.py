@@ -4,6 +4,7 @@ from functools import reduce
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
@@ -30,11 +31,10 @@ def tree_above_rounding(X: PyTree) -> PyTree:
     matrix is bounded by its norm over the root of its longer side. The bound is 32 eps of these, as bases found from a
     covariance are known only to some eps times its condition number.
     """
-    leaves = jax.tree.leaves(X)
-    spread = sum(jnp.sum(x**2) for x in leaves) / max(leaves[0].shape)
+    spread = optax.tree.norm(X, squared=True) / max(jax.tree.leaves(X)[0].shape)
 
     def above(x: Float[Array, "*stack m n"]) -> Float[Array, "*stack m n"]:
-        rows, columns = (jnp.sum(x**2, axis, keepdims=True) for axis in (-1, -2))
+        rows, columns = jnp.sum(x**2, -1, keepdims=True), jnp.sum(x**2, -2, keepdims=True)
         return above_rounding(x, rows, columns, spread, times=32)
 
     return jax.tree.map(above, X)

@@ -1,6 +1,7 @@
 """Functions of eigenvalues, applied to coordinates: 1 / (sqrt(x) + eps) and the like."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,16 +27,19 @@ def scale(f: Callable[[Array], Array], eigenvalues: Tree, X: Tree) -> Tree:
 
     The tree of eigenvalues is a prefix of that of X: each array is broadcast over its part of X.
     """
-    return scale_with(lambda value, x: f(value) * x, eigenvalues, X, outside=jnp.zeros_like)
-
-
-def scale_with(
-    pair: Callable[[Array, Array], Any], eigenvalues: Tree, X: Tree, outside: Callable[[Array], Any] = lambda x: None
-) -> Tree:
-    """Map pair(eigenvalue, x) over the leaves x of X, and outside(x) where the eigenvalue is None (see `scale`)."""
 
     def part(value: Array | None, part_of_X: Tree) -> Tree:
-        return jax.tree.map(outside if value is None else (lambda x: pair(value, x)), part_of_X)
+        scaled = jnp.zeros_like if value is None else partial(jnp.multiply, f(value))
+        return jax.tree.map(scaled, part_of_X)
+
+    return jax.tree.map(part, eigenvalues, X, is_leaf=lambda value: value is None)
+
+
+def over_parts(pair: Callable[[Array, Array], Any], eigenvalues: Tree, X: Tree) -> Tree:
+    """Map pair(eigenvalue, x) over the leaves x of X, and leave out the parts whose eigenvalue is None (see `scale`)."""
+
+    def part(value: Array | None, part_of_X: Tree) -> Tree:
+        return jax.tree.map((lambda x: None) if value is None else partial(pair, value), part_of_X)
 
     return jax.tree.map(part, eigenvalues, X, is_leaf=lambda value: value is None)
 

@@ -102,11 +102,9 @@ class Rotated(Structure):
         left, right, _ = member.frame.bases
         rotated = fisher.map(partial(rotate, member.frame))
         within = self.inner.stats(rotated, self._inner(member))
-        own = (
-            None if U is None else self.tracker.observe(Side(fisher, bool(k)), lambda k=k: Side(rotated, bool(k)))
-            for k, U in enumerate((left, right))
-        )
-        return Statistics(SideAverages(*own, within.basis), within.spectrum)
+        left = None if left is None else self.tracker.observe(Side(fisher), lambda: Side(rotated))
+        right = None if right is None else self.tracker.observe(Side(fisher, right=True), lambda: Side(rotated, right=True))
+        return Statistics(SideAverages(left, right, within.basis), within.spectrum)
 
     def update_basis(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, Statistics]:
         moved = self._moved(stats, frame, fisher, step)

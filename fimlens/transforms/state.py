@@ -1,5 +1,6 @@
 """What `scale_by_structure` keeps, per leaf or per stack of one shape, and what can be asked of it."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -62,7 +63,7 @@ def members(structure: Structure, state: StructureState, params: PyTree, *, aver
     """
     stacked = has_bases(structure)
     leaves, treedef = jax.tree.flatten(stack_matrices(params, stacked))
-    states = unpack_state(structure, treedef, leaves, state)
+    states = unpack_state(structure, stacked, treedef, leaves, state)
     fitted = treedef.unflatten(
         [fitted_members(structure, kept, state.weight, average, G) for kept, G in zip(states, leaves, strict=True)]
     )
@@ -94,7 +95,7 @@ def has_bases(structure: Structure) -> bool:
         return True
 
 
-def pack_state(stacked: bool, treedef: Any, states: list[MatrixState]) -> MatrixState:
+def pack_state(stacked: bool, treedef: Any, states: Sequence[MatrixState]) -> MatrixState:
     """One MatrixState of trees, from one MatrixState per leaf or stack.
 
     Leaf by leaf, the parameters' tree is innermost, as other tools for Optax states expect it.
@@ -109,7 +110,9 @@ def pack_state(stacked: bool, treedef: Any, states: list[MatrixState]) -> Matrix
     return MatrixState(None, None, inner.unflatten(parts), momentum)
 
 
-def unpack_state(structure: Structure, treedef: Any, leaves: list[Array], state: StructureState) -> list[MatrixState]:
+def unpack_state(
+    structure: Structure, stacked: bool, treedef: Any, leaves: list[Array], state: StructureState
+) -> list[MatrixState]:
     """One MatrixState per leaf or stack: what `pack_state` did, undone.
 
     Raises:
@@ -117,11 +120,12 @@ def unpack_state(structure: Structure, treedef: Any, leaves: list[Array], state:
     """
     kept = MatrixState(*state[3:])
     try:
-        if not has_bases(structure):
+        if not stacked:
             return _leaf_by_leaf(structure, treedef, leaves, kept)
         # The names of stacks are shapes and dtypes; their lengths are left to compare.
-        states = [MatrixState(*fields) for fields in zip(*(treedef.flatten_up_to(tree) for tree in kept), strict=True)]
-        if all(len(x) == len(G) for one, G in zip(states, leaves, strict=True) for x in jax.tree.leaves(one)[:1]):
+        states = list(map(MatrixState, *map(treedef.flatten_up_to, kept)))
+        lengths = [len(x) for one in states for x in jax.tree.leaves(one)[:1]]
+        if lengths == list(map(len, leaves))[: len(lengths)]:
             return states
     except (ValueError, TypeError):  # other names, or other leaves
         pass

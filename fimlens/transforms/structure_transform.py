@@ -88,11 +88,13 @@ def scale_by_structure(
         del params
         with jax.default_matmul_precision("highest"):
             matrices, treedef = jax.tree.flatten(stack_matrices(updates, stacked))
-            states = unpack_state(structure, treedef, matrices, state)
+            if not matrices:
+                return updates, state._replace(count=optax.safe_increment(state.count))
+            states = unpack_state(structure, stacked, treedef, matrices, state)
             now = coefficients(recipe, state.count, state.key)
             steps = [step_matrices(recipe, kept, G, now) for kept, G in zip(states, matrices, strict=True)]
-            kept = pack_state(stacked, treedef, [kept for kept, _ in steps])
-            scaled = unstack(treedef.unflatten([U for _, U in steps]), updates, stacked)
+            states, moved = zip(*steps, strict=True)
+            kept, scaled = pack_state(stacked, treedef, states), unstack(treedef.unflatten(moved), updates, stacked)
             weight = jnp.asarray(now.weight_2, state.weight.dtype)
             return scaled, StructureState(optax.safe_increment(state.count), weight, state.key, *kept)
 
