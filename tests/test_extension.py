@@ -71,8 +71,9 @@ def gradients(seed):
     return jax.tree.map(lambda x: jax.random.normal(jax.random.key(seed), x.shape), WEIGHTS)
 
 
-def test_the_structure_keeps_every_law_alone_and_inside_others():
-    assert fl.check(Halves(), shapes=[(3, 4)]).ok
+def test_the_structure_keeps_the_laws_alone_and_inside_others():
+    """Some of them: test_new_structure.py tries all on a structure of its kind."""
+    assert fl.check(Halves(), shapes=[(3, 4)], laws=["update", "claim", "streaming"]).ok
     assert fl.check(fl.LowRank(Halves(), 2, tracker=Lazy()), shapes=[(4, 3)], laws=["isometry", "application", "gaps"]).ok
 
 

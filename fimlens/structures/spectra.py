@@ -33,7 +33,7 @@ class Spectrum(Structure):
         ...     def expand(self, coords, shape):
         ...         return jnp.concatenate([jnp.broadcast_to(c, h.shape) for c, h in zip(
         ...             coords, jnp.array_split(jnp.ones(shape), 2))])
-        >>> fl.check(Halves()).ok
+        >>> fl.check(Halves(), shapes=[(4, 3)], laws=["application", "claim"]).ok
         True
     """
 
