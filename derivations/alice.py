@@ -46,7 +46,7 @@ def steps(m, n):
     )
     member = Params(at, c._replace(lead=c.lead**2, columns=c.columns**2))
     U, sigma = Q[:, :1], Q[:, :1].T @ G
-    d = symbolic(lambda value: nearest(Seen(value, value, value, value)))(member.coords.columns[None])[0]
+    d = symbolic(lambda eigenvalue: nearest(Seen(None, None, None, eigenvalue)))(member.coords.columns[None])[0]
     seen = Projections(U, None, sigma, None, sigma)
     shipped = symbolic(low_rank_update)(G, seen, sigma / c.lead, Parts(None, None, d, None))
     yield equal("the shipped update, U (D - sigma Diag d) + G Diag d, is F~^{-1/2} g", update(H, member, G), shipped)

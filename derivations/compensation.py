@@ -52,5 +52,5 @@ def of_rank(r, m, n):
         tail,
         sp.sqrt(m - r) * (G - U @ sigma) / x,
     )
-    d = symbolic(lambda value: nearest(Seen(value, value, value, value)))((x**2 / (m - r))[None])
+    d = symbolic(lambda eigenvalue: nearest(Seen(None, None, None, eigenvalue)))((x**2 / (m - r))[None])
     yield equal(f"{H}: the shipped compensation is sqrt((m - r) / p)", d[0], sp.sqrt(m - r) / x)

@@ -3,8 +3,11 @@ r"""Low-rank SOAP is exact for its eigenvalues, and needs no basis of a compleme
 Theorem. Let $P = (U, U')$ and $Q = (V, V')$ be orthonormal, with $U$ (m x r) and $V$ (n x r), and let $X = P^T G Q$ (m
 x n). The eigenvalues over $X$ are free in the lead $U^T G V$, one number for each row in $U^T G V'$, one for
 each column in $U'^T G V$, and one number in $U'^T G V'$. The member does not depend on $U'$ or $V'$. Given $U$ and $V$,
-the nearest to $F$ has as eigenvalues the means of the second moments of $X$ over each tied block. docs/corner.md shows
-how to compute them as differences of norms.
+the nearest to $F$ has as eigenvalues the means of the second moments of $X$ over each tied block.
+With $A = U^T G$, $B = G V$, $X = U^T G V$ and $D$ the update of the lead, the update of the member is
+$$c\,G + U ((a - c) A + (D - (a + b - c) X) V^T) + (b - c) B V^T ,$$
+where $a$, $b$, $c$ are the inverse roots of the tied eigenvalues. The sums of squares of the tied blocks are differences of
+those of $G$, $A$, $B$ and $X$.
 
 Proof. The error is a convex quadratic of the eigenvalues, and its gradient vanishes at the means. The steps decide this
 for every pair of unit vectors ($r = 1$).

@@ -78,6 +78,16 @@ def require_number(call: str, name: str, value: Any, least: int, below: int | No
         raise ValueError(f"{call}: {name} is {kind}, {bounds}; got {value}")
 
 
+def require_decay(call: str, name: str, value: Any) -> None:
+    """Refuse a decay that is a number outside 0 to 1; a decay of 1 makes a sum.
+
+    Raises:
+        ValueError: it is.
+    """
+    if isinstance(value, float | int) and not 0 <= value <= 1:
+        raise ValueError(f"{call}: the decay {name} is between 0 and 1; got {value}")
+
+
 def require_real(call: str, params: PyTree) -> None:
     """Refuse a tree of parameters unless all are real and of floating point.
 

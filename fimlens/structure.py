@@ -128,7 +128,10 @@ class Structure(OnlyFields, abc.ABC):
 
     @abc.abstractmethod
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
-        """The member written out as the paper writes it. Never by `to_eigenbasis`, `from_eigenbasis` or `apply`."""
+        """The member written out as the paper writes it.
+
+        An independent witness: it must not call `to_eigenbasis`, `from_eigenbasis` or `apply`.
+        """
 
     def retract(self, frame: Frame, z: Frame) -> Frame:
         """A frame for any z of the frame's layout; z = 0 gives `frame` itself. Redundancy is allowed."""

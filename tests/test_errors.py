@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,8 @@ import pytest
 
 import fimlens as fl
 from fimlens._validate import require_number
-from fimlens.optimizers.full_chain import require_rate
 from fimlens.solver.fit import require_structure_and_fisher
-from fimlens.structures import EXAMPLES
+from fimlens.structures.trackers import require_tracker
 
 G = jax.random.normal(jax.random.key(0), (5, 3, 4))
 FISHER = fl.Fisher.from_gradients(G)
@@ -93,7 +91,18 @@ REFUSED = [
     (lambda: fl.apollo(0.1, rank=0), "^apollo: rank is a positive number"),
     (lambda: fl.alice(0.1, rank=0, leading=0), "^alice: rank is a positive number"),
     (lambda: fl.alice(0.1, rank=2, leading=1, b3=1.5), "b3 is a number, at least 0 and below 1"),
-    (lambda: fl.Eigen(-0.5), "Eigen: b3 is a number"),
+    (lambda: fl.Eigen(-0.5), "Eigen: the decay b3 is between 0 and 1"),
+    (lambda: fl.Rotated(fl.Diagonal(), "L", fl.RandomProjection()), "Rotated: bases must be orthonormal"),
+    (
+        lambda: fl.scale_by_structure(fl.LowRank(fl.Diagonal(), 2, tracker=fl.RandomProjection())),
+        "scale_by_structure: bases must be orthonormal",
+    ),
+    (
+        lambda: fl.scale_by_structure(fl.Rotated(fl.Rotated(fl.Diagonal(), "L", fl.Eigen(0.9)), "R", fl.Eigen(0.5))),
+        "several decays b3",
+    ),
+    (lambda: fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2, sides="LR"), lift=False), "lift=False scales columns alone"),
+    (lambda: fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2, fl.Drop()), lift=False), "lift=False scales columns alone"),
     (lambda: fl.alice(0.1, rank=2, leading=1, gamma=0.0), "scale_by_low_rank: gamma is a number, at least 1"),
     (lambda: fl.low_rank_soap(0.1, rank=2, leading=1, alpha_c=-1.0), "scale_by_low_rank: alpha_c is a number"),
     (lambda: fl.osoap(0.1, refresh="x"), "osoap: refresh is one of"),
@@ -171,142 +180,6 @@ class NotCompared(fl.Rows):
     k: int = field(default=2, compare=False)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: SetByHand(2), OnlyAnnotated, lambda: OnlyAnnotated(3), OfOnlyAnnotated, ComparedAsItsBase, NotCompared]
-)
-def test_attributes_that_equality_would_ignore_are_refused(make):
-    """Otherwise the second instance would run with the code compiled for the first."""
-    with pytest.raises(TypeError, match=r": instances that differ in k would be equal.*field of a @dataclass\(frozen=True\)"):
-        make()
-
-
-@dataclass(frozen=True)
-class Groups(fl.Spectrum):
-    """One number for each of k groups of rows."""
-
-    k: int
-    claim: ClassVar[fl.Claim] = fl.Claim.EXACT
-
-    def moments(self, V):
-        return jnp.stack([group.mean() for group in jnp.array_split(V, self.k)])
-
-    def project(self, moments):
-        return moments
-
-    def expand(self, coords, shape):
-        sizes = jnp.array([len(group) for group in jnp.array_split(jnp.ones(shape[0]), self.k)])
-        return jnp.repeat(coords, sizes, total_repeat_length=shape[0])[:, None]
-
-
-def test_instances_that_differ_in_a_field_are_compiled_apart():
-    assert [len(fl.fit(Groups(k), FISHER).coords) for k in (2, 3)] == [2, 3]
-
-
-def test_whole_numbers_of_numpy_are_whole_numbers():
-    """Calls the checks after construction: the type checker of the tests would refuse these arguments first."""
-    fl.SubspaceIteration.__post_init__(SimpleNamespace(leading=np.int64(2), b3=0.9, switch="none"))
-    fl.LowRank.__post_init__(SimpleNamespace(inner=fl.Diagonal(), rank=np.int64(2), complement=fl.Drop(), sides="short"))
-
-
-def test_a_single_batch_and_complex_numbers_are_refused():
-    for call in (fl.empirical_fisher, fl.minibatch_fisher):
-        with pytest.raises(TypeError, match=r"iterable of batches.*one dict.*\[batch\]"):
-            call(loss, W, BATCH)
-    with pytest.raises(TypeError, match=r"iterable of batches.*\[batch\]"):
-        fl.model_fisher(loss, W, BATCH["x"])
-    for call in (fl.empirical_fisher, fl.minibatch_fisher, fl.model_fisher):
-        with pytest.raises(TypeError) as caught:  # a tuple passes for two batches, until the loss takes one apart
-            call(lambda W, batch: loss(W, {"x": batch[0], "y": batch["y"]}), W, (BATCH["x"], BATCH["y"]))
-        assert "single batch as [batch]" in caught.value.__notes__[-1]
-    with pytest.raises(TypeError, match=r"from_gradients: expected real numbers, got complex64"):
-        fl.Fisher.from_gradients(G * 1j)
-    with pytest.raises(TypeError, match=r"from_dense: expected real numbers"):
-        fl.Fisher.from_dense(1j * np.eye(12), (3, 4))
-
-
-@pytest.mark.parametrize("rate", [None, "0.1", (0.1,)])
-def test_what_is_not_a_rate_is_refused(rate):
-    """Calls the check that optimizers begin with: the type checker of the tests would refuse these arguments first."""
-    with pytest.raises(TypeError, match="adam: learning_rate is a number, an array or a schedule"):
-        require_rate("adam", "learning_rate", rate)
-    with pytest.raises(TypeError, match="racs: adam_learning_rate is a number"):
-        fl.racs(0.1, adam_learning_rate="0.1")
-
-
-def test_full_chains_name_themselves_in_errors():
-    with pytest.raises(TypeError, match=r"racs: got an unexpected keyword argument 'bata'\. Its arguments are .*beta"):
-        fl.racs(0.1, bata=2)
-    for dtype in (int, complex):
-        for shape in ((3, 4), (3,)):
-            with pytest.raises(TypeError, match="muon: parameter 'w' is of dtype"):
-                fl.muon(0.1).init({"w": jnp.ones(shape, dtype)})
-
-
-def test_traced_numbers_pass_the_checks_of_range():
-    jax.eval_shape(lambda beta: fl.muon(0.1, beta=beta).init(W), jnp.float32(0.9))
-
-
-def test_integers_become_floating_point():
-    assert fl.Fisher.from_gradients(np.ones((2, 3, 4), int)).dtype == jnp.float32
-
-
-def test_a_path_with_brackets_is_found():
-    params = {"w[0]": jnp.ones((3, 2)), "w0": jnp.ones((3, 2))}
-    fishers = fl.minibatch_fisher(lambda p, x: jnp.sum(x @ p["w[0]"]), params, [jnp.ones((4, 3))], matrices=["w[0]"])
-    assert list(fishers) == ["w[0]"]
-
-
-def test_an_empty_comparison_is_not_ok():
-    assert not fl.Comparison("", "", (3, 4), (), {}).ok
-
-
-def test_different_structures_print_differently():
-    names = [fl.Blocks(fl.Rows(), 2), fl.Blocks(fl.Rows(), columns=2), fl.Rotated(fl.Rows(), "L"), fl.Rotated(fl.Rows())]
-    assert [str(s) for s in names] == [
-        "Blocks(Rows(), 2)",
-        "Blocks(Rows(), columns=2)",
-        "Rotated(Rows(), L)",
-        "Rotated(Rows())",
-    ]
-    assert len({str(s) for s in EXAMPLES}) == len(EXAMPLES)
-
-
-def test_types_are_checked_at_run_time_in_these_tests():
-    with pytest.raises(TypeError, match="Type-check error"):
-        fl.fit(fl.Rows, FISHER)
-
-
-def test_updates_of_other_shapes_are_refused():
-    tx = fl.scale_by_structure(fl.Rows())
-    state = tx.init({"w": jnp.ones((3, 4))})
-    with pytest.raises(ValueError, match="state that init made"):
-        tx.update({"w": jnp.ones((4, 3))}, state)
-    other = fl.scale_by_structure(fl.Rows()).init({"v": jnp.ones((2, 2))})
-    with pytest.raises(ValueError, match="state that init made"):
-        tx.update({"w": jnp.ones((3, 4))}, other)
-
-
-@pytest.mark.parametrize("sides", ["short", "LR"])
-def test_updates_of_other_shapes_are_refused_by_the_low_rank_ones(sides):
-    tx = fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2, sides=sides, tracker=fl.SubspaceIteration(1)))
-    state = tx.init({"w": jnp.ones((3, 4))})
-    for shape in ((4, 3), (2, 3, 4), (3, 5)):
-        with pytest.raises(ValueError, match=r"scale_by_low_rank: .*state that init made"):
-            tx.update({"w": jnp.ones(shape)}, state)
-    with jax.enable_x64(True), pytest.raises(ValueError, match="state that init made"):
-        tx.update({"w": jnp.ones((3, 4), jnp.float64)}, state)
-
-
-@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (1, 1)])
-def test_matrices_of_one_row_or_column_are_supported(shape):
-    fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(1), (6, *shape)))
-    for structure in (
-        fl.Diagonal(),
-        fl.RowColumn(),
-        fl.Rotated(fl.Diagonal(), "LR"),
-        fl.Kronecker(),
-        fl.LowRank(fl.Diagonal(), 1),
-    ):
-        assert jnp.isfinite(fl.gap(structure, fl.fit(structure, fisher), fisher).total)
-    with pytest.raises(ValueError, match="at most 1"):
-        fl.fit(fl.LowRank(fl.Diagonal(), 2), fisher)
+def test_what_is_no_tracker_is_refused():
+    with pytest.raises(TypeError, match="LowRank: expected a tracker such as"):
+        require_tracker("LowRank", fl.Eigen)

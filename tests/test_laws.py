@@ -93,7 +93,7 @@ class BasisTransposed(fl.Rotated):
 
 
 class SinglePrecisionBasis(fl.Rotated):
-    """Settles in float32, whatever the gradients are."""
+    """Converges to a basis in float32, whatever the gradients are."""
 
     def converged_basis(self, fisher, key):
         return jax.tree.map(lambda U: U.astype(jnp.float32), super().converged_basis(fisher, key))
@@ -206,7 +206,7 @@ class TailCountedOnce(fl.LowRank):
     """Forgets that one eigenvalue of the complement stands for m - r directions."""
 
     def eigenvalue_blocks(self, params, fisher):
-        return [level._replace(multiplicity=1.0) for level in super().eigenvalue_blocks(params, fisher)]
+        return [block._replace(multiplicity=1.0) for block in super().eigenvalue_blocks(params, fisher)]
 
 
 class FactorsSwapped(fl.Kronecker):

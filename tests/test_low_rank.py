@@ -228,7 +228,7 @@ def test_more_directions_than_the_gradient_has_move_nothing_outside_it(name, siz
 
 
 def test_in_its_own_singular_vectors_a_gradient_is_diagonal():
-    """So is the corner's first update: what else U^T G V has is rounding."""
+    """So is the first update of low-rank SOAP: what else U^T G V has is rounding."""
     rng = np.random.default_rng(0)
     L, R = (np.linalg.qr(rng.normal(size=(size, 4)))[0] for size in (24, 32))
     G = jnp.asarray(L * 2.0 ** np.arange(4) @ R.T, jnp.float32)
@@ -352,3 +352,31 @@ def test_an_averaged_covariance_leads_to_its_eigenvectors():
         np.testing.assert_allclose(space.average[0], average, rtol=1e-10)
         U, theirs = space.basis[0], np.linalg.eigh(average)[1][:, -2:]
         np.testing.assert_allclose(U @ U.T, theirs @ theirs.T, atol=1e-10)
+
+
+@pytest.mark.parametrize("complement", [fl.Columns(), fl.Scalar(), fl.Drop()], ids=str)
+@pytest.mark.parametrize("sides", ["short", "LR"])
+def test_averages_are_rotated_for_every_complement(complement, sides):
+    """Second moments of a row or a column follow their basis; a mean over a whole side stays what it is."""
+    structure = fl.LowRank(fl.Diagonal(), 2, complement, sides, fl.SubspaceIteration(1))
+    tx = fl.scale_by_low_rank(structure, update_interval=1, moments="rotate")
+    state, update = tx.init(jnp.zeros((4, 6))), jax.jit(tx.update)
+    for G in gradients((4, 6), 3):
+        moved, state = update(jnp.asarray(G, jnp.float32), state)
+    assert np.isfinite(moved).all()
+    (kept,) = state.stacks.values()
+    assert all((np.asarray(part) > 0).all() for part in jax.tree.leaves(kept.complement))
+
+
+@pytest.mark.parametrize("sides", ["L", "LR"])
+def test_under_scale_by_structure_a_tracked_average_follows_its_basis(sides):
+    """Q~ is measured in U: on a refresh it is U_new^T U_old Q~ (.)^T, so that its trace is that of the old one or less."""
+    structure = fl.Rotated(fl.Diagonal(), sides, fl.SubspaceIteration(4, switch="none"))
+    tx = fl.scale_by_structure(structure, update_interval=1, b2=0.9)
+    state, update, average = tx.init(jnp.zeros((4, 4))), jax.jit(tx.update), np.zeros((4, 4))
+    for G in gradients((4, 4), 5):
+        _, state = update(jnp.asarray(G, jnp.float32), state)
+        average = 0.999 * average + 0.001 * G @ G.T
+    (frame,), (covariances,) = state.frame.values(), state.covariances.values()
+    U = np.asarray(frame.bases.left[0])
+    np.testing.assert_allclose(U @ covariances.left[0] @ U.T, average, rtol=1e-3, atol=1e-5)

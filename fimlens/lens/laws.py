@@ -214,7 +214,7 @@ def forms(case: Case) -> Deviation:
 
 @jax.jit
 def rest(case: Case) -> Deviation:
-    """fit is at rest: one more turn of its frame leaves F~ where it is."""
+    """fit is at rest: one more update of its basis leaves F~ where it is."""
     structure, frame = case.structure, case.fitted.frame
     stats = structure.stats(case.fisher, case.fitted)
     moved, _ = structure.update_basis(stats, frame, case.fisher, BasisStep(case.key))

@@ -49,7 +49,7 @@ def scale_by_alice(
 ) -> Transform:
     """Alice ([G]): Adam in a subspace, compensated outside it. Use it for a low loss with little state and a cheap step.
 
-    H = LowRank(Diagonal(), rank, Columns()), ONE_STEP in U; the tail is EXACT given U ([G] Theorem 5.1). State:
+    H = LowRank(Diagonal(), rank, Columns()), ONE_STEP in U; the complement is EXACT given U ([G] Theorem 5.1). State:
     2 n r + m r + n + r^2 with r = rank: momentum and second moments of sigma = U^T G, U, p and Q~. [G]'s learning rate is 0.02.
 
     Differences from [G]. After the r x r eigenproblem the basis is U V, where Algorithm 10 returns V. The first basis holds

@@ -3,17 +3,14 @@
 `python -m fimlens.proofs.closed_forms` prints it as Markdown.
 """
 
-from dataclasses import replace
-
 import jax
 import numpy as np
 import sympy as sp
 
-from fimlens.lens import compare
 from fimlens.proofs.derive import Derived, derive
 from fimlens.proofs.verify_fit import plain_text
-from fimlens.structure import Claim, Structure
-from fimlens.structures import LowRank
+from fimlens.structure import Claim
+from fimlens.structures.named import named_structures
 
 SHAPE = (2, 2)
 
@@ -35,18 +32,13 @@ LENS_NAMES = {
 }  # the lens's name of the structure in each row
 
 
-def _of_lens(name: str) -> Structure:
-    """A structure of the lens, with rank 1 if it has a rank, so that it suits SHAPE."""
-    H = compare.STRUCTURES[name]
-    return replace(H, rank=1) if isinstance(H, LowRank) else H
-
-
 def table() -> str:
     """The table as Markdown. A row has a structure, its claim, its first coordinates at SHAPE, and the verdict on its fit."""
     m, n = SHAPE
     rows = [f"| | structure | claim | at {m} x {n}, F in its bases | the shipped fit |", "|---|---|---|---|---|"]
+    structures = named_structures(rank=1)  # a rank that suits SHAPE
     for name, lens_name in LENS_NAMES.items():
-        H = _of_lens(lens_name)
+        H = structures[lens_name]
         derived = derive(H, m, n)
         verdict = derived.fit.partition(",")[0].partition(" (")[0]
         rows.append(f"| {name} | `{H}` | {H.claim.name} | {_first_coordinates(derived)} | {verdict} |")

@@ -46,6 +46,7 @@ EXAMPLES = (
     LowRank(Diagonal(), 2),
     LowRank(RowColumn(), 2, Drop()),
     LowRank(Rotated(Diagonal(), "R"), 2, Scalar()),
+    LowRank(Diagonal(), 2, tracker=SubspaceIteration(2, switch="none")),
     LowRank(Diagonal(), 2, sides="LR"),
     LowRank(RowColumn(), 2, sides="LR"),
     Kronecker(),

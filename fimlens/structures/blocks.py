@@ -109,9 +109,9 @@ class Blocks(Structure):
         static: list[float] = []
 
         def arrays(params: Params, fisher: Fisher) -> list[tuple[Array, Array]]:
-            levels = self.inner.eigenvalue_blocks(params, fisher)
-            static[:] = [c for *_, c in levels]
-            return [(value, V) for value, V, _ in levels]
+            blocks = self.inner.eigenvalue_blocks(params, fisher)
+            static[:] = [c for *_, c in blocks]
+            return [(value, V) for value, V, _ in blocks]
 
         pairs = jax.vmap(arrays)(self._inner(params), self._fishers(fisher))
         return [EigenvalueBlock(value, V, c) for (value, V), c in zip(pairs, static, strict=True)]

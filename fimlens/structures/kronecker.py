@@ -2,7 +2,7 @@
 
 F -> A (x) B is nearest where (A, B) is the leading singular pair of the rearranged F (Van Loan and Pitsianis, 1993),
 that is of the map A -> E[G A G^T], whose adjoint is B -> E[G^T B G]. Both keep the PSD cone, so power iteration from
-the identity stays there. One turn is one power step of each factor. From the identity and without a turn, the
+the identity stays there. One update of the basis is one power step of each factor. From the identity and without an update, the
 fit is Shampoo squared: the product of the marginals, weighted by nothing.
 """
 

@@ -24,11 +24,11 @@ from fimlens.structure import (
 )
 from fimlens.structures.parts import Bases, Parts
 from fimlens.structures.spectra import Columns, Drop, Rows, Scalar, Spectrum
-from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases
+from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker
 
 Matrix = Float[Array, "m n"]
 SIDES = ("short", "LR")
-FINEST = (Rows(), Columns(), Scalar())  # how finely the bases allow to tie the rows, the columns and the tail
+FINEST = (Rows(), Columns(), Scalar())  # the finest tying that needs no basis of a complement
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class LowRank(Structure):
     def __post_init__(self) -> None:
         require_structure("LowRank", self.inner)
         require_rank("LowRank", self.rank)
+        require_tracker("LowRank", self.tracker)
         if not isinstance(self.complement, Columns | Scalar | Drop):
             raise ValueError(
                 f"LowRank: complement is Columns(), Scalar() or Drop(), which need no basis there; got {self.complement}"
@@ -97,9 +98,14 @@ class LowRank(Structure):
         """The shape of a matrix as the bases see it: with one side tracked, the shorter one comes first."""
         return tuple(sorted(shape)) if self.sides == "short" else shape
 
-    def _see(self, G: Matrix) -> Float[Array, "short long"]:
-        """G as the bases see it."""
-        return short_side_first(G) if self.sides == "short" else G
+    def see(self, G: Float[Array, "*stack m n"], like: Array | None = None) -> Float[Array, "*stack short long"]:
+        """G as the bases see it; with `like`, what was computed for `see(like)` in the shape of `like`."""
+        return short_side_first(G, like) if self.sides == "short" else G
+
+    def lead_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """The shape of the lead of a matrix of this shape."""
+        (_, n), (r, s) = self.seen(shape), self.ranks(shape)
+        return r, n if s is None else s
 
     def ranks(self, shape: tuple[int, int]) -> tuple[int, int | None]:
         """r and s for a matrix of this shape; None where the right side is taken whole."""
@@ -116,6 +122,7 @@ class LowRank(Structure):
     def tied(self, sums: Parts, counts: Parts) -> Parts:
         """Means over the tied directions of each part, from sums over those that no basis tells apart."""
 
+        # Scalar() ties a whole part to one number; any other complement ties as finely as it can.
         def mean(total: Array | None, count: int | None, spectrum: Spectrum) -> Array | None:
             if not count:
                 return None
@@ -125,21 +132,16 @@ class LowRank(Structure):
 
     def _sums(self, fisher: Fisher, frame: Frame) -> Parts:
         """Sums of the second moments of each part over the directions that no basis tells apart; of the lead nothing."""
-        V = fisher.second_moment(lambda G: self.to_eigenbasis(frame, G)._replace(lead=None))
-        rows, columns, tail = V[1:]
-        return Parts(
-            None,
-            None if rows is None else rows.sum(1, keepdims=True),
-            columns.sum(0, keepdims=True),
-            None if tail is None else tail.sum(keepdims=True),
-        )
+        parts = fisher.second_moment(lambda G: self.to_eigenbasis(frame, G)._replace(lead=None))
+        axes = Parts(None, 1, 0, (0, 1))
+        return Parts(*(None if V is None else V.sum(axis, keepdims=True) for V, axis in zip(parts, axes, strict=True)))
 
     def _means(self, fisher: Fisher, frame: Frame) -> Parts:
         return self.tied(self._sums(fisher, frame), self.counts(frame.shape))
 
     def _lead(self, fisher: Fisher, frame: Frame) -> Fisher:
         U, V, _ = frame.bases
-        return fisher.map(lambda G: U.T @ self._see(G) if V is None else U.T @ G @ V)
+        return fisher.map(lambda G: U.T @ self.see(G) if V is None else U.T @ G @ V)
 
     def _inner(self, params: Params) -> Params:
         coords = None if params.coords is None else params.coords.lead
@@ -154,11 +156,11 @@ class LowRank(Structure):
                 f"LowRank: rank {self.rank} is over the shorter side of a {m} x {n} matrix. Take a rank of at most {short}, "
                 "or give this matrix to another structure."
             )
-        inner = self.inner.frame(r, long if s is None else s)
+        inner = self.inner.frame(*self.lead_shape((m, n)))
         return Frame(Bases(jnp.eye(short, r), None if s is None else jnp.eye(long, s), inner), (m, n))
 
     def to_eigenbasis(self, frame: Frame, G: Matrix) -> Parts:
-        G, (U, V, inner) = self._see(G), frame.bases
+        G, (U, V, inner) = self.see(G), frame.bases
         A = U.T @ G
         if V is None:
             return Parts(self.inner.to_eigenbasis(inner, A), None, G - U @ A, None)
@@ -186,15 +188,15 @@ class LowRank(Structure):
         return Statistics(SideAverages(*own, within.basis), self._means(fisher, frame)._replace(lead=within.spectrum))
 
     def _sides(self, fisher: Fisher) -> tuple[Side, Side]:
-        seen = fisher.map(self._see) if self.seen(fisher.shape) != fisher.shape else fisher
+        seen = fisher.map(self.see) if self.seen(fisher.shape) != fisher.shape else fisher
         return Side(seen), Side(seen, right=True)
 
     def update_basis(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, Statistics]:
-        moved = moved_bases(self.tracker, stats.basis, frame.bases, self._sides(fisher), step)
+        moved, averages = moved_bases(self.tracker, stats.basis, frame.bases, self._sides(fisher), step)
         moved = Frame(Bases(*moved, frame.bases.inner), frame.shape)
         within = Statistics(stats.basis.inner, stats.spectrum.lead)
         inner, within = self.inner.update_basis(within, frame.bases.inner, self._lead(fisher, moved), step)
-        stats = Statistics(stats.basis._replace(inner=within.basis), stats.spectrum._replace(lead=within.spectrum))
+        stats = Statistics(averages._replace(inner=within.basis), stats.spectrum._replace(lead=within.spectrum))
         return Frame(moved.bases._replace(inner=inner), frame.shape), stats
 
     def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
@@ -214,7 +216,7 @@ class LowRank(Structure):
         return Frame(Bases(U, V, self.inner.retract(frame.bases.inner, z.bases.inner)), frame.shape)
 
     def _tied_blocks(self, params: Params, fisher: Fisher) -> list[EigenvalueBlock]:
-        """What a tied block hides inside itself is basis error."""
+        """Eigenvalue blocks of the parts outside the lead. Variation inside a tied part counts as basis error."""
         sums, counts = self._sums(fisher, params.frame), self.counts(params.frame.shape)
         blocks = zip(params.coords[1:], self.tied(sums, counts)[1:], sums[1:], counts[1:], strict=True)
         return [EigenvalueBlock(value, V, count * total.size / V.size) for value, V, total, count in blocks if count]

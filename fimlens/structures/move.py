@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from fimlens.linalg.bases import above_rounding
 
 MOMENTS = ("keep", "rotate", "reset")
-RESET = 0.0  # the turn of a reset: as if the new basis had nothing in common with the old one
+RESET = 0.0  # the change of basis of a reset: as if the new basis had nothing in common with the old one
 Turn = Float[Array, "*stack r r"] | float | None  # T = U_new^T U_old; RESET; or None, where averages stay as they are
 
 
@@ -29,9 +29,14 @@ def turned(T: Turn, x: Float[Array, "*stack r k"]) -> Float[Array, "*stack r k"]
     return jnp.zeros_like(x) if isinstance(T, float) else (T @ x.astype(T.dtype)).astype(x.dtype)
 
 
-def turned_squares(T: Turn, V: Float[Array, "*stack r k"]) -> Float[Array, "*stack r k"]:
-    """T^2 V, squared entry by entry: second moments, exact where those of the coordinates are uncorrelated."""
-    return turned(T if T is None or isinstance(T, float) else T**2, V)
+def turned_squares(T: Turn, V: Float[Array, "*stack p k"]) -> Float[Array, "*stack p k"]:
+    """T^2 V, squared entry by entry: second moments, exact where those of the coordinates are uncorrelated.
+
+    A mean over the whole side has one row. It is measured in no basis of that side, and stays, except at a reset.
+    """
+    if T is None or isinstance(T, float):
+        return turned(T, V)
+    return turned(T**2, V) if V.shape[-2] == T.shape[-1] else V
 
 
 def turned_covariance(T: Turn, C: Float[Array, "*stack r r"]) -> Float[Array, "*stack r r"]:
@@ -52,6 +57,5 @@ class Move(NamedTuple):
     columns: Float[Array, "1 n"] | None = None
 
     def squares(self, V: Float[Array, "#m #n"]) -> Float[Array, "#m #n"]:
-        """Second moments, on each axis with an entry per row or column: a mean over a side is measured in no basis of it."""
-        V = turned_squares(self.left, V) if self.left is not None and len(V) == len(self.left) else V
-        return turned_squares(self.right, V.T).T if self.right is not None and V.shape[1] == len(self.right) else V
+        """Second moments, on each axis that has an entry per row or per column."""
+        return turned_squares(self.right, turned_squares(self.left, V).T).T

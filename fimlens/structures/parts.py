@@ -16,10 +16,10 @@ class Bases(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """One thing for each part of a gradient: of the lead X = U^T G V; of the rest of its rows, U^T G - X V^T; of the rest of
-    its columns, G V - U X; and of the tail, all else. None for a part that is empty or dropped.
+    """A value for each of the four parts of a gradient; None for a part that is empty or dropped.
 
-    With V = I, where the right side is taken whole, the columns are G - U U^T G, and rows and tail are empty.
+    The lead is X = U^T G V. The rows are U^T G - X V^T, the columns G V - U X, and the tail is the rest of G. Where the right
+    side is taken whole (V = I), the columns are G - U U^T G, and rows and tail are empty.
     """
 
     lead: Tree

@@ -12,7 +12,7 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley
 from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry, Tree, require_structure
 from fimlens.structures.move import Move, turned_covariance
-from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases
+from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker
 
 Matrix = Float[Array, "m n"]
 SIDES = ("L", "R", "LR", "short")
@@ -60,6 +60,7 @@ class Rotated(Structure):
 
     def __post_init__(self) -> None:
         require_structure("Rotated", self.inner)
+        require_tracker("Rotated", self.tracker, orthonormal=True)
         if self.sides not in SIDES:
             raise ValueError(f"Rotated: sides is one of {', '.join(map(repr, SIDES))}; got {self.sides!r}")
 
@@ -107,7 +108,7 @@ class Rotated(Structure):
         return Statistics(SideAverages(left, right, within.basis), within.spectrum)
 
     def update_basis(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, Statistics]:
-        moved = self._moved(stats, frame, fisher, step)
+        moved, carried = self._moved(stats, frame, fisher, step)
         averages, (left, right, within) = stats.basis, moved.bases
         m, n = frame.shape
         known = self.tracker.averages_covariance
@@ -115,19 +116,20 @@ class Rotated(Structure):
         columns = _moments(averages.right, right)[None] / m if known and right is not None else None
         inner = self.inner.transport(Statistics(averages.inner, stats.spectrum), Move(rows=rows, columns=columns))
         within, inner = self.inner.update_basis(inner, within, fisher.map(partial(rotate, moved)), step)
-        return _with_inner(moved, within), Statistics(averages._replace(inner=inner.basis), inner.spectrum)
+        return _with_inner(moved, within), Statistics(carried._replace(inner=inner.basis), inner.spectrum)
 
-    def _moved(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> Frame:
-        """The bases of both sides as the tracker moves them."""
+    def _moved(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, SideAverages]:
+        """The bases of both sides as the tracker moves them, and its averages."""
         sides = Side(fisher), Side(fisher, right=True)
-        moved = moved_bases(self.tracker, stats.basis, frame.bases, sides, step)
-        return Frame(Bases(*moved, frame.bases.inner), frame.shape)
+        moved, averages = moved_bases(self.tracker, stats.basis, frame.bases, sides, step)
+        return Frame(Bases(*moved, frame.bases.inner), frame.shape), averages
 
     def transport(self, stats: Statistics, move: Move) -> Statistics:
         """Covariances follow, and coordinates in their eigenbases stay what they are; without any, the inner's own rule."""
         averages = stats.basis
         if averages.left is None and averages.right is None:
-            inner = self.inner.transport(Statistics(averages.inner, stats.spectrum), move)
+            coarser = move._replace(rows=None, columns=None)  # means that are known are not those of the inner coordinates
+            inner = self.inner.transport(Statistics(averages.inner, stats.spectrum), coarser)
             return Statistics(averages._replace(inner=inner.basis), inner.spectrum)
         left, right = (C if C is None else turned_covariance(T, C) for T, C in zip(move[:2], averages[:2], strict=True))
         return stats._replace(basis=SideAverages(left, right, averages.inner))
@@ -135,7 +137,7 @@ class Rotated(Structure):
     def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         frame = jax.tree.map(lambda U: U.astype(fisher.dtype), self.frame(*fisher.shape))
         stats = self.stats(fisher, Params(frame, None))
-        moved = self._moved(stats, frame, fisher, BasisStep(key, first=True))
+        moved, _ = self._moved(stats, frame, fisher, BasisStep(key, first=True))
         return _with_inner(moved, self.inner.converged_basis(fisher.map(partial(rotate, moved)), key))
 
     def fit(self, stats: Statistics, frame: Frame) -> Params:

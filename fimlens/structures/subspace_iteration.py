@@ -25,8 +25,16 @@ class SubspaceIteration(Tracker):
     """[G]'s tracking and switching: one subspace iteration on Q = b3 U Q~ U^T + (1 - b3) G G^T at each update.
 
     Q~, the average of sigma sigma^T with sigma = U^T G, is r x r. Q is never formed, only a factor of it, (m, n + r),
-    whose singular vectors are those of Q without the rounding of squares. The `leading` ones stay, and the other
-    r - leading make way for directions drawn by `switch`: see `_switched`. With b3 = 0 nothing is tracked.
+    whose singular vectors are those of Q without the rounding of squares. The `leading` ones stay. With b3 = 0 nothing is
+    tracked. The other r - leading make way for directions drawn by `switch`:
+
+    - "complement" ([G]'s): uniformly, without replacement, from an orthonormal basis of the complement of all r;
+    - "full": likewise, from those r - leading and that basis;
+    - "gaussian-mix": a uniformly random subspace of the complement of the leading ones;
+    - "gaussian": all r directions are drawn at random, the leading ones as well;
+    - "none": nothing is exchanged.
+
+    A complement smaller than r - leading is taken whole, and more of the old directions stay.
 
     Args:
         leading: how many leading directions a switch leaves in place.
@@ -34,8 +42,8 @@ class SubspaceIteration(Tracker):
         switch: "complement" ([G]'s), "full", "gaussian-mix", "gaussian" or "none".
         seed: of the key that switches draw from.
 
-    Repaired ([G] Algorithm 10): the eigenvectors of the r x r problem are lifted; the first basis is that of the leading
-    left singular vectors of the first gradient, as an iteration from zero is void; signs are fixed.
+    Differences from [G] Algorithm 10: the basis is U V, not V; the first basis holds the leading left singular vectors of the
+    first gradient, because an iteration from zero finds nothing; signs are fixed.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -67,7 +75,7 @@ class SubspaceIteration(Tracker):
         H = step.mix.new**0.5 * side.root()
         if average is not None:
             H = jnp.concatenate([H, step.mix.old**0.5 * kept @ square_root(average)], 1)
-        H = H / unit_of(H)  # Q = H H^T
+        H = H / unit_of(H)  # Q = H H^T; in this unit squares stay in range
         V = power_step(H @ (H.T @ kept), kept)
         return fix_signs(V @ singular_basis(V.T @ H, V.shape[1]))
 
@@ -76,17 +84,7 @@ class SubspaceIteration(Tracker):
 
 
 def _switched(V: Basis, switch: str, leading: int, key: Array) -> Basis:
-    """V with its last r - leading directions exchanged.
-
-    - "complement" ([G]'s): for directions drawn uniformly, without replacement, from an orthonormal basis of the complement
-      of all r;
-    - "full": likewise, from those r - leading and that basis;
-    - "gaussian-mix": for a uniformly random subspace of the complement of the leading ones;
-    - "gaussian": all r directions are drawn at random, the leading ones as well;
-    - "none": nothing is exchanged.
-
-    A complement smaller than r - leading is taken whole, and more of V stays.
-    """
+    """Return V with its last r - leading directions exchanged, as `SubspaceIteration` describes."""
     m, r = V.shape
     leading = min(leading, r)
     if switch == "none" or m == r:

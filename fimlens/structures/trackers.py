@@ -6,20 +6,20 @@ with the tracked side first, and U (m, r) is the basis.
 """
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from fimlens._validate import require_number
+from fimlens._validate import require_decay
 from fimlens.fisher.fisher import Fisher
 from fimlens.fisher.sample_form import SampleFisher
 from fimlens.linalg.decompositions import eigenbasis, power_step, singular_basis, square_root, unit_of
 from fimlens.structure import BasisStep
-from fimlens.structures.move import Turn
+from fimlens.structures.move import Turn, change_of_basis
 
 Basis = Float[Array, "m r"]
 
@@ -51,7 +51,7 @@ class Side(NamedTuple):
         return singular_basis(self.root(), rank)
 
     def projected(self, U: Basis) -> "Side":
-        """The same of U^T G."""
+        """The same side of the Fisher of U^T G (of G U on the right)."""
         return Side(self.fisher.map(lambda G: G @ U if self.right else U.T @ G), self.right)
 
 
@@ -132,7 +132,7 @@ class Eigen(Tracker):
     b3: Float[ArrayLike, ""] | None = None
 
     def __post_init__(self) -> None:
-        require_number(type(self).__name__, "b3", self.b3, 0, 1)
+        require_decay(type(self).__name__, "b3", self.b3)
 
     def observe(self, side: Side, lead: Callable[[], Side]) -> Float[Array, "m m"]:
         del lead
@@ -189,7 +189,8 @@ class RandomProjection(Tracker):
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> family = fl.LowRank(fl.Diagonal(), 2, fl.Drop(), tracker=fl.RandomProjection())
-        >>> tx = fl.scale_by_low_rank(family, lift=False)  # it measures, and moves nothing
+        >>> from fimlens.transforms.compensation import column_ratios
+        >>> tx = fl.scale_by_low_rank(family, compensation=column_ratios, lift=False)  # it measures, and moves nothing
         >>> tx.init(jnp.ones((3, 4))).stacks["3 x 4"].left.basis.shape  # a key, and no basis
         (1, 2)
     """
@@ -211,25 +212,34 @@ class RandomProjection(Tracker):
 
 def start_or_follow(first: Any, start: Callable[[], Basis], follow: Callable[[], Basis]) -> Basis:
     """start() at the first step, else follow(); one of them alone is compiled where it is known which."""
-    return start() if first is True else jax.lax.cond(first, start, follow)
+    if isinstance(first, bool):
+        return start() if first else follow()
+    return jax.lax.cond(first, start, follow)
 
 
 def moved_bases(
     tracker: Tracker, averages: SideAverages, bases: Sequence[Any], sides: Sequence[Side], step: BasisStep
-) -> list[Basis | None]:
-    """The left and the right basis after a step of the tracker; None for a side that has none."""
-    pairs = zip(averages[:2], bases[:2], sides, strict=True)
-    return [U if U is None else tracker.basis(tracker.update(C, U, side, step), *U.shape) for C, U, side in pairs]
+) -> tuple[list[Basis | None], SideAverages]:
+    """Both bases after a step of the tracker (None where a side has none), and the averages for them, measured in them."""
+    moved, carried = [], []
+    for C, U, side, key in zip(averages[:2], bases[:2], sides, jax.random.split(step.key), strict=True):
+        new = U if U is None else tracker.basis(tracker.update(C, U, side, step._replace(key=key)), *U.shape)
+        moved.append(new)
+        carried.append(C if C is None else tracker.transport(change_of_basis("rotate", U, new), C))
+    return moved, SideAverages(*carried, averages.inner)
 
 
-def trackers_of(structure: Any) -> Iterator[Tracker]:
-    """The trackers of a structure and of the structures in it, outermost first."""
-    for f in fields(structure):
-        value = getattr(structure, f.name)
-        if isinstance(value, Tracker):
-            yield value
-        elif hasattr(value, "stats"):
-            yield from trackers_of(value)
+def require_tracker(call: str, tracker: object, *, orthonormal: bool = False) -> None:
+    """Refuse what is no tracker and, where bases must be orthonormal, one whose bases are not.
+
+    Raises:
+        TypeError: it is no tracker.
+        ValueError: its bases are not orthonormal.
+    """
+    if not isinstance(tracker, Tracker):
+        raise TypeError(f"{call}: expected a tracker such as fl.SubspaceIteration(leading=40); got {tracker!r}.")
+    if orthonormal and not tracker.orthonormal:
+        raise ValueError(f"{call}: bases must be orthonormal, and those of {tracker} are not. Only scale_by_low_rank takes it.")
 
 
 def _mixed(average: Float[Array, "m m"], side: Side, step: BasisStep) -> Float[Array, "m m"]:

@@ -56,15 +56,14 @@ class StackState(NamedTuple):
 
 def init_stack(recipe: LowRankRecipe, G: Stack) -> StackState:
     """The state before any gradient is seen, for matrices like those of G."""
-    structure, k, (m, n) = recipe.structure, len(G), recipe.structure.seen(G.shape[1:])
-    r, s = structure.ranks(G.shape[1:])
-    zeros = jax.vmap(lambda sums: structure.tied(sums, structure.counts(G.shape[1:])))(
-        Parts(None, jnp.zeros((k, r, 1)), jnp.zeros((k, 1, n if s is None else s)), jnp.zeros((k, 1, 1)))
-    )
+    structure, k, shape = recipe.structure, len(G), G.shape[1:]
+    (m, n), (r, s), (rows, columns) = structure.seen(shape), structure.ranks(shape), structure.lead_shape(shape)
+    sums = Parts(None, jnp.zeros((k, rows, 1)), jnp.zeros((k, 1, columns)), jnp.zeros((k, 1, 1)))
+    zeros = jax.vmap(lambda sums: structure.tied(sums, structure.counts(shape)))(sums)
     return StackState(
         _init_subspace(recipe, G, False, m, r),
         None if s is None else _init_subspace(recipe, G, True, n, s),
-        init_matrices(recipe.lead, jnp.zeros((k, r, n if s is None else s), G.dtype)),
+        init_matrices(recipe.lead, jnp.zeros((k, rows, columns), G.dtype)),
         cast_floating(zeros, recipe.dtypes.second_moment or G.dtype),
         None if recipe.gamma is None else jnp.zeros((k, 1, 1), G.dtype),
     )
@@ -74,6 +73,7 @@ def _init_subspace(recipe: LowRankRecipe, G: Stack, right: bool, m: int, r: int)
     tracker, nothing = recipe.structure.tracker, jnp.zeros(recipe.structure.seen(G.shape[1:]), G.dtype)
     basis = tracker.init(m, r)
     side = Side(Fisher.of_one(nothing), right)
-    average = tracker.observe(side, lambda: side.projected(jnp.zeros((m, r), G.dtype)))
+    layout = jax.eval_shape(lambda: tracker.observe(side, lambda: side.projected(jnp.zeros((m, r), G.dtype))))
+    average = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), layout)  # an eager product of zeros would cost m^2 n
     kept = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(G), *x.shape)), Subspace(basis, average))
     return cast_floating(kept, recipe.dtypes.basis or G.dtype)

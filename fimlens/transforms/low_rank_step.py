@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from fimlens.fisher.fisher import Fisher
-from fimlens.linalg.bases import above_rounding, cast_floating, short_side_first
+from fimlens.linalg.bases import above_rounding, cast_floating
 from fimlens.structure import BasisStep, Mix, Statistics
 from fimlens.structures.move import Move, Turn, change_of_basis, turned, turned_squares
 from fimlens.structures.parts import Parts
 from fimlens.structures.trackers import Side
 from fimlens.transforms.compensation import Seen
 from fimlens.transforms.low_rank_state import LowRankRecipe, StackState, Subspace
-from fimlens.transforms.low_rank_update import Projections, low_rank_update, squares_of, squares_outside
+from fimlens.transforms.low_rank_update import Projections, low_rank_update, squares_of, squares_outside, sums_of_squares
 from fimlens.transforms.matrix_step import MatrixState, StepCoefficients, init_matrices, refresh_if_due, step_matrices
 from fimlens.transforms.norms import growth_limit
 from fimlens.transforms.stacking import Stack, clip_for_squaring, clip_squares
@@ -28,7 +28,7 @@ def step_stack(
     recipe: LowRankRecipe, kept: StackState, G: Stack, now: StepCoefficients, count: Int[Array, ""]
 ) -> tuple[StackState, Stack]:
     """The state after one gradient, and the update; `count` counts this step too."""
-    given, G = G, _seen(recipe, G)
+    given, G = G, recipe.structure.see(G)
     seen = _projections(recipe, kept, G)
     lead, D = step_matrices(recipe.lead, kept.lead, seen.X, now)
     whole = jax.tree.map(clip_squares, squares_of(G, seen))
@@ -38,25 +38,24 @@ def step_stack(
     update = low_rank_update(G, seen, D, scales) if recipe.lift else G * scales.columns
     left = _followed(recipe, kept.left, G, seen.A, False)
     right = None if kept.right is None else _followed(recipe, kept.right, G, seen.B, True)
-    update = short_side_first(update, like=given) if recipe.structure.sides == "short" else update
-    return StackState(left, right, lead, complement, norm), update
+    return StackState(left, right, lead, complement, norm), recipe.structure.see(update, like=given)
 
 
 def _projections(recipe: LowRankRecipe, kept: StackState, G: Stack) -> Projections:
-    """Products of the bases with G, zero where they are but the rounding of their factors."""
+    """Products of the bases with G, with entries that may be rounding set to zero."""
     U = _bases(recipe, kept.left, G, False)
-    columns = clip_squares(jnp.sum(G**2, 1, keepdims=True))
+    columns = clip_squares(sums_of_squares(G, 1))
     A = above_rounding(clip_for_squaring(U.mT @ G), columns)
     if kept.right is None:
         return Projections(U, None, A, None, A)
     V = _bases(recipe, kept.right, G, True)
-    B = above_rounding(clip_for_squaring(G @ V), clip_squares(jnp.sum(G**2, 2, keepdims=True)))
-    norms = (clip_squares(jnp.sum(A**2, 2, keepdims=True)), clip_squares(jnp.sum(B**2, 1, keepdims=True)))
+    B = above_rounding(clip_for_squaring(G @ V), clip_squares(sums_of_squares(G, 2)))
+    norms = (clip_squares(sums_of_squares(A, 2)), clip_squares(sums_of_squares(B, 1)))
     return Projections(U, V, A, B, above_rounding(A @ V, *norms, times=32))
 
 
 def _above_cancellation(recipe: LowRankRecipe, square: Array, whole: Array) -> Array:
-    """A difference of squares, 0 where it may be but rounding: of the arithmetic, or of the bases as they are stored."""
+    """Set a difference of squares to zero where it may be rounding: of the arithmetic, or of the stored bases."""
     eps = max(ROUNDING * jnp.finfo(whole.dtype).eps, KEPT * jnp.finfo(recipe.dtypes.basis or whole.dtype).eps)
     return jnp.where(square > eps * whole, square, square * 0)  # NaN stays NaN
 
@@ -64,7 +63,7 @@ def _above_cancellation(recipe: LowRankRecipe, square: Array, whole: Array) -> A
 def _averaged(
     recipe: LowRankRecipe, old: Parts, rest: Parts, shape: tuple[int, int], now: StepCoefficients, count: Array
 ) -> tuple[Parts, Parts]:
-    """The eigenvalues of the complement, and the averages that they are."""
+    """The eigenvalues of the complement, and the averages to store."""
     counts, b1, right = recipe.structure.counts(shape), recipe.b1, recipe.structure.sides == "LR"
     means = jax.vmap(lambda sums: recipe.structure.tied(sums, counts))(rest)
     averages = jax.tree.map(lambda a, x: b1 * a.astype(x.dtype) + (1 - b1) * x, old, means)
@@ -84,34 +83,29 @@ def _scales(
     """The scale of each part, zero where nothing is left, times alpha_c and the limit of growth; and the new norm."""
     rule, squares = recipe.compensation, rest if recipe.lift else whole
     values = (eigenvalues.rows, seen.eigenvalue, eigenvalues.tail)
-    found = [
-        None if square is None else rule(seen._replace(eigenvalue=value))
-        for square, value in zip(squares[1:], values, strict=True)
-    ]
-    pairs = [(d, square) for d, square in zip(found, squares[1:], strict=True) if d is not None]
-    if not pairs:
+    rows_columns_tail = list(zip(squares[1:], values, strict=True))
+    found = [None if V is None else rule(seen._replace(eigenvalue=value)) for V, value in rows_columns_tail]
+    # Where nothing is left the scale is zero; a NaN in the squares stays, so that it is seen.
+    found = [d if d is None else jnp.where(V == 0, V, d) for d, (V, _) in zip(found, rows_columns_tail, strict=True)]
+    parts = [jnp.sum(d**2 * V, (-2, -1), keepdims=True) for d, V in zip(found, squares[1:], strict=True) if d is not None]
+    if not parts:
         return Parts(None, None, None, None), phi
     eta = recipe.alpha_c
     if recipe.gamma is not None:
-        norm = jnp.sqrt(
-            sum(jnp.sum(jnp.where(square == 0, 0, d) ** 2 * square, (-2, -1), keepdims=True) for d, square in pairs)
-        )
+        norm = jnp.sqrt(sum(parts))
         limit = growth_limit(norm, phi.astype(norm.dtype), recipe.gamma)
         eta, phi = eta * limit, (norm * limit).astype(phi.dtype)
-    scales = (d if d is None else jnp.where(square == 0, square, d) * eta for d, square in zip(found, squares[1:], strict=True))
-    return Parts(None, *scales), phi
+    return Parts(None, *(d if d is None else d * eta for d in found)), phi
 
 
 def _followed(recipe: LowRankRecipe, kept: Subspace, G: Stack, lead: Float[Array, "k i j"], right: bool) -> Subspace:
     """What the tracker keeps after a step: its average with the current gradient in it."""
-    tracker, b3 = recipe.structure.tracker, recipe.structure.tracker.b3
     if kept.average is None:
         return kept
-    b3 = recipe.lead.b2 if b3 is None else b3
+    tracker, mix = recipe.structure.tracker, _tracker_mix(recipe)
 
     def follow(average: Array, g: Array, lead: Array) -> Array:
-        new = tracker.observe(Side(Fisher.of_one(g), right), lambda: Side(Fisher.of_one(lead), right))
-        return Mix(b3, 1 - b3)(average, new)
+        return mix(average, tracker.observe(Side(Fisher.of_one(g), right), lambda: Side(Fisher.of_one(lead), right)))
 
     average = jax.vmap(follow)(kept.average.astype(G.dtype), G, lead)
     return kept._replace(average=average.astype(kept.average.dtype))
@@ -129,7 +123,7 @@ def refresh_stacks(recipe: LowRankRecipe, state: Any, matrices: dict[str, Stack]
         key = jax.random.PRNGKey(0) if state.key is None else state.key  # no tracker draws from the former
         keys = jax.random.split(jax.random.fold_in(key, state.count), len(matrices))
         stacks = {
-            name: _refreshed(recipe, state.stacks[name], _seen(recipe, G), own, first)
+            name: _refreshed(recipe, state.stacks[name], recipe.structure.see(G), own, first)
             for own, (name, G) in zip(keys, matrices.items(), strict=True)
         }
         return state.lead_count * (recipe.moments != "reset"), stacks
@@ -147,20 +141,19 @@ def _refreshed(recipe: LowRankRecipe, kept: StackState, G: Stack, key: Array, fi
         rows=None if rows is None else turned_squares(L, rows),
         columns=None if columns is None else turned_squares(R, columns.mT).mT,
     )
-    return StackState(left, right, _transported(recipe, kept.lead, L, R), complement, kept.norm)
+    return StackState(left, right, _transported(recipe, kept.lead, G, L, R), complement, kept.norm)
 
 
 def _moved(
     recipe: LowRankRecipe, kept: Subspace, G: Stack, key: Array, right: bool, first: Bool[ArrayLike, ""]
 ) -> tuple[Subspace, Turn]:
     """A side's subspaces after the tracker's step, and what turns coordinates in the old bases into those in the new ones."""
-    tracker, b3 = recipe.structure.tracker, recipe.structure.tracker.b3
-    b3 = recipe.lead.b2 if b3 is None else b3
+    tracker, mix = recipe.structure.tracker, _tracker_mix(recipe)
     old = cast_floating(kept, G.dtype)
 
     def update(subspace: Subspace, g: Array, key: Array) -> Any:
-        step = BasisStep(key, Mix(b3, 1 - b3), first)
-        return tracker.update(subspace.average, subspace.basis, Side(Fisher.of_one(g), right), step)
+        side = Side(Fisher.of_one(g), right)
+        return tracker.update(subspace.average, subspace.basis, side, BasisStep(key, mix, first))
 
     basis = jax.vmap(update)(old, G, jax.random.split(key, len(G)))
     new = old._replace(basis=basis)
@@ -168,12 +161,12 @@ def _moved(
     return _in_dtypes_of(kept, new._replace(average=tracker.transport(T, old.average))), T
 
 
-def _transported(recipe: LowRankRecipe, lead: MatrixState, L: Turn, R: Turn) -> MatrixState:
+def _transported(recipe: LowRankRecipe, lead: MatrixState, G: Stack, L: Turn, R: Turn) -> MatrixState:
     """The state of the lead in the coordinates of the new bases."""
     if recipe.moments == "keep":
         return lead
     if recipe.moments == "reset":
-        first = init_matrices(recipe.lead, jnp.zeros_like(lead.momentum, lead.momentum.dtype))
+        first = init_matrices(recipe.lead, jnp.zeros(lead.momentum.shape, G.dtype))
         return _in_dtypes_of(lead, first)
 
     def stats(stats: Statistics, L: Array, R: Array | None) -> Statistics:
@@ -185,8 +178,10 @@ def _transported(recipe: LowRankRecipe, lead: MatrixState, L: Turn, R: Turn) -> 
     return _in_dtypes_of(lead, MatrixState(wide.frame, *averages, momentum))
 
 
-def _seen(recipe: LowRankRecipe, G: Stack) -> Float[Array, "k i j"]:
-    return short_side_first(G) if recipe.structure.sides == "short" else G
+def _tracker_mix(recipe: LowRankRecipe) -> Mix:
+    """The weights of the tracker's average: its own decay, or else that of the lead's statistics."""
+    b3 = recipe.lead.b2 if recipe.structure.tracker.b3 is None else recipe.structure.tracker.b3
+    return Mix(b3, 1 - b3)
 
 
 def _bases(recipe: LowRankRecipe, kept: Subspace, G: Stack, right: bool) -> Float[Array, "k i r"]:
@@ -196,5 +191,5 @@ def _bases(recipe: LowRankRecipe, kept: Subspace, G: Stack, right: bool) -> Floa
 
 
 def _in_dtypes_of(old: Any, new: Any) -> Any:
-    """In the dtypes of the old one."""
+    """Cast `new` to the dtypes of `old`."""
     return jax.tree.map(lambda x, like: x.astype(like.dtype), new, old)

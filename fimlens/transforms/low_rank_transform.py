@@ -8,9 +8,10 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-from fimlens._validate import require_number, require_real
+from fimlens._validate import require_decay, require_number, require_real
 from fimlens.structures.low_rank import LowRank
 from fimlens.structures.move import MOMENTS
+from fimlens.structures.spectra import Drop
 from fimlens.transforms.compensation import Compensation, nearest, none
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
 from fimlens.transforms.low_rank_state import LowRankRecipe, StackState, init_stack
@@ -124,10 +125,20 @@ def scale_by_low_rank(
 
 
 def _require_state(recipe: LowRankRecipe, state: LowRankState, matrices: dict[str, Array]) -> None:
-    """Refuse a state that was made for other matrices: told by the names of its stacks, and by how many each holds."""
-    shapes = {name: len(jax.tree.leaves(kept.left.basis)[0]) for name, kept in getattr(state, "stacks", {}).items()}
-    if shapes != {name: len(G) for name, G in matrices.items()}:
+    """Raise a ValueError for a state that was made for other matrices, ranks or options."""
+    stacks = getattr(state, "stacks", {})
+    if stacks.keys() != matrices.keys() or not all(_is_made_for(recipe, stacks[name], G) for name, G in matrices.items()):
         raise state_of_others("scale_by_low_rank", matrices)
+
+
+def _is_made_for(recipe: LowRankRecipe, kept: StackState, G: Array) -> bool:
+    """Whether a stack's state has the shapes and the parts that this recipe gives it."""
+    shape = G.shape[1:]
+    return (
+        kept.lead.momentum.shape == (len(G), *recipe.structure.lead_shape(shape))
+        and (kept.norm is None) == (recipe.gamma is None)
+        and [part is not None for part in kept.complement[1:]] == [count > 0 for count in recipe.structure.counts(shape)[1:]]
+    )
 
 
 def _require_options(recipe: LowRankRecipe) -> None:
@@ -139,8 +150,19 @@ def _require_options(recipe: LowRankRecipe) -> None:
     if recipe.structure.sides == "LR" and recipe.compensation not in (nearest, none):
         raise ValueError(f'{call}: with sides="LR" the compensation is `nearest` or `none`; others scale columns alone.')
     require_number(call, "update_interval", inner.update_interval, 1, whole=True)
-    require_number(call, "b1", recipe.b1, 0, 1)
-    require_number(call, "b2", inner.b2, 0, 1)
+    if not recipe.lift:
+        _require_scales_of_columns(call, recipe)
+    require_decay(call, "b1", recipe.b1)
+    require_decay(call, "b2", inner.b2)
     require_number(call, "alpha_c", recipe.alpha_c, 0)
     require_number(call, "gamma", recipe.gamma, 1)
     require_number(call, "eps", inner.eps, 0)
+
+
+def _require_scales_of_columns(call: str, recipe: LowRankRecipe) -> None:
+    """Without the lead the update is G Diag d, which needs a d for every column."""
+    dropped = recipe.compensation is nearest and isinstance(recipe.structure.complement, Drop)
+    if recipe.structure.sides == "LR" or recipe.compensation is none or dropped:
+        raise ValueError(
+            f'{call}: lift=False scales columns alone. Take sides="short", and a compensation that gives each a scale.'
+        )

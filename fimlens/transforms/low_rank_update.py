@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from fimlens.linalg.bases import short_side_first
 from fimlens.linalg.spectral_functions import inverse_root
 from fimlens.structure import Params
 from fimlens.structures.low_rank import LowRank
@@ -40,6 +39,8 @@ def low_rank_update(
     _, a, b, c = scales
     if V is None:
         return U @ D if b is None else U @ (D - b * X) + b * G
+    if a is None and b is None and c is None:
+        return U @ D @ V.mT
     a, b, c = (jnp.zeros((), G.dtype) if scale is None else scale for scale in (a, b, c))
     return c * G + U @ ((a - c) * A + (D - (a + b - c) * X) @ V.mT) + ((b - c) * B) @ V.mT
 
@@ -48,8 +49,8 @@ def squares_of(G: Float[Array, "*stack m n"], seen: Projections) -> Parts:
     """Sums of squares of what each part outside the lead is a part of: of the rows of A, the columns of B, and all of G."""
     _, V, A, B, _ = seen
     if V is None:
-        return Parts(None, None, _sums(G, -2), None)
-    return Parts(None, _sums(A, -1), _sums(B, -2), _sums(G, (-2, -1)))
+        return Parts(None, None, sums_of_squares(G, -2), None)
+    return Parts(None, sums_of_squares(A, -1), sums_of_squares(B, -2), sums_of_squares(G, (-2, -1)))
 
 
 def squares_outside(whole: Parts, seen: Projections) -> Parts:
@@ -57,15 +58,16 @@ def squares_outside(whole: Parts, seen: Projections) -> Parts:
 
     Differences cancel: a sum that is only rounding of the whole is for the caller to see.
     """
-    _, V, A, B, X = seen
-    columns = whole.columns - _sums(X, -2)
-    if V is None:
+    columns = whole.columns - sums_of_squares(seen.X, -2)
+    if seen.V is None:
         return Parts(None, None, columns, None)
-    tail = whole.tail - _sums(A, (-2, -1)) - _sums(B, (-2, -1)) + _sums(X, (-2, -1))
-    return Parts(None, whole.rows - _sums(X, -1), columns, tail)
+    lead_rows = sums_of_squares(seen.X, -1)
+    rows_and_columns = whole.rows.sum(-2, keepdims=True) + whole.columns.sum(-1, keepdims=True)
+    tail = whole.tail - rows_and_columns + lead_rows.sum(-2, keepdims=True)
+    return Parts(None, whole.rows - lead_rows, columns, tail)
 
 
-def _sums(X: Float[Array, "*stack m n"], axes: int | tuple[int, int]) -> Float[Array, "*stack #m #n"]:
+def sums_of_squares(X: Float[Array, "*stack m n"], axes: int | tuple[int, int]) -> Float[Array, "*stack #m #n"]:
     """Sums of squares along axes that are kept."""
     return jnp.sum(X**2, axes, keepdims=True)
 
@@ -75,11 +77,11 @@ def low_rank_update_of(
 ) -> Float[Array, "m n"]:
     """The update of one member, by `low_rank_update`: what a law holds against its dense form."""
     U, V, inner = member.frame.bases
-    seen_G = short_side_first(G) if structure.sides == "short" else G
+    seen_G = structure.see(G)
     A = U.T @ seen_G
     seen = Projections(U, None, A, None, A) if V is None else Projections(U, V, A, G @ V, A @ V)
     lead = Params(inner, member.coords.lead)
     X = structure.inner.precondition(lead, structure.inner.to_eigenbasis(inner, seen.X), eps)
     scales = jax.tree.map(inverse_root(eps), member.coords._replace(lead=None))
     update = low_rank_update(seen_G, seen, structure.inner.from_eigenbasis(inner, X), scales)
-    return short_side_first(update, like=G) if structure.sides == "short" else update
+    return structure.see(update, like=G)

@@ -53,7 +53,7 @@ class MatrixState(NamedTuple):
 
 
 class StepCoefficients(NamedTuple):
-    """What one step is for all matrices alike."""
+    """Coefficients of one step, the same for all matrices."""
 
     count: Int[Array, ""]  # steps before this one
     key: Array | None
@@ -102,15 +102,15 @@ def step_matrices(recipe: Recipe, kept: MatrixState, G: Matrices, now: StepCoeff
     """The state after one gradient, and the update."""
     structure, state = recipe.structure, optax.tree.cast(kept, G.dtype)
     to_eigenbasis = vmap_leading(G, structure.to_eigenbasis)
-    bounded = clip_for_squaring(G)
+    clipped = clip_for_squaring(G)
     if jax.tree.leaves(state.frame) or recipe.b2 is None:  # without bases the squares are bounded, which spares a pass over G
-        G = bounded
+        G = clipped
     if recipe.b2 is None:
         member = vmap_leading(G, lambda g: fit(structure, Fisher.of_one(g)))(G)
         state = state._replace(frame=member.frame)
     elif recipe.turn == "before":
         state = _refreshed_if_due(recipe, state, G, now, now.basis)
-    X = bounded if recipe.momentum == "original" and recipe.b1 is not None else to_eigenbasis(state.frame, bounded)
+    X = clipped if recipe.momentum == "original" and recipe.b1 is not None else to_eigenbasis(state.frame, clipped)
     if recipe.b1 is not None:
         state = state._replace(momentum=jax.tree.map(_gated(now.momentum, now.moves), state.momentum, X))
         X = jax.tree.map(lambda x: x / now.weight_1, state.momentum)
@@ -195,7 +195,7 @@ def _refreshed(
 def refresh_if_due(count: Array, interval: Any, kept: Tree, refreshed: Callable[[Bool[ArrayLike, ""]], Tree]) -> Tree:
     """What is kept, or refreshed(first): at the first step and then every `interval` steps; None for the first alone.
 
-    `first` is traced, so that a refresh is one program: a tracker that starts in its own way has a branch of its own.
+    `first` is traced, so that a refresh is one program, or True where only the first step refreshes.
     """
     first = count == 0
     if interval is None:
@@ -204,7 +204,7 @@ def refresh_if_due(count: Array, interval: Any, kept: Tree, refreshed: Callable[
 
 
 def _stored(recipe: Recipe, state: MatrixState) -> MatrixState:
-    """In the dtypes that were asked for."""
+    """Cast a state to the dtypes in which the recipe stores it."""
     momentum, second_moment, basis = recipe.dtypes
     return MatrixState(
         optax.tree.cast(state.frame, basis),

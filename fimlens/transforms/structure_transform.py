@@ -1,5 +1,7 @@
 """The optimizer of any structure, as an Optax transform: update = Mat( f(F~) Vec(G) ) with f(x) = 1/(sqrt(x) + eps)."""
 
+from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import jax
@@ -8,15 +10,15 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import ArrayLike, Float, Int, PyTree
 
-from fimlens._validate import path_name, require_real
+from fimlens._validate import path_name, require_decay, require_real
 from fimlens.structure import Structure, require_structure
-from fimlens.structures.trackers import trackers_of
+from fimlens.structures.trackers import Tracker, require_tracker
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
 from fimlens.transforms.matrix_step import Decay, Recipe, coefficients, init_matrices, step_matrices
 from fimlens.transforms.stacking import sides, stack_matrices, unstack
 from fimlens.transforms.state import StructureState, has_bases, pack_state, unpack_state
 
-OPTIONS = {"momentum": ("original", "rotated"), "average": ("statistics", "fits"), "turn": ("before", "after")}
+_OPTIONS = {"momentum": ("original", "rotated"), "average": ("statistics", "fits"), "turn": ("before", "after")}
 
 
 def scale_by_structure(
@@ -73,6 +75,8 @@ def scale_by_structure(
         (3, 4)
     """
     require_structure("scale_by_structure", structure)
+    for tracker in trackers_of(structure):
+        require_tracker("scale_by_structure", tracker, orthonormal=True)
     b3, dtypes = tracker_decay(structure), state_dtypes(dtypes)
     recipe = Recipe(structure, b1, b2, b3, eps, update_interval, bias_correction, dtypes, turn, momentum, average)
     _require_options(recipe)
@@ -101,9 +105,22 @@ def scale_by_structure(
     return optax.GradientTransformation(init, update)
 
 
+def trackers_of(structure: Any) -> Iterator[Tracker]:
+    """The trackers of a structure and of the structures in it, outermost first."""
+    for f in fields(structure):
+        value = getattr(structure, f.name)
+        if isinstance(value, Tracker):
+            yield value
+        elif hasattr(value, "stats"):
+            yield from trackers_of(value)
+
+
 def tracker_decay(structure: Structure) -> Float[ArrayLike, ""] | None:
     """The decay of what the structure's bases follow, as its trackers state it; None for the transform's b2."""
-    return next((tracker.b3 for tracker in trackers_of(structure) if tracker.b3 is not None), None)
+    decays = [tracker.b3 for tracker in trackers_of(structure) if tracker.b3 is not None]
+    if len({b for b in decays if isinstance(b, float | int)}) > 1:
+        raise ValueError(f"scale_by_structure: the trackers of {structure} have several decays b3, {decays}; give one.")
+    return decays[0] if decays else None
 
 
 def random_key(structure: Structure) -> Any:
@@ -113,14 +130,12 @@ def random_key(structure: Structure) -> Any:
 
 
 def _require_options(recipe: Recipe) -> None:
-    for name, known in OPTIONS.items():
+    for name, known in _OPTIONS.items():
         value = getattr(recipe, name)
         if value not in known:
             raise ValueError(f'scale_by_structure: {name} is "{known[0]}" or "{known[1]}"; got {value!r}')
     for name in ("b1", "b2"):
-        value = getattr(recipe, name)
-        if isinstance(value, float | int) and not 0 <= value <= 1:
-            raise ValueError(f"scale_by_structure: the decay {name} is between 0 and 1; got {value}")
+        require_decay("scale_by_structure", name, getattr(recipe, name))
     interval = recipe.update_interval
     if isinstance(interval, float | int) and (interval < 1 or interval != int(interval)):
         raise ValueError(f"scale_by_structure: update_interval is a whole number, at least 1, or None; got {interval}")
