@@ -28,6 +28,7 @@ import fimlens as fl
 from fimlens import plotting
 from fimlens.experiments import trial
 from fimlens.language_model import llama, text
+from fimlens.pretrain.schedule import warmup_cosine
 from fimlens.structures.named import STRUCTURES
 
 # %matplotlib inline
