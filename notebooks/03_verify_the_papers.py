@@ -460,7 +460,7 @@ class Flipped(fl.SubspaceIteration):
     """The same subspace, its first vector with the other sign."""
 
     def update(self, average, kept, side, step):
-        return fl.SubspaceIteration.update(self, average, kept, side, step).at[:, 0].multiply(-1 if not step.first else 1)
+        return fl.SubspaceIteration.update(self, average, kept, side, step).at[:, 0].multiply(jnp.where(step.first, 1, -1))
 
 
 def updates(kind, moments):
