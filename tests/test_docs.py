@@ -44,7 +44,7 @@ def test_every_page_is_in_the_navigation_and_there():
 
 
 def test_every_derivation_is_on_the_page_of_proofs():
-    named = re.findall(r"^::: fimlens\.derivations\.(\w+)$", (DOCS / "proofs.md").read_text(), re.M)
+    named = re.findall(r"^::: derivations\.(\w+)$", (DOCS / "proofs.md").read_text(), re.M)
     assert sorted(named) == sorted(load_derivations(derivations))
 
 
