@@ -8,8 +8,9 @@ PAGES := $(patsubst notebooks/%.ipynb,docs/notebooks/%.md,$(wildcard notebooks/*
 SOURCES := $(wildcard fimlens/*.py fimlens/*/*.py derivations/*.py)
 # Most of the time of tests and notebooks is compilation, so that here it is the compilation that is made fast, and not its
 # machine code. jaxlib 0.11 and later do not know the last option, and JAX ends on an option that it does not know.
-QUICKLY = XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 $$($(RUN)/python -c \
-  'import jaxlib; print("--xla_cpu_use_fusion_emitters=false" if int(jaxlib.__version__.split(".")[1]) < 11 else "")')"
+COMPILE_LESS = --xla_cpu_parallel_codegen_split_count=1 $$($(RUN)/python -c \
+  'import jaxlib; print("--xla_cpu_use_fusion_emitters=false" if int(jaxlib.__version__.split(".")[1]) < 11 else "")')
+QUICKLY = XLA_FLAGS="--xla_backend_optimization_level=0 $(COMPILE_LESS)"
 # What one process compiled, no other compiles again: workers, trainings, notebooks and the next run read it.
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/build/compiled
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
@@ -22,7 +23,7 @@ NEWEST ?= $(shell for v in 14 13 12; do for p in python3.$$v "$${PYENV_ROOT:-$$H
 .PHONY: lens prove slips test training notebooks docs lab slow oldest newest newest-tests lint benchmark clean
 
 lens: $(VENV)/installed
-	$(RUN)/fimlens lens
+	XLA_FLAGS="$(COMPILE_LESS)" $(RUN)/fimlens lens
 
 prove: $(VENV)/installed slips  # every closed form, on the functions that run
 	$(RUN)/fimlens prove
