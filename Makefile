@@ -15,6 +15,8 @@ QUICKLY = XLA_FLAGS="--xla_backend_optimization_level=0 $(COMPILE_LESS)"
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/build/compiled
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
+# Containers often forbid Python to keep bytecode; every worker would then compile each module and its run-time checks anew.
+unexport PYTHONDONTWRITEBYTECODE
 OLDEST := "jax==0.8.0" "jaxlib==0.8.0" "optax==0.2.6"
 # The newest Python here, from PATH or from pyenv. One without ensurepip cannot make a virtual environment.
 NEWEST ?= $(shell for v in 14 13 12; do for p in python3.$$v "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.$$v.*/bin/python3; do \

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jupytext
 import pytest
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
@@ -15,6 +14,8 @@ def test_there_are_some():
 
 @pytest.mark.parametrize("name", sorted(PAIRS))
 def test_it_is_in_step_with_its_script(name):
+    import jupytext  # 5 s to import, which not every worker needs to pay
+
     notebook, script = (jupytext.read(NOTEBOOKS / f"{name}.{ending}") for ending in ("ipynb", "py"))
     told, written = ([(cell.cell_type, cell.source) for cell in pair.cells] for pair in (notebook, script))
     assert told == written, f"run: jupytext --sync notebooks/{name}.py"
