@@ -94,18 +94,19 @@ def _traced_flops(tx: optax.GradientTransformation, shapes: PyTree) -> float:
 def _count(jaxpr: Any, inputs: list[Value], seen: dict[Hashable, list[Value]]) -> tuple[Flops, list[Value]]:
     """FLOPs and results of a jaxpr; `seen` has the results of the expressions that are counted already."""
     values = dict(zip(jaxpr.invars, inputs, strict=True))
-
-    def value(x: Any) -> Value:
-        if isinstance(x, Literal) and x.aval.shape == ():
-            return Value(("literal", str(x.val)), np.full(STEPS, x.val, x.aval.dtype))
-        return Value(object()) if isinstance(x, Literal) else values.setdefault(x, Value(object()))
-
     total: Flops = 0.0
     for eqn in jaxpr.eqns:
-        flops, results = _count_equation(eqn, [value(x) for x in eqn.invars], seen)
+        flops, results = _count_equation(eqn, [_value_of(x, values) for x in eqn.invars], seen)
         total = total + flops
         values |= zip(eqn.outvars, results, strict=True)
-    return total, [value(x) for x in jaxpr.outvars]
+    return total, [_value_of(x, values) for x in jaxpr.outvars]
+
+
+def _value_of(x: Any, values: dict[Any, Value]) -> Value:
+    """The value of a variable or literal; a new unknown one where nothing is known of it."""
+    if isinstance(x, Literal) and x.aval.shape == ():
+        return Value(("literal", str(x.val)), np.full(STEPS, x.val, x.aval.dtype))
+    return Value(object()) if isinstance(x, Literal) else values.setdefault(x, Value(object()))
 
 
 def _count_equation(eqn: Any, inputs: list[Value], seen: dict[Hashable, list[Value]]) -> tuple[Flops, list[Value]]:

@@ -20,7 +20,7 @@ LONGEST_ORDERED = 500  # largest `size` of an operand of max and min
 
 def _scalar_rule(fn: Callable[..., Any]) -> Rule:
     """The rule that applies `fn` entry by entry."""
-    return lambda equation, *values: entrywise(fn)(*values)
+    return lambda equation, *values: entrywise(fn, *values)
 
 
 def _reduction(fn: Callable[..., Any]) -> Rule:
@@ -50,7 +50,7 @@ def _comparison(relation: Callable[..., Any], of_numbers: Callable[..., Any]) ->
             )
         return bool(truth)
 
-    return lambda equation, a, b: entrywise(decided)(a, b).astype(bool) if object in (a.dtype, b.dtype) else of_numbers(a, b)
+    return lambda equation, a, b: entrywise(decided, a, b).astype(bool) if object in (a.dtype, b.dtype) else of_numbers(a, b)
 
 
 def _domain_positive(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -66,22 +66,18 @@ def exact(leaf: Any) -> Values:
     """
     array = np.asarray(leaf.tolist() if isinstance(leaf, sp.MatrixBase | sp.NDimArray) else leaf)
     if array.dtype == object:
-        return entrywise(sp.sympify)(array)
+        return entrywise(sp.sympify, array)
     if jnp.issubdtype(array.dtype, np.floating):
         # sp.Rational turns an infinity or NaN into 0 without a word, so these stay floats.
-        return entrywise(lambda x: sp.Rational(x) if np.isfinite(x) else sp.Float(x))(array.astype(float))
+        return entrywise(lambda x: sp.Rational(x) if np.isfinite(x) else sp.Float(x), array.astype(float))
     return array
 
 
-def entrywise(fn: Callable[..., Any]) -> Callable[..., Values]:
+def entrywise(fn: Callable[..., Any], *values: Values) -> Values:
     """Apply a function of scalars to each entry of arrays, which broadcast against each other."""
-
-    def mapped(*values: Values) -> Values:
-        values = np.broadcast_arrays(*values)
-        entries = zip(*(v.ravel().tolist() for v in values), strict=True)
-        return array_of([fn(*entry) for entry in entries], values[0].shape)
-
-    return mapped
+    values = tuple(np.broadcast_arrays(*values))
+    entries = zip(*(v.ravel().tolist() for v in values), strict=True)
+    return array_of([fn(*entry) for entry in entries], values[0].shape)
 
 
 def array_of(entries: Sequence[Any], shape: Sequence[int]) -> Values:

@@ -13,13 +13,13 @@ Tree = Any  # a pytree of arrays
 
 def inverse_root(eps: Float[ArrayLike, ""]) -> Callable[[Array], Array]:
     """Return f(x) = 1 / (sqrt(x) + eps), defining f(0) = 0 when eps = 0: no step along a direction never seen."""
+    return partial(_over_root, eps)
 
-    def f(x: Array) -> Array:
-        scale = jnp.sqrt(x) + eps
-        # Both branches are differentiated, so the one that is not taken must not divide by zero.
-        return jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
 
-    return f
+def _over_root(eps: Float[ArrayLike, ""], x: Array) -> Array:
+    scale = jnp.sqrt(x) + eps
+    # Both branches are differentiated, so the one that is not taken must not divide by zero.
+    return jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
 
 
 def scale(f: Callable[[Array], Array], eigenvalues: Tree, X: Tree) -> Tree:
@@ -27,21 +27,20 @@ def scale(f: Callable[[Array], Array], eigenvalues: Tree, X: Tree) -> Tree:
 
     The tree of eigenvalues is a prefix of that of X: each array is broadcast over its part of X.
     """
-
-    def part(value: Array | None, part_of_X: Tree) -> Tree:
-        scaled = jnp.zeros_like if value is None else partial(jnp.multiply, f(value))
-        return jax.tree.map(scaled, part_of_X)
-
-    return jax.tree.map(part, eigenvalues, X, is_leaf=lambda value: value is None)
+    factors = jax.tree.map(f, eigenvalues)
+    return _over_prefix(lambda factor, x: jnp.zeros_like(x) if factor is None else factor * x, factors, X)
 
 
 def over_parts(pair: Callable[[Array, Array], Any], eigenvalues: Tree, X: Tree) -> Tree:
     """Map pair(eigenvalue, x) over the leaves x of X, and leave out the parts whose eigenvalue is None (see `scale`)."""
+    return _over_prefix(lambda value, x: None if value is None else pair(value, x), eigenvalues, X)
 
-    def part(value: Array | None, part_of_X: Tree) -> Tree:
-        return jax.tree.map((lambda x: None) if value is None else partial(pair, value), part_of_X)
 
-    return jax.tree.map(part, eigenvalues, X, is_leaf=lambda value: value is None)
+def _over_prefix(pair: Callable[[Any, Array], Any], values: Tree, X: Tree) -> Tree:
+    """Map pair(value, x) over the leaves x of X, where `values`, None among them, is a prefix of X."""
+    return jax.tree.map(
+        lambda value, part: jax.tree.map(partial(pair, value), part), values, X, is_leaf=lambda value: value is None
+    )
 
 
 def root(c: Array) -> Array:

@@ -1,11 +1,12 @@
 """The sizes of a structure: the dimension of its family, the layout of its state, and how many numbers that holds."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from fimlens.fisher.fisher import Fisher, unvec
 from fimlens.fisher.limits import require_dense
@@ -71,14 +72,15 @@ def zero_state(
     if average not in ("statistics", "fits"):
         raise ValueError(f'average is "statistics" or "fits"; got {average!r}')
     frame = cast_floating(structure.frame(*shape), dtype)
-
-    def zeros() -> Statistics:
-        zero = Fisher.from_gradients(jnp.zeros((1, *shape), dtype))  # the structure itself knows the layout of its statistics
-        stats = structure.stats(zero, Params(frame, None))
-        return stats if average == "statistics" else Statistics(None, structure.fit(stats, frame).coords)
-
     # Only the layout is wanted: an eager evaluation would compile a program for each of its operations.
-    return frame, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(zeros))
+    layout = jax.eval_shape(partial(_averaged_of_one, structure, average), jax.ShapeDtypeStruct(shape, dtype), frame)
+    return frame, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), layout)
+
+
+def _averaged_of_one(structure: Structure, average: str, G: Float[Array, "m n"], frame: Frame) -> Statistics:
+    """What an optimizer averages, of one gradient; the structure itself knows the layout of its statistics."""
+    stats = structure.stats(Fisher.of_one(G), Params(frame, None))
+    return stats if average == "statistics" else Statistics(None, structure.fit(stats, frame).coords)
 
 
 def isotropic(structure: Structure, shape: tuple[int, int], scale: float | Array = 1.0) -> Params:
