@@ -176,6 +176,17 @@ def shampoo_of_sums(lr, frames=None):
     return shampoo(lr, b2=1.0, total=True, frames=frames)
 
 
+def carried(V, TL, TR, rows=None, columns=None):
+    """Second moments after a turn by TL and TR: its squares, and then the means that covariances state, within a hundred."""
+    V = TL**2 @ V @ (TR**2).T
+    for known, axis in ((rows, 1), (columns, 0)):
+        if known is not None:
+            found = V.mean(axis)
+            factor = np.clip(known / known.mean() / (found / found.mean()), 0.01, 100)
+            V = V * (factor[:, None] if axis == 1 else factor)
+    return V
+
+
 def soap(lr, b1=0.95, b2=0.95, eps=1e-8, interval=10, frames=None, qr=True):
     """Vyas et al. 2024, Algorithm 3, with the published code's first step, which only starts the bases."""
     L = R = M = V = 0.0
@@ -193,7 +204,9 @@ def soap(lr, b1=0.95, b2=0.95, eps=1e-8, interval=10, frames=None, qr=True):
             given = frames()
             UL, UR = agreed(L, given[0]), agreed(R, given[1])
         elif t % interval == 0:
+            old = UL, UR
             UL, UR = (np.linalg.qr(L @ UL)[0], np.linalg.qr(R @ UR)[0]) if qr else (eigenbasis(L), eigenbasis(R))
+            V = carried(V, UL.T @ old[0], UR.T @ old[1], np.diag(UL.T @ L @ UL), np.diag(UR.T @ R @ UR))
         t += 1
         G, _ = yield step
 
@@ -206,20 +219,22 @@ def soap_by_eigh(lr, frames=None):
 def osoap(lr, b1=0.9, b2=0.999, eps=1e-8, interval=10):
     """[G]'s Eigen-Adam: the basis turns, the gradient seen, before the update."""
     Q = M = V = 0.0
+    U = None
     t = 0
     G, _ = yield
     while True:
-        Q = b2 * Q + (1 - b2) * G @ G.T
+        before, Q = Q, b2 * Q + (1 - b2) * G @ G.T
         if t % interval == 0:
-            U = eigenbasis(Q)
+            old, U = U, eigenbasis(Q)
+            V = V if t == 0 else carried(V, U.T @ old, np.eye(G.shape[1]), np.diag(U.T @ before @ U))
         t += 1
         M, V = b1 * M + (1 - b1) * G, b2 * V + (1 - b2) * (U.T @ G) ** 2
         G, _ = yield -lr * U @ (U.T @ bias_corrected(M, b1, t) / (np.sqrt(bias_corrected(V, b2, t)) + eps))
 
 
 @in_short_side
-def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False):
-    """[G] Algorithm 1."""
+def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False, cap=np.inf):
+    """[G] Algorithm 1; with a cap, of the mean squared update of rows and columns."""
     s = q = phi = 0.0
     t = 0
     G, _ = yield
@@ -228,13 +243,18 @@ def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False):
         P, q_now = G**2, np.ones(len(G))
         for _ in range(sweeps):
             s_now = P.T @ q_now / (q_now @ q_now)
-            q_now = P @ s_now / (s_now @ s_now)
+            q_now = np.maximum(P @ s_now / (s_now @ s_now), (P / s_now).mean(1) / cap)
+        s_now = np.maximum(s_now, (P.T / q_now).mean(1) / cap)
         s, q = beta * s + (1 - beta) * s_now, beta * q + (1 - beta) * q_now
         weight = 1 - beta**t if corrected else 1.0
         U = G / np.sqrt(np.outer(q, s)) * weight
         eta = gamma / max(np.linalg.norm(U) / phi, gamma) if phi > 0 else 1.0
         phi = eta * np.linalg.norm(U)
         G, _ = yield -lr * alpha * eta * U
+
+
+def racs_capped(lr):
+    return racs(lr, cap=30)
 
 
 def racs_corrected(lr):
@@ -254,7 +274,9 @@ def singular_moments(lr, b1, b2, eps, interval, two_sided, factored, frames):
             UL = agreed(G @ G.T, given[0])
             UR = agreed(G.T @ G, given[1]) if two_sided else np.eye(G.shape[1])
             if t > 0:
-                m = UL.T @ old[0] @ m @ old[1].T @ UR
+                TL, TR = UL.T @ old[0], UR.T @ old[1]
+                m = TL @ m @ TR.T
+                v = v if factored else carried(v, TL, TR)
         t += 1
         X = seen(UL.T @ G @ UR)
         m, v = b1 * m + (1 - b1) * X, b2 * v + (1 - b2) * X**2

@@ -39,7 +39,7 @@ def left_singular(m, n):
 
 # The witness: closed forms by hand of products at every step, for m x n, m <= n, at rank r.
 PRODUCTS = {
-    "racs": lambda m, n, r: 5 * 4 * m * n,
+    "racs": lambda m, n, r: 5 * 6 * m * n + 2 * m * n,
     "apollo-mini": lambda m, n, r: 2 * m * n,
     "muon": lambda m, n, r: 5 * (4 * m**2 * n + 2 * m**3),
     "swan": lambda m, n, r: 4 * m**2 * n + left_singular(m, n),

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from fimlens.optimizers.full_chain import Number, Rate, Transform, decay_links, require_rate
 from fimlens.structures import Diagonal
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
-from fimlens.transforms.momentum import keep_state_dtypes
+from fimlens.transforms.momentum import compute_in_float32, keep_state_dtypes
 from fimlens.transforms.structure_transform import scale_by_structure
 
 
@@ -49,7 +49,7 @@ def sgd(
     """
     require_rate("sgd", "learning_rate", learning_rate)
     traced = [] if momentum is None else [keep_state_dtypes(optax.trace(momentum, nesterov, state_dtypes(dtypes).momentum))]
-    return optax.chain(*traced, *decay_links(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
+    return compute_in_float32(optax.chain(*traced, *decay_links(weight_decay, mask), optax.scale_by_learning_rate(learning_rate)))
 
 
 def adam(
@@ -91,7 +91,7 @@ def adam(
     """
     require_rate("adam", "learning_rate", learning_rate)
     direction = scale_by_structure(Diagonal(), b1=b1, b2=b2, eps=eps, dtypes=dtypes)
-    return optax.chain(direction, *decay_links(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
+    return compute_in_float32(optax.chain(direction, *decay_links(weight_decay, mask), optax.scale_by_learning_rate(learning_rate)))
 
 
 def adamw(

@@ -14,6 +14,7 @@ from fimlens._validate import require_real
 from fimlens.optimizers.docstrings import argument_lines, sections, with_arguments
 from fimlens.structures import Diagonal
 from fimlens.transforms.as_matrix import as_matrix
+from fimlens.transforms.momentum import compute_in_float32
 from fimlens.transforms.routing import METHOD, OTHERS, leaf_labels
 from fimlens.transforms.structure_transform import scale_by_structure
 
@@ -158,7 +159,7 @@ def _routed(
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
         return chain(updates).update(updates, state, params, **extra)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return compute_in_float32(optax.GradientTransformationExtraArgs(init, update))
 
 
 def _times(factor: float, rate: Rate) -> Rate:

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from fimlens.optimizers.full_chain import Number, Rate, Transform, decay_links, require_rate
 from fimlens.structures import Diagonal, Scalar
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
-from fimlens.transforms.momentum import keep_state_dtypes
+from fimlens.transforms.momentum import compute_in_float32, keep_state_dtypes
 from fimlens.transforms.norms import scale_by_trust_ratio
 from fimlens.transforms.structure_transform import scale_by_structure
 
@@ -54,7 +54,7 @@ def lars(
         0.0100
     """
     require_rate("lars", "learning_rate", learning_rate)
-    return optax.chain(
+    steps = optax.chain(
         *decay_links(weight_decay, mask),
         scale_by_structure(Scalar(), b1=None, b2=None, eps=eps),
         scale_by_trust_ratio(trust_coefficient),
@@ -62,6 +62,7 @@ def lars(
         optax.scale_by_learning_rate(learning_rate),
         keep_state_dtypes(optax.trace(momentum, nesterov, state_dtypes(dtypes).momentum)),
     )
+    return compute_in_float32(steps)
 
 
 def lamb(
@@ -104,4 +105,4 @@ def lamb(
     require_rate("lamb", "learning_rate", learning_rate)
     direction = scale_by_structure(Diagonal(), b1=b1, b2=b2, eps=eps, dtypes=dtypes)
     rate = optax.scale_by_learning_rate(learning_rate)
-    return optax.chain(direction, *decay_links(weight_decay, mask), scale_by_trust_ratio(), rate)
+    return compute_in_float32(optax.chain(direction, *decay_links(weight_decay, mask), scale_by_trust_ratio(), rate))

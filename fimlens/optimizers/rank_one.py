@@ -9,7 +9,7 @@ from fimlens._validate import require_number
 from fimlens.optimizers.full_chain import Number, Rate, Transform, Whole, decay_links, full_chain, require_rate
 from fimlens.structures import Marginals, RowColumn
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
-from fimlens.transforms.momentum import keep_state_dtypes
+from fimlens.transforms.momentum import compute_in_float32, keep_state_dtypes
 from fimlens.transforms.norms import clip_by_rms, limit_norm_growth, scale_by_weight_rms
 from fimlens.transforms.structure_transform import scale_by_structure
 
@@ -71,7 +71,7 @@ def adafactor(
     if momentum is not None:
         steps.append(keep_state_dtypes(optax.ema(momentum, debias=False, accumulator_dtype=dtypes.momentum)))
     # The sign comes last, so that the decay is added to an update that still points up the gradient.
-    return optax.chain(*steps, *decay_links(weight_decay, mask), optax.scale(-1))
+    return compute_in_float32(optax.chain(*steps, *decay_links(weight_decay, mask), optax.scale(-1)))
 
 
 def scale_by_racs(
@@ -127,7 +127,7 @@ def scale_by_racs(
     direction = scale_by_structure(
         RowColumn(sweeps, cap), b1=None, b2=beta, eps=eps, average="fits", bias_correction=bias_correction, dtypes=dtypes
     )
-    return optax.chain(direction, limit_norm_growth(gamma), optax.scale(alpha))
+    return compute_in_float32(optax.chain(direction, limit_norm_growth(gamma), optax.scale(alpha)))
 
 
 racs = full_chain(scale_by_racs, adam_factor=0.5)

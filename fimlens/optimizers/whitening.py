@@ -7,7 +7,7 @@ from fimlens._validate import require_number
 from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.structures import Rotated, Rows, Singular
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
-from fimlens.transforms.momentum import adam_with_guards, average_updates
+from fimlens.transforms.momentum import adam_with_guards, average_updates, compute_in_float32
 from fimlens.transforms.norms import standardize_rows
 from fimlens.transforms.orthogonalize import orthogonalize, over_longer_side, scale_by_shape, with_short_side_first
 from fimlens.transforms.structure_transform import scale_by_structure
@@ -57,7 +57,7 @@ def scale_by_muon(
     if root not in roots:
         raise ValueError(f"muon: root is one of {', '.join(map(repr, roots))}; got {root!r}")
     momentum = average_updates(beta, nesterov=nesterov, dtype=state_dtypes(dtypes).momentum)
-    return optax.chain(momentum, roots[root], scale_by_shape(scale))
+    return compute_in_float32(optax.chain(momentum, roots[root], scale_by_shape(scale)))
 
 
 def scale_by_swan(*, eps: Number = 1e-8) -> Transform:
@@ -79,7 +79,7 @@ def scale_by_swan(*, eps: Number = 1e-8) -> Transform:
         >>> jax.tree.leaves(tx.init({"kernel": jnp.ones((3, 4))})[0].inner_states["method"])  # no state
         []
     """
-    return optax.chain(standardize_rows(eps), whiten())
+    return compute_in_float32(optax.chain(standardize_rows(eps), whiten()))
 
 
 def whiten() -> Transform:

@@ -48,7 +48,7 @@ class Move(NamedTuple):
     """G is now seen as L G R^T: `left` is L and `right` is R, each None where that side stayed.
 
     `rows` and `columns` are the means of the second moments along each row and each column of the new coordinates,
-    where a covariance states them exactly; None elsewhere.
+    where a covariance states them exactly; None elsewhere. Their weights may be those of another decay.
     """
 
     left: Float[Array, "m m"] | None = None
@@ -57,5 +57,22 @@ class Move(NamedTuple):
     columns: Float[Array, "1 n"] | None = None
 
     def squares(self, V: Float[Array, "#m #n"]) -> Float[Array, "#m #n"]:
-        """Second moments, on each axis that has an entry per row or per column."""
-        return turned_squares(self.right, turned_squares(self.left, V).T).T
+        """Second moments, on each axis that has an entry per row or per column; with `rows` and `columns` for means.
+
+        Squares of the rotation alone treat old coordinates as uncorrelated, and spread large moments over small ones.
+        """
+        V = turned_squares(self.right, turned_squares(self.left, V).T).T
+        return _with_means(_with_means(V, self.rows, 1), self.columns, 0)
+
+
+def _with_means(V: Float[Array, "#m #n"], means: Float[Array, "..."] | None, axis: int) -> Float[Array, "#m #n"]:
+    """V, scaled along an axis to the ratios of `means`, which may be of another decay: by a factor of a hundred at most.
+
+    Small means may be rounding of a covariance, or forget sooner than a momentum does, which would then be divided by them.
+    """
+    own = V.mean(axis, keepdims=True)
+    if means is None or means.shape != own.shape:
+        return V
+    tiny = jnp.finfo(V.dtype).tiny  # a comparison with zero would let subnormal divisors pass
+    wanted, found = (x / jnp.maximum(x.mean(), tiny) for x in (means, own))
+    return V * jnp.clip(wanted / jnp.maximum(found, tiny), 0.01, 100)

@@ -1,8 +1,10 @@
-"""The dtypes in which an optimizer keeps its state between steps."""
+"""The dtypes in which an optimizer keeps its state between steps, and the last cast of its updates."""
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike
 
 
 class StateDtypes(NamedTuple):
@@ -32,3 +34,12 @@ class StateDtypes(NamedTuple):
 def state_dtypes(given: StateDtypes | DTypeLike | None) -> StateDtypes:
     """The three dtypes: as given, or one dtype for all."""
     return given if isinstance(given, StateDtypes) else StateDtypes(given, given, given)
+
+
+def narrowed(x: Array, like: ArrayLike) -> Array:
+    """The array in the dtype of `like`. A finite number beyond that dtype becomes its largest, and not infinite."""
+    dtype = jnp.result_type(like)
+    if x.dtype == dtype or not jnp.issubdtype(dtype, jnp.floating):
+        return x.astype(dtype)
+    limit = float(jnp.finfo(dtype).max)
+    return jnp.where(jnp.isfinite(x), jnp.clip(x, -limit, limit), x).astype(dtype)

@@ -1,7 +1,7 @@
-"""Running averages of updates, Adam that cannot overflow, and wrappers that fix the dtypes of a state."""
+"""Running averages of updates, Adam that cannot overflow, and wrappers that fix the dtypes of updates and of a state."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._validate import require_real
+from fimlens.transforms.dtypes import narrowed
 from fimlens.transforms.norms import at_least_float32
 from fimlens.transforms.stacking import clip_for_squaring
 
@@ -43,10 +44,24 @@ def average_updates(
             moved = optax.tree.update_moment(now, ahead, decay, 1)
         else:
             moved = optax.tree.bias_correction(averaged, decay, count)
-        stored = jax.tree.map(lambda old, new: new.astype(old.dtype), state.momentum, averaged)
-        return jax.tree.map(lambda u, g: u.astype(g.dtype), moved, updates), MomentumState(count, stored)
+        return moved, MomentumState(count, jax.tree.map(narrowed, averaged, state.momentum))
 
-    return optax.GradientTransformation(init, update)
+    return compute_in_float32(optax.GradientTransformation(init, update))
+
+
+def compute_in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Give `tx` its updates in float32 at least, and cast what it makes of them back once, at the end.
+
+    Between the links of a chain a float16 number over 65504 would be infinite, and a small one zero. The state keeps its
+    dtypes.
+    """
+    inner = optax.with_extra_args_support(tx)
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any) -> tuple[PyTree, PyTree]:
+        moved, state = inner.update(jax.tree.map(at_least_float32, updates), state, params, **extra)
+        return jax.tree.map(narrowed, moved, updates), state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def keep_state_dtypes(tx: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -58,7 +73,7 @@ def keep_state_dtypes(tx: optax.GradientTransformation) -> optax.GradientTransfo
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         moved, new = tx.update(updates, state, params)
-        return moved, jax.tree.map(lambda old, x: x.astype(old.dtype), state, new)
+        return moved, jax.tree.map(narrowed, new, state)
 
     return optax.GradientTransformation(tx.init, update)
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from fimlens.linalg.mesh import dividing
 from fimlens.structure import Tree
+from fimlens.transforms.dtypes import narrowed
 
 Matrices = Float[Array, "*stack m n"]
 Stack = Float[Array, "k m n"]
@@ -36,7 +37,7 @@ def unstack(matrices: PyTree, like: PyTree, stacked: bool = True) -> PyTree:
     """Undo `stack_matrices`, in the shapes and dtypes of a tree."""
 
     def own(leaf: Array, part: Array | None) -> Array:
-        return leaf if part is None else part.reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf))
+        return leaf if part is None else narrowed(part.reshape(jnp.shape(leaf)), leaf)
 
     return split_stacks(matrices, like, own) if stacked else jax.tree.map(own, like, matrices)
 
