@@ -276,7 +276,7 @@ def singular_moments(lr, b1, b2, eps, interval, two_sided, factored, frames):
             if t > 0:
                 TL, TR = UL.T @ old[0], UR.T @ old[1]
                 m = TL @ m @ TR.T
-                v = v if factored else carried(v, TL, TR)
+                v = carried(v, TL, TR)
         t += 1
         X = seen(UL.T @ G @ UR)
         m, v = b1 * m + (1 - b1) * X, b2 * v + (1 - b2) * X**2

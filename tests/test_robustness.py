@@ -1,6 +1,8 @@
 """Finite gradients give finite updates at every scale, NaN stays in its matrix, and every step compiles for accelerators."""
 
 import functools
+import importlib.util
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -13,6 +15,11 @@ from test_optax import NAMES, named, tree
 
 import fimlens as fl
 from fimlens import RowColumn
+from fimlens.transforms.dtypes import narrowed
+
+spec = importlib.util.spec_from_file_location("fuzz", Path(__file__).parents[1] / "benchmarks" / "fuzz.py")
+fuzz = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(fuzz)
 
 SHAPES = [(5, 3), (1, 4)]
 KINDS = ["normal", "zero rows", "zero", "rank one", "repeated", "one entry"]
@@ -79,6 +86,93 @@ def test_racs_is_finite_at_the_smallest_squares():
                 assert np.isfinite(q * s).all(), (m, where, g)
                 if g == 1e-15:
                     np.testing.assert_allclose(q * s, V, rtol=1e-5)
+
+
+def largest_entry(tx, gradients):
+    """Of the updates of a sequence of gradients, in one program."""
+
+    def step(state, G):
+        updates, state = tx.update(G, state)
+        return state, jnp.abs(updates.astype(jnp.float32)).max()
+
+    return float(jax.jit(lambda Gs: jax.lax.scan(step, tx.init(Gs[0]), Gs)[1].max())(gradients))
+
+
+def lesser_blocks():
+    """Sequences of ten gradients whose second moments are far from rank one."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    blocks = jnp.kron(jnp.diag(jnp.array([1.0, 0.5])), jnp.ones((4, 6)))
+    return {
+        "diagonal": jnp.tile(jnp.diag(jnp.array([1.0, 0.1, *6 * [0.0]]))[:, :8], (10, 1, 1)),
+        "blocks": jax.random.normal(keys[0], (10, 8, 12)) * blocks,
+        "sparse": jax.random.normal(keys[1], (10, 12, 8)) * jax.random.bernoulli(keys[2], 0.1, (10, 12, 8)),
+        "heavy-tailed": jax.random.t(keys[3], 1.0, (10, 8, 12)),
+    }
+
+
+@pytest.mark.parametrize("kind", lesser_blocks())
+def test_no_entry_of_racs_exceeds_its_bound(kind):
+    largest = largest_entry(fl.scale_by_racs(alpha=1.0, gamma=1e9), lesser_blocks()[kind])
+    assert largest <= (30 * 8) ** 0.5 / (1 - 0.9) * (1 + 1e-5)
+
+
+def test_the_cap_of_racs_leaves_gaussian_gradients_alone_and_keeps_homogeneity_and_symmetry():
+    with jax.enable_x64():
+        V = jax.random.normal(jax.random.key(0), (16, 24)) ** 2
+        sparse = V * jax.random.bernoulli(jax.random.key(1), 0.1, V.shape)
+        project = jax.jit(lambda V: jnp.multiply(*RowColumn(5, 30.0).project(V)))
+        print_of = jax.jit(lambda V: jnp.multiply(*RowColumn(5).project(V)))
+        np.testing.assert_array_equal(project(V), print_of(V))
+        np.testing.assert_allclose(project(1e6 * sparse), 1e6 * project(sparse), rtol=1e-13)
+        rows, columns = (np.random.default_rng(0).permutation(k) for k in V.shape)
+        np.testing.assert_allclose(project(sparse[rows][:, columns]), project(sparse)[rows][:, columns], rtol=1e-12)
+
+
+def test_a_cap_needs_sweeps():
+    with pytest.raises(ValueError, match="RowColumn: a cap limits sweeps"):
+        RowColumn(cap=30.0)
+
+
+IN_BASES = {
+    "adadiag": fl.scale_by_adadiag,
+    "adadiag_pp": fl.scale_by_adadiag_pp,
+    "osoap": fl.scale_by_osoap,
+    "soap": fl.scale_by_soap,
+    "original": functools.partial(fl.scale_by_structure, fl.Rotated(fl.Diagonal(), "LR")),
+}
+
+
+@pytest.mark.parametrize("name", IN_BASES)
+def test_second_moments_follow_a_basis_that_turns(name):
+    """One gradient thrice and another four times, and sparse gradients of rank one: both turn the basis at each refresh."""
+    G, H = jax.random.normal(jax.random.key(1), (2, 8, 12))
+    left, right = (jax.random.normal(key, (7, k)) for key, k in zip(jax.random.split(jax.random.key(2)), (8, 12), strict=True))
+    rank_one = jnp.einsum("ti,tj->tij", left * (jnp.abs(left) > 1), right)
+    for gradients in (jnp.stack([*3 * [G], *4 * [H]]), rank_one):
+        assert largest_entry(IN_BASES[name](update_interval=3), gradients) < 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_largest_float16_gradients_make_finite_updates(name):
+    init, update = stepper(name, (5, 3), jnp.float16)
+    G = jnp.asarray(np.random.default_rng(0).choice([-65504, -3500, 3500, 65504], (5, 3)), jnp.float16)
+    state = init(G / 65504)
+    for _ in range(2):
+        updates, state = update(G, state, G / 65504)
+        assert updates.dtype == jnp.float16
+        assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves((updates, state)))
+
+
+def test_a_number_beyond_a_dtype_becomes_its_largest():
+    found = narrowed(jnp.array([1e30, -1e30, 1.0, jnp.inf, jnp.nan]), jnp.float16(0))
+    np.testing.assert_array_equal(found, np.array([65504, -65504, 1, np.inf, np.nan], np.float16))
+
+
+@pytest.mark.parametrize("name", ["racs", "adadiag_pp"])
+def test_fuzzed_gradients_of_ordinary_scale_are_survived(name):
+    """A small part of benchmarks/fuzz.py."""
+    lines = fuzz.fuzz([name], ["float16"], ["sparse", "repeated", "log normal"], 16, set())
+    assert all(line["ordinary"][what] == 0 for line in lines for what in ("not finite", "large"))
 
 
 INVARIANT = {

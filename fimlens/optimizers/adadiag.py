@@ -30,7 +30,8 @@ def _in_basis_of_gradient(name: str, structure: Structure, summary: str, bases: 
     direction.__doc__ = f"""{summary}
 
     The basis is that of the singular vectors of the current gradient, so no covariance is stored; momentum and second moments
-    are those of the coordinates. Unlike in [D], the momentum changes basis at a refresh.
+    are those of the coordinates. Unlike in [D], both change basis at a refresh, the second moments by the squared entries of
+    the rotation.
 
     Args:
         b1: decay of the momentum. Default: 0.9, as in Adam.

@@ -49,7 +49,9 @@ def sgd(
     """
     require_rate("sgd", "learning_rate", learning_rate)
     traced = [] if momentum is None else [keep_state_dtypes(optax.trace(momentum, nesterov, state_dtypes(dtypes).momentum))]
-    return compute_in_float32(optax.chain(*traced, *decay_links(weight_decay, mask), optax.scale_by_learning_rate(learning_rate)))
+    return compute_in_float32(
+        optax.chain(*traced, *decay_links(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
+    )
 
 
 def adam(
@@ -91,7 +93,9 @@ def adam(
     """
     require_rate("adam", "learning_rate", learning_rate)
     direction = scale_by_structure(Diagonal(), b1=b1, b2=b2, eps=eps, dtypes=dtypes)
-    return compute_in_float32(optax.chain(direction, *decay_links(weight_decay, mask), optax.scale_by_learning_rate(learning_rate)))
+    return compute_in_float32(
+        optax.chain(direction, *decay_links(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
+    )
 
 
 def adamw(
