@@ -1,16 +1,17 @@
 """Hostile gradients: how often an update is not finite, over a thousand times its usual size, or frozen.
 
-    python benchmarks/fuzz.py [NAME ...] [--sequences 160] [--dtype float32] [--kind sparse] [--json FILE]
+    python benchmarks/fuzz.py [NAME ...] [--sequences 146] [--dtype float32] [--kind sparse] [--json FILE]
 
-Every optimizer meets the same sequences of gradients of one matrix, mapped by `jax.vmap`: `BURST` gradients of a hostile kind, and
-then `RECOVERY` Gaussian ones. Bases are refreshed every third step. Half of the sequences have an ordinary scale, 1e-3 to 10, and
-the others any scale from 1e-38 to 1e30, as far as the dtype has it. By default there are 100,000 sequences.
+Every optimizer meets the same sequences of gradients of one matrix, mapped by `jax.vmap`: `BURST` gradients of a hostile kind,
+and then `RECOVERY` Gaussian ones. Bases are refreshed every third step. Half of the sequences have an ordinary scale, 1e-3 to
+10, and the others any scale from 1e-38 to 1e30, as far as the dtype has it. By default there are 100,000 sequences, which take
+about five minutes on two cores.
 
 - not finite: an entry of an update, or of the last state.
 - large: an entry of an update is over a thousand times the usual size, the median over Gaussian gradients of an ordinary scale
   of an update's largest entry. The updates of `sgd` are the gradients, so they have no usual size.
-- frozen: after the recovery no entry reaches a thousandth of the usual size. This counts at an ordinary scale alone, since eps and
-  remembered squares rightly stop updates at others.
+- frozen: after the recovery no entry reaches a thousandth of the usual size. This counts at an ordinary scale alone, since eps
+  and remembered squares rightly stop updates at others.
 
 Each line of the file is one optimizer, dtype and kind. A second run continues the file, and the table is of all its lines.
 """
@@ -105,7 +106,8 @@ KINDS: dict[str, Kind] = {
     **{
         kind.__name__.replace("_", " "): kind
         for kind in (
-            sparse, few_tokens, of_rank_one, repeated, heavy_tailed, log_normal, one_direction, flipped, uneven_steps, subnormal,
+            sparse, few_tokens, of_rank_one, repeated, heavy_tailed, log_normal, one_direction, flipped, uneven_steps,
+            subnormal,
         )
     },
 }  # fmt: skip

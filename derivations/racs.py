@@ -22,8 +22,9 @@ decided here.
 With a cap $K$ a half step is the nearest $s$ for which no column of $V / q s^T$ has a mean over $K$. The error rises
 with the distance of each entry of $s$ from the half step. Hence the nearest $s$ is the larger of the half step and of the
 $s$ at which those means are $K$. RACS caps the rows in this way at each sweep, and the columns at last. Then both meet the
-cap, as a larger $s$ lowers every mean. An entry is at most the number of a column's entries times their mean, so $V_{ij} \leq K m\, q_i s_j$. Averages of $q$ and
-of $s$ hold at least $1 - \beta$ of the current factors, so no entry of the update exceeds $\sqrt{K m} / (1 - \beta)$.
+cap, as a larger $s$ lowers every mean. An entry is at most the number of a column's entries times their mean, so $V_{ij}
+\leq K m\, q_i s_j$. Averages of $q$ and of $s$ hold at least $1 - \beta$ of the current factors, so no entry of the
+update exceeds $\sqrt{K m} / (1 - \beta)$.
 """
 
 import numpy as np

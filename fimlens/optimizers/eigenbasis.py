@@ -74,8 +74,9 @@ def scale_by_soap(
     in the bases, covariances, bases. The momentum is stored as coordinates and changes basis at a refresh: this equals
     Algorithm 3 and saves a rotation at each step. Differences from Algorithm 3: the sign of every basis vector is fixed; a
     coordinate that may be rounding alone gets no update, so that the arbitrary vectors of a null space move nothing; eps is
-    added to the bias-corrected root, as in Adam; second moments change basis at a refresh by the squared entries of the
-    rotation, and keep the row and column means that the covariances state. The first basis comes from an eigendecomposition whatever `refresh` is.
+    added to the bias-corrected root, as in Adam. Second moments change basis at a refresh, by the squared entries of the
+    rotation, and keep the row and column means that the covariances state. The first basis comes from an eigendecomposition
+    whatever `refresh` is.
 
     Args:
         b1: decay of the momentum. Default: 0.95, as in Vyas et al.
@@ -115,7 +116,7 @@ def scale_by_osoap(
 ) -> Transform:
     """One-sided SOAP, [G]'s Eigen-Adam: Adam in the eigenbasis of the shorter side. Use it for SOAP's loss with less state.
 
-    H = {DiagB(U D_j U^T)}, ONE_STEP ([G] Theorem 3.2), U of the shorter side. State: 2 m n + 2 r^2. Signs, rounding, eps and the
+    H = {DiagB(U D_j U^T)}, ONE_STEP ([G] Theorem 3.2), U of the shorter side. State: 2 m n + 2 r^2. Signs, rounding, eps and
     second moments at a refresh are as in `soap`.
 
     Args:
