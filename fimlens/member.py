@@ -51,6 +51,12 @@ class Frame:
     shape: tuple[int, int] = field(metadata={"static": True})
 
 
+def bases_of(frame: Frame) -> Tree:
+    """The bases of a frame and of the frames in it, without shapes: optimizers keep these, and any checkpoint holds them."""
+    within = lambda x: bases_of(x) if isinstance(x, Frame) else x  # noqa: E731
+    return jax.tree.map(within, frame.bases, is_leaf=lambda x: isinstance(x, Frame))
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Params:

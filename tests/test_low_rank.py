@@ -377,6 +377,6 @@ def test_under_scale_by_structure_a_tracked_average_follows_its_basis(sides):
     for G in gradients((4, 4), 5):
         _, state = update(jnp.asarray(G, jnp.float32), state)
         average = 0.999 * average + 0.001 * G @ G.T
-    (frame,), (covariances,) = state.frame.values(), state.covariances.values()
-    U = np.asarray(frame.bases.left[0])
+    (bases,), (covariances,) = state.bases.values(), state.covariances.values()
+    U = np.asarray(bases.left[0])
     np.testing.assert_allclose(U @ covariances.left[0] @ U.T, average, rtol=1e-3, atol=1e-5)

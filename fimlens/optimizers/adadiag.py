@@ -46,7 +46,7 @@ def _in_basis_of_gradient(name: str, structure: Structure, summary: str, bases: 
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
         >>> state = fl.{name}(update_interval=100).init(jnp.ones((3, 4)))
-        >>> [x.shape for x in jax.tree.leaves(state.frame)]  # the bases
+        >>> [x.shape for x in jax.tree.leaves(state.bases)]  # the bases
         {bases}
         >>> [x.shape for x in jax.tree.leaves(state.averaged)]  # the second moments; no covariance
         {averaged}

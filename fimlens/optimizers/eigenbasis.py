@@ -42,7 +42,7 @@ def scale_by_shampoo(
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> state = fl.scale_by_shampoo(update_interval=20).init(jnp.ones((3, 4)))
-        >>> factors, bases = state.covariances["3 x 4"], state.frame["3 x 4"].bases
+        >>> factors, bases = state.covariances["3 x 4"], state.bases["3 x 4"]
         >>> factors.left.shape, factors.right.shape, bases.left.shape, bases.right.shape
         ((1, 3, 3), (1, 4, 4), (1, 3, 3), (1, 4, 4))
     """
@@ -134,7 +134,7 @@ def scale_by_osoap(
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> state = fl.scale_by_osoap().init([jnp.ones((3, 4)), jnp.ones((4, 3))])
-        >>> state.frame["3 x 4"].bases.left.shape, state.frame["4 x 3"].bases.right.shape  # the shorter side's alone
+        >>> state.bases["3 x 4"].left.shape, state.bases["4 x 3"].right.shape  # the shorter side's alone
         ((1, 3, 3), (1, 3, 3))
     """
     return _soap("osoap", "short", **locals())

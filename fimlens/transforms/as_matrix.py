@@ -1,6 +1,7 @@
 """Leaves of any number of axes seen as matrices."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -71,13 +72,22 @@ def as_matrix(
     def seen(views: PyTree, tree: PyTree) -> PyTree:
         return jax.tree.map(LeafView.to_matrix, views, tree)
 
+    def mapped(views: PyTree, state: Any, view: Callable[[LeafView, Array], Array]) -> Any:
+        """The state with what has the parameters' shapes, such as a momentum, seen otherwise: it is kept as the leaves are."""
+        if not any(view.order for view in jax.tree.leaves(views)):
+            return state
+        seen_so = lambda x, own: x if x is None else view(own, x)  # noqa: E731
+        return optax.tree.map_params(tx, seen_so, state, views, is_leaf=lambda x: x is None)
+
     def init(params: PyTree) -> Any:
-        return tx.init(seen(views_of(params), params))
+        views = views_of(params)
+        return mapped(views, tx.init(seen(views, params)), LeafView.to_leaf)
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
         views = views_of(updates)
+        state = mapped(views, state, LeafView.to_matrix)
         moved, state = tx.update(seen(views, updates), state, None if params is None else seen(views, params), **extra)
-        return jax.tree.map(LeafView.to_leaf, views, moved), state
+        return jax.tree.map(LeafView.to_leaf, views, moved), mapped(views, state, LeafView.to_leaf)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -93,7 +103,9 @@ class LeafView:
     order: tuple[int, ...] = ()
     permuted: tuple[int, ...] = ()
 
-    def to_matrix(self, leaf: Array) -> Array:
+    def to_matrix(self, leaf: Leaf) -> Leaf:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(self.matrix, leaf.dtype)
         return leaf.transpose(self.order).reshape(self.matrix) if self.order else leaf
 
     def to_leaf(self, matrix: Array) -> Array:

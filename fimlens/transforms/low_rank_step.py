@@ -166,7 +166,7 @@ def _transported(recipe: LowRankRecipe, lead: MatrixState, G: Stack, L: Turn, R:
     if recipe.moments == "keep":
         return lead
     if recipe.moments == "reset":
-        first = init_matrices(recipe.lead, jnp.zeros(lead.momentum.shape, G.dtype))
+        first = init_matrices(recipe.lead, jax.ShapeDtypeStruct(lead.momentum.shape, G.dtype))
         return _in_dtypes_of(lead, first)
 
     def stats(stats: Statistics, L: Array, R: Array | None) -> Statistics:
@@ -175,7 +175,7 @@ def _transported(recipe: LowRankRecipe, lead: MatrixState, G: Stack, L: Turn, R:
     wide = cast_floating(lead, L.dtype)
     averages = jax.vmap(stats)(Statistics(wide.covariances, wide.averaged), L, R)
     momentum = turned(R, turned(L, wide.momentum).mT).mT
-    return _in_dtypes_of(lead, MatrixState(wide.frame, *averages, momentum))
+    return _in_dtypes_of(lead, MatrixState(wide.bases, *averages, momentum))
 
 
 def _tracker_mix(recipe: LowRankRecipe) -> Mix:

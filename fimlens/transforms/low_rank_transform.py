@@ -13,11 +13,12 @@ from fimlens.structures.low_rank import LowRank
 from fimlens.structures.move import MOMENTS
 from fimlens.structures.spectra import Drop
 from fimlens.transforms.compensation import Compensation, nearest, none
+from fimlens.transforms.drop_in import PLACEHOLDER, drop_in
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
 from fimlens.transforms.low_rank_state import LowRankRecipe, StackState, init_stack
 from fimlens.transforms.low_rank_step import refresh_stacks, step_stack
 from fimlens.transforms.matrix_step import Recipe, coefficients
-from fimlens.transforms.stacking import stack_matrices, unstack
+from fimlens.transforms.stacking import matrix_shapes, stack_matrices, unstack
 from fimlens.transforms.state import state_of_others
 from fimlens.transforms.structure_transform import random_key, tracker_decay
 
@@ -105,11 +106,12 @@ def scale_by_low_rank(
 
     def init(params: PyTree) -> LowRankState:
         require_real("scale_by_low_rank", params)
-        stacks = {name: init_stack(recipe, G) for name, G in stack_matrices(params).items()}
+        stacks = {name: init_stack(recipe, like) for name, like in matrix_shapes(params).items()}
+        if isinstance(params, PLACEHOLDER):
+            stacks = jnp.zeros([])  # one leaf in place of what no parameter has the shape of
         return LowRankState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), key(), stacks)
 
-    def update(updates: PyTree, state: LowRankState, params: PyTree = None) -> tuple[PyTree, LowRankState]:
-        del params
+    def update(updates: PyTree, state: LowRankState) -> tuple[PyTree, LowRankState]:
         with jax.default_matmul_precision("highest"):
             matrices = stack_matrices(updates)
             _require_state(recipe, state, matrices)
@@ -121,7 +123,7 @@ def scale_by_low_rank(
             kept = {name: kept for name, (kept, _) in steps.items()}
             return scaled, LowRankState(count, optax.safe_increment(lead_count), state.key, kept)
 
-    return optax.GradientTransformation(init, update)
+    return drop_in(init, update)
 
 
 def _require_state(recipe: LowRankRecipe, state: LowRankState, matrices: dict[str, Array]) -> None:

@@ -73,7 +73,11 @@ def adam_with_guards(*, nesterov: bool = False) -> optax.GradientTransformation:
         moved, state = adam.update(clipped, state, params)
         return jax.tree.map(lambda U, G: U.astype(G.dtype), moved, updates), state
 
-    return optax.GradientTransformation(lambda params: adam.init(jax.tree.map(at_least_float32, params)), update)
+    def init(params: PyTree) -> PyTree:
+        wide = jax.tree.map(lambda x: jnp.promote_types(jnp.result_type(x), jnp.float32), params)
+        return adam.init(jax.tree.map(jnp.zeros_like, params, wide))
+
+    return optax.GradientTransformation(init, update)
 
 
 def store_state_in(tx: optax.GradientTransformation, dtype: DTypeLike) -> optax.GradientTransformation:

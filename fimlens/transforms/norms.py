@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fimlens.linalg.decompositions import unit_of
+from fimlens.transforms.drop_in import PLACEHOLDER
 from fimlens.transforms.stacking import sides
 
 Matrix = Float[Array, "*stack m n"]
@@ -49,7 +50,10 @@ def limit_norm_growth(gamma: Float[ArrayLike, ""] = 1.01) -> optax.GradientTrans
     """
 
     def init(params: PyTree) -> NormGrowthState:
-        return NormGrowthState(jax.tree.map(lambda x: jnp.zeros_like(matrix_norm(x)), params))
+        if isinstance(params, PLACEHOLDER):
+            return NormGrowthState(jnp.zeros([]))  # norms are no parameters
+        norms = jax.eval_shape(lambda tree: jax.tree.map(matrix_norm, tree), params)
+        return NormGrowthState(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), norms))
 
     def update(updates: PyTree, state: NormGrowthState, params: PyTree = None) -> tuple[PyTree, NormGrowthState]:
         del params

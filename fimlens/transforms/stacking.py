@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,11 @@ def stack_matrices(tree: PyTree, stacked: bool = True) -> PyTree:
         if G.size:
             groups.setdefault(stack_name(G), []).append(G.reshape(-1, *G.shape[-2:]))
     return {name: _spread(jnp.concatenate(Gs) if len(Gs) > 1 else Gs[0]) for name, Gs in groups.items()}
+
+
+def matrix_shapes(tree: PyTree, stacked: bool = True) -> PyTree:
+    """The shapes and dtypes of `stack_matrices(tree)`, for arrays or jax.ShapeDtypeStructs."""
+    return jax.eval_shape(partial(stack_matrices, stacked=stacked), tree)
 
 
 def unstack(matrices: PyTree, like: PyTree, stacked: bool = True) -> PyTree:
