@@ -1,6 +1,6 @@
 """The low-rank optimizers once more, in NumPy, float64; nothing is shared with the package.
 
-They are written from [G], and Fira and Apollo from the code of their authors (github.com/xichen-fy/Fira, .../zhuhanqing/APOLLO).
+They are written from [G], and Fira and Apollo from the code of their authors (xichen-fy/Fira, zhuhanqing/APOLLO on GitHub).
 
 Each is a generator as in numpy_optimizers. Directions that a method draws at random are read from the optimizer's state, by
 `frames()`, after finding that they are what they should be: orthonormal, and outside the subspace that they make way for.

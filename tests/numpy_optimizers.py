@@ -177,7 +177,7 @@ def shampoo_of_sums(lr, frames=None):
 
 
 def soap(lr, b1=0.95, b2=0.95, eps=1e-8, interval=10, frames=None, qr=True):
-    """Vyas et al. 2024, Algorithm 3, with what the published code does: its first step only starts the bases, and `qr` sorts."""
+    """Vyas et al. 2024, Algorithm 3, as in the published code: its first step only starts the bases, and `qr` sorts."""
     L = R = M = V = 0.0
     t = 0
     G, _ = yield

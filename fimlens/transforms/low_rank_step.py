@@ -118,8 +118,9 @@ def _scales(
     if recipe.gamma is not None:
         # The codes of Fira and Apollo limit norms before bias correction, which comes with the learning rate.
         uncorrected = found(seen.update * jnp.asarray(now.weight_1 / now.weight_2**0.5, seen.update.dtype))
-        parts = [jnp.sum(d**2 * V, (-2, -1), keepdims=True) for d, V in zip(uncorrected, squares[1:], strict=True) if d is not None]
-        limit, growth = limit_growth(jnp.sqrt(sum(parts)), growth, recipe.gamma)
+        parts = [(d, V) for d, V in zip(uncorrected, squares[1:], strict=True) if d is not None]
+        norm = jnp.sqrt(sum(jnp.sum(d**2 * V, (-2, -1), keepdims=True) for d, V in parts))
+        limit, growth = limit_growth(norm, growth, recipe.gamma)
         eta = eta * limit
     return Parts(None, *(d if d is None else d * eta for d in scales)), growth
 

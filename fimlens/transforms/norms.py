@@ -43,15 +43,19 @@ def limit_growth(norms: PyTree, kept: NormGrowthState, gamma: Float[ArrayLike, "
         limit = gamma * jnp.where(returns, peak, jnp.where(phi == 0, 1, phi))
         return jnp.where(phi == 0, 1, limit / jnp.maximum(norm, limit)).astype(norm.dtype)
 
-    def after(norm: Array, eta: Array, phi: Array, peak: Array, faded: Array) -> tuple[Array, Array, Array]:
-        new, fading = (norm * eta).astype(phi.dtype), (faded / gamma).astype(phi.dtype)
-        highest = new >= fading
-        now = new, jnp.where(highest, new, peak), jnp.maximum(new, fading)
-        return tuple(jnp.where((new > 0) & (new < jnp.inf), x, old) for x, old in zip(now, (phi, peak, faded), strict=True))
+    def seen(now: Array, new: Array, old: Array) -> Array:
+        return jnp.where((new > 0) & (new < jnp.inf), now, old).astype(old.dtype)
+
+    def peak(new: Array, peak: Array, faded: Array) -> Array:
+        return seen(jnp.where(new >= faded / gamma, new, peak), new, peak)
 
     etas = jax.tree.map(eta, norms, *kept)
-    moved = jax.tree.map(after, norms, etas, *kept)
-    return etas, NormGrowthState(*jax.tree.transpose(jax.tree.structure(norms), jax.tree.structure((0, 0, 0)), moved))
+    new = jax.tree.map(jnp.multiply, norms, etas)
+    return etas, NormGrowthState(
+        norms=jax.tree.map(lambda new, phi: seen(new, new, phi), new, kept.norms),
+        peaks=jax.tree.map(peak, new, kept.peaks, kept.faded),
+        faded=jax.tree.map(lambda new, faded: seen(jnp.maximum(new, faded / gamma), new, faded), new, kept.faded),
+    )
 
 
 def limit_norm_growth(gamma: Float[ArrayLike, ""] = 1.01) -> optax.GradientTransformation:
