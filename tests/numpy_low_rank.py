@@ -1,4 +1,6 @@
-"""The low-rank optimizers once more, in NumPy, float64, written from [G]; nothing is shared with the package.
+"""The low-rank optimizers once more, in NumPy, float64; nothing is shared with the package.
+
+They are written from [G], and Fira and Apollo from the code of their authors (xichen-fy/Fira, zhuhanqing/APOLLO on GitHub).
 
 Each is a generator as in numpy_optimizers. Directions that a method draws at random are read from the optimizer's state, by
 `frames()`, after finding that they are what they should be: orthonormal, and outside the subspace that they make way for.
@@ -33,10 +35,16 @@ def adam_like(b1, b2, eps, corrected):
         sigma, turn = yield (m / c1) / (np.sqrt(v / c2) + eps)
 
 
-def limited(C, phi, gamma):
-    norm = np.linalg.norm(C)
+def limited(C, phi, gamma, weight=1.0):
+    """C, no more than gamma times phi long, and its length; lengths are measured times the weight."""
+    norm = np.linalg.norm(C) * weight
     eta = gamma / max(norm / phi, gamma) if phi > 0 else 1.0
     return eta * C, eta * norm
+
+
+def uncorrected(t):
+    """What undoes the bias correction of Adam's update after t steps: Fira and Apollo apply it after their limiter."""
+    return (1 - 0.9**t) / np.sqrt(1 - 0.999**t)
 
 
 def turned(moments, U, old):
@@ -107,7 +115,8 @@ def alice(
 
 @in_short_side
 def galore(lr, rank, interval=5, alpha=0.3, moments="keep", fira=False, plus=False, frames=None):
-    """Zhao et al. 2024; with `fira`, Chen et al. 2024."""
+    """Zhao et al. 2024; with `fira`, the code of Chen et al. 2024, and with `plus` [G]'s Fira+."""
+    factor, whole = (alpha, 1.0) if fira and not plus else (1.0, alpha)
     U = None
     phi = 0.0
     t = 0
@@ -123,17 +132,17 @@ def galore(lr, rank, interval=5, alpha=0.3, moments="keep", fira=False, plus=Fal
         sigma = U.T @ G
         D = inner.send((sigma, turn))
         C = np.zeros_like(G)
-        if fira and rank < len(G):
-            C = (G - U @ sigma) * column_norms(D) / column_norms(sigma)
+        if fira and (rank < len(G) or not plus):
+            C = (G - factor * U @ sigma) * column_norms(D) / column_norms(sigma)
             if plus:
                 C *= np.linalg.norm(D) / np.linalg.norm(C)
-            C, phi = limited(C, phi, 1.01)
-        G, _ = yield -lr * alpha * (U @ D + C)
+            C, phi = limited(C, phi, 1.01, uncorrected(t))
+        G, _ = yield -lr * whole * (factor * U @ D + C)
 
 
 @in_short_side
 def apollo(lr, rank, interval=5, variant="random", frames=None):
-    """Zhu et al. 2024: P of the state for the random ones."""
+    """The code of Zhu et al. 2024: P of the state for the random ones."""
     phi = 0.0
     t = 0
     inner = adam_like(0.9, 0.999, 1e-8, True)
@@ -148,7 +157,7 @@ def apollo(lr, rank, interval=5, variant="random", frames=None):
         D = inner.send((sigma, None))
         mini = variant == "mini"
         s = np.linalg.norm(D) / np.linalg.norm(sigma) if mini else column_norms(D) / column_norms(sigma)
-        U, phi = limited(G * s, phi, 1.01)
+        U, phi = limited(G * s, phi, 1.01, uncorrected(t))
         G, _ = yield -lr * (128**0.5 if mini else 1) * U
 
 

@@ -177,7 +177,7 @@ def shampoo_of_sums(lr, frames=None):
 
 
 def soap(lr, b1=0.95, b2=0.95, eps=1e-8, interval=10, frames=None, qr=True):
-    """Vyas et al. 2024, Algorithm 3, with the published code's first step, which only starts the bases."""
+    """Vyas et al. 2024, Algorithm 3, as in the published code: its first step only starts the bases, and `qr` sorts."""
     L = R = M = V = 0.0
     t = 0
     G, _ = yield
@@ -193,7 +193,11 @@ def soap(lr, b1=0.95, b2=0.95, eps=1e-8, interval=10, frames=None, qr=True):
             given = frames()
             UL, UR = agreed(L, given[0]), agreed(R, given[1])
         elif t % interval == 0:
-            UL, UR = (np.linalg.qr(L @ UL)[0], np.linalg.qr(R @ UR)[0]) if qr else (eigenbasis(L), eigenbasis(R))
+            if qr:
+                rows, columns = (np.argsort(-np.diag(U.T @ C @ U), kind="stable") for C, U in ((L, UL), (R, UR)))
+                UL, UR, V = np.linalg.qr(L @ UL[:, rows])[0], np.linalg.qr(R @ UR[:, columns])[0], V[rows][:, columns]
+            else:
+                UL, UR = eigenbasis(L), eigenbasis(R)
         t += 1
         G, _ = yield step
 

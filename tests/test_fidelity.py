@@ -92,6 +92,32 @@ def follow(tx, witnessed, shape, dtype, tolerance, steps=50):
         assert off <= 100 * tolerance * np.abs(W - start).max(), f"{off:.2e} off the way moved at step {t + 1}"
 
 
+def crossing(seed, m=12, before=60, after=20):
+    """Gradients whose covariance has condition 100; then its eigenvalues cross, and its eigenvectors turn a little."""
+    rng = np.random.default_rng(seed)
+    eigenvalues = np.geomspace(100, 1, m)
+    U, A, Z = (rng.normal(size=shape) for shape in ((m, m), (m, m), (before + after, m, m)))
+    U = np.linalg.qr(U)[0]
+    turned = U @ np.linalg.qr(np.eye(m) + 0.01 * (A - A.T))[0]
+    return np.concatenate([U * eigenvalues**0.5 @ Z[:before], turned * eigenvalues[::-1] ** 0.5 @ Z[before:]])
+
+
+def test_a_refresh_by_qr_follows_eigenvalues_that_cross():
+    """Part of C off the diagonal in the basis, 20 steps and two refreshes later: 0.44 unsorted, 0.11 sorted; "eigh": 0.19."""
+    tx = fl.scale_by_soap(refresh="qr", update_interval=10)
+
+    @jax.jit
+    @jax.vmap
+    def last(gradients):
+        state = jax.lax.scan(lambda state, G: (tx.update(G, state)[1], None), tx.init(gradients[0]), gradients)[0]
+        return state.frame["12 x 12"].bases.left[0], state.covariances["12 x 12"].left[0]
+
+    U, C = last(jnp.asarray(np.stack([crossing(seed) for seed in range(4)]), jnp.float32))
+    X = np.asarray(U.mT @ C @ U)
+    off = np.linalg.norm(X - X * np.eye(12), axis=(1, 2)) / np.linalg.norm(X, axis=(1, 2))
+    assert off.mean() < 0.15
+
+
 def problem(dtype):
     """A two-layer network on noise: gradients of different shapes and sizes, that depend on the weights."""
     keys = jax.random.split(jax.random.key(0), 5)

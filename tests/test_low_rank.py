@@ -96,6 +96,17 @@ def test_mini_follows_its_paper():
     follow(ours, partial(witness.apollo, variant="mini"), (5, 7), 1, jnp.float64, 1e-10)
 
 
+def test_without_its_lead_fira_is_apollo():
+    """With alpha = 0 all of the gradient is compensated."""
+    fira, apollo = fl.scale_by_fira(rank=2, alpha=0.0), fl.scale_by_apollo(rank=2, variant="svd")
+    states = fira.init(jnp.zeros((5, 7))), apollo.init(jnp.zeros((5, 7)))
+    for G in gradients((5, 7), 3):
+        G = jnp.asarray(G, jnp.float32)
+        (ours, one), (theirs, other) = (jax.jit(tx.update)(G, state) for tx, state in zip((fira, apollo), states, strict=True))
+        states = one, other
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
 ONE = fl.SubspaceIteration(1)
 STRUCTURES = [fl.LowRank(fl.Diagonal(), 2, tracker=ONE), fl.LowRank(fl.Diagonal(), 2, sides="LR", tracker=ONE)]
 LIKE_THEM = [

@@ -28,7 +28,7 @@ def low_rank_soap(m, n, rank):
 FORMULAS = papers.FORMULAS | {"low_rank_soap": low_rank_soap}
 VARIANTS = {"apollo": {"variant": "svd"}, "apollo-mini": {"variant": "mini"}}
 CACHED = {"shampoo": lambda m, n: m**2 + n**2 + m + n}  # the roots: bases and eigenvalues
-BESIDE = ("count", "lead_count", "weight", "key", "norm", "norms")  # counters, keys, the limiter's scalars
+BESIDE = ("count", "lead_count", "weight", "key", "growth", "norms", "peaks", "faded")  # counters, keys, the limiter's scalars
 
 
 SIZES = {"rank": 128, "leading": 40}

@@ -126,10 +126,16 @@ def complete_basis(U: Float[Array, "m r"], sure: Bool[Array, " r"]) -> Float[Arr
 
 
 def power_step(powered: Float[Array, "m r"], U: Float[Array, "m r"]) -> Float[Array, "m r"]:
-    """Take one step of subspace iteration: orthonormalise `powered` = C U, keeping the vectors of U that C maps to zero."""
+    """Take one step of subspace iteration: orthonormalise `powered` = C U, keeping the vectors of U that C maps to zero.
+
+    QR makes each vector orthogonal to those before it. They enter by the eigenvalues that they stand for now, largest first:
+    otherwise vectors whose eigenvalues have crossed mix for many steps. They leave in the order of U, which is that of whatever
+    is averaged along them.
+    """
     sizes = jnp.linalg.norm(powered, axis=0)
     sure = sizes > rounding(powered) * sizes.max()  # a smaller column is rounding, and its direction noise
-    return fix_signs(orthonormal(jnp.where(sure, powered, U)))
+    order = jnp.argsort(-jnp.sum(U * powered, axis=0))
+    return fix_signs(orthonormal(jnp.where(sure, powered, U)[:, order])[:, jnp.argsort(order)])
 
 
 def complement(V: Float[Array, "m r"], which: Int[Array, " k"]) -> Float[Array, "m k"]:

@@ -74,7 +74,8 @@ def scale_by_soap(
     in the bases, covariances, bases. The momentum is stored as coordinates and changes basis at a refresh: this equals
     Algorithm 3 and saves a rotation at each step. Differences from Algorithm 3: the sign of every basis vector is fixed; a
     coordinate that may be rounding alone gets no update, so that the arbitrary vectors of a null space move nothing; eps is
-    added to the bias-corrected root, as in Adam. The first basis comes from an eigendecomposition whatever `refresh` is.
+    added to the bias-corrected root, as in Adam. The first basis comes from an eigendecomposition whatever `refresh` is. Unlike
+    Algorithm 4, and as in the authors' code, "qr" takes vectors in the order of their present eigenvalues.
 
     Args:
         b1: decay of the momentum. Default: 0.95, as in Vyas et al.

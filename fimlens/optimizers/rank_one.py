@@ -87,9 +87,9 @@ def scale_by_racs(
     """RACS ([G] Algorithm 1): one factor for each row and column. Use it for little memory and a cheap step.
 
     H = {S (x) Q}, both diagonal, LIMIT: its fixed point is the best rank-one approximation of E[G^2] (Proposition 3). State:
-    m + n: the factors of rows and columns. [G]'s learning rate is 0.02. Two differences from [G]. A matrix whose last update
-    was zero is not frozen by the limiter. The sweeps divide by the largest entry, so that no square overflows float32.
-    Matrices with m > n are swept transposed, because [G] assumes m <= n.
+    m + n: the factors of rows and columns. [G]'s learning rate is 0.02. Two differences from [G]. One tiny update does not
+    freeze a matrix, whose norm may return to where it was (`fl.limit_norm_growth`). The sweeps divide by the largest entry, so
+    that no square overflows float32. Matrices with m > n are swept transposed, because [G] assumes m <= n.
 
     Args:
         beta: decay of the row and column factors. Default: 0.9, as in [G].

@@ -146,7 +146,7 @@ class Eigen(Tracker):
 class PowerStep(Eigen):
     """Eigenvectors at first, then one QR power step an update, U <- QR(C U): cheaper than `Eigen`, and nearly as good.
 
-    Source: Vyas et al., SOAP, 2024, Algorithm 4.
+    Source: Vyas et al., SOAP, 2024, Algorithm 4. Vectors enter QR by their present eigenvalues, as in the authors' code.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl

@@ -18,6 +18,7 @@ from fimlens.transforms.matrix_step import (
     Recipe,
     init_matrices,
 )
+from fimlens.transforms.norms import NormGrowthState
 
 
 class LowRankRecipe(NamedTuple):
@@ -26,7 +27,7 @@ class LowRankRecipe(NamedTuple):
     structure: LowRank
     lead: Recipe
     compensation: Compensation
-    lift: bool
+    lift: bool | Float[ArrayLike, ""]
     b1: Float[ArrayLike, ""]
     alpha_c: Float[ArrayLike, ""]
     gamma: Float[ArrayLike, ""] | None
@@ -44,13 +45,13 @@ class Subspace(NamedTuple):
 
 class StackState(NamedTuple):
     """What lasts from step to step for the matrices of one shape: the subspaces (`right` is None where that side is taken
-    whole), the state of the lead, the averages of the other parts, and the norm of the last compensation."""
+    whole), the state of the lead, the averages of the other parts, and what the limiter of the compensation keeps."""
 
     left: Subspace
     right: Subspace | None
     lead: MatrixState
     complement: Parts
-    norm: Float[Array, "k 1 1"] | None
+    growth: NormGrowthState | None
 
 
 def init_stack(recipe: LowRankRecipe, like: jax.ShapeDtypeStruct) -> StackState:
@@ -64,7 +65,7 @@ def init_stack(recipe: LowRankRecipe, like: jax.ShapeDtypeStruct) -> StackState:
         None if s is None else _init_subspace(recipe, like, True, n, s),
         init_matrices(recipe.lead, jax.ShapeDtypeStruct((k, rows, columns), dtype)),
         cast_floating(zeros, recipe.dtypes.second_moment or dtype),
-        None if recipe.gamma is None else jnp.zeros((k, 1, 1), dtype),
+        None if recipe.gamma is None else NormGrowthState(*(jnp.zeros((k, 1, 1), dtype) for _ in range(3))),
     )
 
 

@@ -50,7 +50,7 @@ def scale_by_low_rank(
     structure: LowRank,
     *,
     compensation: Compensation = nearest,
-    lift: bool = True,
+    lift: bool | Float[ArrayLike, ""] = True,
     b1: Float[ArrayLike, ""] = 0.9,
     b2: Float[ArrayLike, ""] = 0.999,
     alpha_c: Float[ArrayLike, ""] = 1.0,
@@ -74,11 +74,15 @@ def scale_by_low_rank(
         compensation: the rule for the scale of each column outside the subspace; `nearest` is the complement's own, and
             Theorem 5.1's for Columns(). A rule that needs no average of the complement spares it with Drop(). With
             sides="LR" it is `nearest` or `none`.
-        lift: whether the update contains the lead's. If not, it is G Diag d, and the subspace only measures (Apollo).
+        lift: the factor of the lead's update: True for 1, or a number a. What is compensated is G less a times its part in the
+            subspace; a below 1 is the way of Fira's code. With False, 0, the update is G Diag d, and the subspace only
+            measures (Apollo).
         b1: decay of the momentum, and of the complement's statistics, as in [G].
         b2: decay of the lead's statistics.
         alpha_c: scale of the compensation.
-        gamma: by how much the norm of the compensation may grow in a step; None for no limit.
+        gamma: by how much the norm of the compensation may grow in a step, as `fl.limit_norm_growth` says; None for no limit.
+            A compensation that is made of the lead's update is measured before bias correction, as in the codes of Fira and
+            Apollo.
         eps: added to the roots of the lead's eigenvalues.
         update_interval: steps between updates of the subspaces, the first at the first step; None for that one alone.
         moments: what becomes of averages measured in a basis that moved: "keep" (as if it had not), "rotate" (into the
@@ -138,7 +142,7 @@ def _is_made_for(recipe: LowRankRecipe, kept: StackState, G: Array) -> bool:
     shape = G.shape[1:]
     return (
         kept.lead.momentum.shape == (len(G), *recipe.structure.lead_shape(shape))
-        and (kept.norm is None) == (recipe.gamma is None)
+        and (kept.growth is None) == (recipe.gamma is None)
         and [part is not None for part in kept.complement[1:]] == [count > 0 for count in recipe.structure.counts(shape)[1:]]
     )
 
@@ -152,19 +156,20 @@ def _require_options(recipe: LowRankRecipe) -> None:
     if recipe.structure.sides == "LR" and recipe.compensation not in (nearest, none):
         raise ValueError(f'{call}: with sides="LR" the compensation is `nearest` or `none`; others scale columns alone.')
     require_number(call, "update_interval", inner.update_interval, 1, whole=True)
-    if not recipe.lift:
+    if recipe.lift is not True:
         _require_scales_of_columns(call, recipe)
     require_decay(call, "b1", recipe.b1)
     require_decay(call, "b2", inner.b2)
+    require_number(call, "lift", recipe.lift, 0)
     require_number(call, "alpha_c", recipe.alpha_c, 0)
     require_number(call, "gamma", recipe.gamma, 1)
     require_number(call, "eps", inner.eps, 0)
 
 
 def _require_scales_of_columns(call: str, recipe: LowRankRecipe) -> None:
-    """Without the lead the update is G Diag d, which needs a d for every column."""
+    """Where the lead is not all that moves in the subspace, G Diag d moves there too, which needs a d for every column."""
     dropped = recipe.compensation is nearest and isinstance(recipe.structure.complement, Drop)
     if recipe.structure.sides == "LR" or recipe.compensation is none or dropped:
         raise ValueError(
-            f'{call}: lift=False scales columns alone. Take sides="short", and a compensation that gives each a scale.'
+            f'{call}: lift={recipe.lift} scales columns alone. Take sides="short", and a compensation that gives each a scale.'
         )
