@@ -18,6 +18,12 @@ $\sigma_k$ is the largest singular value; every other fixed point is a saddle.
 That the leading pair is the global minimum is the theorem of Eckart, Young and Mirsky. That it can be chosen
 non-negative, so that the power iteration from ones reaches it, is the theorem of Perron and Frobenius. Neither is
 decided here.
+
+With a cap $K$ a half step is the nearest $s$ for which no column of $V / q s^T$ has a mean over $K$. The error rises
+with the distance of each entry of $s$ from the half step. Hence the nearest $s$ is the larger of the half step and of the
+$s$ at which those means are $K$. RACS caps the rows in this way at each sweep, and the columns at last. Then both meet the
+cap, as a larger $s$ lowers every mean. An entry is at most the number of a column's entries times their mean, so $V_{ij} \leq K m\, q_i s_j$. Averages of $q$ and
+of $s$ hold at least $1 - \beta$ of the current factors, so no entry of the update exceeds $\sqrt{K m} / (1 - \beta)$.
 """
 
 import numpy as np
@@ -29,7 +35,7 @@ from fimlens.proofs.symbols import coordinates, diagonal_fisher, positive, rotat
 from fimlens.proofs.theorem import equal, vanishes
 from fimlens.structure import Params
 from fimlens.structures import RowColumn
-from fimlens.structures.rank_one import nearest_factor
+from fimlens.structures.rank_one import capped_factor, least_factor, nearest_factor
 
 SIZES = ((2, 2), (2, 3))
 
@@ -50,6 +56,20 @@ def steps(m, n):
     yield vanishes(
         "given s, the gradient with respect to q vanishes after the other half step", slope(H, Params(at, (half, s)), F)[0]
     )
+    K, column = sp.Symbol("K", positive=True), symbolic(nearest_factor)(V, q[:, 0])[None]
+    yield equal(
+        "given q, the gradient with respect to s is 2 ||q||^2 times the distance from the half step",
+        slope(H, Params(at, (q, s)), F)[1],
+        2 * (q**2).sum() * (s - column),
+    )
+    least = symbolic(least_factor)(V, q[:, 0], K)[None]
+    yield equal("given q, each column of V / q s^T has the mean K at the least s", (V / (q * least)).mean(0), K * np.ones(n, int))
+    larger = np.vectorize(sp.Max, otypes=[object])(column, least)
+    yield equal("the capped half step is the larger of the two", symbolic(capped_factor)(V, q[:, 0], K)[None], larger)
+    V_blocks = np.array([[1, 0, 1], [0, sp.Rational(1, 4), 0]], object)[:, :n] + sp.Integer(0)
+    capped = fitted(RowColumn(sweeps=1, cap=2.0), diagonal_fisher(V_blocks)).coords
+    mean = (V_blocks / np.multiply(*capped))[:, 1].mean()
+    yield equal("a shipped sweep with a cap of 2 leaves the column of a lesser block at it", mean, sp.Integer(2))
     swept = fitted(RowColumn(sweeps=1), F)
     yield vanishes("the gradient with respect to q vanishes after a shipped sweep", slope(H, swept, F)[0])
     sigma, U, W = positive("sigma", m), rotation(m, "t"), rotation(n, "u")

@@ -80,6 +80,7 @@ def scale_by_racs(
     alpha: Number = 0.05,
     gamma: Number = 1.01,
     sweeps: Whole = 5,
+    cap: Number | None = 30.0,
     eps: Number = 0.0,
     bias_correction: bool = False,
     dtypes: StateDtypes | DTypeLike | None = None,
@@ -87,9 +88,12 @@ def scale_by_racs(
     """RACS ([G] Algorithm 1): one factor for each row and column. Use it for little memory and a cheap step.
 
     H = {S (x) Q}, both diagonal, LIMIT: its fixed point is the best rank-one approximation of E[G^2] (Proposition 3). State:
-    m + n: the factors of rows and columns. [G]'s learning rate is 0.02. Two differences from [G]. One tiny update does not
-    freeze a matrix, whose norm may return to where it was (`fl.limit_norm_growth`). The sweeps divide by the largest entry, so
-    that no square overflows float32. Matrices with m > n are swept transposed, because [G] assumes m <= n.
+    m + n: the factors of rows and columns. [G]'s learning rate is 0.02. Differences from [G]. One tiny update does not freeze
+    a matrix, whose norm may return to where it was (`fl.limit_norm_growth`). The sweeps divide by the largest entry, so that
+    no square overflows float32. Matrices with m > n are swept transposed, because [G] assumes m <= n. And the factors of a
+    gradient are the nearest with which no row and no column has a mean squared update over `cap`. [G]'s sweeps head for the
+    leading block and leave eigenvalues near zero elsewhere, so that sparse and heavy-tailed gradients explode. With the cap no
+    entry of the update, before the limiter and alpha, exceeds sqrt(cap min(m, n)) / (1 - beta).
 
     Args:
         beta: decay of the row and column factors. Default: 0.9, as in [G].
@@ -97,6 +101,8 @@ def scale_by_racs(
             has 0.02 at 1.3B parameters.
         gamma: largest growth of the update's norm in one step; see `fl.limit_norm_growth`. Default: 1.01, as in [G].
         sweeps: alternations between row and column factors that fit one gradient. Default: 5, as in [G].
+        cap: largest mean squared update of a row or column of one gradient; None for no limit, as in [G]. Default: 30, which
+            Gaussian and low-rank gradients do not reach.
         eps: number added to the root of each eigenvalue. Default: 0, as in [G].
         bias_correction: whether the averages are divided by the weight that they have gathered. Default: False, as in [G],
             although the first update is then 1/(1-beta) times too large: without it a small language model ended 0.004 to
@@ -116,9 +122,10 @@ def scale_by_racs(
     require_number("racs", "beta", beta, 0, below=1)
     require_number("racs", "gamma", gamma, 1)
     require_number("racs", "sweeps", sweeps, 1, whole=True)
+    require_number("racs", "cap", cap, 1)
     require_number("racs", "eps", eps, 0)
     direction = scale_by_structure(
-        RowColumn(sweeps), b1=None, b2=beta, eps=eps, average="fits", bias_correction=bias_correction, dtypes=dtypes
+        RowColumn(sweeps, cap), b1=None, b2=beta, eps=eps, average="fits", bias_correction=bias_correction, dtypes=dtypes
     )
     return optax.chain(direction, limit_norm_growth(gamma), optax.scale(alpha))
 

@@ -43,7 +43,18 @@ class _RankOne(Spectrum):
 class RowColumn(_RankOne):
     """Diag(s) (x) Diag(q): the best rank-one q s^T of V, its leading singular pair (Perron). RACS. [G] Proposition 3.
 
-    Fitted to convergence, or by as many `sweeps` as are given, from ones along the shorter side: [G]'s Algorithm 1 takes five.
+    Without `sweeps` the fit is exact, and where V falls into blocks it is zero outside the leading one. Use sweeps and a cap
+    where V is one gradient's. Each row step is then the nearest factor with which no row of V / q s^T has a mean over `cap`,
+    and a last step does the same for the columns. So no entry of V exceeds cap min(m, n) times its eigenvalue. The cap changes
+    nothing where V is near rank one, and counts in sparse and heavy-tailed gradients.
+
+    Args:
+        sweeps: alternations between the factors, from ones along the shorter side; [G]'s Algorithm 1 takes five. By default
+            the fit converges.
+        cap: largest mean of V / q s^T along a row or a column; None for no limit, as in [G].
+
+    Raises:
+        ValueError: a cap is given without sweeps.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -55,29 +66,35 @@ class RowColumn(_RankOne):
     """
 
     sweeps: Int[ArrayLike, ""] | None = None
+    cap: Float[ArrayLike, ""] | None = None
     claim: ClassVar[Claim] = Claim.LIMIT
+
+    def __post_init__(self) -> None:
+        if self.sweeps is None and self.cap is not None:
+            raise ValueError("RowColumn: a cap limits sweeps, and the fit without them is exact. Give both, as in sweeps=5.")
 
     def moments(self, V: Matrix) -> Matrix:
         return V
 
     def project(self, moments: Matrix) -> tuple[Float[Array, "m 1"], Float[Array, "1 n"]]:
-        V = moments
-        if self.sweeps is not None and len(V) > V.shape[1]:
-            s, q = self.project(V.T)
+        if self.sweeps is not None and len(moments) > moments.shape[1]:
+            s, q = self.project(moments.T)
             return q.T, s.T
-        largest = V.max()
-        scale = _over(jnp.ones([], V.dtype), largest)  # so that no square leaves float32
+        largest = moments.max()
+        V = _over(moments, largest)  # so that no square leaves float32
 
         def sweep(_: Array, pair: tuple[Array, Array]) -> tuple[Array, Array]:
-            s = nearest_factor(V, pair[0], scale)
-            return nearest_factor(V.T, s, scale), s
+            s = nearest_factor(V, pair[0])
+            return capped_factor(V.T, s, self.cap), s
 
         q, s = jnp.ones(V.shape[0], V.dtype), jnp.ones(V.shape[1], V.dtype)
         if self.sweeps is None:
-            s = jnp.abs(perron(lambda s: V @ s * scale, lambda q: q @ V * scale, s))
-            q = nearest_factor(V.T, s, scale)
+            s = jnp.abs(perron(lambda s: V @ s, lambda q: q @ V, s))
+            q = nearest_factor(V.T, s)
         else:
             q, s = jax.lax.fori_loop(0, self.sweeps, sweep, (q, s))
+        if self.cap is not None:
+            s = jnp.maximum(s, least_factor(V, q, self.cap))  # once is enough: with capped rows no block vanishes in the sweeps
         s = s * largest
         return q[:, None], s[None]
 
@@ -174,9 +191,23 @@ class GeometricMarginals(_RowAndColumnMeans):
         return jnp.kron(jnp.diag(c[0] ** 0.5), jnp.diag(r[:, 0] ** 0.5))
 
 
-def nearest_factor(V: Matrix, q: Float[Array, " m"], scale: Float[ArrayLike, ""] = 1.0) -> Float[Array, " n"]:
-    """The s of the q s^T nearest to scale * V, for this q: half a sweep."""
-    return _over(q @ V * scale, q @ q)  # scale over a small square would leave float32
+def nearest_factor(V: Matrix, q: Float[Array, " m"]) -> Float[Array, " n"]:
+    """The s of the q s^T nearest to V, for this q: half a sweep."""
+    return _over(q @ V, q @ q)
+
+
+def least_factor(V: Matrix, q: Float[Array, " m"], cap: Float[ArrayLike, ""]) -> Float[Array, " n"]:
+    """The s with which each column of V / q s^T has the mean `cap`, for this q: 1 / cap of the nearest in LogDet."""
+    return _over(jnp.ones_like(q), q) @ V / (len(q) * cap)
+
+
+def capped_factor(V: Matrix, q: Float[Array, " m"], cap: Float[ArrayLike, ""] | None) -> Float[Array, " n"]:
+    """The nearest s, for this q, of those with which no column of V / q s^T has a mean over `cap`.
+
+    The error is a convex quadratic of each entry of s, so where its minimum is too small, the least entry allowed is nearest.
+    """
+    nearest = nearest_factor(V, q)
+    return nearest if cap is None else jnp.maximum(nearest, least_factor(V, q, cap))
 
 
 def _over(x: Array, size: Array) -> Array:

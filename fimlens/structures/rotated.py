@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley
 from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry, Tree, require_structure
-from fimlens.structures.move import Move, turned_covariance
+from fimlens.structures.move import Move, change_of_basis, turned_covariance
 from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker
 
 Matrix = Float[Array, "m n"]
@@ -114,7 +114,8 @@ class Rotated(Structure):
         known = self.tracker.averages_covariance
         rows = _moments(averages.left, left)[:, None] / n if known and left is not None else None
         columns = _moments(averages.right, right)[None] / m if known and right is not None else None
-        inner = self.inner.transport(Statistics(averages.inner, stats.spectrum), Move(rows=rows, columns=columns))
+        turns = (None if U is None else change_of_basis("rotate", U, V) for U, V in zip(frame.bases[:2], moved.bases[:2], strict=True))
+        inner = self.inner.transport(Statistics(averages.inner, stats.spectrum), Move(*turns, rows, columns))
         within, inner = self.inner.update_basis(inner, within, fisher.map(partial(rotate, moved)), step)
         return _with_inner(moved, within), Statistics(carried._replace(inner=inner.basis), inner.spectrum)
 
