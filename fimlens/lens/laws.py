@@ -6,15 +6,15 @@ closed form and the numeric optimum. Laws are jitted, because a law run eagerly 
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool
 
 from fimlens.fisher.fisher import Fisher, unvec, vec
+from fimlens.lens.basis_laws import rest, symmetry, trackers, tracking, transport
 from fimlens.lens.case import Case, Deviation, distance, worst
 from fimlens.linalg.spectral_functions import inverse_root
 from fimlens.solver.fit import fit, least_eigenvalue, unchecked_gap
@@ -22,7 +22,7 @@ from fimlens.solver.newton import scale_coordinates
 from fimlens.solver.sizes import isotropic
 from fimlens.solver.solve import solve
 from fimlens.solver.stationarity import stationarity
-from fimlens.structure import BasisStep, Claim, Params
+from fimlens.structure import Claim, Frame, Params
 from fimlens.structures import LowRank
 from fimlens.transforms.low_rank_update import low_rank_update_of
 from fimlens.transforms.state import start_from
@@ -45,18 +45,36 @@ _least_eigenvalue = jax.jit(least_eigenvalue, static_argnums=0)
 
 @jax.jit
 def chart(case: Case) -> Deviation:
-    """The identity is in the family (on its range), z = 0 names the member itself, and every z a PSD matrix."""
+    """The identity is in the family (on its range), z = 0 names the member itself, and every z a PSD matrix. Each basis and
+    each coordinate on which F~ depends moves with its z."""
     structure, centre = case.structure, isotropic(case.structure, case.shape)
     identity = structure.dense(centre)
     full = None not in jax.tree.leaves(structure.eigenvalues(centre), is_leaf=lambda x: x is None)
+    if jax.tree.map(jnp.shape, case.fitted) != jax.tree.map(jnp.shape, case.member):  # see `layout`
+        return jnp.inf
     F = structure.dense(case.member)
-    zero = jax.tree.map(jnp.zeros_like, case.member)
+    (member, unravel), (fitted, _) = ravel_pytree(case.member), ravel_pytree(case.fitted)
+
+    def changes(part: Array) -> tuple[Deviation, Deviation]:
+        """How far F~ moves along z in a part of the chart, and how far it is from the member with that part of the fit."""
+        along = structure.chart(unravel(jnp.where(part, case.normal(8, member.size), 0)), case.member)
+        return distance(structure.dense(along), F), distance(structure.dense(unravel(jnp.where(part, fitted, member))), F)
+
+    (still, *moves), (_, *needs) = jax.lax.map(changes, jnp.concatenate([jnp.zeros((1, member.size), bool), _parts(case)]))
     return worst(
         distance(identity, jnp.eye(len(identity)) if full else identity @ identity),
-        distance(structure.dense(structure.chart(zero, case.member)), F),
+        still,
         distance(F, F.T),
         -jnp.linalg.eigvalsh(F).min() / jnp.abs(F).max(),
+        *(jnp.where((need > TOLERANCE) & (move <= TOLERANCE), jnp.inf, 0.0) for move, need in zip(moves, needs, strict=True)),
     )
+
+
+def _parts(case: Case) -> Bool[Array, "parts size"]:
+    """The parts that a chart moves by themselves, as masks of the ravelled member: each basis, and each coordinate."""
+    frames, coords = (jax.tree.leaves(part) for part in (case.member.frame, case.member.coords))
+    sizes = [x.size for x in frames] + [1] * sum(x.size for x in coords)
+    return jnp.repeat(jnp.eye(len(sizes), dtype=bool), jnp.array(sizes), axis=1, total_repeat_length=sum(sizes))
 
 
 def cone(case: Case) -> Deviation:
@@ -70,11 +88,15 @@ def cone(case: Case) -> Deviation:
 
 @jax.jit
 def isometry(case: Case) -> Deviation:
-    """from_eigenbasis(to_eigenbasis(G)) == G, and to_eigenbasis keeps norms."""
-    G, frame = case.gradients[0], case.member.frame
-    X = case.structure.to_eigenbasis(frame, G)
-    norm = sum(jnp.sum(x**2) for x in jax.tree.leaves(X))
-    return worst(distance(case.structure.from_eigenbasis(frame, X), G), distance(norm, jnp.sum(G**2)))
+    """from_eigenbasis(to_eigenbasis(G)) == G, and to_eigenbasis keeps norms: in the first frame, the fit's and a random one."""
+    structure, G = case.structure, case.gradients[0]
+
+    def deviation(frame: Frame) -> Deviation:
+        X = structure.to_eigenbasis(frame, G)
+        norm = sum(jnp.sum(x**2) for x in jax.tree.leaves(X))
+        return worst(distance(structure.from_eigenbasis(frame, X), G), distance(norm, jnp.sum(G**2)))
+
+    return worst(*map(deviation, (structure.frame(*case.shape), case.fitted.frame, case.member.frame)))
 
 
 @jax.jit
@@ -147,23 +169,21 @@ def _lower(case: Case) -> Deviation:
     return (at_fit - jnp.stack(others)).max() / fisher.norm_squared
 
 
-def symmetry(case: Case) -> Deviation:
-    """The stated invariances: gradients P G Q of the stated kinds turn F~ by Q^T (x) P."""
-    P, Q = (
-        _transform(kind, size, jax.random.fold_in(case.key, stream))
-        for kind, size, stream in zip(case.structure.symmetry, case.shape, (5, 6), strict=True)
+@jax.jit
+def objective(case: Case) -> Deviation:
+    """The objective is ||F~ - F||^2, up to a constant, where the claim is about this norm. Otherwise it is lower at the fit
+    than at random eigenvalues in the fit's basis."""
+    structure, fisher, fitted, member = case.structure, case.fisher, case.fitted, case.member
+    if structure.claim in (Claim.BOUND, Claim.OTHER):
+        at_fit, at_random = (
+            structure.objective(Params(fitted.frame, coords), fisher) for coords in (fitted.coords, member.coords)
+        )
+        return jnp.where(at_fit < at_random, 0.0, jnp.inf)
+    F = fisher.dense()
+    values, errors = zip(
+        *((structure.objective(p, fisher), jnp.sum((structure.dense(p) - F) ** 2)) for p in (fitted, member)), strict=True
     )
-    turned = fit(case.structure, Fisher.from_gradients(P @ case.gradients @ Q))
-    B = jnp.kron(Q.T, P)
-    return distance(_dense(case.structure, turned), B @ _dense(case.structure, case.fitted) @ B.T)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _transform(kind: str | None, size: int, key: Array) -> Float[Array, "k k"]:
-    """A random matrix of the kind that a structure states its symmetry by."""
-    if kind == "orthogonal":
-        return jnp.linalg.qr(jax.random.normal(key, (size, size)))[0]
-    return jnp.roll(jnp.eye(size), 1 if kind == "permutation" else 0, axis=0)
+    return jnp.abs(values[0] - values[1] - (errors[0] - errors[1])) / fisher.norm_squared
 
 
 def compilation(case: Case) -> Deviation:
@@ -212,16 +232,6 @@ def forms(case: Case) -> Deviation:
     )
 
 
-@jax.jit
-def rest(case: Case) -> Deviation:
-    """fit is at rest: one more update of its basis leaves F~ where it is."""
-    structure, frame = case.structure, case.fitted.frame
-    stats = structure.stats(case.fisher, case.fitted)
-    moved, _ = structure.update_basis(stats, frame, case.fisher, BasisStep(case.key))
-    again = structure.fit(structure.stats(case.fisher, Params(moved, None)), moved)
-    return distance(structure.dense(again), structure.dense(case.fitted))
-
-
 def split(case: Case) -> Deviation:
     """Basis error + spectrum error = gap, at a member that fits nothing, and neither part is negative."""
     total, basis, spectrum, _ = unchecked_gap(case.structure, case.member, case.fisher)
@@ -238,7 +248,7 @@ def gaps(case: Case) -> Deviation:
 LAWS: dict[str, Callable[[Case], Deviation]] = {
     law.__name__: law
     for law in (
-        chart, cone, isometry, application, update, layout, homogeneity, claim, symmetry, compilation, streaming, forms, rest,
-        split, gaps,
+        chart, cone, isometry, application, update, layout, homogeneity, claim, objective, symmetry, compilation, streaming,
+        forms, transport, rest, tracking, trackers, split, gaps,
     )
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -22,9 +23,10 @@ from fimlens.structure import (
     excess,
     require_structure,
 )
+from fimlens.structures.move import Move
 from fimlens.structures.parts import Bases, Parts
 from fimlens.structures.spectra import Columns, Drop, Rows, Scalar, Spectrum
-from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker
+from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker, turned_averages
 
 Matrix = Float[Array, "m n"]
 SIDES = ("short", "LR")
@@ -198,6 +200,16 @@ class LowRank(Structure):
         inner, within = self.inner.update_basis(within, frame.bases.inner, self._lead(fisher, moved), step)
         stats = Statistics(averages._replace(inner=within.basis), stats.spectrum._replace(lead=within.spectrum))
         return Frame(moved.bases._replace(inner=inner), frame.shape), stats
+
+    def transport(self, stats: Statistics, move: Move) -> Statistics:
+        """Covariances follow, and what is measured in the subspaces stays; a side without one follows the inner's own rule."""
+        short = self.sides == "short"
+        within = Move(right=move.right if move.wide else move.left) if short else Move()
+        inner = self.inner.transport(Statistics(stats.basis.inner, stats.spectrum.lead), within)
+        seen = move if move.wide or not short else Move(move.right, move.left)
+        averages = SideAverages(*turned_averages(self.tracker, seen, stats.basis), inner.basis)
+        columns = jax.tree.map(within.squares, stats.spectrum.columns)
+        return Statistics(averages, stats.spectrum._replace(lead=inner.spectrum, columns=columns))
 
     def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         """The leading eigenvectors of the covariances, whichever tracker an optimizer has."""

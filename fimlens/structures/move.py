@@ -36,7 +36,7 @@ def turned_squares(T: Turn, V: Float[Array, "*stack p k"]) -> Float[Array, "*sta
     """
     if T is None or isinstance(T, float):
         return turned(T, V)
-    return turned(T**2, V) if V.shape[-2] == T.shape[-1] else V
+    return turned(T**2, V) if V.ndim > 1 and V.shape[-2] == T.shape[-1] else V
 
 
 def turned_covariance(T: Turn, C: Float[Array, "*stack r r"]) -> Float[Array, "*stack r r"]:
@@ -55,6 +55,11 @@ class Move(NamedTuple):
     right: Float[Array, "n n"] | None = None
     rows: Float[Array, "m 1"] | None = None
     columns: Float[Array, "1 n"] | None = None
+
+    @property
+    def wide(self) -> bool:
+        """Whether G has no more rows than columns; where one side alone moves, it is the short one of a low-rank lead."""
+        return self.left is None or self.right is None or self.left.shape[-1] <= self.right.shape[-1]
 
     def squares(self, V: Float[Array, "#m #n"]) -> Float[Array, "#m #n"]:
         """Second moments, on each axis that has an entry per row or per column."""

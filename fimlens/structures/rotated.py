@@ -11,8 +11,8 @@ from jaxtyping import Array, ArrayLike, Float
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley
 from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry, Tree, require_structure
-from fimlens.structures.move import Move, turned_covariance
-from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker
+from fimlens.structures.move import Move
+from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker, turned_averages
 
 Matrix = Float[Array, "m n"]
 SIDES = ("L", "R", "LR", "short")
@@ -125,14 +125,12 @@ class Rotated(Structure):
         return Frame(Bases(*moved, frame.bases.inner), frame.shape), averages
 
     def transport(self, stats: Statistics, move: Move) -> Statistics:
-        """Covariances follow, and coordinates in their eigenbases stay what they are; without any, the inner's own rule."""
-        averages = stats.basis
-        if averages.left is None and averages.right is None:
-            coarser = move._replace(rows=None, columns=None)  # means that are known are not those of the inner coordinates
-            inner = self.inner.transport(Statistics(averages.inner, stats.spectrum), coarser)
-            return Statistics(averages._replace(inner=inner.basis), inner.spectrum)
-        left, right = (C if C is None else turned_covariance(T, C) for T, C in zip(move[:2], averages[:2], strict=True))
-        return stats._replace(basis=SideAverages(left, right, averages.inner))
+        """Covariances follow, and coordinates in their eigenbases stay what they are; a side without a basis follows the inner's
+        own rule. Means that are known are not those of the inner coordinates."""
+        left, right = (move.wide, not move.wide) if self.sides == "short" else ("L" in self.sides, "R" in self.sides)
+        within = Move(None if left else move.left, None if right else move.right)
+        inner = self.inner.transport(Statistics(stats.basis.inner, stats.spectrum), within)
+        return Statistics(SideAverages(*turned_averages(self.tracker, move, stats.basis), inner.basis), inner.spectrum)
 
     def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         frame = jax.tree.map(lambda U: U.astype(fisher.dtype), self.frame(*fisher.shape))
