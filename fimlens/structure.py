@@ -22,6 +22,7 @@ from jaxtyping import Array, ArrayLike, Float
 from fimlens._validate import OnlyFields
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.spectral_functions import inverse_root, over_parts, root, scale
+from fimlens.member import AVERAGES_ALONE
 from fimlens.member import BasisStep as BasisStep
 from fimlens.member import Claim as Claim
 from fimlens.member import EigenvalueBlock as EigenvalueBlock
@@ -180,7 +181,7 @@ def excess(blocks: list[EigenvalueBlock]) -> Float[Array, ""]:
 
 
 def update_basis_until_converged(
-    structure: Structure, frame: Frame, fisher: Fisher, key: Array, most: int = 1000, mix: Mix = Mix(1.0, 0.0)
+    structure: Structure, frame: Frame, fisher: Fisher, key: Array, most: int = 1000, mix: Mix = AVERAGES_ALONE
 ) -> Frame:
     """Update the bases against one Fisher, of which the averages hold mix.old, until they move by no more than rounding."""
     dtype = jnp.result_type(*jax.tree.leaves(frame))

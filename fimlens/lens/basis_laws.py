@@ -6,6 +6,7 @@ keep what every such rule keeps: non-negative eigenvalues and the trace.
 """
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from fimlens.lens.case import Case, Deviation, distance, worst
 from fimlens.solver.fit import fit, least_eigenvalue
 from fimlens.structure import BasisStep, Frame, Mix, Params, Statistics, update_basis_until_converged
 from fimlens.structures.move import Move, change_of_basis
-from fimlens.structures.trackers import Side
+from fimlens.structures.trackers import Side, Tracker
 from fimlens.transforms.structure_transform import trackers_of
 
 
@@ -41,11 +42,13 @@ def _transported(case: Case, P: Array, Q: Array, fisher: Fisher, turned: Params)
     stats = structure.stats(case.fisher, case.fitted)
     moved = structure.transport(stats, Move(P, Q.T))
     L, R = (_orthogonal(jax.random.fold_in(case.key, 7 + side), size) for side, size in enumerate(shape))
-    rotated = structure.transport(stats, Move(L, R))
+    there = case.fisher.map(lambda G: L @ G @ R.T)
+    measured, frames = _stack(structure.stats(there, Params(frame, None))), _stack(frame)
+    members = _members(case, measured, frames, structure.transport(stats, Move(L, R)))
     return worst(
         distance(structure.transport(stats, Move()), stats),
         distance(moved, structure.stats(fisher, turned)),
-        _unlike_a_member(case, rotated, frame, case.fisher.map(lambda G: L @ G @ R.T)),
+        _unlike_a_member(*members[::-1], there),
     )
 
 
@@ -69,34 +72,33 @@ def tracking(case: Case) -> Deviation:
     if not jax.tree.leaves(first):
         return distance(structure.update_basis(stats, first, fisher, BasisStep(key)), (first, stats))
 
-    def followed(start: tuple[Frame, Array]) -> Deviation:
+    def followed(start: tuple[Frame, Array]) -> Frame:
         frame, old = start
-        end = update_basis_until_converged(structure, frame, fisher, key, mix=Mix(old, 1 - old))
-        return structure.dense(structure.fit(structure.stats(fisher, Params(end, None)), end))
+        return update_basis_until_converged(structure, frame, fisher, key, mix=Mix(old, 1 - old))
 
     moved, kept = structure.update_basis(stats, first, fisher, BasisStep(key, first=True))
-    starts = jax.tree.map(lambda a, b: jnp.stack([a, b]), moved, first), jnp.array([1.0, 0.0])
+    ends = jax.lax.map(followed, (_stack(moved, first), jnp.array([1.0, 0.0])))
+    frames = jax.tree.map(lambda ends, moved: jnp.concatenate([ends, moved[None]]), ends, moved)
+    measured = jax.lax.map(lambda frame: structure.stats(fisher, Params(frame, None)), frames)
+    *ends, again, carried = _members(case, measured, frames, kept)
     F = structure.dense(case.fitted)
-    return worst(
-        *(distance(end, F) for end in jax.lax.map(followed, starts)),
-        _unlike_a_member(case, kept, moved, fisher),
-    )
+    return worst(*(distance(end.dense, F) for end in ends), _unlike_a_member(carried, again, fisher))
 
 
-@jax.jit
 def trackers(case: Case) -> Deviation:
     """A tracker's first basis and the one that it finds are orthonormal. Its average, transported from a basis U to a basis
     U Q of the same subspace, is the one that it observes there."""
-    return worst(0.0, *(_of_tracker(case, tracker, right) for tracker in trackers_of(case.structure) for right in (False, True)))
+    return worst(0.0, *(_of_tracker(tracker, case.fisher, case.key) for tracker in trackers_of(case.structure)))
 
 
-def _of_tracker(case: Case, tracker, right: bool) -> Deviation:
-    side, m = Side(case.fisher, right), case.shape[right]
+@partial(jax.jit, static_argnums=0)
+def _of_tracker(tracker: Tracker, fisher: Fisher, key: Array) -> Deviation:
+    side, m = Side(fisher), fisher.shape[0]
     r = max(1, m - 1)
-    U, Q = (_orthogonal(jax.random.fold_in(case.key, 9), m)[:, :r], _orthogonal(jax.random.fold_in(case.key, 10), r))
+    U, Q = _orthogonal(jax.random.fold_in(key, 9), m)[:, :r], _orthogonal(jax.random.fold_in(key, 10), r)
     average, there = (tracker.observe(side, partial(side.projected, basis)) for basis in (U, U @ Q))
-    step, start = BasisStep(case.key, first=True), tracker.init(m, r)
-    found = tracker.update(average, start, side, step)
+    start = tracker.init(m, r)
+    found = tracker.update(average, start, side, BasisStep(key, first=True))
     bases = (tracker.basis(kept, m, r) for kept in (start, found)) if tracker.orthonormal else ()
     return worst(
         distance(tracker.transport(change_of_basis("rotate", U, U @ Q), average), there),
@@ -104,13 +106,35 @@ def _of_tracker(case: Case, tracker, right: bool) -> Deviation:
     )
 
 
-def _unlike_a_member(case: Case, stats: Statistics, frame: Frame, fisher: Fisher) -> Deviation:
-    """By how much the fit of statistics has a negative eigenvalue, or another trace than F where measured ones have F's."""
-    structure = case.structure
-    member, measured = (structure.fit(each, frame) for each in (stats, structure.stats(fisher, Params(frame, None))))
+class _Member(NamedTuple):
+    dense: Float[Array, "mn mn"]
+    least_eigenvalue: Float[Array, ""]
+
+
+def _members(case: Case, measured: Statistics, frames: Frame, carried: Statistics) -> list[_Member]:
+    """The fits of stacked statistics in their frames, and last that of others in the last frame: one program for all."""
+
+    def member(at: tuple[Statistics, Frame]) -> _Member:
+        fitted = case.structure.fit(*at)
+        return _Member(case.structure.dense(fitted), least_eigenvalue(case.structure, fitted))
+
+    stats, frames = (
+        jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), *pair)
+        for pair in ((measured, carried), (frames, jax.tree.map(lambda U: U[-1], frames)))
+    )
+    fits = jax.lax.map(member, (stats, frames))
+    return [jax.tree.map(lambda x, k=k: x[k], fits) for k in range(len(fits.dense))]
+
+
+def _unlike_a_member(carried: _Member, measured: _Member, fisher: Fisher) -> Deviation:
+    """By how much a fit has a negative eigenvalue, or another trace than F where that of measured statistics has F's."""
     total = jnp.sum(fisher.second_moment())
-    error, expected = (jnp.abs(jnp.trace(structure.dense(p)) - total) / total for p in (member, measured))
-    return worst(-least_eigenvalue(structure, member), jnp.where(expected <= 1e-10, error, 0.0))
+    error, expected = (jnp.abs(jnp.trace(member.dense) - total) / total for member in (carried, measured))
+    return worst(-carried.least_eigenvalue, jnp.where(expected <= 1e-10, error, 0.0))
+
+
+def _stack(*trees: Any) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 @jax.jit

@@ -11,25 +11,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
-from fimlens.fisher.fisher import Fisher, unvec, vec
+from fimlens.fisher.fisher import Fisher
 from fimlens.lens.basis_laws import rest, symmetry, trackers, tracking, transport
 from fimlens.lens.case import Case, Deviation, distance, worst
+from fimlens.lens.member_laws import application, chart, cone, isometry, update
 from fimlens.linalg.spectral_functions import inverse_root
-from fimlens.solver.fit import fit, least_eigenvalue, unchecked_gap
+from fimlens.solver.fit import fit, unchecked_gap
 from fimlens.solver.newton import scale_coordinates
-from fimlens.solver.sizes import isotropic
 from fimlens.solver.solve import solve
 from fimlens.solver.stationarity import stationarity
-from fimlens.structure import Claim, Frame, Params
-from fimlens.structures import LowRank
-from fimlens.transforms.low_rank_update import low_rank_update_of
+from fimlens.structure import BasisStep, Claim, Params
+from fimlens.structures.move import Move
 from fimlens.transforms.state import start_from
 from fimlens.transforms.structure_transform import scale_by_structure
-
-TOLERANCE = 1e-8
-
 
 SHAPES = ((3, 4), (4, 3), (4, 6), (6, 6))
 
@@ -40,98 +36,15 @@ _dense = jax.jit(lambda structure, member: structure.dense(member), static_argnu
 _stats = jax.jit(lambda structure, fisher, member: structure.stats(fisher, member), static_argnums=0)
 
 
-_least_eigenvalue = jax.jit(least_eigenvalue, static_argnums=0)
-
-
-@jax.jit
-def chart(case: Case) -> Deviation:
-    """The identity is in the family (on its range), z = 0 names the member itself, and every z a PSD matrix. Each basis and
-    each coordinate on which F~ depends moves with its z."""
-    structure, centre = case.structure, isotropic(case.structure, case.shape)
-    identity = structure.dense(centre)
-    full = None not in jax.tree.leaves(structure.eigenvalues(centre), is_leaf=lambda x: x is None)
-    if jax.tree.map(jnp.shape, case.fitted) != jax.tree.map(jnp.shape, case.member):  # see `layout`
-        return jnp.inf
-    F = structure.dense(case.member)
-    (member, unravel), (fitted, _) = ravel_pytree(case.member), ravel_pytree(case.fitted)
-
-    def changes(part: Array) -> tuple[Deviation, Deviation]:
-        """How far F~ moves along z in a part of the chart, and how far it is from the member with that part of the fit."""
-        along = structure.chart(unravel(jnp.where(part, case.normal(8, member.size), 0)), case.member)
-        return distance(structure.dense(along), F), distance(structure.dense(unravel(jnp.where(part, fitted, member))), F)
-
-    (still, *moves), (_, *needs) = jax.lax.map(changes, jnp.concatenate([jnp.zeros((1, member.size), bool), _parts(case)]))
-    return worst(
-        distance(identity, jnp.eye(len(identity)) if full else identity @ identity),
-        still,
-        distance(F, F.T),
-        -jnp.linalg.eigvalsh(F).min() / jnp.abs(F).max(),
-        *(jnp.where((need > TOLERANCE) & (move <= TOLERANCE), jnp.inf, 0.0) for move, need in zip(moves, needs, strict=True)),
-    )
-
-
-def _parts(case: Case) -> Bool[Array, "parts size"]:
-    """The parts that a chart moves by themselves, as masks of the ravelled member: each basis, and each coordinate."""
-    frames, coords = (jax.tree.leaves(part) for part in (case.member.frame, case.member.coords))
-    sizes = [x.size for x in frames] + [1] * sum(x.size for x in coords)
-    return jnp.repeat(jnp.eye(len(sizes), dtype=bool), jnp.array(sizes), axis=1, total_repeat_length=sum(sizes))
-
-
-def cone(case: Case) -> Deviation:
-    """Eigenvalues are non-negative, as every Fisher's are: the least of the fit, in units of the largest, on the ensemble, on
-    one of its gradients and on one entry alone."""
-    nothing = jnp.zeros_like(case.gradients)  # of as many samples, so that no fit is compiled anew
-    harsher = nothing.at[0].set(case.gradients[0]), nothing.at[0, 0, 0].set(1)
-    members = case.fitted, *(fit(case.structure, Fisher.from_gradients(G)) for G in harsher)
-    return worst(0.0, *(-_least_eigenvalue(case.structure, member) for member in members))
-
-
-@jax.jit
-def isometry(case: Case) -> Deviation:
-    """from_eigenbasis(to_eigenbasis(G)) == G, and to_eigenbasis keeps norms: in the first frame, the fit's and a random one."""
-    structure, G = case.structure, case.gradients[0]
-
-    def deviation(frame: Frame) -> Deviation:
-        X = structure.to_eigenbasis(frame, G)
-        norm = sum(jnp.sum(x**2) for x in jax.tree.leaves(X))
-        return worst(distance(structure.from_eigenbasis(frame, X), G), distance(norm, jnp.sum(G**2)))
-
-    return worst(*map(deviation, (structure.frame(*case.shape), case.fitted.frame, case.member.frame)))
-
-
-@jax.jit
-def application(case: Case) -> Deviation:
-    """apply(member, G, f) == Mat(f(dense(member)) Vec(G)) for f = x, 1/(sqrt(x) + 0.1) and, on the range, 1/sqrt(x)."""
-    fs = (lambda x: x, lambda x: 1 / (jnp.sqrt(x) + 0.1), inverse_root(0.0))
-    return worst(*(distance(case.structure.apply(case.member, case.gradients[0], f), _applied_densely(case, f)) for f in fs))
-
-
-@jax.jit
-def update(case: Case) -> Deviation:
-    """An optimizer's update is Mat(f(dense(member)) Vec(G)) with f = 1/(sqrt(x) + eps) and, on the range, 1/sqrt(x): the
-    coordinates that `precondition` scales, and for a low-rank structure its products of thin bases."""
-    structure, member, G = case.structure, case.member, case.gradients[0]
-    X = structure.to_eigenbasis(member.frame, G)
-    deviations = []
-    for eps in (0.1, 0.0):
-        expected = _applied_densely(case, inverse_root(eps))
-        updates = [structure.from_eigenbasis(member.frame, structure.precondition(member, X, eps))]
-        if isinstance(structure, LowRank):
-            updates.append(low_rank_update_of(structure, member, G, eps))
-        deviations += [distance(each, expected) for each in updates]
-    return worst(*deviations)
-
-
-def _applied_densely(case: Case, f: Callable[[Array], Array]) -> Array:
-    """Mat(f(dense(member)) Vec(G)), zero outside the range."""
-    values, Q = jnp.linalg.eigh(case.structure.dense(case.member))
-    seen = values > 1e-12 * values.max()
-    return unvec(Q @ (jnp.where(seen, f(jnp.where(seen, values, 1)), 0) * (Q.T @ vec(case.gradients[0]))), case.shape)
-
-
 def layout(case: Case) -> Deviation:
-    """fit returns the tree, shapes and dtypes of chart, so that it can sit in scan and cond."""
-    a, b = (jax.tree.map(lambda x: (x.shape, x.dtype), p) for p in (case.fitted, case.member))
+    """fit returns the tree, shapes and dtypes of chart, and `update_basis` and `transport` those of what they move, so that all
+    can sit in scan and cond."""
+    structure, frame = case.structure, case.fitted.frame
+    stats = _stats(structure, case.fisher, case.fitted)
+    moved = jax.eval_shape(lambda: structure.update_basis(stats, frame, case.fisher, BasisStep(case.key)))
+    carried = jax.eval_shape(lambda: structure.transport(stats, Move(*map(jnp.eye, case.shape))))
+    found, expected = (case.fitted, moved, carried), (case.member, (frame, stats), stats)
+    a, b = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (found, expected))
     return 0.0 if a == b else float("inf")
 
 

@@ -7,18 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from fimlens.fisher.fisher import Fisher, vec
-from fimlens.structure import (
-    BasisStep,
-    Claim,
-    EigenvalueBlock,
-    Frame,
-    Params,
-    Statistics,
-    Structure,
-    Symmetry,
-    Tree,
-    require_structure,
-)
+from fimlens.member import BasisStep, Claim, EigenvalueBlock, Frame, Params, Statistics, Symmetry, Tree
+from fimlens.structure import Structure, require_structure
 from fimlens.structures.move import Move
 
 Matrix = Float[Array, "m n"]

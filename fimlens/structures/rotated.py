@@ -12,7 +12,7 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley
 from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry, Tree, require_structure
 from fimlens.structures.move import Move
-from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker, turned_averages
+from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker
 
 Matrix = Float[Array, "m n"]
 SIDES = ("L", "R", "LR", "short")
@@ -125,12 +125,13 @@ class Rotated(Structure):
         return Frame(Bases(*moved, frame.bases.inner), frame.shape), averages
 
     def transport(self, stats: Statistics, move: Move) -> Statistics:
-        """Covariances follow, and coordinates in their eigenbases stay what they are; a side without a basis follows the inner's
-        own rule. Means that are known are not those of the inner coordinates."""
+        """Covariances follow, and coordinates in their eigenbases stay what they are; a side without a basis follows the
+        inner's own rule. Means that are known are not those of the inner coordinates, and are not handed on."""
         left, right = (move.wide, not move.wide) if self.sides == "short" else ("L" in self.sides, "R" in self.sides)
         within = Move(None if left else move.left, None if right else move.right)
         inner = self.inner.transport(Statistics(stats.basis.inner, stats.spectrum), within)
-        return Statistics(SideAverages(*turned_averages(self.tracker, move, stats.basis), inner.basis), inner.spectrum)
+        averages = move.covariances(stats.basis) if self.tracker.averages_covariance else stats.basis[:2]
+        return Statistics(SideAverages(*averages, inner.basis), inner.spectrum)
 
     def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         frame = jax.tree.map(lambda U: U.astype(fisher.dtype), self.frame(*fisher.shape))

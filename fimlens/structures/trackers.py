@@ -19,7 +19,7 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.fisher.sample_form import SampleFisher
 from fimlens.linalg.decompositions import eigenbasis, power_step, singular_basis, square_root, unit_of
 from fimlens.structure import BasisStep
-from fimlens.structures.move import Move, Turn, change_of_basis, turned_covariance
+from fimlens.structures.move import Turn, change_of_basis
 
 Basis = Float[Array, "m r"]
 
@@ -227,12 +227,6 @@ def moved_bases(
         moved.append(new)
         carried.append(C if C is None else tracker.transport(change_of_basis("rotate", U, new), C))
     return moved, SideAverages(*carried, averages.inner)
-
-
-def turned_averages(tracker: Tracker, move: Move, averages: SideAverages) -> list[Average]:
-    """What a tracker averages for each side, of L G R^T: a covariance turns, and what is measured in the bases stays."""
-    pairs = zip(move[:2], averages[:2], strict=True)
-    return [C if C is None or not tracker.averages_covariance else turned_covariance(T, C) for T, C in pairs]
 
 
 def require_tracker(call: str, tracker: object, *, orthonormal: bool = False) -> None:
