@@ -109,6 +109,9 @@ class Mix(NamedTuple):
         return (self.old * average + self.new * observation).astype(average.dtype)
 
 
+AVERAGES_ALONE = Mix(1.0, 0.0)
+
+
 class BasisStep(NamedTuple):
     """How a basis is to move: the key to draw from, the weights that mix averages with the Fisher, and whether it is the
     first step.
@@ -125,5 +128,5 @@ class BasisStep(NamedTuple):
     """
 
     key: Array
-    mix: Mix = Mix(1.0, 0.0)
+    mix: Mix = AVERAGES_ALONE
     first: Bool[ArrayLike, ""] = False

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley
 from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry, Tree, require_structure
-from fimlens.structures.move import Move, change_of_basis, turned_covariance
+from fimlens.structures.move import Move, change_of_basis
 from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker
 
 Matrix = Float[Array, "m n"]
@@ -114,7 +114,8 @@ class Rotated(Structure):
         known = self.tracker.averages_covariance
         rows = _moments(averages.left, left)[:, None] / n if known and left is not None else None
         columns = _moments(averages.right, right)[None] / m if known and right is not None else None
-        turns = (None if U is None else change_of_basis("rotate", U, V) for U, V in zip(frame.bases[:2], moved.bases[:2], strict=True))
+        pairs = zip(frame.bases[:2], moved.bases[:2], strict=True)
+        turns = (None if old is None else change_of_basis("rotate", old, new) for old, new in pairs)
         inner = self.inner.transport(Statistics(averages.inner, stats.spectrum), Move(*turns, rows, columns))
         within, inner = self.inner.update_basis(inner, within, fisher.map(partial(rotate, moved)), step)
         return _with_inner(moved, within), Statistics(carried._replace(inner=inner.basis), inner.spectrum)
@@ -126,14 +127,13 @@ class Rotated(Structure):
         return Frame(Bases(*moved, frame.bases.inner), frame.shape), averages
 
     def transport(self, stats: Statistics, move: Move) -> Statistics:
-        """Covariances follow, and coordinates in their eigenbases stay what they are; without any, the inner's own rule."""
-        averages = stats.basis
-        if averages.left is None and averages.right is None:
-            coarser = move._replace(rows=None, columns=None)  # means that are known are not those of the inner coordinates
-            inner = self.inner.transport(Statistics(averages.inner, stats.spectrum), coarser)
-            return Statistics(averages._replace(inner=inner.basis), inner.spectrum)
-        left, right = (C if C is None else turned_covariance(T, C) for T, C in zip(move[:2], averages[:2], strict=True))
-        return stats._replace(basis=SideAverages(left, right, averages.inner))
+        """Covariances follow, and coordinates in their eigenbases stay what they are; a side without a basis follows the
+        inner's own rule. Means that are known are not those of the inner coordinates, and are not handed on."""
+        left, right = (move.wide, not move.wide) if self.sides == "short" else ("L" in self.sides, "R" in self.sides)
+        within = Move(None if left else move.left, None if right else move.right)
+        inner = self.inner.transport(Statistics(stats.basis.inner, stats.spectrum), within)
+        averages = move.covariances(stats.basis) if self.tracker.averages_covariance else stats.basis[:2]
+        return Statistics(SideAverages(*averages, inner.basis), inner.spectrum)
 
     def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         frame = jax.tree.map(lambda U: U.astype(fisher.dtype), self.frame(*fisher.shape))
