@@ -89,10 +89,14 @@ def start_from(state: StructureState, frame: Frame) -> StructureState:
 
 def has_bases(structure: Structure) -> bool:
     """Whether its frame holds arrays: then matrices of one shape are worth a stack, for their decompositions."""
-    try:
-        return bool(jax.tree.leaves(jax.eval_shape(lambda: structure.frame(4096, 4096))))
-    except ValueError:  # it suits other shapes only; a stack serves every structure
-        return True
+
+    def at(side: int, otherwise: bool) -> bool:
+        try:
+            return bool(jax.tree.leaves(jax.eval_shape(lambda: structure.frame(side, side))))
+        except ValueError:  # it suits other shapes only; a stack serves every structure
+            return otherwise
+
+    return at(4096, True) or at(1, False)  # long sides may have no bases
 
 
 def pack_state(stacked: bool, treedef: Any, states: Sequence[MatrixState]) -> MatrixState:
