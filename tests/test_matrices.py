@@ -192,6 +192,30 @@ def test_axes_in_any_order_and_optaxs_own_declaration():
     assert jax.tree.map(jnp.shape, state.averaged) == {"query": (4, 1), "dense": (4, 1)}
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(1, 3), (2, 1), (2, 3)])
+def test_blocks_of_a_leaf_are_matrices_of_their_own(rows, columns):
+    """Q, K and V side by side, heads of an output projection, and both."""
+
+    def forth(G):
+        return G.reshape(rows, 6 // rows, columns, 12 // columns).swapaxes(1, 2)
+
+    def back(U):
+        return U.swapaxes(1, 2).reshape(6, 12)
+
+    as_seen_by_hand((6, 12), fl.Axes(rows=rows, columns=columns), forth, back)
+    as_seen_by_hand(
+        (2, 6, 3, 4),
+        fl.Axes(1, (2, 3), rows=rows, columns=columns),
+        lambda G: jnp.stack([forth(layer.reshape(6, 12)) for layer in G]),
+        lambda U: jnp.stack([back(layer).reshape(6, 3, 4) for layer in U]),
+    )
+
+
+def test_blocks_that_do_not_divide_a_side_are_refused():
+    with pytest.raises(ValueError, match=r"as_matrix: 'w' of shape \(4, 6\) is 4 x 6, which has no grid of 1 x 4"):
+        fl.muon(0.1, axes=fl.Axes(columns=4)).init({"w": jnp.ones((4, 6))})
+
+
 @pytest.mark.parametrize("axes", [fl.Axes(0, (0, 1)), fl.Axes(0, 7), fl.Axes((), (0, 1, 2)), fl.Axes(0, 1, ())])
 def test_axes_that_are_not_named_once_are_refused(axes):
     with pytest.raises(ValueError, match="as_matrix: 'w' has shape"):

@@ -151,7 +151,7 @@ def test_a_side_over_the_limit_has_no_basis():
     for name in ("shampoo", "soap", "osoap", "adadiag", "adadiag_pp", "adafacdiag"):
         row = account(head, [name], state_dtype=jnp.float32)[-1]
         stated = row.formula - sum(row.weights.values()) + 4 * CACHED.get(name, lambda m, n: 0)(512, 32000)
-        assert 0 <= sum(row.state.values()) - stated < 16  # counters
+        assert 0 <= sum(row.state.values()) - stated <= 16  # counters
     state = jax.eval_shape(fl.scale_by_soap(max_basis_dim=None).init, head)
     assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) > 7.7 * GIB
     assert sum(account(head, ["soap"], state_dtype=jnp.float32)[-1].state.values()) < 0.13 * GIB

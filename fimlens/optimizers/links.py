@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import DTypeLike
 from jaxtyping import ArrayLike, Float, Int, PyTree
@@ -16,7 +17,7 @@ from fimlens.transforms.dtypes import StateDtypes
 from fimlens.transforms.momentum import adam_with_guards
 from fimlens.transforms.structure_transform import scale_by_structure
 
-Number = Float[ArrayLike, ""]
+Number = Float[ArrayLike, ""] | np.generic  # NumPy does not count its bfloat16 among numbers
 
 
 Whole = Int[ArrayLike, ""]

@@ -133,10 +133,10 @@ def _by_shapes(words: Words, shapes: dict[Words, Shape], copies: int) -> Axes | 
         return axes
     bias = (_beside(words, ("bias", "b"), shapes) or ())[copies:] if words[-1:] in (("kernel",), ("w",)) else ()
     outputs = len(bias) if bias and shape[-len(bias) :] == bias else 0
-    if not outputs and not _is_convolution(words):
+    if shape[-2] == 1 and re.search("depth_?wise", "/".join(words), re.IGNORECASE):
+        return None  # each of its columns is a vector of its own
+    if shape[-2] == 1 or not (outputs or _is_convolution(words)):  # depthwise, or a convolution of one channel: who knows
         return UNKNOWN
-    if shape[-2] == 1:  # depthwise, whose columns are vectors of their own; or a convolution of one channel
-        return None if re.search("depth_?wise", "/".join(words), re.IGNORECASE) else UNKNOWN
     first = len(shape) - max(outputs, 1)
     return Axes(tuple(range(copies, first)), tuple(range(first, len(shape))))
 
