@@ -180,7 +180,9 @@ def fuzz(names: Iterable[str], dtypes: Iterable[str], kinds: Iterable[str], coun
 
 def table(lines: list[dict]) -> Table:
     """Sum the counts of each optimizer and dtype."""
-    shown = Table("optimizer", "dtype", *(f"{scales}: {what}" for scales in SCALES for what in ("sequences", *COUNTS, "largest")))
+    shown = Table(
+        "optimizer", "dtype", *(f"{scales}: {what}" for scales in SCALES for what in ("sequences", *COUNTS, "largest"))
+    )
     for name, dtype in dict.fromkeys((line["optimizer"], line["dtype"]) for line in lines):
         own = [line for line in lines if (line["optimizer"], line["dtype"]) == (name, dtype)]
         row = []
@@ -199,7 +201,9 @@ def main() -> None:
     parser.add_argument("--kind", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--json", type=Path, help="a file of JSON lines to continue")
     options = parser.parse_args()
-    lines = [json.loads(line) for line in options.json.read_text().splitlines()] if options.json and options.json.exists() else []
+    lines = (
+        [json.loads(line) for line in options.json.read_text().splitlines()] if options.json and options.json.exists() else []
+    )
     done = {(line["optimizer"], line["dtype"], line["kind"]) for line in lines}
     found = fuzz(options.names, options.dtype, options.kind, options.sequences, done)
     for line in track(found, "fuzz", total=len(options.names) * len(options.dtype) * len(options.kind) - len(done)):

@@ -63,7 +63,9 @@ def steps(m, n):
         2 * (q**2).sum() * (s - column),
     )
     least = symbolic(least_factor)(V, q[:, 0], K)[None]
-    yield equal("given q, each column of V / q s^T has the mean K at the least s", (V / (q * least)).mean(0), K * np.ones(n, int))
+    yield equal(
+        "given q, each column of V / q s^T has the mean K at the least s", (V / (q * least)).mean(0), K * np.ones(n, int)
+    )
     larger = np.vectorize(sp.Max, otypes=[object])(column, least)
     yield equal("the capped half step is the larger of the two", symbolic(capped_factor)(V, q[:, 0], K)[None], larger)
     V_blocks = np.array([[1, 0, 1], [0, sp.Rational(1, 4), 0]], object)[:, :n] + sp.Integer(0)

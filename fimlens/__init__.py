@@ -84,8 +84,9 @@ from fimlens.structures import Singular as Singular
 from fimlens.structures import Spectrum as Spectrum
 from fimlens.structures import SubspaceIteration as SubspaceIteration
 from fimlens.structures import Tracker as Tracker
-from fimlens.transforms.as_matrix import Axes as Axes
 from fimlens.transforms.as_matrix import as_matrix as as_matrix
+from fimlens.transforms.axes import Axes as Axes
+from fimlens.transforms.axes import flax_axes as flax_axes
 from fimlens.transforms.dtypes import StateDtypes as StateDtypes
 from fimlens.transforms.low_rank_transform import LowRankState as LowRankState
 from fimlens.transforms.low_rank_transform import scale_by_low_rank as scale_by_low_rank

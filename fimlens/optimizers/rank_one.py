@@ -6,7 +6,9 @@ import optax
 from jax.typing import DTypeLike
 
 from fimlens._validate import require_number
-from fimlens.optimizers.full_chain import Number, Rate, Transform, Whole, decay_links, full_chain, require_rate
+from fimlens.optimizers.full_chain import Number, Rate, Transform, Whole, full_chain, require_rate
+from fimlens.optimizers.links import decay_weights
+from fimlens.optimizers.signature import takes_optax_names
 from fimlens.structures import Marginals, RowColumn
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
 from fimlens.transforms.momentum import keep_state_dtypes
@@ -14,6 +16,7 @@ from fimlens.transforms.norms import clip_by_rms, limit_norm_growth, scale_by_we
 from fimlens.transforms.structure_transform import scale_by_structure
 
 
+@takes_optax_names
 def adafactor(
     learning_rate: Rate,
     *,
@@ -22,7 +25,7 @@ def adafactor(
     multiply_by_parameter_scale: bool = True,
     momentum: Number | None = None,
     eps: Number = 0.0,
-    weight_decay: Number = 0.0,
+    weight_decay: Rate = 0.0,
     mask: Any = None,
     dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
@@ -42,8 +45,8 @@ def adafactor(
             Shazeer and Stern.
         momentum: decay of the average of updates. Default: None, no momentum.
         eps: number added to the root of each eigenvalue. Default: 0.
-        weight_decay: number times the weights that each step subtracts. As in Optax the rate does not scale it: `adamw`'s w
-            is w times the rate here. Default: 0.
+        weight_decay: number or schedule times the weights that each step subtracts. As in Optax the rate does not scale it:
+            `adamw`'s w is w times the rate here. Default: 0.
         mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
         dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 factors, and the
             momentum in the weights' dtype.
@@ -71,7 +74,7 @@ def adafactor(
     if momentum is not None:
         steps.append(keep_state_dtypes(optax.ema(momentum, debias=False, accumulator_dtype=dtypes.momentum)))
     # The sign comes last, so that the decay is added to an update that still points up the gradient.
-    return optax.chain(*steps, *decay_links(weight_decay, mask), optax.scale(-1))
+    return optax.chain(*steps, decay_weights(weight_decay, mask), optax.scale(-1))
 
 
 def scale_by_racs(

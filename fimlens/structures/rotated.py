@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from fimlens._validate import require_size
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley
 from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry, Tree, require_structure
@@ -38,10 +39,11 @@ class Rotated(Structure):
         inner: the structure in the rotated coordinates.
         sides: "L", "R", "LR", or "short" for the shorter side of each matrix.
         tracker: how an optimizer finds and follows the bases. The fit of a given Fisher does not depend on it.
+        max_dim: a side longer than this is not rotated. Default: None, no limit.
 
     Raises:
         TypeError: `inner` is not a Structure instance.
-        ValueError: `sides` is none of these.
+        ValueError: `sides` is none of these, or max_dim is not a positive whole number.
 
     Examples:
         >>> import jax, fimlens as fl
@@ -57,12 +59,15 @@ class Rotated(Structure):
     inner: Structure
     sides: str = "LR"
     tracker: Tracker = Eigen()
+    max_dim: int | None = None
 
     def __post_init__(self) -> None:
         require_structure("Rotated", self.inner)
         require_tracker("Rotated", self.tracker, orthonormal=True)
         if self.sides not in SIDES:
             raise ValueError(f"Rotated: sides is one of {', '.join(map(repr, SIDES))}; got {self.sides!r}")
+        if self.max_dim is not None:
+            require_size("Rotated", "max_dim", self.max_dim)
 
     @property
     def claim(self) -> Claim:
@@ -75,6 +80,8 @@ class Rotated(Structure):
     @property
     def symmetry(self) -> tuple[Symmetry, Symmetry]:
         left, right = self.inner.symmetry
+        if self.max_dim is not None:  # what holds at every shape, rotated or not
+            return left, right
         return "orthogonal" if "L" in self.sides else left, "orthogonal" if "R" in self.sides else right
 
     def _inner(self, params: Params) -> Params:
@@ -82,6 +89,8 @@ class Rotated(Structure):
 
     def frame(self, m: int, n: int) -> Frame:
         left, right = (m <= n, m > n) if self.sides == "short" else ("L" in self.sides, "R" in self.sides)
+        if self.max_dim is not None:
+            left, right = left and m <= self.max_dim, right and n <= self.max_dim
         return Frame(Bases(jnp.eye(m) if left else None, jnp.eye(n) if right else None, self.inner.frame(m, n)), (m, n))
 
     def to_eigenbasis(self, frame: Frame, G: Matrix) -> Tree:

@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fimlens.linalg.decompositions import unit_of
+from fimlens.linalg.spectral_functions import root
 from fimlens.transforms.drop_in import PLACEHOLDER, drop_in
 from fimlens.transforms.stacking import sides
 
@@ -155,15 +156,15 @@ def standardize_rows(eps: Float[ArrayLike, ""] = 1e-8) -> optax.GradientTransfor
     return optax.stateless(lambda updates, params: jax.tree.map(standardized, updates))
 
 
-def at_least_float32(x: Array) -> Array:
+def at_least_float32(x: ArrayLike) -> Array:
     """The array in float32, or in its own dtype if that is wider: statistics and norms are computed so."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
 def matrix_norm(x: ArrayLike) -> Array:
     """Frobenius norms over the last two axes, which stay with length 1."""
-    x = at_least_float32(jnp.asarray(x))
-    return jnp.sqrt(jnp.sum(x**2, axis=(-2, -1) if x.ndim >= 2 else None, keepdims=True))
+    x = at_least_float32(x)
+    return root(jnp.sum(x**2, axis=(-2, -1) if x.ndim >= 2 else None, keepdims=True))
 
 
 def _rms(x: ArrayLike) -> Array:

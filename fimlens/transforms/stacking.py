@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fimlens.linalg.mesh import dividing
 from fimlens.structure import Tree
@@ -78,7 +78,7 @@ def stack_name(leaf: Array | jax.ShapeDtypeStruct) -> str:
     return f"{m} x {n}" + ("" if dtype == jnp.float32 else f" {dtype}")
 
 
-def _matrices(leaf: Array) -> Matrices:
+def _matrices(leaf: ArrayLike) -> Matrices:
     leaf = jnp.asarray(leaf)
     leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
     return leaf if leaf.ndim >= 2 else leaf.reshape(-1, 1)

@@ -106,7 +106,15 @@ def state_layout(structure: Structure, average: str) -> StateLayout:
         frame, stats = jax.eval_shape(partial(zero_state, structure, probe, average))
     except ValueError:  # it suits other shapes only; a stack serves every structure
         return StateLayout(structure, True, None)
-    return StateLayout(structure, bool(jax.tree.leaves(frame)), jax.tree.map(lambda x: x.shape == probe, stats.spectrum))
+    stacked = bool(jax.tree.leaves(frame)) or _has_bases(structure, (1, 1))  # long sides may have none
+    return StateLayout(structure, stacked, jax.tree.map(lambda x: x.shape == probe, stats.spectrum))
+
+
+def _has_bases(structure: Structure, shape: tuple[int, int]) -> bool:
+    try:
+        return bool(jax.tree.leaves(jax.eval_shape(partial(structure.frame, *shape))))
+    except ValueError:  # it does not suit the shape
+        return False
 
 
 def pack_state(layout: StateLayout, treedef: Any, states: Sequence[MatrixState], tree: PyTree) -> MatrixState:
