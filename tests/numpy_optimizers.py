@@ -177,7 +177,10 @@ def shampoo_of_sums(lr, frames=None):
 
 
 def soap(lr, b1=0.95, b2=0.95, eps=1e-8, interval=10, frames=None, qr=True):
-    """Vyas et al. 2024, Algorithm 3, as in the published code: its first step only starts the bases, and `qr` sorts."""
+    """Vyas et al. 2024, Algorithm 3, as in the published code: its first step only starts the bases, and `qr` sorts.
+
+    Unlike there, second moments turn with the bases.
+    """
     L = R = M = V = 0.0
     t = 0
     G, _ = yield
@@ -193,11 +196,13 @@ def soap(lr, b1=0.95, b2=0.95, eps=1e-8, interval=10, frames=None, qr=True):
             given = frames()
             UL, UR = agreed(L, given[0]), agreed(R, given[1])
         elif t % interval == 0:
+            old = UL, UR
             if qr:
-                rows, columns = (np.argsort(-np.diag(U.T @ C @ U), kind="stable") for C, U in ((L, UL), (R, UR)))
-                UL, UR, V = np.linalg.qr(L @ UL[:, rows])[0], np.linalg.qr(R @ UR[:, columns])[0], V[rows][:, columns]
+                rows, columns = (np.argsort(-np.diag(U.T @ C @ U)) for C, U in ((L, UL), (R, UR)))
+                UL, UR = np.linalg.qr(L @ UL[:, rows])[0], np.linalg.qr(R @ UR[:, columns])[0]
             else:
                 UL, UR = eigenbasis(L), eigenbasis(R)
+            V = (UL.T @ old[0]) ** 2 @ V @ (old[1].T @ UR) ** 2
         t += 1
         G, _ = yield step
 
@@ -210,20 +215,22 @@ def soap_by_eigh(lr, frames=None):
 def osoap(lr, b1=0.9, b2=0.999, eps=1e-8, interval=10):
     """[G]'s Eigen-Adam: the basis turns, the gradient seen, before the update."""
     Q = M = V = 0.0
+    U = None
     t = 0
     G, _ = yield
     while True:
         Q = b2 * Q + (1 - b2) * G @ G.T
         if t % interval == 0:
-            U = eigenbasis(Q)
+            old, U = U, eigenbasis(Q)
+            V = V if t == 0 else (U.T @ old) ** 2 @ V
         t += 1
         M, V = b1 * M + (1 - b1) * G, b2 * V + (1 - b2) * (U.T @ G) ** 2
         G, _ = yield -lr * U @ (U.T @ bias_corrected(M, b1, t) / (np.sqrt(bias_corrected(V, b2, t)) + eps))
 
 
 @in_short_side
-def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False):
-    """[G] Algorithm 1."""
+def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False, cap=30.0):
+    """[G] Algorithm 1, and no row or column of a gradient with a mean squared update over `cap`."""
     s = q = phi = 0.0
     t = 0
     G, _ = yield
@@ -232,7 +239,8 @@ def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False):
         P, q_now = G**2, np.ones(len(G))
         for _ in range(sweeps):
             s_now = P.T @ q_now / (q_now @ q_now)
-            q_now = P @ s_now / (s_now @ s_now)
+            q_now = np.maximum(P @ s_now / (s_now @ s_now), (P / s_now).mean(1) / cap)
+        s_now = np.maximum(s_now, (P.T / q_now).mean(1) / cap)
         s, q = beta * s + (1 - beta) * s_now, beta * q + (1 - beta) * q_now
         weight = 1 - beta**t if corrected else 1.0
         U = G / np.sqrt(np.outer(q, s)) * weight
@@ -241,12 +249,16 @@ def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False):
         G, _ = yield -lr * alpha * eta * U
 
 
+def racs_in_print(lr):
+    return racs(lr, cap=np.inf)
+
+
 def racs_corrected(lr):
     return racs(lr, corrected=True)
 
 
 def singular_moments(lr, b1, b2, eps, interval, two_sided, factored, frames):
-    """[D] Algorithms 1 to 3: moments in the space of the current gradient's singular vectors, momentum carried along."""
+    """[D] Algorithms 1 to 3: moments in the space of the current gradient's singular vectors, carried along."""
     UL = UR = None
     m = v = 0.0
     t = 0
@@ -259,6 +271,7 @@ def singular_moments(lr, b1, b2, eps, interval, two_sided, factored, frames):
             UR = agreed(G.T @ G, given[1]) if two_sided else np.eye(G.shape[1])
             if t > 0:
                 m = UL.T @ old[0] @ m @ old[1].T @ UR
+                v = (UL.T @ old[0]) ** 2 @ v @ (old[1].T @ UR) ** 2
         t += 1
         X = seen(UL.T @ G @ UR)
         m, v = b1 * m + (1 - b1) * X, b2 * v + (1 - b2) * X**2

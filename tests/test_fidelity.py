@@ -25,8 +25,8 @@ def gradients(shape, steps, seed=0):
 
 def bases(state):
     """The bases of the one matrix that a state holds, the shorter side's first; None on a side without."""
-    found = [x for x in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, fl.Frame)) if isinstance(x, fl.Frame)]
-    left, right, _ = found[0].bases
+    (stacks,) = [found for _, found in optax.tree.get_all_with_path(state, "bases") if found]
+    ((left, right, _),) = stacks.values()
     left, right = (None if U is None else np.asarray(U[0]) for U in (left, right))
     return (right, None) if left is None else (left, right)
 
@@ -48,6 +48,7 @@ METHODS = [
     (fl.soap, {"refresh": "eigh"}, witness.soap_by_eigh),
     (fl.osoap, {}, witness.osoap),
     (fl.racs, {}, witness.racs),
+    (fl.racs, {"cap": None}, witness.racs_in_print),
     (fl.racs, {"bias_correction": True}, witness.racs_corrected),
     (fl.adadiag, {"update_interval": 20}, witness.adadiag),
     (fl.adadiag_pp, {"update_interval": 20}, witness.adadiag_pp),
@@ -110,7 +111,7 @@ def test_a_refresh_by_qr_follows_eigenvalues_that_cross():
     @jax.vmap
     def last(gradients):
         state = jax.lax.scan(lambda state, G: (tx.update(G, state)[1], None), tx.init(gradients[0]), gradients)[0]
-        return state.frame["12 x 12"].bases.left[0], state.covariances["12 x 12"].left[0]
+        return state.bases["12 x 12"].left[0], state.covariances["12 x 12"].left[0]
 
     U, C = last(jnp.asarray(np.stack([crossing(seed) for seed in range(4)]), jnp.float32))
     X = np.asarray(U.mT @ C @ U)
