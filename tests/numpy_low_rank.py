@@ -7,7 +7,7 @@ Each is a generator as in numpy_optimizers. Directions that a method draws at ra
 """
 
 import numpy as np
-from numpy_optimizers import in_short_side, root_inverse, seen
+from numpy_optimizers import in_short_side, limited, root_inverse, seen
 
 
 def gauge(U):
@@ -33,13 +33,6 @@ def adam_like(b1, b2, eps, corrected):
         m, v = b1 * m + (1 - b1) * sigma, b2 * v + (1 - b2) * sigma**2
         c1, c2 = (1 - b1**t, 1 - b2**t) if corrected else (1.0, 1.0)
         sigma, turn = yield (m / c1) / (np.sqrt(v / c2) + eps)
-
-
-def limited(C, phi, gamma, weight=1.0):
-    """C, no more than gamma times phi long, and its length; lengths are measured times the weight."""
-    norm = np.linalg.norm(C) * weight
-    eta = gamma / max(norm / phi, gamma) if phi > 0 else 1.0
-    return eta * C, eta * norm
 
 
 def uncorrected(t):
@@ -79,7 +72,8 @@ def alice(
     """[G]'s algorithm, with an m x m matrix Q and the residual written out."""
     U = None
     Qt = np.zeros((rank, rank))
-    p = phi = 0.0
+    p = 0.0
+    kept = None
     t = 0
     inner = adam_like(b1, b2, 1e-8, corrected)
     next(inner)
@@ -109,7 +103,7 @@ def alice(
                 C = rest * column_norms(D) / column_norms(sigma)
             if compensation == "fira+":
                 C *= np.linalg.norm(D) / np.linalg.norm(C)
-            C, phi = limited(C, phi, gamma)
+            C, kept = limited(C, kept, gamma)
         G, _ = yield -lr * alpha * (U @ D + alpha_c * C)
 
 
@@ -118,7 +112,7 @@ def galore(lr, rank, interval=5, alpha=0.3, moments="keep", fira=False, plus=Fal
     """Zhao et al. 2024; with `fira`, the code of Chen et al. 2024, and with `plus` [G]'s Fira+."""
     factor, whole = (alpha, 1.0) if fira and not plus else (1.0, alpha)
     U = None
-    phi = 0.0
+    kept = None
     t = 0
     inner = adam_like(0.9, 0.999, 1e-8, True)
     next(inner)
@@ -136,14 +130,14 @@ def galore(lr, rank, interval=5, alpha=0.3, moments="keep", fira=False, plus=Fal
             C = (G - factor * U @ sigma) * column_norms(D) / column_norms(sigma)
             if plus:
                 C *= np.linalg.norm(D) / np.linalg.norm(C)
-            C, phi = limited(C, phi, 1.01, uncorrected(t))
+            C, kept = limited(C, kept, 1.01, uncorrected(t))
         G, _ = yield -lr * whole * (factor * U @ D + C)
 
 
 @in_short_side
 def apollo(lr, rank, interval=5, variant="random", frames=None):
     """The code of Zhu et al. 2024: P of the state for the random ones."""
-    phi = 0.0
+    kept = None
     t = 0
     inner = adam_like(0.9, 0.999, 1e-8, True)
     next(inner)
@@ -157,7 +151,7 @@ def apollo(lr, rank, interval=5, variant="random", frames=None):
         D = inner.send((sigma, None))
         mini = variant == "mini"
         s = np.linalg.norm(D) / np.linalg.norm(sigma) if mini else column_norms(D) / column_norms(sigma)
-        U, phi = limited(G * s, phi, 1.01, uncorrected(t))
+        U, kept = limited(G * s, kept, 1.01, uncorrected(t))
         G, _ = yield -lr * (128**0.5 if mini else 1) * U
 
 
@@ -167,7 +161,7 @@ def low_rank_soap(
 ):  # fmt: skip
     """Both sides, in bases of the complements too, which are built: each block of F~ a mean over the directions tied."""
     U = [None, None]
-    tied, phi = None, 0.0
+    tied = kept = None
     t = 0
     inner = adam_like(b1, b2, 1e-8, False)
     next(inner)
@@ -199,7 +193,7 @@ def low_rank_soap(
         C[: r[0], r[1] :] = rows * root_inverse(tied[0])[:, None]
         C[r[0] :, : r[1]] = columns * root_inverse(tied[1])
         C[r[0] :, r[1] :] = tail * root_inverse(np.array([tied[2]]))
-        C, phi = limited(C, phi, gamma)
+        C, kept = limited(C, kept, gamma)
         C *= alpha_c
         C[: r[0], : r[1]] = inner.send((X, turn))
         G, _ = yield -lr * alpha * full[0] @ C @ full[1].T

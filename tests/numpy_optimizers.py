@@ -228,10 +228,28 @@ def osoap(lr, b1=0.9, b2=0.999, eps=1e-8, interval=10):
         G, _ = yield -lr * U @ (U.T @ bias_corrected(M, b1, t) / (np.sqrt(bias_corrected(V, b2, t)) + eps))
 
 
+def limited(C, kept, gamma, weight=1.0):
+    """C under [G]'s limiter, which lets a norm return to the peak that it fell from, and what the limiter keeps.
+
+    Norms are measured times the weight.
+    """
+    norm = np.linalg.norm(C) * weight
+    if norm == 0:
+        return C, kept
+    if kept is None:
+        return C, (norm, norm, norm)
+    phi, peak, faded = kept
+    kappa = 0.5 / gamma**20
+    eta = min(1, gamma * (peak if phi < kappa * faded and norm > gamma * phi / kappa else phi) / norm)
+    new, faded = eta * norm, faded / gamma
+    return eta * C, (new, new, new) if new >= faded else (new, peak, faded)
+
+
 @in_short_side
 def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False, cap=30.0):
     """[G] Algorithm 1, and no row or column of a gradient with a mean squared update over `cap`."""
-    s = q = phi = 0.0
+    s = q = 0.0
+    kept = None
     t = 0
     G, _ = yield
     while True:
@@ -244,9 +262,8 @@ def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False, cap=30
         s, q = beta * s + (1 - beta) * s_now, beta * q + (1 - beta) * q_now
         weight = 1 - beta**t if corrected else 1.0
         U = G / np.sqrt(np.outer(q, s)) * weight
-        eta = gamma / max(np.linalg.norm(U) / phi, gamma) if phi > 0 else 1.0
-        phi = eta * np.linalg.norm(U)
-        G, _ = yield -lr * alpha * eta * U
+        U, kept = limited(U, kept, gamma)
+        G, _ = yield -lr * alpha * U
 
 
 def racs_in_print(lr):
