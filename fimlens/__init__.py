@@ -1,15 +1,15 @@
 """fimlens: a lens on optimizers."""
 
 from fimlens.fisher.fisher import Fisher as Fisher
-from fimlens.fisher.from_model import empirical_fisher as empirical_fisher
-from fimlens.fisher.from_model import minibatch_fisher as minibatch_fisher
-from fimlens.fisher.from_model import model_fisher as model_fisher
 from fimlens.interpreter.interpret import NoRule as NoRule
 from fimlens.interpreter.interpret import symbolic as symbolic
 from fimlens.lens.check import LawBroken as LawBroken
 from fimlens.lens.check import check as check
 from fimlens.lens.compare import Comparison as Comparison
 from fimlens.lens.compare import compare as compare
+from fimlens.models.fishers import empirical_fisher as empirical_fisher
+from fimlens.models.fishers import minibatch_fisher as minibatch_fisher
+from fimlens.models.model_fisher import model_fisher as model_fisher
 from fimlens.optimizers.adadiag import adadiag as adadiag
 from fimlens.optimizers.adadiag import adadiag_pp as adadiag_pp
 from fimlens.optimizers.adadiag import adafacdiag as adafacdiag

@@ -403,6 +403,8 @@ METHODS = (
 def corruptions(method):
     """What a method may wrongly return, as functions of its arguments and of its result."""
     ways = {"zero": lambda given, right: scaled(right, 0), "doubled": lambda given, right: scaled(right, 2)}
+    if method == "objective":  # twice an objective has the same minimum
+        del ways["doubled"]
     if method in ARGUMENT:
         ways["its argument"] = lambda given, right: given[ARGUMENT[method]]
     if method == "update_basis":
@@ -426,9 +428,10 @@ def corrupted(structure, method, way):
     return cls(**{field.name: getattr(structure, field.name) for field in fields(structure)})
 
 
-def sees(law, case):
+def is_seen(structure):
     try:
-        return not float(LAWS[law](case)) <= TOLERANCE
+        case = draw_case(structure, (3, 4), 0, False)
+        return any(not float(LAWS[law](case)) <= TOLERANCE for law in SEEING)
     except (AttributeError, TypeError, ValueError):  # a gradient where parts are expected, say
         return True
 
@@ -444,8 +447,7 @@ def test_a_law_sees_every_corrupted_method(structure, method):
     # Eagerly: hundreds of structures share their operations, and no program.
     with jax.enable_x64(True), jax.disable_jit():
         for name, way in corruptions(method).items():
-            case = draw_case(corrupted(structure, method, way), (3, 4), 0, False)
-            unseen += [] if any(sees(law, case) for law in SEEING) else [name]
+            unseen += [] if is_seen(corrupted(structure, method, way)) else [name]
     assert not unseen
 
 

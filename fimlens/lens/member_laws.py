@@ -26,20 +26,21 @@ def chart(case: Case) -> Deviation:
     structure, centre = case.structure, isotropic(case.structure, case.shape)
     if jax.tree.map(jnp.shape, case.fitted) != jax.tree.map(jnp.shape, case.member):  # see `layout`
         return jnp.inf
-    full = None not in jax.tree.leaves(structure.eigenvalues(centre), is_leaf=lambda x: x is None)
-    (member, unravel), (fitted, _), (centre, _) = map(ravel_pytree, (case.member, case.fitted, centre))
+    units = jax.vmap(lambda e: unvec(e, case.shape))(jnp.eye(case.fisher.samples[0].size))
+    on_range = jax.vmap(lambda E: vec(structure.apply(centre, E, jnp.ones_like)))(units)
+    (member, unravel), (fitted, _), (identity, _) = map(ravel_pytree, (case.member, case.fitted, centre))
     part = _parts(case)
     moves = jax.lax.map(
         lambda z: ravel_pytree(structure.chart(unravel(z), case.member))[0],
         jnp.concatenate([jnp.zeros((1, member.size)), jnp.where(part, case.normal(8, member.size), 0)]),
     )
-    points = jnp.concatenate([jnp.stack([centre, member]), moves, jnp.where(part, fitted, member)])
+    points = jnp.concatenate([jnp.stack([identity, member]), moves, jnp.where(part, fitted, member)])
     matrices = jax.lax.map(lambda point: structure.dense(unravel(point)), points)
     identity, F = matrices[0], matrices[1]
     changes = jax.vmap(distance, (0, None))(matrices[2:], F)
     still, moved, matters = changes[0], *jnp.split(changes[1:], 2)
     return worst(
-        distance(identity, jnp.eye(len(identity)) if full else identity @ identity),
+        distance(identity, on_range),
         still,
         distance(F, F.T),
         -jnp.linalg.eigvalsh(F).min() / jnp.abs(F).max(),

@@ -94,11 +94,15 @@ def matrices(
 
 
 def leaf_views(
-    call: str, route: Rule | str | PyTree | None, head: bool, axes: Axes | Rule | PyTree | None
+    call: str,
+    route: Rule | str | PyTree | None,
+    head: bool,
+    axes: Axes | Rule | PyTree | None,
+    fate: str = "Until then the other optimizer, Adam by default, has them.",
 ) -> Callable[..., Views]:
     """The function from parameters to the views of their leaves, which can warn of those whose axes are unknown.
 
-    The arguments are those of `matrices`; `call` is named in messages.
+    The arguments are those of `matrices`; `call` is named in messages, and `fate` says what becomes of the unknown.
     """
     is_method, rule = _is_method_rule(call, route, head), axes_rule(axes)
     takes_matrices_alone = route is None or isinstance(route, str)
@@ -115,9 +119,7 @@ def leaf_views(
                 view = LeafView(shape)
             views[path] = view
         if unknown and warn:
-            warnings.warn(
-                f"{call}: {unknown_axes(unknown)} Until then the other optimizer, Adam by default, has them.", stacklevel=4
-            )
+            warnings.warn(f"{call}: {unknown_axes(unknown)} {fate}", stacklevel=4)
         return views
 
     return views_of
