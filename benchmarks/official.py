@@ -31,18 +31,18 @@ SUBSPACE = {"rank": RANK, "update_interval": 5, "eps": 1e-30}
 
 
 class Problem:
-    """Weights at the start, and the gradient of each step's batch, for W of x @ W; the eleventh is times `tiny`."""
+    """Weights of x @ W at the start, and each batch's gradient: times `scale`, and the eleventh times `tiny`."""
 
-    def __init__(self, m: int, n: int, tiny: float = 1.0) -> None:
+    def __init__(self, m: int, n: int, tiny: float, scale: float) -> None:
         rng = np.random.default_rng(0)
-        self.start, self.tiny = rng.normal(size=(m, n)) / 4, tiny
+        self.start, self.tiny, self.scale = rng.normal(size=(m, n)) / 4, tiny, scale
         scales = np.geomspace(1.5, 0.3, m)
         self.X = rng.normal(size=(STEPS, 32, m))
         self.X *= np.where(np.arange(STEPS)[:, None, None] < CHANGE, scales, scales[::-1])
         self.Y = self.X @ rng.normal(size=(m, n)) + 0.3 * rng.normal(size=(STEPS, 32, n))
 
     def __call__(self, t: int, W: np.ndarray) -> np.ndarray:
-        G = self.X[t].T @ (self.X[t] @ W - self.Y[t]) / 32
+        G = self.scale * self.X[t].T @ (self.X[t] @ W - self.Y[t]) / 32
         return self.tiny * G if t == 10 else G
 
 
@@ -53,15 +53,20 @@ class Row(NamedTuple):
     theirs: Mapping[str, Any] = MappingProxyType({})
     shape: tuple[int, int] | None = None
     tiny: float = 1.0
+    scale: float = 1.0
 
 
 class Pair(NamedTuple):
-    """Two makers of an optimizer, and the options under which both make the same steps; each other row adds a difference."""
+    """Two makers of an optimizer, and the options under which both make the same steps; each other row adds a difference.
+
+    Where no options make the same steps, `agree` is False and `held` has what can be held.
+    """
 
     ours: Callable[..., optax.GradientTransformation]
     theirs: Callable[..., Any]  # of a list of torch parameters
     held: Row
     differences: dict[str, Row]
+    agree: bool = True
 
 
 def torch_class(module: str, name: str) -> Callable[..., Any]:
@@ -132,6 +137,7 @@ PAIRS = {
         torch_class("muon", "SingleDeviceMuon"),
         Row(),
         {"defaults": Row({}, {"bfloat16": True})},
+        agree=False,
     ),
     "GaLore": Pair(
         fl.galore,
@@ -178,9 +184,10 @@ PAIRS = {
             'moments="reset", our default': Row({"moments": "reset"}),
             "their rows, which are outputs": Row({}, {"short_first": False}),
             "the eleventh gradient times 1e-4": Row(tiny=1e-4),
+            "all gradients times 1e-6": Row(scale=1e-6),
         },
     ),
-    "RACS of pytorch_optimizer": Pair(fl.racs, torch_class(RACS, "RACS"), Row(), {"defaults": Row()}),
+    "RACS of pytorch_optimizer": Pair(fl.racs, torch_class(RACS, "RACS"), Row(), {"defaults": Row()}, agree=False),
     "Adafactor of PyTorch": Pair(
         fl.adafactor,
         torch_class("torch.optim", "Adafactor"),
@@ -266,7 +273,7 @@ def apart(name: str, what: str = "held", transposed: bool = False) -> float:
     pair = PAIRS[name]
     row = Row() if what == "held" else pair.differences[what]
     m, n = row.shape or pair.held.shape or (16, 24)
-    problem = Problem(*((n, m) if transposed else (m, n)), row.tiny)
+    problem = Problem(*((n, m) if transposed else (m, n)), row.tiny, row.scale)
     with jax.enable_x64(True):
         W = ours(pair.ours, problem, {**pair.held.ours, **row.ours})
     V = theirs(pair.theirs, problem, {**pair.held.theirs, **row.theirs})
@@ -277,7 +284,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=PAIRS)
     for name in parser.parse_args().only or PAIRS:
-        for what in ("held", *PAIRS[name].differences):
+        for what in (*["held"] * PAIRS[name].agree, *PAIRS[name].differences):
             print(f"| {name} | {what} | {apart(name, what):.1e} |", flush=True)
 
 
