@@ -83,6 +83,24 @@ def grouped(module: str, name: str, *keys: str) -> Callable[..., Any]:
     return make
 
 
+def soap(weights: list, **options: Any) -> Any:
+    """pytorch_optimizer's SOAP with second moments that turn with the basis, as ours do; its own are only sorted."""
+    only_sorted = options.pop("only_sorted", False)
+    theirs = torch_class("pytorch_optimizer", "SOAP")(weights, **options)
+    refresh = theirs.get_orthogonal_matrix_qr
+
+    def turned(state: dict, *given: Any) -> list:
+        old, squares = state["Q"], state["exp_avg_sq"]
+        new = refresh(state, *given)
+        L, R = ((V.T @ U) ** 2 for U, V in zip(old, new, strict=True))
+        state["exp_avg_sq"] = L @ squares @ R.T
+        return new
+
+    if not only_sorted:
+        theirs.get_orthogonal_matrix_qr = turned
+    return theirs
+
+
 def alice(weights: list, **options: Any) -> Any:
     """pytorch_optimizer's Alice with our signs and our first subspace, the first gradient's; its own starts from zeros.
 
@@ -115,11 +133,12 @@ RACS = "pytorch_optimizer.optimizer.racs"
 PAIRS = {
     "SOAP": Pair(
         fl.soap,
-        torch_class("pytorch_optimizer", "SOAP"),
+        soap,
         Row({"update_interval": 5, "eps": 1e-30}, {"precondition_frequency": 5, "eps": 1e-30, "weight_decay": 0.0}, (16, 16)),
         {
+            "second moments at refreshes, which turn in ours": Row({}, {"only_sorted": True}),
             "a matrix that is not square": Row(shape=(16, 24)),
-            "eps of 1e-8, which theirs add before bias correction": Row({"eps": 1e-8}, {"eps": 1e-8}),
+            "eps of 1e-8, at gradients times 1e-6": Row({"eps": 1e-8}, {"eps": 1e-8}, scale=1e-6),
             "decay of 0.01": Row({"weight_decay": 0.01}, {"weight_decay": 0.01}),
         },
     ),
@@ -191,12 +210,8 @@ PAIRS = {
     "Adafactor of PyTorch": Pair(
         fl.adafactor,
         torch_class("torch.optim", "Adafactor"),
-        Row({}, {"eps": (1e-30, 1e-3)}),
-        {
-            "their default eps": Row({}, {"eps": (None, 1e-3)}),
-            "decay of 0.01": Row({"weight_decay": 0.01}, {"weight_decay": 0.01}),
-            "decay of 0.01, ours times the rate": Row({"weight_decay": 0.01 * RATE}, {"weight_decay": 0.01}),
-        },
+        Row({"weight_decay": 0.01 * RATE}, {"weight_decay": 0.01, "eps": (1e-30, 1e-3)}),
+        {"decay of 0.01": Row({"weight_decay": 0.01})},
     ),
     "Adafactor of Transformers": Pair(
         fl.adafactor,
