@@ -58,8 +58,9 @@ def test_routes_say_beforehand_what_goes_to_the_method(options):
 
 def test_routes_say_what_the_method_sees():
     axes = lambda path, leaf: fl.Axes(0, (1, 2)) if "query" in path else None  # noqa: E731
-    seen = fl.as_matrix(optax.GradientTransformation(lambda tree: tree, optax.identity().update), axes).init(tree(0))
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in jax.tree.leaves_with_path(seen)}
+    seen = []
+    fl.as_matrix(optax.GradientTransformation(seen.append, optax.identity().update), axes).init(tree(0))
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in jax.tree.leaves_with_path(seen[0])}
     routes = fl.routes(tree(0), axes=axes)
     assert routes == {path: shape if path in INNER else None for path, shape in named.items()}
     assert routes["layers/0/attention/query/kernel"] == (6, 6)
