@@ -173,9 +173,9 @@ def test_a_stack_moves_as_its_layers_do_alone():
     """Also where the sizes of weights and updates count."""
     tx = fl.adafactor(0.1)
     W, G = (jnp.arange(1, 4)[:, None, None] * jax.random.normal(jax.random.key(k), (3, 8, 6)) for k in (0, 1))
-    together, _ = tx.update(G, tx.init(W), W)
+    together, _ = tx.update({"layers": G}, tx.init({"layers": W}), {"layers": W})
     alone, _ = tx.update(list(G), tx.init(list(W)), list(W))
-    np.testing.assert_allclose(together, jnp.stack(alone), rtol=1e-5)
+    np.testing.assert_allclose(together["layers"], jnp.stack(alone), rtol=1e-5)
 
 
 def test_axes_in_any_order_and_optaxs_own_declaration():

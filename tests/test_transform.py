@@ -181,6 +181,7 @@ def test_a_side_over_the_limit_is_not_rotated(limit, sides):
     assert sizes == {"LR": [(1, 3, 3), (1, 8, 8)], "L": [(1, 3, 3)], None: []}[sides]
 
 
-def test_the_limit_of_a_rotation_is_a_whole_number():
+def test_the_limit_of_a_rotation_is_a_whole_number_and_keeps_the_laws():
+    assert fl.check(fl.Rotated(fl.Diagonal(), max_dim=3), shapes=[(3, 4)], laws=["transport", "symmetry"]).ok
     with pytest.raises(ValueError, match="max_dim is a positive number; got 0"):
         fl.Rotated(fl.Diagonal(), max_dim=0)
