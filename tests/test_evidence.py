@@ -192,6 +192,20 @@ def test_matrices_sees_convolutions_as_the_full_chains_do():
     np.testing.assert_allclose(routed["conv"].reshape(18, 4), by_hand, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["lars", "lamb", "adafactor"])
+def test_optimizers_that_route_nothing_see_the_same_matrices(name):
+    """An attention kernel had a ratio for each of its inputs. Without evidence it still has, with a warning."""
+    make, G = getattr(fl, name), jax.random.normal(jax.random.key(0), (6, 2, 4))
+    attention = {"query": {"kernel": G}, "out": {"kernel": G.transpose(1, 2, 0)}}
+    merged = jax.tree.map(lambda x: x.reshape(-1, 8) if x.shape[0] == 6 else x.reshape(8, -1), attention)
+    moved, by_hand = (jax.jit(make(0.1).update)(tree, make(0.1).init(tree), tree)[0] for tree in (attention, merged))
+    for ours, expected in zip(jax.tree.leaves(moved), jax.tree.leaves(by_hand), strict=True):
+        np.testing.assert_allclose(ours.reshape(expected.shape), expected, rtol=1e-5)
+    with pytest.warns(UserWarning, match=f"{name}: nothing tells.*'mix'.*Until then each index") as caught:
+        jax.eval_shape(make(0.1).init, {"mix": G})
+    assert len(caught) == 1
+
+
 @pytest.mark.parametrize("given", [{"w": {"x": True}}, [True], {"w": True, "v": {"a": True}}])
 def test_a_tree_of_another_structure_is_refused_by_us(given):
     params = {"w": jnp.ones((3, 4)), "v": jnp.ones((3, 4))}

@@ -58,8 +58,9 @@ def test_routes_say_beforehand_what_goes_to_the_method(options):
 
 def test_routes_say_what_the_method_sees():
     axes = lambda path, leaf: fl.Axes(0, (1, 2)) if "query" in path else None  # noqa: E731
-    seen = fl.as_matrix(optax.GradientTransformation(lambda tree: tree, optax.identity().update), axes).init(tree(0))
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in jax.tree.leaves_with_path(seen)}
+    seen = []
+    fl.as_matrix(optax.GradientTransformation(seen.append, optax.identity().update), axes).init(tree(0))
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in jax.tree.leaves_with_path(seen[0])}
     routes = fl.routes(tree(0), axes=axes)
     assert routes == {path: shape if path in INNER else None for path, shape in named.items()}
     assert routes["layers/0/attention/query/kernel"] == (6, 6)
@@ -172,9 +173,9 @@ def test_a_stack_moves_as_its_layers_do_alone():
     """Also where the sizes of weights and updates count."""
     tx = fl.adafactor(0.1)
     W, G = (jnp.arange(1, 4)[:, None, None] * jax.random.normal(jax.random.key(k), (3, 8, 6)) for k in (0, 1))
-    together, _ = tx.update(G, tx.init(W), W)
+    together, _ = tx.update({"layers": G}, tx.init({"layers": W}), {"layers": W})
     alone, _ = tx.update(list(G), tx.init(list(W)), list(W))
-    np.testing.assert_allclose(together, jnp.stack(alone), rtol=1e-5)
+    np.testing.assert_allclose(together["layers"], jnp.stack(alone), rtol=1e-5)
 
 
 def test_axes_in_any_order_and_optaxs_own_declaration():

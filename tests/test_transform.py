@@ -161,3 +161,27 @@ def test_options_out_of_range_are_refused():
             fl.scale_by_structure(fl.Diagonal(), **options)
     with pytest.raises(TypeError, match="of dtype int32"):
         fl.scale_by_structure(fl.Diagonal()).init({"w": jnp.arange(3)})
+
+
+@pytest.mark.parametrize(("limit", "sides"), [(8, "LR"), (5, "L"), (2, None)])
+def test_a_side_over_the_limit_is_not_rotated(limit, sides):
+    """Of a 3 x 8 matrix: both sides, the shorter, or none, which leaves Adam's coordinates."""
+    options = {"b1": 0.9, "b2": 0.9, "update_interval": 2, "momentum": "rotated"}
+    whole = fl.Diagonal() if sides is None else fl.Rotated(fl.Diagonal(), sides)
+    limited = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "LR", max_dim=limit), **options)
+    G = jax.random.normal(jax.random.key(0), (3, 3, 8))
+
+    @jax.jit
+    def updates(G):
+        return [jax.lax.scan(lambda s, g, tx=tx: tx.update(g, s)[::-1], tx.init(G[0]), G)[1] for tx in (limited, expected)]
+
+    expected = fl.scale_by_structure(whole, **options)
+    np.testing.assert_allclose(*updates(G), rtol=1e-5, atol=1e-6)
+    sizes = [x.shape for x in jax.tree.leaves(jax.eval_shape(limited.init, G[0]).bases)]
+    assert sizes == {"LR": [(1, 3, 3), (1, 8, 8)], "L": [(1, 3, 3)], None: []}[sides]
+
+
+def test_the_limit_of_a_rotation_is_a_whole_number_and_keeps_the_laws():
+    assert fl.check(fl.Rotated(fl.Diagonal(), max_dim=3), shapes=[(3, 4)], laws=["transport", "symmetry"]).ok
+    with pytest.raises(ValueError, match="max_dim is a positive number; got 0"):
+        fl.Rotated(fl.Diagonal(), max_dim=0)

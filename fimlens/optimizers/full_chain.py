@@ -139,7 +139,7 @@ def _routed(
     def chain(tree: PyTree, warn: bool = False) -> Transform:
         views = views_of(tree, warn)
         labels = leaf_labels(tree, views)  # once for both partitions
-        seen = directions | {METHOD: through_views(directions[METHOD], lambda _: views)}
+        seen = directions | {METHOD: through_views(directions[METHOD], lambda *_: views)}
         # Labels go in as a function: a tree of them may be a module of Equinox, which partition would call.
         direction, rate = (optax.partition(by_label, lambda _: labels) for by_label in (seen, rates))
         # The decay stands between the two, where it sees the whole tree, so that any mask fits.

@@ -9,6 +9,7 @@ from fimlens.optimizers.full_chain import Number, Rate, Transform, require_rate
 from fimlens.optimizers.links import decay_weights, scale_by_adam
 from fimlens.optimizers.signature import takes_optax_names
 from fimlens.structures import Scalar
+from fimlens.transforms.as_matrix import as_matrices
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
 from fimlens.transforms.momentum import keep_state_dtypes
 from fimlens.transforms.norms import scale_by_trust_ratio
@@ -25,6 +26,7 @@ def lars(
     eps: Number = 0.0,
     weight_decay: Rate = 0.0,
     mask: Any = None,
+    axes: Any = None,
     dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
     """LARS (You et al., 2017): momentum SGD for very large batches, with a step relative to each matrix's norm. `optax.lars`.
@@ -41,6 +43,8 @@ def lars(
         eps: number added to sqrt(c). Default: 0, as in Optax.
         weight_decay: number or schedule times the weights that is added to the gradient before it is scaled. Default: 0.
         mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
+        axes: which axes of a leaf are a matrix; see `fl.as_matrix`. Default: None, by evidence; a leaf of more than two axes
+            without any is a stack of matrices, its last two axes, and `init` warns of it.
         dtypes: `fl.StateDtypes` of the stored state, or one dtype; here of the momentum. Default: None, the weights' dtype.
 
     Raises:
@@ -57,10 +61,10 @@ def lars(
         0.0100
     """
     require_rate("lars", "learning_rate", learning_rate)
+    direction = scale_by_structure(Scalar(), b1=None, b2=None, eps=eps)
     return optax.chain(
         decay_weights(weight_decay, mask),
-        scale_by_structure(Scalar(), b1=None, b2=None, eps=eps),
-        scale_by_trust_ratio(trust_coefficient),
+        as_matrices("lars", optax.chain(direction, scale_by_trust_ratio(trust_coefficient)), axes),
         # The rate stands before the momentum, as in You et al.: old steps keep the rate of their time.
         optax.scale_by_learning_rate(learning_rate),
         keep_state_dtypes(optax.trace(momentum, nesterov, state_dtypes(dtypes).momentum)),
@@ -77,6 +81,7 @@ def lamb(
     weight_decay: Rate = 0.0,
     mask: Any = None,
     *,
+    axes: Any = None,
     dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
     """LAMB (You et al., 2020): Adam for very large batches, with a step relative to each matrix's norm. `optax.lamb`.
@@ -92,6 +97,8 @@ def lamb(
         eps_root: number added to each second moment under the root. Default: 0, as in Optax.
         weight_decay: number or schedule times the weights that is added to Adam's update before it is scaled. Default: 0.
         mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
+        axes: which axes of a leaf are a matrix; see `fl.as_matrix`. Default: None, by evidence; a leaf of more than two axes
+            without any is a stack of matrices, its last two axes, and `init` warns of it.
         dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
 
     Raises:
@@ -110,4 +117,4 @@ def lamb(
     require_rate("lamb", "learning_rate", learning_rate)
     direction = scale_by_adam(b1, b2, eps, eps_root, dtypes=dtypes)
     rate = optax.scale_by_learning_rate(learning_rate)
-    return optax.chain(direction, decay_weights(weight_decay, mask), scale_by_trust_ratio(), rate)
+    return optax.chain(direction, decay_weights(weight_decay, mask), as_matrices("lamb", scale_by_trust_ratio(), axes), rate)

@@ -10,6 +10,7 @@ from fimlens.optimizers.full_chain import Number, Rate, Transform, Whole, full_c
 from fimlens.optimizers.links import decay_weights
 from fimlens.optimizers.signature import takes_optax_names
 from fimlens.structures import Marginals, RowColumn
+from fimlens.transforms.as_matrix import as_matrices
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
 from fimlens.transforms.momentum import keep_state_dtypes
 from fimlens.transforms.norms import clip_by_rms, limit_norm_growth, scale_by_weight_rms
@@ -27,6 +28,7 @@ def adafactor(
     eps: Number = 0.0,
     weight_decay: Rate = 0.0,
     mask: Any = None,
+    axes: Any = None,
     dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
     """Adafactor (Shazeer and Stern, 2018): second moments in m + n numbers. Use it for little memory and a cheap step.
@@ -48,6 +50,8 @@ def adafactor(
         weight_decay: number or schedule times the weights that each step subtracts. As in Optax the rate does not scale it:
             `adamw`'s w is w times the rate here. Default: 0.
         mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
+        axes: which axes of a leaf are a matrix; see `fl.as_matrix`. Default: None, by evidence; a leaf of more than two axes
+            without any is a stack of matrices, its last two axes, and `init` warns of it.
         dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 factors, and the
             momentum in the weights' dtype.
 
@@ -59,22 +63,23 @@ def adafactor(
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
         >>> state = fl.adafactor(1e-2).init(jnp.ones((3, 4)))
-        >>> [x.shape for x in jax.tree.leaves(state[0].averaged)]  # row and column means in place of 3 x 4
+        >>> [x.shape for x in jax.tree.leaves(state[0][0].averaged)]  # row and column means in place of 3 x 4
         [(3, 1), (1, 4)]
     """
     require_rate("adafactor", "learning_rate", learning_rate)
     dtypes = state_dtypes(dtypes)
     direction = scale_by_structure(Marginals(), b1=None, b2=lambda t: 1 - t**-decay_rate, eps=eps, dtypes=dtypes)
-    steps = [direction]
+    scales = [direction]
     if clipping_threshold is not None:
-        steps.append(clip_by_rms(clipping_threshold))
-    steps.append(optax.scale_by_learning_rate(learning_rate, flip_sign=False))
+        scales.append(clip_by_rms(clipping_threshold))
+    scales.append(optax.scale_by_learning_rate(learning_rate, flip_sign=False))
     if multiply_by_parameter_scale:
-        steps.append(scale_by_weight_rms())
+        scales.append(scale_by_weight_rms())
+    links = [as_matrices("adafactor", optax.chain(*scales), axes)]
     if momentum is not None:
-        steps.append(keep_state_dtypes(optax.ema(momentum, debias=False, accumulator_dtype=dtypes.momentum)))
+        links.append(keep_state_dtypes(optax.ema(momentum, debias=False, accumulator_dtype=dtypes.momentum)))
     # The sign comes last, so that the decay is added to an update that still points up the gradient.
-    return optax.chain(*steps, decay_weights(weight_decay, mask), optax.scale(-1))
+    return optax.chain(*links, decay_weights(weight_decay, mask), optax.scale(-1))
 
 
 def scale_by_racs(

@@ -1,5 +1,6 @@
 """Rotated: any structure, seen in the eigenbases of the gradient's covariances."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -87,10 +88,13 @@ class Rotated(Structure):
     def _inner(self, params: Params) -> Params:
         return Params(params.frame.bases.inner, params.coords)
 
+    def _rotates(self, wide: bool, sizes: Sequence[int]) -> list[bool]:
+        """Whether the left and the right side have a basis."""
+        chosen = (wide, not wide) if self.sides == "short" else ("L" in self.sides, "R" in self.sides)
+        return [side and (self.max_dim is None or size <= self.max_dim) for side, size in zip(chosen, sizes, strict=True)]
+
     def frame(self, m: int, n: int) -> Frame:
-        left, right = (m <= n, m > n) if self.sides == "short" else ("L" in self.sides, "R" in self.sides)
-        if self.max_dim is not None:
-            left, right = left and m <= self.max_dim, right and n <= self.max_dim
+        left, right = self._rotates(m <= n, (m, n))
         return Frame(Bases(jnp.eye(m) if left else None, jnp.eye(n) if right else None, self.inner.frame(m, n)), (m, n))
 
     def to_eigenbasis(self, frame: Frame, G: Matrix) -> Tree:
@@ -138,7 +142,7 @@ class Rotated(Structure):
     def transport(self, stats: Statistics, move: Move) -> Statistics:
         """Covariances follow, and coordinates in their eigenbases stay what they are; a side without a basis follows the
         inner's own rule. Means that are known are not those of the inner coordinates, and are not handed on."""
-        left, right = (move.wide, not move.wide) if self.sides == "short" else ("L" in self.sides, "R" in self.sides)
+        left, right = self._rotates(move.wide, [0 if turn is None else turn.shape[-1] for turn in move[:2]])
         within = Move(None if left else move.left, None if right else move.right)
         inner = self.inner.transport(Statistics(stats.basis.inner, stats.spectrum), within)
         averages = move.covariances(stats.basis) if self.tracker.averages_covariance else stats.basis[:2]

@@ -1,6 +1,7 @@
 """Leaves of any number of axes seen as matrices."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -46,16 +47,27 @@ def as_matrix(
         >>> state.averaged.shape
         (8, 1)
     """
+    return as_matrices("as_matrix", tx, axes, strict=True)
+
+
+def as_matrices(
+    call: str, tx: optax.GradientTransformation, axes: Axes | Rule | PyTree | None, strict: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """`as_matrix` in the name of a call. A leaf of unknown axes is refused if `strict`; otherwise it stays, with a warning."""
     rule = axes_rule(axes)
 
-    def views_of(tree: PyTree) -> Views:
-        known, views = recognise(tree), {}
+    def views_of(tree: PyTree, warn: bool) -> Views:
+        known, views, unknown = recognise(tree), {}, {}
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            name = path_name(path)
+            name, shape = path_name(path), jnp.shape(leaf)
             view = view_of(name, leaf, rule, known[name])
-            if view is None and jnp.ndim(leaf) > 2:
-                raise ValueError(f"as_matrix: {unknown_axes({name: jnp.shape(leaf)})}")
-            views[name] = view or LeafView(jnp.shape(leaf))
+            if view is None and len(shape) > 2:
+                unknown[name] = shape
+            views[name] = view or LeafView(shape)
+        if unknown and strict:
+            raise ValueError(f"{call}: {unknown_axes(unknown)}")
+        if unknown and warn:
+            warnings.warn(f"{call}: {unknown_axes(unknown)} Until then each index of the other axes has its own.", stacklevel=4)
         return views
 
     return through_views(tx, views_of)
@@ -99,9 +111,9 @@ Views = dict[str, LeafView | None]  # by path; None for a leaf that `tx` does no
 
 
 def through_views(
-    tx: optax.GradientTransformation, views_of: Callable[[PyTree], Views]
+    tx: optax.GradientTransformation, views_of: Callable[[PyTree, bool], Views]
 ) -> optax.GradientTransformationExtraArgs:
-    """`tx` on the leaves as their views show them; views_of(tree) gives the view of each leaf by path.
+    """`tx` on the leaves as their views show them; views_of(tree, warn) gives the view of each leaf by path.
 
     The state is kept as the leaves are: what has a parameter's shape in it, such as a momentum, goes through the same views.
     """
@@ -118,11 +130,11 @@ def through_views(
         return optax.tree.map_params(tx, seen, state, own, is_leaf=lambda x: x is None)
 
     def init(params: PyTree) -> Any:
-        views = views_of(params)
+        views = views_of(params, True)
         return mapped_state(LeafView.to_leaf, views, params, tx.init(mapped(LeafView.to_matrix, views, params)))
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
-        views = views_of(updates)
+        views = views_of(updates, False)
         state = mapped_state(LeafView.to_matrix, views, updates, state)
         seen = None if params is None else mapped(LeafView.to_matrix, views, params)
         moved, state = tx.update(mapped(LeafView.to_matrix, views, updates), state, seen, **extra)

@@ -82,7 +82,7 @@ def matrices(
     def partitioned(tree: PyTree, warn: bool = False) -> optax.GradientTransformation:
         views = views_of(tree, warn)
         labels = leaf_labels(tree, views)  # given as a function: a tree of them may be a module of Equinox, which is callable
-        return optax.partition({METHOD: through_views(tx, lambda _: views), OTHERS: others}, lambda _: labels)
+        return optax.partition({METHOD: through_views(tx, lambda *_: views), OTHERS: others}, lambda _: labels)
 
     def init(params: PyTree) -> Any:
         return partitioned(params, warn=True).init(params)
