@@ -22,10 +22,10 @@ from fimlens.solver.fit import fit, unchecked_gap
 from fimlens.solver.newton import scale_coordinates
 from fimlens.solver.solve import solve
 from fimlens.solver.stationarity import stationarity
-from fimlens.structure import BasisStep, Claim, Params
+from fimlens.structure import BasisStep, Claim, Params, Statistics
 from fimlens.structures.move import Move
 from fimlens.transforms.state import start_from
-from fimlens.transforms.structure_transform import scale_by_structure
+from fimlens.transforms.structure_transform import scale_by_structure, tracker_decay
 
 SHAPES = ((3, 4), (4, 3), (4, 6), (6, 6))
 
@@ -123,14 +123,20 @@ def compilation(case: Case) -> Deviation:
 
 @jax.jit
 def streaming(case: Case) -> Deviation:
-    """In a fixed frame, the transform's state holds the exponential average of `stats`, which are linear in F."""
+    """In a fixed frame, the transform's state holds the exponential averages of `stats`, which are linear in F: what the basis
+    follows by the decay of its tracker, if that has one of its own."""
     structure, G, b = case.structure, case.gradients[:5], 0.9
     tx = scale_by_structure(structure, b1=None, b2=b, update_interval=None)
     state = start_from(tx.init(G[0]), case.fitted.frame)
     state, _ = jax.lax.scan(lambda state, g: (tx.update(g, state)[1], None), state, G)
-    weights = (1 - b) * b ** jnp.arange(len(G) - 1, -1, -1.0)
-    weighted = Fisher.from_gradients(G * jnp.sqrt(len(G) * weights)[:, None, None])
-    expected = jax.tree.leaves(structure.stats(weighted, case.fitted))
+
+    def averaged(b: Any) -> Statistics:
+        weights = (1 - b) * b ** jnp.arange(len(G) - 1, -1, -1.0)
+        weighted = Fisher.from_gradients(G * jnp.sqrt(len(G) * weights)[:, None, None])
+        return structure.stats(weighted, case.fitted)
+
+    b3 = tracker_decay(structure)
+    expected = jax.tree.leaves((averaged(b if b3 is None else b3).basis, averaged(b).spectrum))
     kept = jax.tree.leaves((state.covariances, state.averaged))
     return distance([k.reshape(e.shape) for k, e in zip(kept, expected, strict=True)], expected)
 
