@@ -129,7 +129,7 @@ STACKED = {"w": (6, 8, 8), "gamma": (6, 8), "layer_scale": (6, 8), "b": (6, 8), 
         {"layers": STACKED},  # stacked vectors, of any name
         {"trunk": STACKED},  # the biases tell that they are stacked
         {"b": (6, 8), "gamma": (6, 8), "q_bias": (6, 8), "layer_scale_1": (6, 8)},
-        {"cls_token": (1, 1, 8), "pos": (1, 7, 8), "pos_embedding": (7, 8), "register_tokens": (4, 8)},
+        {"cls_token": (1, 1, 8), "pos": (1, 7, 8), "pos_embedding": (7, 8), "register_tokens": (4, 8), "bias_table": (9, 2)},
         {"classifier": {"kernel": (8, 3)}, "head": {"kernel": (8, 3)}},
         {"depthwise": {"kernel": (3, 3, 1, 8)}},
     ],

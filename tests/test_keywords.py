@@ -109,6 +109,10 @@ def test_functions_of_parameters_are_injected_as_they_are():
     )
     state = optax.inject_hyperparams(fl.alice)(0.1, rank=2, leading=1, route="w").init(WEIGHTS)
     assert "rank" not in state.hyperparams
+    untracked = {"rank": 2, "leading": 1, "b3": 0.0}  # no Q~
+    plain, injected = fl.alice(0.1, **untracked), optax.inject_hyperparams(fl.alice)(0.1, **untracked)
+    states = jax.eval_shape(plain.init, WEIGHTS), jax.eval_shape(injected.init, WEIGHTS).inner_state
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
 
 
 @pytest.mark.parametrize("name", ["adam", "racs"])

@@ -49,9 +49,11 @@ class OptimizerSignature(Signature):
             bound = super().bind(*args, **self._by_our_names(kwargs))
         except TypeError as error:
             raise TypeError(f"{error}. Its arguments are {', '.join(self.parameters)}.") from None
-        for name in self.parameters.keys() & STATIC:
-            value = bound.arguments.get(name, self.parameters[name].default)
-            if value is not inspect.Parameter.empty and not isinstance(value, Static):
+        for name, parameter in self.parameters.items():
+            value = bound.arguments.get(name, parameter.default)
+            # A b3 of 0 is a size as well: no covariance is kept.
+            untracked = name == "b3" and isinstance(value, float | int) and value == 0
+            if (name in STATIC or untracked) and value is not inspect.Parameter.empty and not isinstance(value, Static):
                 bound.arguments[name] = Static(value)
         return bound
 

@@ -22,7 +22,7 @@ METHOD, OTHERS = "method", "others"
 
 
 # Tables of vectors, one for each token or position.
-EMBEDDING = re.compile(r"embed|(^|_)emb$|^wte$|^wpe$|(^|_)(pos|position|cls|tokens?)$", re.IGNORECASE)
+EMBEDDING = re.compile(r"embed|(^|_)emb$|^wte$|^wpe$|(^|_)(pos|position|cls|tokens?|table)$", re.IGNORECASE)
 
 
 HEAD = re.compile(
