@@ -33,8 +33,8 @@ def optimizer(name: str, steps: int) -> optax.GradientTransformation:
         return optax.adamw(rate)
     # Alice is made for the matrices of layers. fl.alice gives it these, and gives Adam all other leaves: vectors, and leaves
     # whose names say embedding, norm or head. So names matter: if "head" were called "last", Alice would get it too. `route`
-    # overrides the names. A kernel (inputs, outputs) is a matrix. A kernel with more axes, as in nnx.MultiHeadAttention, needs
-    # axes=fl.Axes(...).
+    # overrides the names. A kernel (inputs, outputs) is a matrix. So is a kernel of nnx.MultiHeadAttention or nnx.Conv; others
+    # with more axes need axes=fl.Axes(...).
     return fl.alice(
         rate,  # for Alice; Adam has 0.3 times this rate, unless you give adam_learning_rate
         rank=WIDTH // 4,  # directions of a matrix's shorter side in which Alice stores moments

@@ -1,15 +1,15 @@
 """fimlens: a lens on optimizers."""
 
 from fimlens.fisher.fisher import Fisher as Fisher
-from fimlens.fisher.from_model import empirical_fisher as empirical_fisher
-from fimlens.fisher.from_model import minibatch_fisher as minibatch_fisher
-from fimlens.fisher.from_model import model_fisher as model_fisher
 from fimlens.interpreter.interpret import NoRule as NoRule
 from fimlens.interpreter.interpret import symbolic as symbolic
 from fimlens.lens.check import LawBroken as LawBroken
 from fimlens.lens.check import check as check
 from fimlens.lens.compare import Comparison as Comparison
 from fimlens.lens.compare import compare as compare
+from fimlens.models.fishers import empirical_fisher as empirical_fisher
+from fimlens.models.fishers import minibatch_fisher as minibatch_fisher
+from fimlens.models.model_fisher import model_fisher as model_fisher
 from fimlens.optimizers.adadiag import adadiag as adadiag
 from fimlens.optimizers.adadiag import adadiag_pp as adadiag_pp
 from fimlens.optimizers.adadiag import adafacdiag as adafacdiag
@@ -84,8 +84,9 @@ from fimlens.structures import Singular as Singular
 from fimlens.structures import Spectrum as Spectrum
 from fimlens.structures import SubspaceIteration as SubspaceIteration
 from fimlens.structures import Tracker as Tracker
-from fimlens.transforms.as_matrix import Axes as Axes
 from fimlens.transforms.as_matrix import as_matrix as as_matrix
+from fimlens.transforms.axes import Axes as Axes
+from fimlens.transforms.axes import flax_axes as flax_axes
 from fimlens.transforms.dtypes import StateDtypes as StateDtypes
 from fimlens.transforms.low_rank_transform import LowRankState as LowRankState
 from fimlens.transforms.low_rank_transform import scale_by_low_rank as scale_by_low_rank

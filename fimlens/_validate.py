@@ -109,15 +109,20 @@ def path_name(path: Any) -> str:
 
 
 def require_rank(call: str, rank: Any) -> None:
-    """Refuse a rank that is not a positive whole number.
+    """Refuse a rank that is not a positive whole number; errors as `require_size`."""
+    require_size(call, "rank", rank)
+
+
+def require_size(call: str, name: str, size: Any) -> None:
+    """Refuse a size that is not a positive whole number.
 
     Raises:
         TypeError: it is not a whole number.
         ValueError: it is not positive.
     """
-    if isinstance(rank, bool) or not isinstance(rank, Integral):
+    if isinstance(size, bool) or not isinstance(size, Integral):
         raise TypeError(
-            f"{call}: rank is a whole number; got {rank!r}. Round it; under optax.inject_hyperparams, name it in static_args."
+            f"{call}: {name} is a whole number; got {size!r}. Round it; under optax.inject_hyperparams, name it in static_args."
         )
-    if rank < 1:
-        raise ValueError(f"{call}: rank is a positive number; got {rank}")
+    if size < 1:
+        raise ValueError(f"{call}: {name} is a positive number; got {size}")

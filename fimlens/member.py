@@ -51,6 +51,12 @@ class Frame:
     shape: tuple[int, int] = field(metadata={"static": True})
 
 
+def bases_of(frame: Frame) -> Tree:
+    """The bases of a frame and of the frames in it, without shapes: optimizers keep these, and any checkpoint holds them."""
+    within = lambda x: bases_of(x) if isinstance(x, Frame) else x  # noqa: E731
+    return jax.tree.map(within, frame.bases, is_leaf=lambda x: isinstance(x, Frame))
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Params:
@@ -103,6 +109,9 @@ class Mix(NamedTuple):
         return (self.old * average + self.new * observation).astype(average.dtype)
 
 
+AVERAGES_ALONE = Mix(1.0, 0.0)
+
+
 class BasisStep(NamedTuple):
     """How a basis is to move: the key to draw from, the weights that mix averages with the Fisher, and whether it is the
     first step.
@@ -119,5 +128,5 @@ class BasisStep(NamedTuple):
     """
 
     key: Array
-    mix: Mix = Mix(1.0, 0.0)
+    mix: Mix = AVERAGES_ALONE
     first: Bool[ArrayLike, ""] = False

@@ -22,6 +22,7 @@ from jaxtyping import Array, ArrayLike, Float
 from fimlens._validate import OnlyFields
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.spectral_functions import inverse_root, over_parts, root, scale
+from fimlens.member import AVERAGES_ALONE
 from fimlens.member import BasisStep as BasisStep
 from fimlens.member import Claim as Claim
 from fimlens.member import EigenvalueBlock as EigenvalueBlock
@@ -179,8 +180,10 @@ def excess(blocks: list[EigenvalueBlock]) -> Float[Array, ""]:
     return sum((c * jnp.sum(value**2 - 2 * value * V) for value, V, c in blocks), start=jnp.zeros([]))
 
 
-def update_basis_until_converged(structure: Structure, frame: Frame, fisher: Fisher, key: Array, most: int = 1000) -> Frame:
-    """Update the bases against one Fisher until they move by no more than rounding."""
+def update_basis_until_converged(
+    structure: Structure, frame: Frame, fisher: Fisher, key: Array, most: int = 1000, mix: Mix = AVERAGES_ALONE
+) -> Frame:
+    """Update the bases against one Fisher, of which the averages hold mix.old, until they move by no more than rounding."""
     dtype = jnp.result_type(*jax.tree.leaves(frame))
 
     def moves(state: tuple[Frame, Array, Array]) -> Array:
@@ -189,8 +192,8 @@ def update_basis_until_converged(structure: Structure, frame: Frame, fisher: Fis
 
     def update(state: tuple[Frame, Array, Array]) -> tuple[Frame, Array, Array]:
         old, _, count = state
-        stats = structure.stats(fisher, Params(old, None))
-        new, _ = structure.update_basis(stats, old, fisher, BasisStep(jax.random.fold_in(key, count)))
+        stats = jax.tree.map(lambda x: mix.old * x, structure.stats(fisher, Params(old, None)))
+        new, _ = structure.update_basis(stats, old, fisher, BasisStep(jax.random.fold_in(key, count), mix))
         distances = [jnp.abs(a - b).max() for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)]
         return new, jnp.stack(distances).max(), count + 1
 

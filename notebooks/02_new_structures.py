@@ -107,7 +107,7 @@ print(fl.derive(FreeSum(), 2, 2).fit)
 #
 # ## The laws refuse it
 #
-# So do the laws, with numbers. `fl.check` holds a structure against fifteen of them on random Fishers, here of a 3 x 4
+# So do the laws, with numbers. `fl.check` holds a structure against nineteen of them on random Fishers, here of a 3 x 4
 # matrix.
 
 # %%

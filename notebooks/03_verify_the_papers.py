@@ -534,7 +534,7 @@ limiter = fl.limit_norm_growth(1.01)
 literal = jax.lax.scan(printed_limiter, jnp.array(jnp.inf), untouched)[1]
 repaired = jax.lax.scan(repaired_limiter, limiter.init(gradients[0]), untouched)[1]
 print(f"of the {count - 11} updates after the zero one, {int((literal[11:] == 0).sum())} are zero as printed,", end=" ")
-print(f"{int((repaired[11:] == 0).sum())} with fimlens, where phi = 0 limits nothing")
+print(f"{int((repaired[11:] == 0).sum())} with fimlens, where it leaves the limiter as it was")
 
 # %% [markdown]
 # ### In float32 the residual cancels

@@ -1,11 +1,13 @@
-"""The low-rank optimizers once more, in NumPy, float64, written from [G]; nothing is shared with the package.
+"""The low-rank optimizers once more, in NumPy, float64; nothing is shared with the package.
+
+They are written from [G], and Fira and Apollo from the code of their authors (xichen-fy/Fira, zhuhanqing/APOLLO on GitHub).
 
 Each is a generator as in numpy_optimizers. Directions that a method draws at random are read from the optimizer's state, by
 `frames()`, after finding that they are what they should be: orthonormal, and outside the subspace that they make way for.
 """
 
 import numpy as np
-from numpy_optimizers import in_short_side, root_inverse, seen
+from numpy_optimizers import in_short_side, limited, root_inverse, seen
 
 
 def gauge(U):
@@ -33,10 +35,9 @@ def adam_like(b1, b2, eps, corrected):
         sigma, turn = yield (m / c1) / (np.sqrt(v / c2) + eps)
 
 
-def limited(C, phi, gamma):
-    norm = np.linalg.norm(C)
-    eta = gamma / max(norm / phi, gamma) if phi > 0 else 1.0
-    return eta * C, eta * norm
+def uncorrected(t):
+    """What undoes the bias correction of Adam's update after t steps: Fira and Apollo apply it after their limiter."""
+    return (1 - 0.9**t) / np.sqrt(1 - 0.999**t)
 
 
 def turned(moments, U, old):
@@ -71,7 +72,8 @@ def alice(
     """[G]'s algorithm, with an m x m matrix Q and the residual written out."""
     U = None
     Qt = np.zeros((rank, rank))
-    p = phi = 0.0
+    p = 0.0
+    kept = None
     t = 0
     inner = adam_like(b1, b2, 1e-8, corrected)
     next(inner)
@@ -101,15 +103,16 @@ def alice(
                 C = rest * column_norms(D) / column_norms(sigma)
             if compensation == "fira+":
                 C *= np.linalg.norm(D) / np.linalg.norm(C)
-            C, phi = limited(C, phi, gamma)
+            C, kept = limited(C, kept, gamma)
         G, _ = yield -lr * alpha * (U @ D + alpha_c * C)
 
 
 @in_short_side
 def galore(lr, rank, interval=5, alpha=0.3, moments="keep", fira=False, plus=False, frames=None):
-    """Zhao et al. 2024; with `fira`, Chen et al. 2024."""
+    """Zhao et al. 2024; with `fira`, the code of Chen et al. 2024, and with `plus` [G]'s Fira+."""
+    factor, whole = (alpha, 1.0) if fira and not plus else (1.0, alpha)
     U = None
-    phi = 0.0
+    kept = None
     t = 0
     inner = adam_like(0.9, 0.999, 1e-8, True)
     next(inner)
@@ -123,18 +126,18 @@ def galore(lr, rank, interval=5, alpha=0.3, moments="keep", fira=False, plus=Fal
         sigma = U.T @ G
         D = inner.send((sigma, turn))
         C = np.zeros_like(G)
-        if fira and rank < len(G):
-            C = (G - U @ sigma) * column_norms(D) / column_norms(sigma)
+        if fira and (rank < len(G) or not plus):
+            C = (G - factor * U @ sigma) * column_norms(D) / column_norms(sigma)
             if plus:
                 C *= np.linalg.norm(D) / np.linalg.norm(C)
-            C, phi = limited(C, phi, 1.01)
-        G, _ = yield -lr * alpha * (U @ D + C)
+            C, kept = limited(C, kept, 1.01, uncorrected(t))
+        G, _ = yield -lr * whole * (factor * U @ D + C)
 
 
 @in_short_side
 def apollo(lr, rank, interval=5, variant="random", frames=None):
-    """Zhu et al. 2024: P of the state for the random ones."""
-    phi = 0.0
+    """The code of Zhu et al. 2024: P of the state for the random ones."""
+    kept = None
     t = 0
     inner = adam_like(0.9, 0.999, 1e-8, True)
     next(inner)
@@ -148,7 +151,7 @@ def apollo(lr, rank, interval=5, variant="random", frames=None):
         D = inner.send((sigma, None))
         mini = variant == "mini"
         s = np.linalg.norm(D) / np.linalg.norm(sigma) if mini else column_norms(D) / column_norms(sigma)
-        U, phi = limited(G * s, phi, 1.01)
+        U, kept = limited(G * s, kept, 1.01, uncorrected(t))
         G, _ = yield -lr * (128**0.5 if mini else 1) * U
 
 
@@ -158,7 +161,7 @@ def low_rank_soap(
 ):  # fmt: skip
     """Both sides, in bases of the complements too, which are built: each block of F~ a mean over the directions tied."""
     U = [None, None]
-    tied, phi = None, 0.0
+    tied = kept = None
     t = 0
     inner = adam_like(b1, b2, 1e-8, False)
     next(inner)
@@ -190,7 +193,7 @@ def low_rank_soap(
         C[: r[0], r[1] :] = rows * root_inverse(tied[0])[:, None]
         C[r[0] :, : r[1]] = columns * root_inverse(tied[1])
         C[r[0] :, r[1] :] = tail * root_inverse(np.array([tied[2]]))
-        C, phi = limited(C, phi, gamma)
+        C, kept = limited(C, kept, gamma)
         C *= alpha_c
         C[: r[0], : r[1]] = inner.send((X, turn))
         G, _ = yield -lr * alpha * full[0] @ C @ full[1].T

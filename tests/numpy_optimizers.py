@@ -188,7 +188,10 @@ def carried(V, TL, TR, rows=None, columns=None):
 
 
 def soap(lr, b1=0.95, b2=0.95, eps=1e-8, interval=10, frames=None, qr=True):
-    """Vyas et al. 2024, Algorithm 3, with the published code's first step, which only starts the bases."""
+    """Vyas et al. 2024, Algorithm 3, as in the published code: its first step only starts the bases, and `qr` sorts.
+
+    Unlike there, second moments turn with the bases.
+    """
     L = R = M = V = 0.0
     t = 0
     G, _ = yield
@@ -205,7 +208,11 @@ def soap(lr, b1=0.95, b2=0.95, eps=1e-8, interval=10, frames=None, qr=True):
             UL, UR = agreed(L, given[0]), agreed(R, given[1])
         elif t % interval == 0:
             old = UL, UR
-            UL, UR = (np.linalg.qr(L @ UL)[0], np.linalg.qr(R @ UR)[0]) if qr else (eigenbasis(L), eigenbasis(R))
+            if qr:
+                rows, columns = (np.argsort(-np.diag(U.T @ C @ U)) for C, U in ((L, UL), (R, UR)))
+                UL, UR = np.linalg.qr(L @ UL[:, rows])[0], np.linalg.qr(R @ UR[:, columns])[0]
+            else:
+                UL, UR = eigenbasis(L), eigenbasis(R)
             V = carried(V, UL.T @ old[0], UR.T @ old[1], np.diag(UL.T @ L @ UL), np.diag(UR.T @ R @ UR))
         t += 1
         G, _ = yield step
@@ -232,10 +239,28 @@ def osoap(lr, b1=0.9, b2=0.999, eps=1e-8, interval=10):
         G, _ = yield -lr * U @ (U.T @ bias_corrected(M, b1, t) / (np.sqrt(bias_corrected(V, b2, t)) + eps))
 
 
+def limited(C, kept, gamma, weight=1.0):
+    """C under [G]'s limiter, which lets a norm return to the peak that it fell from, and what the limiter keeps.
+
+    Norms are measured times the weight.
+    """
+    norm = np.linalg.norm(C) * weight
+    if norm == 0:
+        return C, kept
+    if kept is None:
+        return C, (norm, norm, norm)
+    phi, peak, faded = kept
+    kappa = 0.5 / gamma**20
+    eta = min(1, gamma * (peak if phi < kappa * faded and norm > gamma * phi / kappa else phi) / norm)
+    new, faded = eta * norm, faded / gamma
+    return eta * C, (new, new, new) if new >= faded else (new, peak, faded)
+
+
 @in_short_side
-def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False, cap=np.inf):
-    """[G] Algorithm 1; with a cap, of the mean squared update of rows and columns."""
-    s = q = phi = 0.0
+def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False, cap=30.0):
+    """[G] Algorithm 1, and no row or column of a gradient with a mean squared update over `cap`."""
+    s = q = 0.0
+    kept = None
     t = 0
     G, _ = yield
     while True:
@@ -248,13 +273,12 @@ def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False, cap=np
         s, q = beta * s + (1 - beta) * s_now, beta * q + (1 - beta) * q_now
         weight = 1 - beta**t if corrected else 1.0
         U = G / np.sqrt(np.outer(q, s)) * weight
-        eta = gamma / max(np.linalg.norm(U) / phi, gamma) if phi > 0 else 1.0
-        phi = eta * np.linalg.norm(U)
-        G, _ = yield -lr * alpha * eta * U
+        U, kept = limited(U, kept, gamma)
+        G, _ = yield -lr * alpha * U
 
 
-def racs_capped(lr):
-    return racs(lr, cap=30)
+def racs_in_print(lr):
+    return racs(lr, cap=np.inf)
 
 
 def racs_corrected(lr):
@@ -262,7 +286,7 @@ def racs_corrected(lr):
 
 
 def singular_moments(lr, b1, b2, eps, interval, two_sided, factored, frames):
-    """[D] Algorithms 1 to 3: moments in the space of the current gradient's singular vectors, momentum carried along."""
+    """[D] Algorithms 1 to 3: moments in the space of the current gradient's singular vectors, carried along."""
     UL = UR = None
     m = v = 0.0
     t = 0

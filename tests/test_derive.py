@@ -359,6 +359,96 @@ def test_a_one_step_fit_is_not_compared_with_other_bases():
     assert "measured, not proved, because the symbols' assumptions do not decide the comparison" in derived.fit
 
 
+@dataclass(frozen=True)
+class Circulants(fl.Structure):
+    """Symmetric circulants on 1 x 3: eigenvalues c_1 and twice c_2, in the real Fourier basis, written with cosines."""
+
+    off: float = 0.0  # the relative error of the fit
+    claim = fl.Claim.EXACT
+
+    @property
+    def Q(self):
+        k = 2 * jnp.pi / 3 * jnp.arange(3)
+        return jnp.stack([jnp.full(3, 3**-0.5), (2 / 3) ** 0.5 * jnp.cos(k), (2 / 3) ** 0.5 * jnp.sin(k)], 1)
+
+    def frame(self, m, n):
+        return Frame((), (m, n))
+
+    def to_eigenbasis(self, frame, G):
+        return G @ self.Q
+
+    def from_eigenbasis(self, frame, X):
+        return X @ self.Q.T
+
+    def eigenvalues(self, params):
+        return params.coords[jnp.array([[0, 1, 1]])]
+
+    def stats(self, fisher, member):
+        return fl.Statistics(None, fisher.second_moment(lambda G: G @ self.Q))
+
+    def fit(self, stats, frame):
+        (first, second, third) = stats.spectrum[0]
+        return Params(frame, jnp.stack([first, (1 + self.off) * (second + third) / 2]))
+
+    def dense(self, params):
+        k = jnp.arange(3)
+        angle = 2 * jnp.pi / 3 * (k - k[:, None])
+        return (params.coords[0] + 2 * params.coords[1] * jnp.cos(angle)) / 3
+
+
+def test_a_family_with_rounded_constants_is_equal_to_rounding_and_never_proved():
+    derived = fl.derive(Circulants(), 1, 3)
+    assert derived.ok
+    assert derived.fit == (
+        "equal to 1e-15, not proved, as its constants are rounded: the fit solves the equations, for all entries at this size"
+    )
+    printed = str(derived)
+    assert "c_1 = (F_11 + 2*F_12 + 2*F_13 + F_22 + 2*F_23 + F_33)/3" in printed
+    assert "c_2 = (F_11 - F_12 - F_13 + F_22 - F_23 + F_33)/3" in printed
+    assert max(map(len, printed.split())) < 20  # no integers of sixty digits
+    assert not derived.gap.has(sp.Float)
+
+
+def test_a_wrong_fit_with_rounded_constants_is_refused():
+    derived = fl.derive(Circulants(off=1e-6), 1, 3)
+    assert not derived.ok
+    assert derived.fit.startswith(
+        "refused: the gap is stationary at c_2 = (F_11 - F_12 - F_13 + F_22 - F_23 + F_33)/3, but fit"
+    )
+    assert max(map(len, derived.fit.split())) < 20
+
+
+@dataclass(frozen=True)
+class Weighted(fl.Spectrum):
+    """Eigenvalues w c for one c, with a weight in each column."""
+
+    last: float
+    claim = fl.Claim.EXACT
+
+    @property
+    def weights(self):
+        return jnp.array([[0.1, self.last]])
+
+    def moments(self, V):
+        return (V * self.weights).sum(keepdims=True)
+
+    def project(self, moments):
+        return moments / (self.weights**2).sum()
+
+    def expand(self, coords, shape):
+        return coords * self.weights
+
+
+def test_constants_that_can_be_written_down_are_proved():
+    derived = fl.derive(Weighted(0.3), 1, 2)
+    assert derived.fit == "proved: the fit solves the equations, for all entries at this size"
+    assert values(derived) == [V[1, 1] + 3 * V[1, 2]]
+    derived = fl.derive(Weighted(float(np.cos(1))), 1, 2)
+    assert derived.ok
+    assert derived.fit.startswith("equal to 1e-15, not proved")
+    assert "c_11 = 0.3312*V_11 + 1.79*V_12" in str(derived)
+
+
 class NegativeHalf(fl.Diagonal):
     """Half of the right eigenvalues, from negative coordinates, with a comparison that the symbols leave open.
 

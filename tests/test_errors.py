@@ -103,6 +103,8 @@ REFUSED = [
     ),
     (lambda: fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2, sides="LR"), lift=False), "lift=False scales columns alone"),
     (lambda: fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2, fl.Drop()), lift=False), "lift=False scales columns alone"),
+    (lambda: fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2, sides="LR"), lift=0.5), "lift=0.5 scales columns alone"),
+    (lambda: fl.fira(0.1, rank=2, alpha=-1.0), "scale_by_low_rank: lift is a number, at least 0"),
     (lambda: fl.alice(0.1, rank=2, leading=1, gamma=0.0), "scale_by_low_rank: gamma is a number, at least 1"),
     (lambda: fl.low_rank_soap(0.1, rank=2, leading=1, alpha_c=-1.0), "scale_by_low_rank: alpha_c is a number"),
     (lambda: fl.osoap(0.1, refresh="x"), "osoap: refresh is one of"),

@@ -83,7 +83,7 @@ def test_the_tracker_serves_one_side_both_and_a_subspace():
     first = np.asarray(eigenbasis(G[0] @ G[0].T))
     full = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "LR", Lazy()), update_interval=1)
     low = fl.scale_by_low_rank(fl.LowRank(fl.Diagonal(), 2, tracker=Lazy()), update_interval=1)
-    for tx, basis in ((full, lambda s: s.frame["4 x 6"].bases.left), (low, lambda s: s.stacks["4 x 6"].left.basis)):
+    for tx, basis in ((full, lambda s: s.bases["4 x 6"].left), (low, lambda s: s.stacks["4 x 6"].left.basis)):
         state = tx.init(G[0])
         for g in G:
             _, state = jax.jit(tx.update)(g, state)

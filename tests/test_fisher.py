@@ -1,5 +1,8 @@
 """Fishers: both forms agree, those of models equal explicit formulas, and memory stays bounded."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,3 +150,140 @@ def test_gradients_stay_within_the_given_bytes():
         fl.empirical_fisher(loss, PARAMS, [batch], matrices=[QUERY], max_bytes=100)
     with pytest.raises(ValueError, match=r"kept so far.*fewer examples"):
         fl.empirical_fisher(loss, PARAMS, [batch] * 8, matrices=[QUERY], max_bytes=20_000)
+
+
+# --- leaves that are no plain matrix, and other likelihoods ----------------------------------------------------
+
+
+def layered(params, x):
+    """Two layers that are scanned over, a convolution with its output last, and a head."""
+    x = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, params["layers"]["w"])[0]
+    patches = jnp.stack([x[:, :2], x[:, 1:]], 1).reshape(len(x), 1, 2, 2)  # two places of a 1 x 2 window, as channels
+    out = jnp.einsum("bhwc,hwco->bo", patches, params["conv"]["kernel"])
+    return out @ params["head"]["w"] + params["head"]["b"]
+
+
+def mixed_parameters():
+    keys = iter(jax.random.split(jax.random.key(3), 4))
+    return {
+        "layers": {"w": jax.random.normal(next(keys), (2, 3, 3)), "b": jnp.zeros((2, 3))},
+        "conv": {"kernel": jax.random.normal(next(keys), (1, 2, 2, 4)), "bias": jnp.zeros(4)},
+        "head": {"w": jax.random.normal(next(keys), (4, 2)), "b": jnp.zeros(2)},
+    }
+
+
+X = jax.random.normal(jax.random.key(4), (5, 3))
+
+
+def squared(params, x):
+    return jnp.mean(layered(params, x) ** 2)
+
+
+def test_stacks_and_convolutions_have_fishers_by_name():
+    """Independent witness: jax.grad of each example, taken apart by hand."""
+    params = mixed_parameters()
+    fishers = fl.empirical_fisher(squared, params, [X])
+    assert {name: fisher.shape for name, fisher in fishers.items()} == {
+        "conv/kernel": (4, 4),
+        "head/w": (4, 2),
+        "layers/w/0": (3, 3),
+        "layers/w/1": (3, 3),
+    }
+    loop = [jax.grad(squared)(params, x[None]) for x in X]
+    for k in (0, 1):
+        np.testing.assert_allclose(fishers[f"layers/w/{k}"].samples, [g["layers"]["w"][k] for g in loop], rtol=1e-4, atol=1e-6)
+    kernels = [np.asarray(g["conv"]["kernel"]).reshape(4, 4) for g in loop]
+    np.testing.assert_allclose(fishers["conv/kernel"].samples, kernels, rtol=1e-4, atol=1e-6)
+    assert list(fl.empirical_fisher(squared, params, [X], matrices="layers/w")) == ["layers/w/0", "layers/w/1"]
+    assert list(fl.minibatch_fisher(squared, params, [X], matrices="layers/*/1")) == ["layers/w/1"]
+
+
+def test_fishers_take_the_axes_and_the_route_of_optimizers():
+    params = mixed_parameters()
+    turned = fl.empirical_fisher(
+        squared, params, [X], matrices="conv/*", axes=lambda path, leaf: fl.Axes(3, (0, 1, 2)) if "conv" in path else None
+    )["conv/kernel"]
+    plain = fl.empirical_fisher(squared, params, [X], matrices="conv/*")["conv/kernel"]
+    np.testing.assert_allclose(turned.samples, plain.samples.mT, rtol=1e-6)
+    assert list(fl.empirical_fisher(squared, params, [X], route="head|conv")) == ["conv/kernel", "head/w"]
+
+
+def test_leaves_of_unknown_axes_are_named_and_not_dropped_in_silence():
+    params = {"w": jnp.ones((3, 2)), "mystery": jnp.ones((3, 2, 2))}
+
+    def loss(params, x):
+        return jnp.sum(x @ params["w"]) ** 2 + jnp.sum(jnp.tensordot(x, params["mystery"], 1)) ** 2
+
+    with pytest.warns(UserWarning, match=r"empirical_fisher: nothing tells.*'mystery'.*there is no Fisher of them"):
+        assert list(fl.empirical_fisher(loss, params, [X])) == ["w"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Module:
+    """A module whose functions are leaves, as those of Equinox are."""
+
+    w: Any
+    activation: Any
+    size: Any
+
+
+def test_functions_among_the_leaves_are_passed_by():
+    module = Module(jnp.ones((3, 2)), jax.nn.tanh, 3)
+
+    def loss(module, x):
+        return jnp.mean(module.activation(x @ module.w) ** 2)
+
+    def logits(module, x):
+        return module.activation(x @ module.w)
+
+    assert list(fl.empirical_fisher(loss, module, [X])) == list(fl.minibatch_fisher(loss, module, [X])) == ["w"]
+    assert fl.model_fisher(logits, module, [X])["w"].shape == (3, 2)
+
+
+def test_the_gaussian_model_fisher_is_the_gauss_newton_matrix_of_a_regression():
+    """Independent witness: J^T J for each prediction, from the Jacobian of the outputs, with columns stacked by NumPy."""
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), mixed_parameters())
+        x = X.astype(jnp.float64)
+        exact = fl.model_fisher(layered, params, [x], likelihood="gaussian")["layers/w/1"]
+        J = np.asarray(jax.jacobian(layered)(params, x)["layers"]["w"])[:, :, 1].reshape(10, 3, 3)
+        g = np.stack([j.reshape(-1, order="F") for j in J])
+        np.testing.assert_allclose(exact.dense(), g.T @ g / len(x), atol=1e-12)
+        assert str(exact).endswith("model, Gaussian labels summed exactly over 2 outputs, mean over 5 predictions")
+        drawn = fl.model_fisher(layered, params, [jnp.tile(x, (4000, 1))], likelihood="gaussian", labels="sampled")[
+            "layers/w/1"
+        ]
+        assert np.linalg.norm(drawn.dense() - exact.dense()) < 0.1 * np.linalg.norm(exact.dense())
+    with pytest.raises(ValueError, match='likelihood is "categorical" or "gaussian"'):
+        fl.model_fisher(layered, params, [x], likelihood="normal")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_fishers_add_up_to_that_of_all_gradients(reduction):
+    params = mixed_parameters()
+    first, second, both = (
+        fl.empirical_fisher(squared, params, [x], reduction=reduction, matrices="head/w")["head/w"] for x in (X[:2], X[2:], X)
+    )
+    total = first + second
+    assert (total.kind, total.normalisation) == (both.kind, both.normalisation)
+    np.testing.assert_allclose(total.dense(), both.dense(), rtol=1e-5, atol=1e-7)
+    dense = fl.Fisher.from_dense(second.dense(), (4, 2), kind=second.kind, normalisation=second.normalisation)
+    np.testing.assert_allclose((first + dense).dense(), both.dense(), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose((dense + first).dense(), both.dense(), rtol=1e-5, atol=1e-7)
+
+
+def test_fishers_of_other_matrices_kinds_and_normalisations_do_not_add_up():
+    G = jax.random.normal(jax.random.key(0), (4, 3, 2))
+    fisher = fl.Fisher.from_gradients(G)
+    others = [
+        fl.Fisher.from_gradients(G.mT),
+        fl.Fisher.from_gradients(G, kind="empirical"),
+        fl.Fisher.from_gradients(G, normalisation="sum over 4 gradients"),
+        fl.Fisher.from_gradients(G, normalisation="as given"),
+    ]
+    for other in others:
+        with pytest.raises(ValueError, match=r"only Fishers of one shape, kind and normalisation add up.*Got a Fisher"):
+            fisher + other
+    with pytest.raises(TypeError):
+        fisher + 1

@@ -1,5 +1,7 @@
 """Every law, of every structure; and for every law a slip, made on purpose, that it catches."""
 
+from dataclasses import fields
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from test_derivations import with_slip
 import fimlens as fl
 from fimlens.fisher.sample_form import SampleFisher
 from fimlens.lens import laws
+from fimlens.lens.case import TOLERANCE, draw_case
 from fimlens.lens.laws import LAWS
 from fimlens.linalg.decompositions import eigenbasis
 from fimlens.structures import EXAMPLES
@@ -218,7 +221,114 @@ class FactorsSwapped(fl.Kronecker):
         return jnp.kron((left * b[:, 0]) @ left.T, (right * a[0]) @ right.T)
 
 
+class RigidBases(fl.Rotated):
+    """A chart of the eigenvalues alone, so that no slope sees a wrong basis."""
+
+    def retract(self, frame, z):
+        return frame
+
+
+class ObjectiveOfNothing(fl.Rotated):
+    """Any fit is the minimum of a constant."""
+
+    def objective(self, params, fisher):
+        return jnp.zeros([])
+
+
+class DivergenceOfNothing(fl.Marginals):
+    """The same, where the claim is about a divergence."""
+
+    def objective(self, params, fisher):
+        return jnp.zeros([])
+
+
+class Forgetful(fl.Rotated):
+    """Zeroes what was averaged when the gradients turn."""
+
+    def transport(self, stats, move):
+        return jax.tree.map(jnp.zeros_like, stats)
+
+
+class TurnedLikeGradients(fl.Diagonal):
+    """Turns second moments by the rotation, not by its squares, and makes some negative."""
+
+    def transport(self, stats, move):
+        left, right = (1.0 if T is None else T for T in move[:2])
+        return fl.Statistics(None, jnp.dot(jnp.dot(left, stats.spectrum), jnp.transpose(right)))
+
+
+class NotTransported(fl.Kronecker):
+    """Leaves covariances where they were when the gradients turn."""
+
+    def transport(self, stats, move):
+        return stats
+
+
+class ResetAtEachRefresh(fl.Rotated):
+    """Starts its averages anew whenever the basis is updated."""
+
+    def update_basis(self, stats, frame, fisher, step):
+        return super().update_basis(stats, frame, fisher, step)[0], jax.tree.map(jnp.zeros_like, stats)
+
+
+class Motionless(fl.Rotated):
+    """Never moves its basis in training."""
+
+    def update_basis(self, stats, frame, fisher, step):
+        return frame, stats
+
+
+class CarriedLikeGradients(fl.Rotated):
+    """Carries second moments by the rotation, not by its squares."""
+
+    def update_basis(self, stats, frame, fisher, step):
+        moved, carried = super().update_basis(stats, frame, fisher, step)
+        return moved, carried._replace(spectrum=moved.bases.left.T @ frame.bases.left @ stats.spectrum)
+
+
+class DeafTracker(fl.Eigen):
+    """Follows the average alone, and never the current gradient."""
+
+    def update(self, average, kept, side, step):
+        return eigenbasis(average, kept.shape[1])
+
+
+class AverageLeftBehind(fl.SubspaceIteration):
+    """Leaves its average in the coordinates of the old basis."""
+
+    def transport(self, T, average):
+        return average
+
+
+class SkewedTracker(fl.Eigen):
+    """Finds directions that are not orthonormal."""
+
+    def update(self, average, kept, side, step):
+        return average[:, : kept.shape[1]]
+
+
+class RefreshedInSinglePrecision(fl.Rotated):
+    """Updates its basis in float32, whatever the gradients are."""
+
+    def update_basis(self, stats, frame, fisher, step):
+        moved, stats = super().update_basis(stats, frame, fisher, step)
+        return jax.tree.map(lambda U: U.astype(jnp.float32), moved), stats
+
+
 MUTANTS = [
+    ("chart", RigidBases(fl.Diagonal(), "L")),
+    ("objective", ObjectiveOfNothing(fl.Diagonal(), "L")),
+    ("objective", DivergenceOfNothing()),
+    ("transport", Forgetful(fl.Diagonal(), "L")),
+    ("transport", TurnedLikeGradients()),
+    ("transport", NotTransported()),
+    ("rest", ResetAtEachRefresh(fl.Diagonal(), "L")),
+    ("tracking", Motionless(fl.Diagonal(), "L")),
+    ("tracking", CarriedLikeGradients(fl.Diagonal(), "L")),
+    ("tracking", fl.LowRank(fl.Diagonal(), 2, tracker=DeafTracker())),
+    ("trackers", fl.LowRank(fl.Diagonal(), 2, tracker=AverageLeftBehind(2, switch="none"))),
+    ("trackers", fl.Rotated(fl.Diagonal(), "L", SkewedTracker())),
+    ("layout", RefreshedInSinglePrecision(fl.Diagonal(), "L")),
     ("chart", SumForMean()),
     ("chart", ChartOffTheCone()),
     ("chart", ChartOffCentre()),
@@ -253,6 +363,92 @@ def test_the_law_catches_the_slip(law, mutant):
 
 def test_every_law_has_a_slip_that_it_catches():
     assert {law for law, _ in MUTANTS} == set(LAWS)
+
+
+# --- every method of the protocol, corrupted in turn ---------------------------------------------------------
+
+
+CORRUPTED = [
+    fl.Diagonal(),
+    fl.Rotated(fl.Diagonal(), "L"),
+    fl.Rotated(fl.Marginals(), "L"),
+    fl.Kronecker(),
+    fl.LowRank(fl.Diagonal(), 2),
+    fl.Blocks(fl.Rotated(fl.Rows(), "L"), columns=2),
+]
+
+# Cheap laws first. The laws of whole programs, `claim`, `compilation` and `streaming`, are not needed.
+SEEING = (
+    "isometry",
+    "application",
+    "update",
+    "gaps",
+    "cone",
+    "objective",
+    "transport",
+    "rest",
+    "symmetry",
+    "tracking",
+    "chart",
+)
+
+ARGUMENT = {"to_eigenbasis": 1, "from_eigenbasis": 1, "transport": 0, "retract": 0, "chart": 1, "apply": 1, "precondition": 1}
+
+METHODS = (
+    *("frame", "to_eigenbasis", "from_eigenbasis", "eigenvalues", "stats", "fit", "update_basis", "transport"),
+    *("converged_basis", "dense", "retract", "chart", "apply", "precondition", "eigenvalue_blocks", "objective"),
+)
+
+
+def corruptions(method):
+    """What a method may wrongly return, as functions of its arguments and of its result."""
+    ways = {"zero": lambda given, right: scaled(right, 0), "doubled": lambda given, right: scaled(right, 2)}
+    if method == "objective":  # twice an objective has the same minimum
+        del ways["doubled"]
+    if method in ARGUMENT:
+        ways["its argument"] = lambda given, right: given[ARGUMENT[method]]
+    if method == "update_basis":
+        ways = {
+            "the old basis": lambda given, right: (given[1], given[0]),
+            "no averages": lambda given, right: (right[0], scaled(right[1], 0)),
+            "doubled averages": lambda given, right: (right[0], scaled(right[1], 2)),
+        }
+    return ways
+
+
+def scaled(tree, factor):
+    return jax.tree.map(lambda x: factor * x if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x, tree)
+
+
+def corrupted(structure, method, way):
+    def wrong(self, *given):
+        return way(given, getattr(super(cls, self), method)(*given))
+
+    cls = type(f"{type(structure).__name__}WithWrong{method.title()}", (type(structure),), {method: wrong})
+    return cls(**{field.name: getattr(structure, field.name) for field in fields(structure)})
+
+
+def is_seen(structure):
+    try:
+        case = draw_case(structure, (3, 4), 0, False)
+        return any(not float(LAWS[law](case)) <= TOLERANCE for law in SEEING)
+    except (AttributeError, TypeError, ValueError):  # a gradient where parts are expected, say
+        return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("structure", CORRUPTED, ids=str)
+def test_a_law_sees_every_corrupted_method(structure, method):
+    basis = jax.tree.leaves(structure.frame(3, 4))
+    if not basis and method in ("frame", "to_eigenbasis", "from_eigenbasis", "update_basis", "converged_basis", "retract"):
+        pytest.skip("a spectrum has no basis to corrupt")
+    unseen = []
+    # Eagerly: hundreds of structures share their operations, and no program.
+    with jax.enable_x64(True), jax.disable_jit():
+        for name, way in corruptions(method).items():
+            unseen += [] if is_seen(corrupted(structure, method, way)) else [name]
+    assert not unseen
 
 
 def test_a_negative_eigenvalue_is_no_member():

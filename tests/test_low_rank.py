@@ -96,6 +96,17 @@ def test_mini_follows_its_paper():
     follow(ours, partial(witness.apollo, variant="mini"), (5, 7), 1, jnp.float64, 1e-10)
 
 
+def test_without_its_lead_fira_is_apollo():
+    """With alpha = 0 all of the gradient is compensated."""
+    fira, apollo = fl.scale_by_fira(rank=2, alpha=0.0), fl.scale_by_apollo(rank=2, variant="svd")
+    states = fira.init(jnp.zeros((5, 7))), apollo.init(jnp.zeros((5, 7)))
+    for G in gradients((5, 7), 3):
+        G = jnp.asarray(G, jnp.float32)
+        (ours, one), (theirs, other) = (jax.jit(tx.update)(G, state) for tx, state in zip((fira, apollo), states, strict=True))
+        states = one, other
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
 ONE = fl.SubspaceIteration(1)
 STRUCTURES = [fl.LowRank(fl.Diagonal(), 2, tracker=ONE), fl.LowRank(fl.Diagonal(), 2, sides="LR", tracker=ONE)]
 LIKE_THEM = [
@@ -377,6 +388,6 @@ def test_under_scale_by_structure_a_tracked_average_follows_its_basis(sides):
     for G in gradients((4, 4), 5):
         _, state = update(jnp.asarray(G, jnp.float32), state)
         average = 0.999 * average + 0.001 * G @ G.T
-    (frame,), (covariances,) = state.frame.values(), state.covariances.values()
-    U = np.asarray(frame.bases.left[0])
+    (bases,), (covariances,) = state.bases.values(), state.covariances.values()
+    U = np.asarray(bases.left[0])
     np.testing.assert_allclose(U @ covariances.left[0] @ U.T, average, rtol=1e-3, atol=1e-5)

@@ -12,7 +12,9 @@ import fimlens as fl
 
 SHAPES = {
     "embedding": (11, 6),
-    "layers": [{"attention": {"query": {"kernel": (6, 2, 3)}}, "mlp": {"kernel": (6, 9), "bias": (9,)}}],
+    "layers": [
+        {"attention": {"query": {"kernel": (6, 2, 3)}, "out": {"kernel": (2, 3, 6)}}, "mlp": {"kernel": (6, 9), "bias": (9,)}}
+    ],
     "conv": {"kernel": (3, 3, 2, 4)},
     "lm_head": {"kernel": (6, 11)},
     "temperature": (),
@@ -37,7 +39,8 @@ def taken(shapes=SHAPES, **options):
     return {jax.tree_util.keystr(path, simple=True, separator="/") for path, u in paths if u.size and (u == 2).all()}
 
 
-INNER = {"layers/0/attention/query/kernel", "layers/0/mlp/kernel", "conv/kernel", "row", "column"}
+ATTENTION = {"layers/0/attention/query/kernel", "layers/0/attention/out/kernel"}
+INNER = ATTENTION | {"layers/0/mlp/kernel", "conv/kernel", "row", "column"}
 
 
 def test_matrices_go_to_the_method_and_the_rest_to_adam():
@@ -55,8 +58,9 @@ def test_routes_say_beforehand_what_goes_to_the_method(options):
 
 def test_routes_say_what_the_method_sees():
     axes = lambda path, leaf: fl.Axes(0, (1, 2)) if "query" in path else None  # noqa: E731
-    seen = fl.as_matrix(optax.GradientTransformation(lambda tree: tree, optax.identity().update), axes).init(tree(0))
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in jax.tree.leaves_with_path(seen)}
+    seen = []
+    fl.as_matrix(optax.GradientTransformation(seen.append, optax.identity().update), axes).init(tree(0))
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in jax.tree.leaves_with_path(seen[0])}
     routes = fl.routes(tree(0), axes=axes)
     assert routes == {path: shape if path in INNER else None for path, shape in named.items()}
     assert routes["layers/0/attention/query/kernel"] == (6, 6)
@@ -65,7 +69,7 @@ def test_routes_say_what_the_method_sees():
 
 def test_stacked_vectors_are_no_matrices():
     layers = {"norm": {"scale": (12, 64)}, "mlp": {"bias": (12, 32), "kernel": (12, 64, 32)}, "post_LayerNorm": {"w": (12, 64)}}
-    layers["nnx"] = {"bias": {"value": (12, 32)}, "scaled": {"value": (12, 32)}}
+    layers["nnx"] = {"bias": {"value": (12, 32)}, "scaled": {"value": (12, 32, 8)}}
     assert taken(shapes={"layers": layers}) == {"layers/mlp/kernel", "layers/nnx/scaled/value"}
 
 
@@ -80,7 +84,7 @@ def test_norms_and_embeddings_are_known_by_name(path):
 
 
 def test_the_rule_is_replaced_by_a_pattern_a_function_or_a_tree():
-    assert taken(route="attention|mlp") == {"layers/0/attention/query/kernel", "layers/0/mlp/kernel"}
+    assert taken(route="attention|mlp") == ATTENTION | {"layers/0/mlp/kernel"}
     assert taken(route=lambda path, leaf: leaf.ndim == 4) == {"conv/kernel"}
     chosen = jax.tree.map(lambda x: x.shape == (1, 5), tree(0))
     assert taken(route=chosen) == {"row"}
@@ -133,14 +137,14 @@ def test_directions_take_empty_leaves_and_numbers(tx):
     assert jnp.isfinite(updates[-1])
 
 
-def as_seen_by_hand(shape, axes, forth, back):
+def as_seen_by_hand(shape, axes, forth, back, name="w"):
     """One declaration of axes gives what a reshape by hand gives."""
     G = jax.random.normal(jax.random.key(1), shape)
     direction = fl.scale_by_racs()
     tx = fl.as_matrix(direction, axes)
-    ours, _ = tx.update(G, tx.init(G), G)
+    ours, _ = tx.update({name: G}, tx.init({name: G}), {name: G})
     by_hand, _ = direction.update(forth(G), direction.init(forth(G)), forth(G))
-    np.testing.assert_allclose(ours, back(by_hand), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(ours[name], back(by_hand), rtol=1e-5, atol=1e-7)
 
 
 def test_attention_projections():
@@ -151,12 +155,12 @@ def test_attention_projections():
 
 def test_convolutions_are_reductions_over_all_but_the_last_axis():
     for axes in (None, fl.Axes((0, 1, 2), -1)):
-        as_seen_by_hand((3, 3, 2, 4), axes, lambda G: G.reshape(18, 4), lambda U: U.reshape(3, 3, 2, 4))
+        as_seen_by_hand((3, 3, 2, 4), axes, lambda G: G.reshape(18, 4), lambda U: U.reshape(3, 3, 2, 4), "conv")
 
 
 def test_stacks_of_layers_are_mapped():
     """Not flattened: each layer has a limiter and factors of its own."""
-    as_seen_by_hand((3, 4, 5), None, lambda G: G, lambda U: U)
+    as_seen_by_hand((3, 4, 5), None, lambda G: G, lambda U: U, "layers")
     G = jax.random.normal(jax.random.key(1), (3, 4, 5))
     tx = fl.scale_by_racs()
     together, state = tx.update(G, tx.init(G), G)
@@ -169,9 +173,9 @@ def test_a_stack_moves_as_its_layers_do_alone():
     """Also where the sizes of weights and updates count."""
     tx = fl.adafactor(0.1)
     W, G = (jnp.arange(1, 4)[:, None, None] * jax.random.normal(jax.random.key(k), (3, 8, 6)) for k in (0, 1))
-    together, _ = tx.update(G, tx.init(W), W)
+    together, _ = tx.update({"layers": G}, tx.init({"layers": W}), {"layers": W})
     alone, _ = tx.update(list(G), tx.init(list(W)), list(W))
-    np.testing.assert_allclose(together, jnp.stack(alone), rtol=1e-5)
+    np.testing.assert_allclose(together["layers"], jnp.stack(alone), rtol=1e-5)
 
 
 def test_axes_in_any_order_and_optaxs_own_declaration():
@@ -187,6 +191,30 @@ def test_axes_in_any_order_and_optaxs_own_declaration():
     declared = {"query": optax.contrib.MuonDimensionNumbers(0, (1, 2)), "dense": None}
     state = fl.as_matrix(fl.scale_by_structure(fl.Rows(), b1=None), declared).init(weights)
     assert jax.tree.map(jnp.shape, state.averaged) == {"query": (4, 1), "dense": (4, 1)}
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 3), (2, 1), (2, 3)])
+def test_blocks_of_a_leaf_are_matrices_of_their_own(rows, columns):
+    """Q, K and V side by side, heads of an output projection, and both."""
+
+    def forth(G):
+        return G.reshape(rows, 6 // rows, columns, 12 // columns).swapaxes(1, 2)
+
+    def back(U):
+        return U.swapaxes(1, 2).reshape(6, 12)
+
+    as_seen_by_hand((6, 12), fl.Axes(rows=rows, columns=columns), forth, back)
+    as_seen_by_hand(
+        (2, 6, 3, 4),
+        fl.Axes(1, (2, 3), rows=rows, columns=columns),
+        lambda G: jnp.stack([forth(layer.reshape(6, 12)) for layer in G]),
+        lambda U: jnp.stack([back(layer).reshape(6, 3, 4) for layer in U]),
+    )
+
+
+def test_blocks_that_do_not_divide_a_side_are_refused():
+    with pytest.raises(ValueError, match=r"as_matrix: 'w' of shape \(4, 6\) is 4 x 6, which has no grid of 1 x 4"):
+        fl.muon(0.1, axes=fl.Axes(columns=4)).init({"w": jnp.ones((4, 6))})
 
 
 @pytest.mark.parametrize("axes", [fl.Axes(0, (0, 1)), fl.Axes(0, 7), fl.Axes((), (0, 1, 2)), fl.Axes(0, 1, ())])

@@ -27,8 +27,8 @@ def low_rank_soap(m, n, rank):
 
 FORMULAS = papers.FORMULAS | {"low_rank_soap": low_rank_soap}
 VARIANTS = {"apollo": {"variant": "svd"}, "apollo-mini": {"variant": "mini"}}
-CACHED = {"shampoo": lambda m, n: m**2 + n**2 + m + n}  # the roots: bases and eigenvalues
-BESIDE = ("count", "lead_count", "weight", "key", "norm", "norms")  # counters, keys, the limiter's scalars
+CACHED = {"shampoo": lambda m, n: papers.rotated(m) ** 2 + papers.rotated(n) ** 2 + m + n}  # the roots: bases and eigenvalues
+BESIDE = ("count", "lead_count", "weight", "key", "growth", "norms", "peaks", "faded")  # counters, keys, the limiter's scalars
 
 
 SIZES = {"rank": 128, "leading": 40}
@@ -59,9 +59,10 @@ def test_the_state_is_its_formula(name):
 @pytest.mark.parametrize("name", ["alice", "alice0", "galore", "apollo", "low_rank_soap", "soap", "racs"])
 @pytest.mark.parametrize("shape", [(64, 1000), (128, 128), (4, 64, 256), (3, 3, 64, 128)], ids=str)
 def test_the_formula_fits_ranks_over_a_side_and_leaves_of_more_axes(name, shape):
-    row = account({"w": jax.ShapeDtypeStruct(shape, jnp.float32)}, [name], state_dtype=jnp.float32, rank=128)[-1]
+    path = {2: "w", 3: "layers", 4: "conv"}[len(shape)]
+    row = account({path: jax.ShapeDtypeStruct(shape, jnp.float32)}, [name], state_dtype=jnp.float32, rank=128)[-1]
     if name == "low_rank_soap":
-        *stack, m, n = fl.routes({"w": jnp.empty(shape)})["w"]
+        *stack, m, n = fl.routes({path: jnp.empty(shape)})[path]
         stated = 4 * math.prod(stack) * low_rank_soap(*sorted((m, n)), 128)
     else:
         stated = row.formula - sum(row.weights.values())
@@ -113,7 +114,7 @@ def test_the_command(tmp_path, monkeypatch):
 
 def test_the_table_fits_a_terminal(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "wide_shapes.py").write_text("import jax.numpy as jnp\ndef shapes(): return {'w': jnp.zeros((2**17, 2**16))}\n")
+    (tmp_path / "wide_shapes.py").write_text("import jax.numpy as jnp\ndef shapes(): return {'w': jnp.zeros((2**18, 2**17))}\n")
     arguments = ["memory", "--model", "wide_shapes:shapes", "soap", "adadiag_pp", "alice"]
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
@@ -142,3 +143,25 @@ def test_the_dtypes_count():
     shapes = {"w": jax.ShapeDtypeStruct((64, 64), jnp.float32)}
     two, four = (account(shapes, ["adam"], state_dtype=dtype)[0].state["matrices"] for dtype in ("bfloat16", "float32"))
     assert four - two == 2 * 2 * 64 * 64 + 2  # and of the weight that the averages have gathered
+
+
+def test_a_side_over_the_limit_has_no_basis():
+    """A head of 512 x 32000 took 7.75 GiB, of which 7.63 were two 32000-square matrices."""
+    head = {"layers": jax.ShapeDtypeStruct((512, 32000), jnp.float32)}
+    for name in ("shampoo", "soap", "osoap", "adadiag", "adadiag_pp", "adafacdiag"):
+        row = account(head, [name], state_dtype=jnp.float32)[-1]
+        stated = row.formula - sum(row.weights.values()) + 4 * CACHED.get(name, lambda m, n: 0)(512, 32000)
+        assert 0 <= sum(row.state.values()) - stated <= 16  # counters
+    state = jax.eval_shape(fl.scale_by_soap(max_basis_dim=None).init, head)
+    assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) > 7.7 * GIB
+    assert sum(account(head, ["soap"], state_dtype=jnp.float32)[-1].state.values()) < 0.13 * GIB
+
+
+def test_evidence_is_that_of_the_whole_model():
+    """Biases tell which axes of a kernel are outputs, and are in another group than the kernel."""
+    module = {"kernel": (64, 4, 16), "bias": (4, 16)}
+    shapes = {"mix": {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in module.items()}}
+    adams = 2 * 4 * 16  # of the bias
+    assert sum(account(shapes, ["racs"], state_dtype=jnp.float32)[-1].state.values()) == pytest.approx(
+        4 * (64 + 64 + adams), abs=64
+    )

@@ -143,7 +143,7 @@ def test_the_state_lies_where_the_weights_do():
     params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), SHAPES, is_leaf=is_shape)
     adam = fl.state_partition_specs(fl.adam(1e-3), params, SPECS)
     assert adam[0].averaged["layers"] == adam[0].momentum["layers"] == P(None, "fsdp", "tensor")
-    assert adam[0].momentum["norm"] == P("fsdp", None)
+    assert adam[0].momentum["norm"] == P("fsdp")
     theirs = fl.state_partition_specs(optax.adam(1e-3), params, SPECS)
     assert theirs[0].mu == SPECS
     racs = fl.state_partition_specs(fl.scale_by_racs(), params, SPECS)
@@ -178,9 +178,9 @@ def test_merged_axes_keep_what_they_can():
     tx = fl.as_matrix(fl.scale_by_structure(fl.RowColumn(), average="fits"), fl.Axes(0, (1, 2)))
     shape = jax.ShapeDtypeStruct((16, 4, 8), jnp.float32)
     specs = fl.state_partition_specs(tx, shape, P("fsdp", "tensor"))
-    assert specs.momentum == P("fsdp", "tensor")
+    assert specs.momentum == P("fsdp", "tensor", None)  # kept as the leaf is
     assert specs.averaged == (P("fsdp", None), P(None, "tensor"))
-    assert fl.state_partition_specs(tx, shape, P(None, None, "tensor")).momentum == P(None, None)
+    assert fl.state_partition_specs(tx, shape, P(None, None, "tensor")).averaged == (P(None, None), P(None, None))
 
 
 def test_the_place_nearest_the_leaf_counts():
@@ -191,7 +191,7 @@ def test_the_place_nearest_the_leaf_counts():
     vectors = [jax.ShapeDtypeStruct((2,), jnp.float32)] * 2
     for tx in (fl.adam(1e-3), fl.scale_by_structure(fl.Diagonal())):
         specs = jax.tree.leaves(fl.state_partition_specs(tx, vectors, [P("data")] * 2), is_leaf=lambda x: isinstance(x, P))
-        assert specs.count(P("data", None)) == 4  # momenta and second moments, not the count, the weight or the key
-        assert set(specs) == {P("data", None), P()}
+        assert specs.count(P("data")) == 4  # momenta and second moments, not the count, the weight or the key
+        assert set(specs) == {P("data"), P()}
     alone = fl.state_partition_specs(fl.scale_by_racs(), shapes[0], P("fsdp", "tensor"))
     assert alone[0].averaged == (P("fsdp", None), P(None, "tensor"))

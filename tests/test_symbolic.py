@@ -12,9 +12,9 @@ from jax.extend.core import Primitive
 
 import fimlens as fl
 from fimlens.interpreter import interpret
-from fimlens.interpreter.identity import is_zero, refuted
+from fimlens.interpreter.identity import is_zero, refuted, relative_size
 from fimlens.interpreter.interpret import RULES
-from fimlens.interpreter.values import exact
+from fimlens.interpreter.values import constant, exact
 
 
 @jax.custom_jvp
@@ -230,10 +230,28 @@ def test_every_case_is_of_a_rule():
     assert set(CASES) == set(RULES)
 
 
-def test_literals_are_the_rationals_that_they_are():
+def test_literals_are_the_rationals_that_they_stand_for():
     x = sp.Symbol("x")
-    assert fl.symbolic(lambda x: 0.1 * x)(x) == sp.Rational(0.1) * x
+    assert fl.symbolic(lambda x: 0.1 * x)(x) == x / 10
     assert fl.symbolic(lambda x: x + 0.25)(x) == x + sp.Rational(1, 4)
+    written = [0.999, 1e-8, -2.5e-20, 1 / 3, 22 / 7, 2.0**-52, 1e300, float(2**70), 123456789.25, float(np.float32(0.1)), 0.0]
+    for number in written:
+        assert constant(number).is_Rational
+        assert float(constant(number)) == number
+    assert (constant(1 / 3), constant(1e-8)) == (sp.Rational(1, 3), sp.Rational(1, 10**8))
+
+
+def test_a_float_that_stands_for_no_rational_stays_one_and_proves_nothing():
+    """Not even cos^2 + sin^2 = 1, which it is to rounding."""
+    x = sp.Symbol("x", positive=True)
+    for number in (np.cos(1), np.sqrt(2), np.pi, np.cos(2 * np.pi / 3), np.e * 1e-20):
+        assert constant(float(number)) == sp.Float(number)
+    one = fl.symbolic(lambda x: x * float(np.cos(2) ** 2) + x * float(np.sin(2) ** 2) - x * 1.0000000000000002)(x)
+    assert not is_zero(one)
+    assert 0 < relative_size(one, [x]) < 1e-15
+    assert relative_size(one) == 1  # what is left does not show what it is a difference of
+    assert relative_size((x + 1) ** 2 - x**2 - 2 * x - 1) < 1e-15
+    assert relative_size(x**2 - 1.000001 * x**2) > 1e-7
 
 
 def test_what_has_no_rule_is_named_with_a_remedy():

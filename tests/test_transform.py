@@ -40,8 +40,8 @@ def test_with_diagonal_it_is_adam(x64, tolerance):
 def test_matrices_of_one_shape_are_one_stack_and_each_is_its_own():
     tx = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "LR"))
     together, state = run(tx, 3)
-    assert sorted(state.frame) == ["1 x 1", "3 x 4", "7 x 1"]
-    assert state.frame["3 x 4"].bases.left.shape == (3, 3, 3)
+    assert sorted(state.bases) == ["1 x 1", "3 x 4", "7 x 1"]
+    assert state.bases["3 x 4"].left.shape == (3, 3, 3)
     alone, state = tx.init(gradients(0)["a"]), None
     for step in range(3):
         updates, alone = jax.jit(tx.update)(gradients(step)["a"], alone)
@@ -77,7 +77,7 @@ def test_each_structure_trains_a_regression(structure):
 def test_averages_of_fits_keep_m_plus_n_numbers():
     tx = fl.scale_by_structure(fl.RowColumn(), b1=None, average="fits")
     state = tx.init(jnp.ones((5, 7)))
-    kept = sum(x.size for x in jax.tree.leaves((state.frame, state.averaged, state.momentum)))
+    kept = sum(x.size for x in jax.tree.leaves((state.bases, state.averaged, state.momentum)))
     assert kept == fl.state_size(fl.RowColumn(), (5, 7), average="fits") == 12
     assert fl.state_size(fl.RowColumn(), (5, 7)) == 35
     fitted = fl.members(fl.RowColumn(), tx.update(jnp.ones((5, 7)), state)[1], jnp.ones((5, 7)), average="fits")
@@ -99,7 +99,7 @@ def test_the_basis_turns_at_the_refresh_interval_only():
     state, lefts = tx.init(gradients(0)["a"]), []
     for step in range(9):
         _, state = jax.jit(tx.update)(gradients(step)["a"], state)
-        lefts.append(state.frame["3 x 4"].bases.left)
+        lefts.append(state.bases["3 x 4"].left)
     moved = [bool(jnp.any(a != b)) for a, b in pairwise(lefts)]
     assert moved == [False, False, False, True, False, False, False, True]
 
@@ -109,7 +109,7 @@ def test_the_first_step_is_measured_in_the_turned_basis():
     G = gradients(0)["a"]
     tx = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "LR"), eps=0.0)
     update, state = tx.update(G, tx.init(G))
-    left, right, _ = jax.tree.map(lambda x: x[0], state.frame["3 x 4"].bases)
+    left, right, _ = jax.tree.map(lambda x: x[0], state.bases["3 x 4"])
     seen = np.abs(left.T @ update @ right)[np.abs(left.T @ G @ right) > 1e-3]
     np.testing.assert_allclose(seen, 1.0, rtol=1e-3)
 
@@ -118,7 +118,7 @@ def test_dtypes_stay_put():
     tx = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "LR"))
     updates, state = run(tx, 2, jnp.bfloat16)
     assert all(u.dtype == jnp.bfloat16 for u in jax.tree.leaves(updates))
-    assert {x.dtype for x in jax.tree.leaves((state.frame, state.averaged, state.momentum))} == {jnp.dtype(jnp.float32)}
+    assert {x.dtype for x in jax.tree.leaves((state.bases, state.averaged, state.momentum))} == {jnp.dtype(jnp.float32)}
     assert jax.tree.map(jnp.result_type, state) == jax.tree.map(jnp.result_type, tx.init(gradients(0, jnp.bfloat16)))
 
 
@@ -161,3 +161,27 @@ def test_options_out_of_range_are_refused():
             fl.scale_by_structure(fl.Diagonal(), **options)
     with pytest.raises(TypeError, match="of dtype int32"):
         fl.scale_by_structure(fl.Diagonal()).init({"w": jnp.arange(3)})
+
+
+@pytest.mark.parametrize(("limit", "sides"), [(8, "LR"), (5, "L"), (2, None)])
+def test_a_side_over_the_limit_is_not_rotated(limit, sides):
+    """Of a 3 x 8 matrix: both sides, the shorter, or none, which leaves Adam's coordinates."""
+    options = {"b1": 0.9, "b2": 0.9, "update_interval": 2, "momentum": "rotated"}
+    whole = fl.Diagonal() if sides is None else fl.Rotated(fl.Diagonal(), sides)
+    limited = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "LR", max_dim=limit), **options)
+    G = jax.random.normal(jax.random.key(0), (3, 3, 8))
+
+    @jax.jit
+    def updates(G):
+        return [jax.lax.scan(lambda s, g, tx=tx: tx.update(g, s)[::-1], tx.init(G[0]), G)[1] for tx in (limited, expected)]
+
+    expected = fl.scale_by_structure(whole, **options)
+    np.testing.assert_allclose(*updates(G), rtol=1e-5, atol=1e-6)
+    sizes = [x.shape for x in jax.tree.leaves(jax.eval_shape(limited.init, G[0]).bases)]
+    assert sizes == {"LR": [(1, 3, 3), (1, 8, 8)], "L": [(1, 3, 3)], None: []}[sides]
+
+
+def test_the_limit_of_a_rotation_is_a_whole_number_and_keeps_the_laws():
+    assert fl.check(fl.Rotated(fl.Diagonal(), max_dim=3), shapes=[(3, 4)], laws=["transport", "symmetry"]).ok
+    with pytest.raises(ValueError, match="max_dim is a positive number; got 0"):
+        fl.Rotated(fl.Diagonal(), max_dim=0)

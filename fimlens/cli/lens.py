@@ -16,12 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fimlens import __version__
 from fimlens.cli.arguments import attribute, console, errors, named_dtype, parse_structures, refusal, require_writable, table
-from fimlens.fisher.batches import count_examples, require_batches, select_matrices
 from fimlens.fisher.fisher import Fisher
-from fimlens.fisher.from_model import empirical_fisher, minibatch_fisher, model_fisher
 from fimlens.language_model import llama, text
 from fimlens.lens.compare import SOLVE_UP_TO, Comparison, compare
 from fimlens.lens.figure import error_against_memory
+from fimlens.models.batches import count_examples, require_batches
+from fimlens.models.fishers import empirical_fisher, minibatch_fisher
+from fimlens.models.matrices import select_matrices
+from fimlens.models.model_fisher import model_fisher
 from fimlens.structure import Structure
 from fimlens.structures.named import STRUCTURES
 

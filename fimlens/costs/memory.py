@@ -16,6 +16,8 @@ from jaxtyping import PyTree
 from fimlens._validate import path_name
 from fimlens.costs.papers import FIGURES, FORMULAS, IN_FLOAT32, RANKS
 from fimlens.optimizers import OPTIMIZERS
+from fimlens.transforms.axes import Axes
+from fimlens.transforms.evidence import recognise
 from fimlens.transforms.routing import role, routes
 from fimlens.transforms.stacking import sides
 
@@ -90,14 +92,19 @@ def account(
     groups = grouped(shapes)
     weights = {group: _bytes(tree, weight_dtype) for group, tree in groups.items()}
     rank = RANKS.get(model or "", 128) if rank is None else rank
+    known = recognise(shapes)  # on the whole tree, as a group shows part of the evidence
+
+    def axes(path: str, leaf: Any) -> Axes | None:
+        return known[path] if isinstance(known[path], Axes) else None
+
     rows = []
     for name, function in optimizers_of(optimizers).items():
         make = at_rank(function, rank)
         routed = "head" in inspect.signature(make).parameters
         figures = FIGURES.get(model or "", {}).get(name, (None, None))
         for head, paper in zip((False, True) if routed else (True,), figures, strict=False):
-            tx = make(1.0, head=head) if routed else make(1.0)
-            stated = _stated(name, groups, rank, head, routed, state_dtype) if name in FORMULAS else None
+            tx = make(1.0, head=head, axes=axes) if routed else make(1.0)
+            stated = _stated(name, shapes, rank, head, routed, state_dtype) if name in FORMULAS else None
             formula = None if stated is None else sum(weights.values()) + stated
             rows.append(Row(name, name if head else "adam", weights, _state(tx, groups, state_dtype), formula, paper))
     return rows
@@ -148,18 +155,17 @@ def grouped(shapes: PyTree) -> dict[str, PyTree]:
     return {group: only(group) for group in GROUPS}
 
 
-def _stated(name: str, groups: dict[str, PyTree], rank: int, head: bool, routed: bool, dtype: DTypeLike) -> int:
+def _stated(name: str, shapes: PyTree, rank: int, head: bool, routed: bool, dtype: DTypeLike) -> int:
     """Bytes of state by the papers: the method's formula on the leaves that it has, and Adam's on all others."""
     width, numbers, wide = jnp.dtype(dtype).itemsize, 0, 0
-    for group, tree in groups.items():
-        own = not routed or group == "matrices" or (head and group == "head")
-        # The full chains see leaves of more than two axes as one matrix; plain optimizers see a stack of them.
-        seen = routes(tree, route=lambda path, leaf: True).values() if routed and own else map(jnp.shape, jax.tree.leaves(tree))
-        for shape in seen:
-            m, n = sorted(sides(shape))
-            count, r = math.prod(shape[:-2]), min(rank, m)
-            numbers += count * FORMULAS[name if own else "adam"](m, n, r)
-            wide += count * IN_FLOAT32[name](m, n, r) if own and name in IN_FLOAT32 else 0
+    leaves = {path_name(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    # The full chains see leaves of more than two axes by evidence; plain optimizers see stacks of their last two.
+    for path, seen in (routes(shapes, head=head) if routed else leaves).items():
+        shape = leaves[path] if seen is None else seen
+        m, n = sorted(sides(shape))
+        count, r = math.prod(shape[:-2]), min(rank, m)
+        numbers += count * FORMULAS["adam" if seen is None else name](m, n, r)
+        wide += count * IN_FLOAT32[name](m, n, r) if seen is not None and name in IN_FLOAT32 else 0
     return numbers * width + wide * (4 - width)
 
 

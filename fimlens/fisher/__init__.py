@@ -1,1 +1,1 @@
-"""The Fisher: the matrix that structures approximate, and how to compute it from a model."""
+"""The Fisher: the matrix that structures approximate, from gradients or written out."""

@@ -38,7 +38,8 @@ class Fisher(abc.ABC):
 
     Every question of fimlens (`fit`, `gap`, `solve`, `compare`) is asked of one. Make it with `Fisher.from_gradients` or
     `Fisher.from_dense`, or from a model with `empirical_fisher`, `minibatch_fisher` or `model_fisher`. Two Fishers can be
-    compared only if their kinds and normalisations agree, so `print(fisher)` states both.
+    compared only if their kinds and normalisations agree, so `print(fisher)` states both. Such Fishers of one matrix add up:
+    `f + g` is that of the gradients of both.
 
     Args:
         kind: a few words on what the gradients are gradients of.
@@ -187,6 +188,12 @@ class Fisher(abc.ABC):
     @abc.abstractmethod
     def _norm_squared(self, unit: Float[Array, ""]) -> Float[Array, ""]:
         """Return ||F / unit||_F^2."""
+
+    def __add__(self, other: "Fisher") -> "Fisher":
+        """Return the Fisher of the gradients of both; raise ValueError where shapes, kinds or normalisations differ."""
+        from fimlens.fisher.addition import add  # here, as it needs the subclasses of this class
+
+        return add(self, other) if isinstance(other, Fisher) else NotImplemented
 
     # The three below are cached. A jitted caller would cache one of its tracers, so they are evaluated at compile time.
 

@@ -7,6 +7,7 @@ vanishes. A nonzero one is not conclusive if several roots are related: a proof 
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import sympy as sp
@@ -39,6 +40,39 @@ def refuted(expression: Any) -> bool:
         return bool(abs(value.evalf(30, strict=True)) > 0)  # strict: 30 correct digits, or an exception
     except PrecisionExhausted:
         return False
+
+
+def relative_size(expression: Any, terms: Iterable[Any] = ()) -> float:
+    """How large an expression is at the worst of a few points, relative to what it sums: about 1e-16 if only rounding is left.
+
+    Use it for an expression with floats, which `is_zero` cannot decide. SymPy adds floats of like terms at once, so a
+    difference no longer shows what it is a difference of: `terms` are those expressions.
+    """
+    expressions = [sp.sympify(expression), *map(sp.sympify, terms)]
+    free = sorted(set().union(*(e.free_symbols for e in expressions)), key=lambda s: s.name)
+    points = [{s: 0.5 + (0.6180339887 * (7 * j + k + 1)) % 1 for k, s in enumerate(free)} for j in range(3)]
+    try:
+        found = [[_value_and_size(e, point) for e in expressions] for point in points]
+    except (ArithmeticError, TypeError, ValueError):  # a pole, or a root of a negative number
+        return math.inf
+    return max(abs(at[0][0]) / (max(size for _, size in at) or 1.0) for at in found)
+
+
+def _value_and_size(expression: sp.Expr, at: dict[sp.Expr, Any]) -> tuple[float, float]:
+    """The value of an expression at a point, and the sum of the sizes of its terms."""
+    if not expression.args:
+        value = float(at.get(expression, expression))
+        return value, abs(value)
+    values, sizes = zip(*(_value_and_size(part, at) for part in expression.args), strict=True)
+    if expression.is_Add:
+        return math.fsum(values), math.fsum(sizes)
+    if expression.is_Mul:
+        return math.prod(values), math.prod(sizes)
+    value = float(expression.func(*values))
+    # The relative error of an argument is that of the result, times the power.
+    times = abs(values[1]) if expression.is_Pow else 1.0
+    growth = max((size / abs(v) if v else 1.0 for v, size in zip(values, sizes, strict=True)), default=1.0)
+    return value, abs(value) * growth ** max(times, 1.0)
 
 
 class Fraction(NamedTuple):

@@ -25,8 +25,9 @@ def symbolic(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Turn a JAX function of arrays into the same function of SymPy expressions.
 
     Use it to prove statements about the function that runs, gradients by `jax.grad` included. The arguments are trees whose
-    leaves are expressions, NumPy arrays of them or SymPy matrices; each stands for a float64 array. Floats are taken as the
-    rational numbers that they represent. The symbols' assumptions decide comparisons, so declare positive what is positive.
+    leaves are expressions, NumPy arrays of them or SymPy matrices; each stands for a float64 array. Floats that can be written
+    down, such as 0.1 or 1 / 3, are taken as these rational numbers; others, such as cos(1), stay floats, and prove nothing. The
+    symbols' assumptions decide comparisons, so declare positive what is positive.
 
     Args:
         fn: a function that JAX can trace.

@@ -1,10 +1,14 @@
 """The values of the interpreter, arrays of SymPy expressions, and the errors that it raises.
 
-A value is a NumPy array. Floating-point data become expressions (dtype object), and every float the rational number that it
-represents. Integers and booleans keep their dtype: they are indices and conditions, and have one known value.
+A value is a NumPy array. Floating-point data become expressions (dtype object). A float that someone may have written down,
+such as 0.5, 0.1, 1e-8 or 1/3, becomes that rational number. Any other, such as cos(1), is the rounding of a number that it does
+not tell, and stays a SymPy float: what has one is known to rounding, and nothing is proved of it. Integers and booleans keep
+their dtype: they are indices and conditions, and have one known value.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -58,8 +62,31 @@ def require_short(entries: Iterable[sp.Basic], most: int) -> None:
         )
 
 
+DIGITS = 12  # of a decimal constant
+BITS = 26  # of a binary one
+DENOMINATOR = 1000  # of a fraction; some 3e5 of them are below 1, where there are 5e15 floats, so few are met by chance
+
+
+def constant(x: float) -> sp.Expr:
+    """The rational number that a float stands for, or the float where it stands for none.
+
+    Examples:
+        >>> constant(0.1), constant(2 / 3), constant(2.0**-30), constant(math.cos(1))
+        (1/10, 2/3, 1/1073741824, 0.540302305868140)
+    """
+    if not math.isfinite(x):
+        return sp.Float(x)  # sp.Rational would turn it into 0 without a word
+    binary, decimal = Fraction(x), Fraction(repr(x))
+    if binary.numerator.bit_length() <= BITS:
+        return sp.Rational(binary.numerator, binary.denominator)
+    if len(repr(x).partition("e")[0].replace(".", "").strip("-0")) <= DIGITS:
+        return sp.Rational(decimal.numerator, decimal.denominator)
+    near = binary.limit_denominator(DENOMINATOR)
+    return sp.Rational(near.numerator, near.denominator) if float(near) == x else sp.Float(x)
+
+
 def exact(leaf: Any) -> Values:
-    """Convert floats to exact rationals. Expressions, integers and booleans stay as they are.
+    """Convert floats by `constant`. Expressions, integers and booleans stay as they are.
 
     Args:
         leaf: a number, an expression, an array of either, or a SymPy matrix.
@@ -68,8 +95,7 @@ def exact(leaf: Any) -> Values:
     if array.dtype == object:
         return entrywise(sp.sympify, array)
     if jnp.issubdtype(array.dtype, np.floating):
-        # sp.Rational turns an infinity or NaN into 0 without a word, so these stay floats.
-        return entrywise(lambda x: sp.Rational(x) if np.isfinite(x) else sp.Float(x), array.astype(float))
+        return entrywise(constant, array.astype(float))
     return array
 
 

@@ -17,6 +17,8 @@ from fimlens.structure import Params, Structure
 
 Deviation = Float[Array, ""] | float
 
+TOLERANCE = 1e-8  # up to which a law holds
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def distance(a: Any, b: Any) -> Deviation:
     return jnp.where(jnp.isfinite(difference), difference, jnp.inf)
 
 
+@jax.jit
 def worst(*deviations: Deviation) -> Deviation:
     """The largest of several deviations; NaN where one is NaN, so that `check` refuses it."""
     return jnp.stack([jnp.asarray(deviation, float) for deviation in deviations]).max()

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax
 from rich.table import Table
 
-from fimlens.lens.case import draw_case
-from fimlens.lens.laws import LAWS, SHAPES, TOLERANCE
+from fimlens.lens.case import TOLERANCE, draw_case
+from fimlens.lens.laws import LAWS, SHAPES
 from fimlens.structure import Structure
 
 

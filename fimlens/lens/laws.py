@@ -6,30 +6,26 @@ closed form and the numeric optimum. Laws are jitted, because a law run eagerly 
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from fimlens.fisher.fisher import Fisher, unvec, vec
+from fimlens.fisher.fisher import Fisher
+from fimlens.lens.basis_laws import rest, symmetry, trackers, tracking, transport
 from fimlens.lens.case import Case, Deviation, distance, worst
+from fimlens.lens.member_laws import application, chart, cone, isometry, update
 from fimlens.linalg.spectral_functions import inverse_root
-from fimlens.solver.fit import fit, least_eigenvalue, unchecked_gap
+from fimlens.solver.fit import fit, unchecked_gap
 from fimlens.solver.newton import scale_coordinates
-from fimlens.solver.sizes import isotropic
 from fimlens.solver.solve import solve
 from fimlens.solver.stationarity import stationarity
-from fimlens.structure import BasisStep, Claim, Params
-from fimlens.structures import LowRank
-from fimlens.transforms.low_rank_update import low_rank_update_of
+from fimlens.structure import BasisStep, Claim, Params, Statistics
+from fimlens.structures.move import Move
 from fimlens.transforms.state import start_from
-from fimlens.transforms.structure_transform import scale_by_structure
-
-TOLERANCE = 1e-8
-
+from fimlens.transforms.structure_transform import scale_by_structure, tracker_decay
 
 SHAPES = ((3, 4), (4, 3), (4, 6), (6, 6))
 
@@ -40,76 +36,15 @@ _dense = jax.jit(lambda structure, member: structure.dense(member), static_argnu
 _stats = jax.jit(lambda structure, fisher, member: structure.stats(fisher, member), static_argnums=0)
 
 
-_least_eigenvalue = jax.jit(least_eigenvalue, static_argnums=0)
-
-
-@jax.jit
-def chart(case: Case) -> Deviation:
-    """The identity is in the family (on its range), z = 0 names the member itself, and every z a PSD matrix."""
-    structure, centre = case.structure, isotropic(case.structure, case.shape)
-    identity = structure.dense(centre)
-    full = None not in jax.tree.leaves(structure.eigenvalues(centre), is_leaf=lambda x: x is None)
-    F = structure.dense(case.member)
-    zero = jax.tree.map(jnp.zeros_like, case.member)
-    return worst(
-        distance(identity, jnp.eye(len(identity)) if full else identity @ identity),
-        distance(structure.dense(structure.chart(zero, case.member)), F),
-        distance(F, F.T),
-        -jnp.linalg.eigvalsh(F).min() / jnp.abs(F).max(),
-    )
-
-
-def cone(case: Case) -> Deviation:
-    """Eigenvalues are non-negative, as every Fisher's are: the least of the fit, in units of the largest, on the ensemble, on
-    one of its gradients and on one entry alone."""
-    nothing = jnp.zeros_like(case.gradients)  # of as many samples, so that no fit is compiled anew
-    harsher = nothing.at[0].set(case.gradients[0]), nothing.at[0, 0, 0].set(1)
-    members = case.fitted, *(fit(case.structure, Fisher.from_gradients(G)) for G in harsher)
-    return worst(0.0, *(-_least_eigenvalue(case.structure, member) for member in members))
-
-
-@jax.jit
-def isometry(case: Case) -> Deviation:
-    """from_eigenbasis(to_eigenbasis(G)) == G, and to_eigenbasis keeps norms."""
-    G, frame = case.gradients[0], case.member.frame
-    X = case.structure.to_eigenbasis(frame, G)
-    norm = sum(jnp.sum(x**2) for x in jax.tree.leaves(X))
-    return worst(distance(case.structure.from_eigenbasis(frame, X), G), distance(norm, jnp.sum(G**2)))
-
-
-@jax.jit
-def application(case: Case) -> Deviation:
-    """apply(member, G, f) == Mat(f(dense(member)) Vec(G)) for f = x, 1/(sqrt(x) + 0.1) and, on the range, 1/sqrt(x)."""
-    fs = (lambda x: x, lambda x: 1 / (jnp.sqrt(x) + 0.1), inverse_root(0.0))
-    return worst(*(distance(case.structure.apply(case.member, case.gradients[0], f), _applied_densely(case, f)) for f in fs))
-
-
-@jax.jit
-def update(case: Case) -> Deviation:
-    """An optimizer's update is Mat(f(dense(member)) Vec(G)) with f = 1/(sqrt(x) + eps) and, on the range, 1/sqrt(x): the
-    coordinates that `precondition` scales, and for a low-rank structure its products of thin bases."""
-    structure, member, G = case.structure, case.member, case.gradients[0]
-    X = structure.to_eigenbasis(member.frame, G)
-    deviations = []
-    for eps in (0.1, 0.0):
-        expected = _applied_densely(case, inverse_root(eps))
-        updates = [structure.from_eigenbasis(member.frame, structure.precondition(member, X, eps))]
-        if isinstance(structure, LowRank):
-            updates.append(low_rank_update_of(structure, member, G, eps))
-        deviations += [distance(each, expected) for each in updates]
-    return worst(*deviations)
-
-
-def _applied_densely(case: Case, f: Callable[[Array], Array]) -> Array:
-    """Mat(f(dense(member)) Vec(G)), zero outside the range."""
-    values, Q = jnp.linalg.eigh(case.structure.dense(case.member))
-    seen = values > 1e-12 * values.max()
-    return unvec(Q @ (jnp.where(seen, f(jnp.where(seen, values, 1)), 0) * (Q.T @ vec(case.gradients[0]))), case.shape)
-
-
 def layout(case: Case) -> Deviation:
-    """fit returns the tree, shapes and dtypes of chart, so that it can sit in scan and cond."""
-    a, b = (jax.tree.map(lambda x: (x.shape, x.dtype), p) for p in (case.fitted, case.member))
+    """fit returns the tree, shapes and dtypes of chart, and `update_basis` and `transport` those of what they move, so that all
+    can sit in scan and cond."""
+    structure, frame = case.structure, case.fitted.frame
+    stats = _stats(structure, case.fisher, case.fitted)
+    moved = jax.eval_shape(lambda: structure.update_basis(stats, frame, case.fisher, BasisStep(case.key)))
+    carried = jax.eval_shape(lambda: structure.transport(stats, Move(*map(jnp.eye, case.shape))))
+    found, expected = (case.fitted, moved, carried), (case.member, (frame, stats), stats)
+    a, b = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (found, expected))
     return 0.0 if a == b else float("inf")
 
 
@@ -147,23 +82,21 @@ def _lower(case: Case) -> Deviation:
     return (at_fit - jnp.stack(others)).max() / fisher.norm_squared
 
 
-def symmetry(case: Case) -> Deviation:
-    """The stated invariances: gradients P G Q of the stated kinds turn F~ by Q^T (x) P."""
-    P, Q = (
-        _transform(kind, size, jax.random.fold_in(case.key, stream))
-        for kind, size, stream in zip(case.structure.symmetry, case.shape, (5, 6), strict=True)
+@jax.jit
+def objective(case: Case) -> Deviation:
+    """The objective is ||F~ - F||^2, up to a constant, where the claim is about this norm. Otherwise it is lower at the fit
+    than at random eigenvalues in the fit's basis."""
+    structure, fisher, fitted, member = case.structure, case.fisher, case.fitted, case.member
+    if structure.claim in (Claim.BOUND, Claim.OTHER):
+        at_fit, at_random = (
+            structure.objective(Params(fitted.frame, coords), fisher) for coords in (fitted.coords, member.coords)
+        )
+        return jnp.where(at_fit < at_random, 0.0, jnp.inf)
+    F = fisher.dense()
+    values, errors = zip(
+        *((structure.objective(p, fisher), jnp.sum((structure.dense(p) - F) ** 2)) for p in (fitted, member)), strict=True
     )
-    turned = fit(case.structure, Fisher.from_gradients(P @ case.gradients @ Q))
-    B = jnp.kron(Q.T, P)
-    return distance(_dense(case.structure, turned), B @ _dense(case.structure, case.fitted) @ B.T)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _transform(kind: str | None, size: int, key: Array) -> Float[Array, "k k"]:
-    """A random matrix of the kind that a structure states its symmetry by."""
-    if kind == "orthogonal":
-        return jnp.linalg.qr(jax.random.normal(key, (size, size)))[0]
-    return jnp.roll(jnp.eye(size), 1 if kind == "permutation" else 0, axis=0)
+    return jnp.abs(values[0] - values[1] - (errors[0] - errors[1])) / fisher.norm_squared
 
 
 def compilation(case: Case) -> Deviation:
@@ -190,14 +123,20 @@ def compilation(case: Case) -> Deviation:
 
 @jax.jit
 def streaming(case: Case) -> Deviation:
-    """In a fixed frame, the transform's state holds the exponential average of `stats`, which are linear in F."""
+    """In a fixed frame, the transform's state holds the exponential averages of `stats`, which are linear in F: what the basis
+    follows by the decay of its tracker, if that has one of its own."""
     structure, G, b = case.structure, case.gradients[:5], 0.9
     tx = scale_by_structure(structure, b1=None, b2=b, update_interval=None)
     state = start_from(tx.init(G[0]), case.fitted.frame)
     state, _ = jax.lax.scan(lambda state, g: (tx.update(g, state)[1], None), state, G)
-    weights = (1 - b) * b ** jnp.arange(len(G) - 1, -1, -1.0)
-    weighted = Fisher.from_gradients(G * jnp.sqrt(len(G) * weights)[:, None, None])
-    expected = jax.tree.leaves(structure.stats(weighted, case.fitted))
+
+    def averaged(b: Any) -> Statistics:
+        weights = (1 - b) * b ** jnp.arange(len(G) - 1, -1, -1.0)
+        weighted = Fisher.from_gradients(G * jnp.sqrt(len(G) * weights)[:, None, None])
+        return structure.stats(weighted, case.fitted)
+
+    b3 = tracker_decay(structure)
+    expected = jax.tree.leaves((averaged(b if b3 is None else b3).basis, averaged(b).spectrum))
     kept = jax.tree.leaves((state.covariances, state.averaged))
     return distance([k.reshape(e.shape) for k, e in zip(kept, expected, strict=True)], expected)
 
@@ -210,16 +149,6 @@ def forms(case: Case) -> Deviation:
         distance(*(_stats(structure, fisher, case.fitted) for fisher in fishers)),
         distance(*(_dense(structure, fit(structure, fisher)) for fisher in fishers)),
     )
-
-
-@jax.jit
-def rest(case: Case) -> Deviation:
-    """fit is at rest: one more update of its basis leaves F~ where it is."""
-    structure, frame = case.structure, case.fitted.frame
-    stats = structure.stats(case.fisher, case.fitted)
-    moved, _ = structure.update_basis(stats, frame, case.fisher, BasisStep(case.key))
-    again = structure.fit(structure.stats(case.fisher, Params(moved, None)), moved)
-    return distance(structure.dense(again), structure.dense(case.fitted))
 
 
 def split(case: Case) -> Deviation:
@@ -238,7 +167,7 @@ def gaps(case: Case) -> Deviation:
 LAWS: dict[str, Callable[[Case], Deviation]] = {
     law.__name__: law
     for law in (
-        chart, cone, isometry, application, update, layout, homogeneity, claim, symmetry, compilation, streaming, forms, rest,
-        split, gaps,
+        chart, cone, isometry, application, update, layout, homogeneity, claim, objective, symmetry, compilation, streaming,
+        forms, transport, rest, tracking, trackers, split, gaps,
     )
 }  # fmt: skip

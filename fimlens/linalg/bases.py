@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 
 def above_rounding(x: Float[Array, "*stack m n"], *squares: Array, times: int = 8) -> Float[Array, "*stack m n"]:
@@ -72,7 +72,7 @@ def _inverse(A: Float[Array, "m m"]) -> Float[Array, "m m"]:
     The derivative rule below keeps derivatives of every order plain products.
     """
 
-    def eliminate(k: Array, A: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    def eliminate(k: Int[ArrayLike, ""], A: Float[Array, "m m"]) -> Float[Array, "m m"]:
         pivot, row, column = A[k, k], A[k], A[:, k]
         A = A - jnp.outer(column, row / pivot)
         return A.at[k].set(row / pivot).at[:, k].set(-column / pivot).at[k, k].set(1 / pivot)

@@ -22,11 +22,15 @@ from jax.lax.linalg import svd as lax_svd
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from fimlens.linalg.derivatives import eigh_derivative, qr_derivative, svd_derivative
 from fimlens.linalg.mesh import dividing
 
 
-def _batched_safely(decompose: Callable[[Array], Any], **accelerated: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    """Give `decompose` the rule for batches that the head of this file describes; `accelerated` replaces it by platform."""
+def _batched_safely(
+    decompose: Callable[[Array], Any], derivative: Callable[[Any, Array], Any], **accelerated: Callable[[Array], Any]
+) -> Callable[[Array], Any]:
+    """Give `decompose` a derivative, and for batches the rule that the head of this file describes; `accelerated` replaces it
+    by platform."""
     elsewhere = {"default": decompose} | accelerated
     batches_elsewhere = {name: jax.vmap(each) for name, each in elsewhere.items()}
 
@@ -48,7 +52,14 @@ def _batched_safely(decompose: Callable[[Array], Any], **accelerated: Callable[[
         out = jax.lax.platform_dependent(A, cpu=on_cpu, **batches_elsewhere)
         return out, jax.tree.structure(out).unflatten([True] * len(out))
 
-    return one
+    safely = jax.custom_jvp(one)
+
+    @safely.defjvp
+    def _(inputs: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+        out = safely(*inputs)
+        return out, jax.tree.structure(out).unflatten(derivative(tuple(out), *tangents))
+
+    return safely
 
 
 def iterated_eigh(A: Array) -> tuple[Array, Array]:
@@ -58,15 +69,15 @@ def iterated_eigh(A: Array) -> tuple[Array, Array]:
     return values, jnp.linalg.qr(powered)[0][:, ::-1]
 
 
-_eigh = _batched_safely(lambda A: tuple(jnp.linalg.eigh(A)), default=iterated_eigh)
+_eigh = _batched_safely(lambda A: tuple(jnp.linalg.eigh(A)), eigh_derivative, default=iterated_eigh)
 
 
-_qr = _batched_safely(jnp.linalg.qr)
+_qr = _batched_safely(jnp.linalg.qr, qr_derivative)
 
 
 # The thin svd by the QR algorithm is more exact on GPUs than their default.
 svd_by_qr = partial(lax_svd, full_matrices=False, algorithm=SvdAlgorithm.QR)
-_svd = _batched_safely(partial(lax_svd, full_matrices=False), cuda=svd_by_qr, rocm=svd_by_qr)
+_svd = _batched_safely(partial(lax_svd, full_matrices=False), svd_derivative, cuda=svd_by_qr, rocm=svd_by_qr)
 
 
 def eigh(A: Float[Array, "m m"]) -> tuple[Float[Array, " m"], Float[Array, "m m"]]:
@@ -115,10 +126,16 @@ def complete_basis(U: Float[Array, "m r"], sure: Bool[Array, " r"]) -> Float[Arr
 
 
 def power_step(powered: Float[Array, "m r"], U: Float[Array, "m r"]) -> Float[Array, "m r"]:
-    """Take one step of subspace iteration: orthonormalise `powered` = C U, keeping the vectors of U that C maps to zero."""
+    """Take one step of subspace iteration: orthonormalise `powered` = C U, keeping the vectors of U that C maps to zero.
+
+    QR makes each vector orthogonal to those before it. They enter by the eigenvalues that they stand for now, largest first:
+    otherwise vectors whose eigenvalues have crossed mix for many steps. They leave in the order of U, which is that of whatever
+    is averaged along them.
+    """
     sizes = jnp.linalg.norm(powered, axis=0)
     sure = sizes > rounding(powered) * sizes.max()  # a smaller column is rounding, and its direction noise
-    return fix_signs(orthonormal(jnp.where(sure, powered, U)))
+    order = jnp.argsort(-jnp.sum(U * powered, axis=0))
+    return fix_signs(orthonormal(jnp.where(sure, powered, U)[:, order])[:, jnp.argsort(order)])
 
 
 def complement(V: Float[Array, "m r"], which: Int[Array, " k"]) -> Float[Array, "m k"]:

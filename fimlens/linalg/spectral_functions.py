@@ -17,8 +17,9 @@ def inverse_root(eps: Float[ArrayLike, ""]) -> Callable[[Array], Array]:
 
 
 def _over_root(eps: Float[ArrayLike, ""], x: Array) -> Array:
-    scale = jnp.sqrt(x) + eps
-    # Both branches are differentiated, so the one that is not taken must not divide by zero.
+    # Both branches are differentiated: the one that is not taken must not divide by zero, nor take the root of zero, whose
+    # derivative is infinite. Negative numbers keep their NaN.
+    scale = jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x))) + eps
     return jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
 
 

@@ -1,17 +1,17 @@
 """AdaDiag, AdaDiag++ and AdafacDiag: eigenbases of the current gradient."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from jax.typing import DTypeLike
 
 from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
-from fimlens.structure import Structure
 from fimlens.structures import Diagonal, Marginals, Rotated, Singular
 from fimlens.transforms.dtypes import StateDtypes
 from fimlens.transforms.structure_transform import scale_by_structure
 
 
-def _in_basis_of_gradient(name: str, structure: Structure, summary: str, bases: str, averaged: str) -> Callable[..., Transform]:
+def _in_basis_of_gradient(name: str, structure: Rotated, summary: str, bases: str, averaged: str) -> Callable[..., Transform]:
     """The direction of [D] for a structure; `bases` and `averaged` are the shapes of its state for a 3 x 4 matrix."""
 
     def direction(
@@ -20,10 +20,17 @@ def _in_basis_of_gradient(name: str, structure: Structure, summary: str, bases: 
         b2: Number = 0.999,
         eps: Number = 1e-8,
         update_interval: Whole = 200,
+        max_basis_dim: Whole | None = 10_000,
         dtypes: StateDtypes | DTypeLike | None = None,
     ) -> Transform:
         return scale_by_structure(
-            structure, b1=b1, b2=b2, eps=eps, update_interval=update_interval, momentum="rotated", dtypes=dtypes
+            replace(structure, max_dim=max_basis_dim),
+            b1=b1,
+            b2=b2,
+            eps=eps,
+            update_interval=update_interval,
+            momentum="rotated",
+            dtypes=dtypes,
         )
 
     direction.__name__ = direction.__qualname__ = name
@@ -38,6 +45,8 @@ def _in_basis_of_gradient(name: str, structure: Structure, summary: str, bases: 
         b2: decay of the second moments. Default: 0.999, as in Adam.
         eps: number added to the root of each second moment. Default: 1e-8, as in Adam.
         update_interval: steps between refreshes of the basis, the first at the first step. Default: 200.
+        max_basis_dim: a side longer than this is not rotated, such as the vocabulary of a head. Default: 10000, as in SOAP's
+            code; None for no limit.
         dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
 
     Raises:
@@ -47,7 +56,7 @@ def _in_basis_of_gradient(name: str, structure: Structure, summary: str, bases: 
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
         >>> state = fl.{name}(update_interval=100).init(jnp.ones((3, 4)))
-        >>> [x.shape for x in jax.tree.leaves(state.frame)]  # the bases
+        >>> [x.shape for x in jax.tree.leaves(state.bases)]  # the bases
         {bases}
         >>> [x.shape for x in jax.tree.leaves(state.averaged)]  # the second moments; no covariance
         {averaged}

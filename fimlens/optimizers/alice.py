@@ -68,7 +68,8 @@ def scale_by_alice(
         alpha: factor of the whole update, so that matrices can share a rate with other leaves. Default: 0.3, as in [G], which
             has 0.25 at 1.3B.
         alpha_c: factor of the compensation, within alpha. Default: 0.4, as in [G], which has 0.2 at 1.3B.
-        gamma: largest growth of the compensation's norm in one step; None for no limit. Default: 1.01, as in [G].
+        gamma: largest growth of the compensation's norm in one step, by the rule of `fl.limit_norm_growth`; None for no limit.
+            Default: 1.01, as in [G].
         switch: where new directions come from: "complement", "full", "gaussian", "gaussian-mix" or "none"; see
             `fl.SubspaceIteration`. Default: "complement", as in [G].
         compensation: the scale of each column outside the subspace: "optimal" ([G] Theorem 5.1), "fira", "fira+" or "none".

@@ -16,6 +16,7 @@ def scale_by_shampoo(
     b2: Number = 0.999,
     eps: Number = 1e-8,
     update_interval: Whole = 10,
+    max_basis_dim: Whole | None = 10_000,
     bias_correction: bool = True,
     dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
@@ -32,6 +33,8 @@ def scale_by_shampoo(
         b2: decay of the factors; 1 sums them, as in Gupta et al. Default: 0.999, as in Adam.
         eps: number added to the root of each eigenvalue. Default: 1e-8, as in Adam.
         update_interval: steps between refreshes of the bases, the first at the first step. Default: 10.
+        max_basis_dim: a side longer than this is not rotated, such as the vocabulary of a head. Default: 10000, as in
+            SOAP's code; None for no limit.
         bias_correction: whether averages are divided by the weight that they have gathered. Default: True, as in Adam.
         dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
 
@@ -42,12 +45,12 @@ def scale_by_shampoo(
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> state = fl.scale_by_shampoo(update_interval=20).init(jnp.ones((3, 4)))
-        >>> factors, bases = state.covariances["3 x 4"], state.frame["3 x 4"].bases
+        >>> factors, bases = state.covariances["3 x 4"], state.bases["3 x 4"]
         >>> factors.left.shape, factors.right.shape, bases.left.shape, bases.right.shape
         ((1, 3, 3), (1, 4, 4), (1, 3, 3), (1, 4, 4))
     """
     return scale_by_structure(
-        Rotated(GeometricMarginals(), "LR"),
+        Rotated(GeometricMarginals(), "LR", max_dim=max_basis_dim),
         b1=b1,
         b2=b2,
         eps=eps,
@@ -64,6 +67,7 @@ def scale_by_soap(
     b3: Number | None = None,
     eps: Number = 1e-8,
     update_interval: Whole = 10,
+    max_basis_dim: Whole | None = 10_000,
     refresh: str = "qr",
     turn: str = "after",
     dtypes: StateDtypes | DTypeLike | None = None,
@@ -76,7 +80,8 @@ def scale_by_soap(
     coordinate that may be rounding alone gets no update, so that the arbitrary vectors of a null space move nothing; eps is
     added to the bias-corrected root, as in Adam. Second moments change basis at a refresh, by the squared entries of the
     rotation, and keep the row and column means that the covariances state. The first basis comes from an eigendecomposition
-    whatever `refresh` is.
+    whatever `refresh` is. Unlike Algorithm 4, and as in the authors' code, "qr" takes vectors in the order of their present
+    eigenvalues.
 
     Args:
         b1: decay of the momentum. Default: 0.95, as in Vyas et al.
@@ -84,6 +89,8 @@ def scale_by_soap(
         b3: decay of the covariances that the bases follow. Default: None, b2.
         eps: number added to the root of each second moment. Default: 1e-8, as in Vyas et al.
         update_interval: steps between refreshes of the bases, the first at the first step. Default: 10, as in Vyas et al.
+        max_basis_dim: a side longer than this is not rotated, such as the vocabulary of a head. Default: 10000, as in
+            SOAP's code; None for no limit.
         refresh: "qr", one power step from the old basis, or "eigh", an eigendecomposition. Default: "qr", as in Vyas et al.
         turn: when a refresh takes place. "after" the update: no gradient meets a basis that it chose, and the first step
             only starts the bases and moves nothing. "before" it: as in [G]. Default: "after", as in Vyas et al.
@@ -110,6 +117,7 @@ def scale_by_osoap(
     b3: Number | None = None,
     eps: Number = 1e-8,
     update_interval: Whole = 10,
+    max_basis_dim: Whole | None = 10_000,
     refresh: str = "eigh",
     turn: str = "before",
     dtypes: StateDtypes | DTypeLike | None = None,
@@ -125,6 +133,8 @@ def scale_by_osoap(
         b3: decay of the covariance that the basis follows. Default: None, b2.
         eps: number added to the root of each second moment. Default: 1e-8, as in Adam.
         update_interval: steps between refreshes of the basis, the first at the first step. Default: 10, as in SOAP.
+        max_basis_dim: a side longer than this is not rotated, such as the vocabulary of a head. Default: 10000, as in
+            SOAP's code; None for no limit.
         refresh: "qr", one power step from the old basis, or "eigh", an eigendecomposition. Default: "eigh", as in [G].
         turn: when a refresh takes place: "before" the update, or "after" it; see `soap`. Default: "before", as in [G].
         dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
@@ -136,17 +146,18 @@ def scale_by_osoap(
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> state = fl.scale_by_osoap().init([jnp.ones((3, 4)), jnp.ones((4, 3))])
-        >>> state.frame["3 x 4"].bases.left.shape, state.frame["4 x 3"].bases.right.shape  # the shorter side's alone
+        >>> state.bases["3 x 4"].left.shape, state.bases["4 x 3"].right.shape  # the shorter side's alone
         ((1, 3, 3), (1, 3, 3))
     """
     return _soap("osoap", "short", **locals())
 
 
-def _soap(call: str, sides: str, refresh: str, b3: Number | None, **options: Any) -> Transform:
+def _soap(call: str, sides: str, refresh: str, b3: Number | None, max_basis_dim: Whole | None, **options: Any) -> Transform:
     trackers = {"eigh": Eigen, "qr": PowerStep}
     if refresh not in trackers:
         raise ValueError(f"{call}: refresh is one of {', '.join(map(repr, trackers))}; got {refresh!r}")
-    return scale_by_structure(Rotated(Diagonal(), sides, trackers[refresh](b3)), momentum="rotated", **options)
+    structure = Rotated(Diagonal(), sides, trackers[refresh](b3), max_basis_dim)
+    return scale_by_structure(structure, momentum="rotated", **options)
 
 
 shampoo = full_chain(scale_by_shampoo)

@@ -5,19 +5,20 @@ from typing import Any
 import optax
 from jax.typing import DTypeLike
 
-from fimlens.optimizers.full_chain import Number, Rate, Transform, decay_links, require_rate
-from fimlens.structures import Diagonal
+from fimlens.optimizers.full_chain import Number, Rate, Transform, require_rate
+from fimlens.optimizers.links import decay_weights, scale_by_adam
+from fimlens.optimizers.signature import takes_optax_names
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
 from fimlens.transforms.momentum import compute_in_float32, keep_state_dtypes
-from fimlens.transforms.structure_transform import scale_by_structure
 
 
+@takes_optax_names
 def sgd(
     learning_rate: Rate,
-    *,
     momentum: Number | None = None,
     nesterov: bool = False,
-    weight_decay: Number = 0.0,
+    *,
+    weight_decay: Rate = 0.0,
     mask: Any = None,
     dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
@@ -30,7 +31,8 @@ def sgd(
         learning_rate: step size: a number, an array or an Optax schedule.
         momentum: decay of the sum of gradients. Default: None, no momentum.
         nesterov: whether the momentum looks one step ahead. Default: False.
-        weight_decay: decoupled weight decay: each step subtracts it times the rate times the weights. Default: 0.
+        weight_decay: decoupled weight decay, a number or a schedule: each step subtracts it times the rate times the
+            weights. Default: 0.
         mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
         dtypes: `fl.StateDtypes` of the stored state, or one dtype; here of the momentum. Default: None, the weights' dtype.
 
@@ -49,18 +51,21 @@ def sgd(
     """
     require_rate("sgd", "learning_rate", learning_rate)
     traced = [] if momentum is None else [keep_state_dtypes(optax.trace(momentum, nesterov, state_dtypes(dtypes).momentum))]
-    return compute_in_float32(
-        optax.chain(*traced, *decay_links(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
-    )
+    steps = optax.chain(*traced, decay_weights(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
+    return compute_in_float32(steps)
 
 
+@takes_optax_names
 def adam(
     learning_rate: Rate,
-    *,
     b1: Number = 0.9,
     b2: Number = 0.999,
     eps: Number = 1e-8,
-    weight_decay: Number = 0.0,
+    eps_root: Number = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nesterov: bool = False,
+    weight_decay: Rate = 0.0,
     mask: Any = None,
     dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
@@ -74,7 +79,11 @@ def adam(
         b1: decay of the momentum. Default: 0.9, as in Kingma and Ba.
         b2: decay of the second moments. Default: 0.999, as in Kingma and Ba.
         eps: number added to the root of each second moment. Default: 1e-8, as in Kingma and Ba.
-        weight_decay: decoupled weight decay: each step subtracts it times the rate times the weights. Default: 0.
+        eps_root: number added to each second moment under the root. Default: 0, as in Optax.
+        mu_dtype: dtype of the stored momentum, Optax's name for that of `dtypes`. Default: None, that of `dtypes`.
+        nesterov: whether the momentum looks one step ahead, as in Optax. Default: False.
+        weight_decay: decoupled weight decay, a number or a schedule: each step subtracts it times the rate times the
+            weights. Default: 0.
         mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
         dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
 
@@ -92,20 +101,25 @@ def adam(
         ((1, 2), (1, 2))
     """
     require_rate("adam", "learning_rate", learning_rate)
-    direction = scale_by_structure(Diagonal(), b1=b1, b2=b2, eps=eps, dtypes=dtypes)
-    return compute_in_float32(
-        optax.chain(direction, *decay_links(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
-    )
+    dtypes = state_dtypes(dtypes)
+    dtypes = dtypes if mu_dtype is None else dtypes._replace(momentum=mu_dtype)
+    direction = scale_by_adam(b1, b2, eps, eps_root, nesterov, dtypes)
+    steps = optax.chain(direction, decay_weights(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
+    return compute_in_float32(steps)
 
 
+@takes_optax_names
 def adamw(
     learning_rate: Rate,
-    *,
     b1: Number = 0.9,
     b2: Number = 0.999,
     eps: Number = 1e-8,
-    weight_decay: Number = 1e-4,
+    eps_root: Number = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    weight_decay: Rate = 1e-4,
     mask: Any = None,
+    *,
+    nesterov: bool = False,
     dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
     """AdamW (Loshchilov and Hutter, 2019): `adam` with decoupled weight decay by default. `optax.adamw`.
@@ -117,9 +131,12 @@ def adamw(
         b1: decay of the momentum. Default: 0.9, as in Adam.
         b2: decay of the second moments. Default: 0.999, as in Adam.
         eps: number added to the root of each second moment. Default: 1e-8, as in Adam.
-        weight_decay: decoupled weight decay: each step subtracts it times the rate times the weights. Default: 1e-4, as in
-            Optax.
+        eps_root: number added to each second moment under the root. Default: 0, as in Optax.
+        mu_dtype: dtype of the stored momentum, Optax's name for that of `dtypes`. Default: None, that of `dtypes`.
+        weight_decay: decoupled weight decay, a number or a schedule: each step subtracts it times the rate times the
+            weights. Default: 1e-4, as in Optax.
         mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
+        nesterov: whether the momentum looks one step ahead, as in Optax. Default: False.
         dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
 
     Raises:
@@ -134,4 +151,4 @@ def adamw(
         ([[-0.125, -0.125]], True)
     """
     require_rate("adamw", "learning_rate", learning_rate)
-    return adam(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask, dtypes=dtypes)
+    return adam(**locals())

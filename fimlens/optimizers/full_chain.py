@@ -2,38 +2,35 @@
 
 import inspect
 from collections.abc import Callable
-from inspect import Parameter, Signature
+from inspect import Parameter
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from jaxtyping import ArrayLike, Float, Int, PyTree
+from jaxtyping import PyTree
 
-from fimlens._validate import require_real
+from fimlens._validate import path_name, require_real
 from fimlens.optimizers.docstrings import argument_lines, sections, with_arguments
-from fimlens.structures import Diagonal
-from fimlens.transforms.as_matrix import as_matrix
+from fimlens.optimizers.links import Number as Number
+from fimlens.optimizers.links import Rate as Rate
+from fimlens.optimizers.links import Transform as Transform
+from fimlens.optimizers.links import Whole as Whole
+from fimlens.optimizers.links import decay_weights, scale_by_adam
+from fimlens.optimizers.signature import OptimizerSignature, bound_arguments
+from fimlens.transforms.as_matrix import through_views
 from fimlens.transforms.momentum import compute_in_float32
-from fimlens.transforms.routing import METHOD, OTHERS, leaf_labels
-from fimlens.transforms.structure_transform import scale_by_structure
-
-Number = Float[ArrayLike, ""]
-
-
-Whole = Int[ArrayLike, ""]
-
-
-Rate = Number | optax.Schedule
-
-
-Transform = optax.GradientTransformation
-
+from fimlens.transforms.routing import METHOD, OTHERS, leaf_labels, leaf_views
 
 CHAIN_DEFAULTS = {
     "weight_decay": 0.0,
     "mask": None,
     "adam_learning_rate": None,
+    "adam_weight_decay": None,
+    "adam_b1": 0.9,
+    "adam_b2": 0.999,
+    "adam_eps": 1e-8,
+    "adam_eps_root": 0.0,
     "route": None,
     "head": False,
     "axes": None,
@@ -50,12 +47,18 @@ This is the full optimizer: matrices go to the method, all other leaves to Adam.
 
 Args:
     learning_rate: step size of the matrices: a number, an array or an Optax schedule.
-    weight_decay: decoupled weight decay: each step subtracts it times the leaf's rate times the weights. Default: 0.
+    weight_decay: decoupled weight decay, a number or a schedule: each step subtracts it times the leaf's rate times the
+        weights. Default: 0.
     mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
     adam_learning_rate: step size of the other leaves. Default: None, {adam_rate}.
+    adam_weight_decay: weight decay of the other leaves. Default: None, `weight_decay`.
+    adam_b1: decay of Adam's momentum. Default: 0.9, as in Adam.
+    adam_b2: decay of Adam's second moments. Default: 0.999, as in Adam.
+    adam_eps: number added to the root of each of Adam's second moments. Default: 1e-8, as in Adam.
+    adam_eps_root: number added to each of Adam's second moments under the root. Default: 0, as in Adam.
     route: which leaves are matrices; see `fl.matrices`. Default: None, its rule by shapes and names.
     head: whether the output head goes to the method, under that rule. Default: False, it goes to Adam.
-    axes: which axes of a leaf of three or more are a matrix; see `fl.as_matrix`. Default: None, its rule by their number.
+    axes: which axes of a leaf are a matrix; see `fl.matrices`. Default: None, by the evidence described there.
 
 Raises:
     TypeError: a rate is neither a number, an array nor a schedule, an argument is unknown, or (at init) a parameter is not of
@@ -75,12 +78,6 @@ Examples:
 """
 
 
-def decay_links(weight_decay: Number, mask: Any) -> list[Transform]:
-    """Decoupled weight decay as links of a chain; no link if it is the number 0."""
-    is_zero = isinstance(weight_decay, float | int) and weight_decay == 0
-    return [] if is_zero else [optax.add_decayed_weights(weight_decay, mask)]
-
-
 def require_rate(call: str, name: str, rate: Any) -> None:
     """Refuse a learning rate of another kind.
 
@@ -92,7 +89,7 @@ def require_rate(call: str, name: str, rate: Any) -> None:
 
 
 def full_chain(
-    direction: Callable[..., Transform], adam_factor: float = 1.0, adam: Transform | None = None
+    direction: Callable[..., Transform], adam_factor: float = 1.0, adam_nesterov: bool = False
 ) -> Callable[..., Transform]:
     """Make the full optimizer of a direction `scale_by_*` for matrices.
 
@@ -102,33 +99,28 @@ def full_chain(
     Args:
         direction: makes the transform of the matrices.
         adam_factor: Adam's default learning rate, relative to the method's.
-        adam: the direction of the other leaves. Default: None, Adam.
+        adam_nesterov: whether Adam's momentum looks one step ahead.
     """
 
     name = direction.__name__.removeprefix("scale_by_")
-    others = scale_by_structure(Diagonal()) if adam is None else adam
 
-    def optimizer(learning_rate: Rate, **options: Any) -> Transform:
-        try:
-            given = signature.bind(learning_rate, **options)
-        except TypeError as error:
-            raise TypeError(f"{name}: {error}. Its arguments are {', '.join(signature.parameters)}.") from None
-        given.apply_defaults()
-        options = dict(given.arguments)
+    def optimizer(*args: Any, **kwargs: Any) -> Transform:
+        options = bound_arguments(name, signature, args, kwargs)
         around = {name: options.pop(name) for name in ("learning_rate", *CHAIN_DEFAULTS)}
-        adam_rate = around["adam_learning_rate"]
-        require_rate(name, "learning_rate", learning_rate)
+        rate, adam_rate = around["learning_rate"], around["adam_learning_rate"]
+        require_rate(name, "learning_rate", rate)
         if adam_rate is None:
-            adam_rate = _times(adam_factor, learning_rate)
+            adam_rate = _times(adam_factor, rate)
         require_rate(name, "adam_learning_rate", adam_rate)
-        directions = {METHOD: as_matrix(direction(**options), around["axes"]), OTHERS: others}
-        decay = decay_links(around["weight_decay"], around["mask"])
-        rates = {METHOD: optax.scale_by_learning_rate(learning_rate), OTHERS: optax.scale_by_learning_rate(adam_rate)}
-        return _routed(name, directions, decay, rates, leaf_labels(around["route"], around["head"]))
+        adam = {option: around[f"adam_{option}"] for option in ("b1", "b2", "eps", "eps_root")}
+        directions = {METHOD: direction(**options), OTHERS: scale_by_adam(**adam, nesterov=adam_nesterov)}
+        decays = around["weight_decay"], around["mask"], around["adam_weight_decay"]
+        rates = {METHOD: optax.scale_by_learning_rate(rate), OTHERS: optax.scale_by_learning_rate(adam_rate)}
+        return _routed(name, directions, decays, rates, leaf_views(name, around["route"], around["head"], around["axes"]))
 
     chain_parameters = [Parameter(name, Parameter.KEYWORD_ONLY, default=default) for name, default in CHAIN_DEFAULTS.items()]
     own = list(inspect.signature(direction).parameters.values())
-    signature = Signature([Parameter("learning_rate", Parameter.POSITIONAL_OR_KEYWORD), *own, *chain_parameters])
+    signature = OptimizerSignature([Parameter("learning_rate", Parameter.POSITIONAL_OR_KEYWORD), *own, *chain_parameters])
     optimizer.__signature__ = signature
     optimizer.__module__ = direction.__module__
     optimizer.__name__ = optimizer.__qualname__ = name
@@ -139,22 +131,24 @@ def full_chain(
 def _routed(
     name: str,
     directions: dict[str, Transform],
-    decay: list[Transform],
+    decays: tuple[Rate, Any, Rate | None],
     rates: dict[str, Transform],
-    labels_of: Callable[[PyTree], PyTree],
+    views_of: Callable[..., Any],
 ) -> Transform:
     """The chain of directions, decay and rates; directions and rates have one entry for each label."""
 
-    def chain(tree: PyTree) -> Transform:
-        labels = labels_of(tree)  # once for both partitions
+    def chain(tree: PyTree, warn: bool = False) -> Transform:
+        views = views_of(tree, warn)
+        labels = leaf_labels(tree, views)  # once for both partitions
+        seen = directions | {METHOD: through_views(directions[METHOD], lambda *_: views)}
         # Labels go in as a function: a tree of them may be a module of Equinox, which partition would call.
-        direction, rate = (optax.partition(by_label, lambda _: labels) for by_label in (directions, rates))
+        direction, rate = (optax.partition(by_label, lambda _: labels) for by_label in (seen, rates))
         # The decay stands between the two, where it sees the whole tree, so that any mask fits.
-        return optax.chain(direction, *decay, rate)
+        return optax.chain(direction, decay_weights(*decays, lambda path: not views[path_name(path)]), rate)
 
     def init(params: PyTree) -> Any:
         require_real(name, params)
-        return chain(params).init(params)
+        return chain(params, warn=True).init(params)
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
         return chain(updates).update(updates, state, params, **extra)
@@ -166,7 +160,7 @@ def _times(factor: float, rate: Rate) -> Rate:
     return (lambda step: factor * rate(step)) if callable(rate) else factor * rate
 
 
-def _documented(direction: Callable[..., Transform], name: str, signature: Signature, adam_factor: float) -> str:
+def _documented(direction: Callable[..., Transform], name: str, signature: OptimizerSignature, adam_factor: float) -> str:
     """The docstring of a full optimizer: the direction's text, all arguments in the signature's order, and an example."""
     sizes = "".join(f", {option}={value}" for option, value in _EXAMPLE_SIZES.items() if option in signature.parameters)
     package = "fl." if direction.__module__.startswith("fimlens.") else ""  # an optimizer from outside is where it is defined

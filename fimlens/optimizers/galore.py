@@ -76,15 +76,21 @@ def scale_by_fira(
     makes of it, and the norm's growth is limited. The update in the subspace is that of LowRank(Diagonal(), rank, Drop()),
     ONE_STEP in U; the compensation belongs to no structure. State: 2 n r + m r with r = rank.
 
+    The factor alpha is that of the authors' code: it multiplies the lead U D alone, and what is scaled and limited is G - alpha
+    U U^T G, in full strength. The paper and [G] write G - U U^T G; [G] gives alpha = 0.3 and does not say what it multiplies.
+    As in that code, the limiter sees norms before bias correction. Unlike there, a norm may return to where it was after a tiny
+    update (`fl.limit_norm_growth`), eps is added to the bias-corrected root, and signs of U are fixed.
+
     Args:
         rank: dimension r of the subspace. [G] takes 128 at 60M parameters, 256 at 130M and 350M, 512 at 1.3B.
         update_interval: steps between refreshes, the first at the first step; None for that one alone. Default: 200, as in [G].
         b1: decay of the momentum. Default: 0.9, as in Adam.
         b2: decay of the second moments. Default: 0.999, as in Adam.
-        alpha: factor of the whole update, so that matrices can share a rate with other leaves. Default: 0.3, as in [G], which
-            has 0.25 at 1.3B.
+        alpha: factor of the lead; with `plus`, of the whole update. Default: 0.3, as in [G], which has 0.25 at 1.3B, as in the
+            code of Chen et al.
         gamma: largest growth of the compensation's norm in one step; None for no limit. Default: 1.01, as in Chen et al.
-        plus: whether the compensation is first scaled to the norm of D, [G]'s Fira+. Default: False, as in Chen et al.
+        plus: whether to take [G]'s Fira+: G - U U^T G is scaled to the norm of D before it is limited. Default: False, as in
+            Chen et al.
         moments: what a refresh does to momentum and second moments: "keep" them as if the basis had not moved, "rotate" them
             into the new basis, or "reset" them to zero. Default: "keep", as in Chen et al.
         eps: number added to the root of each second moment. Default: 1e-8, as in Adam.
@@ -98,13 +104,13 @@ def scale_by_fira(
         >>> import jax, jax.numpy as jnp, fimlens as fl
         >>> w = jnp.ones((3, 4))
         >>> fira_plus, galore = fl.scale_by_fira(rank=2, plus=True), fl.scale_by_galore(rank=2)
-        >>> [sum(x.size for x in jax.tree.leaves(tx.init(w))) for tx in (fira_plus, galore)]  # one more, for the limiter
-        [25, 24]
+        >>> [sum(x.size for x in jax.tree.leaves(tx.init(w))) for tx in (fira_plus, galore)]  # three more, for the limiter
+        [27, 24]
     """
-    rule = rules.matched_column_ratios if plus else rules.column_ratios
     options = locals()
-    del options["plus"], options["rule"]
-    return _in_subspace_of_gradient("fira", rule, **options)
+    if options.pop("plus"):
+        return _in_subspace_of_gradient("fira", rules.matched_column_ratios, **options)
+    return _in_subspace_of_gradient("fira", rules.column_ratios, **options | {"alpha": 1.0, "lift": alpha})
 
 
 def scale_by_apollo(
@@ -126,6 +132,9 @@ def scale_by_apollo(
     Column j of the gradient is scaled by ||D_j|| / ||sigma_j||, with sigma = P G and D what Adam makes of it; the growth of
     the update's norm is limited. This update belongs to no structure. State: 2 n r with r = rank (2 n for "mini"), and m r
     more for "svd"; a random P is stored as its key.
+
+    As in the authors' code, the limiter sees norms before alpha and before bias correction. Unlike there, a norm may return to
+    where it was after a tiny update (`fl.limit_norm_growth`), and eps is added to the bias-corrected root.
 
     Args:
         rank: dimension r of the subspace; it has no effect on "mini", whose rank is 1. Default: None, for "mini" alone.

@@ -46,7 +46,8 @@ def scale_by_low_rank_soap(
         b3: decay of the tracked averages, one for each side; 0 for no tracking. Default: 0.999, as in Alice.
         alpha: factor of the whole update, so that matrices can share a rate with other leaves. Default: 0.3, as in Alice.
         alpha_c: factor of the compensation, within alpha. Default: 0.4, as in Alice.
-        gamma: largest growth of the compensation's norm in one step; None for no limit. Default: 1.01, as in Alice.
+        gamma: largest growth of the compensation's norm in one step, by the rule of `fl.limit_norm_growth`; None for no limit.
+            Default: 1.01, as in Alice.
         switch: where new directions come from: "complement", "full", "gaussian", "gaussian-mix" or "none"; see
             `fl.SubspaceIteration`. Default: "complement", as in Alice.
         moments: what a refresh does to momentum, second moments and tracked averages: "keep" them as if the bases had not

@@ -6,14 +6,18 @@ import optax
 from jax.typing import DTypeLike
 
 from fimlens._validate import require_number
-from fimlens.optimizers.full_chain import Number, Rate, Transform, Whole, decay_links, full_chain, require_rate
+from fimlens.optimizers.full_chain import Number, Rate, Transform, Whole, full_chain, require_rate
+from fimlens.optimizers.links import decay_weights
+from fimlens.optimizers.signature import takes_optax_names
 from fimlens.structures import Marginals, RowColumn
+from fimlens.transforms.as_matrix import as_matrices
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
 from fimlens.transforms.momentum import compute_in_float32, keep_state_dtypes
 from fimlens.transforms.norms import clip_by_rms, limit_norm_growth, scale_by_weight_rms
 from fimlens.transforms.structure_transform import scale_by_structure
 
 
+@takes_optax_names
 def adafactor(
     learning_rate: Rate,
     *,
@@ -22,8 +26,9 @@ def adafactor(
     multiply_by_parameter_scale: bool = True,
     momentum: Number | None = None,
     eps: Number = 0.0,
-    weight_decay: Number = 0.0,
+    weight_decay: Rate = 0.0,
     mask: Any = None,
+    axes: Any = None,
     dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
     """Adafactor (Shazeer and Stern, 2018): second moments in m + n numbers. Use it for little memory and a cheap step.
@@ -42,9 +47,11 @@ def adafactor(
             Shazeer and Stern.
         momentum: decay of the average of updates. Default: None, no momentum.
         eps: number added to the root of each eigenvalue. Default: 0.
-        weight_decay: number times the weights that each step subtracts. As in Optax the rate does not scale it: `adamw`'s w
-            is w times the rate here. Default: 0.
+        weight_decay: number or schedule times the weights that each step subtracts. As in Optax the rate does not scale it:
+            `adamw`'s w is w times the rate here. Default: 0.
         mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
+        axes: which axes of a leaf are a matrix; see `fl.as_matrix`. Default: None, by evidence; a leaf of more than two axes
+            without any is a stack of matrices, its last two axes, and `init` warns of it.
         dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 factors, and the
             momentum in the weights' dtype.
 
@@ -56,22 +63,23 @@ def adafactor(
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
         >>> state = fl.adafactor(1e-2).init(jnp.ones((3, 4)))
-        >>> [x.shape for x in jax.tree.leaves(state[0].averaged)]  # row and column means in place of 3 x 4
+        >>> [x.shape for x in jax.tree.leaves(state[0][0].averaged)]  # row and column means in place of 3 x 4
         [(3, 1), (1, 4)]
     """
     require_rate("adafactor", "learning_rate", learning_rate)
     dtypes = state_dtypes(dtypes)
     direction = scale_by_structure(Marginals(), b1=None, b2=lambda t: 1 - t**-decay_rate, eps=eps, dtypes=dtypes)
-    steps = [direction]
+    scales = [direction]
     if clipping_threshold is not None:
-        steps.append(clip_by_rms(clipping_threshold))
-    steps.append(optax.scale_by_learning_rate(learning_rate, flip_sign=False))
+        scales.append(clip_by_rms(clipping_threshold))
+    scales.append(optax.scale_by_learning_rate(learning_rate, flip_sign=False))
     if multiply_by_parameter_scale:
-        steps.append(scale_by_weight_rms())
+        scales.append(scale_by_weight_rms())
+    links = [as_matrices("adafactor", optax.chain(*scales), axes)]
     if momentum is not None:
-        steps.append(keep_state_dtypes(optax.ema(momentum, debias=False, accumulator_dtype=dtypes.momentum)))
+        links.append(keep_state_dtypes(optax.ema(momentum, debias=False, accumulator_dtype=dtypes.momentum)))
     # The sign comes last, so that the decay is added to an update that still points up the gradient.
-    return compute_in_float32(optax.chain(*steps, *decay_links(weight_decay, mask), optax.scale(-1)))
+    return compute_in_float32(optax.chain(*links, decay_weights(weight_decay, mask), optax.scale(-1)))
 
 
 def scale_by_racs(
@@ -88,12 +96,12 @@ def scale_by_racs(
     """RACS ([G] Algorithm 1): one factor for each row and column. Use it for little memory and a cheap step.
 
     H = {S (x) Q}, both diagonal, LIMIT: its fixed point is the best rank-one approximation of E[G^2] (Proposition 3). State:
-    m + n: the factors of rows and columns. [G]'s learning rate is 0.02. Differences from [G]. A matrix whose last update
-    was zero is not frozen by the limiter. The sweeps divide by the largest entry, so that no square overflows float32.
-    Matrices with m > n are swept transposed, because [G] assumes m <= n. And the factors of a gradient are the nearest with
-    which no row and no column has a mean squared update over `cap`. [G]'s sweeps head for the leading block and leave
-    eigenvalues near zero elsewhere, so that sparse and heavy-tailed gradients explode. With the cap no entry of the update,
-    before the limiter and alpha, exceeds sqrt(cap min(m, n)) / (1 - beta).
+    m + n: the factors of rows and columns. [G]'s learning rate is 0.02. Differences from [G]. One tiny update does not freeze
+    a matrix, whose norm may return to where it was (`fl.limit_norm_growth`). The sweeps divide by the largest entry, so that
+    no square overflows float32. Matrices with m > n are swept transposed, because [G] assumes m <= n. And the factors of a
+    gradient are the nearest with which no row and no column has a mean squared update over `cap`. [G]'s sweeps head for the
+    leading block and leave eigenvalues near zero elsewhere, so that sparse and heavy-tailed gradients explode. With the cap no
+    entry of the update, before the limiter and alpha, exceeds sqrt(cap min(m, n)) / (1 - beta).
 
     Args:
         beta: decay of the row and column factors. Default: 0.9, as in [G].

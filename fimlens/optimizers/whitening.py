@@ -7,7 +7,7 @@ from fimlens._validate import require_number
 from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.structures import Rotated, Rows, Singular
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
-from fimlens.transforms.momentum import adam_with_guards, average_updates, compute_in_float32
+from fimlens.transforms.momentum import average_updates, compute_in_float32
 from fimlens.transforms.norms import standardize_rows
 from fimlens.transforms.orthogonalize import orthogonalize, over_longer_side, scale_by_shape, with_short_side_first
 from fimlens.transforms.structure_transform import scale_by_structure
@@ -103,7 +103,7 @@ def whiten() -> Transform:
 
 
 # Optax's Muon gives the other leaves Nesterov's Adam, so this chain follows it for every leaf.
-muon = full_chain(scale_by_muon, adam=adam_with_guards(nesterov=True))
+muon = full_chain(scale_by_muon, adam_nesterov=True)
 
 
 swan = full_chain(scale_by_swan)

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import sympy as sp
 
-from fimlens.interpreter.identity import is_zero
 from fimlens.proofs.evaluate import apply, apply_dense, error
+from fimlens.proofs.rounding import are_equal, shown, tidy
 from fimlens.proofs.stationary import Stationary, stationary
 from fimlens.proofs.symbols import any_fisher, diagonal_fisher, entries_of, frame, positive, symbols
 from fimlens.proofs.verify_fit import plain_text, shorten, verify_fit
@@ -82,7 +82,7 @@ class Derived:
 
     def latex(self) -> str:
         """The equations of `lines` as LaTeX."""
-        rows = r" \\ ".join(f"{sp.latex(line.lhs)} &= {sp.latex(line.rhs)}" for line in self.lines)
+        rows = r" \\ ".join(f"{sp.latex(line.lhs)} &= {sp.latex(shown(line.rhs))}" for line in self.lines)
         return rf"\begin{{aligned}} {rows} \end{{aligned}}"
 
     def _repr_latex_(self) -> str:
@@ -101,6 +101,9 @@ def derive(structure: Structure, m: int, n: int, *, coordinates: Any = None) -> 
        leaf of the coordinates, otherwise one coordinate at a time.
     3. It puts the shipped fit into the equations. A fit that iterates, or stops at a bound, is measured at one Fisher instead,
        and the verdict says so. A fit with a negative eigenvalue is refused, even if it is stationary.
+
+    Constants that no one would write down, such as cos(1), are rounded: where they occur, equations hold to rounding, and the
+    verdict says to how much. It never says "proved" then.
 
     Args:
         structure: the structure. It may have no fit yet (`fit` or `project` raises NotImplementedError).
@@ -139,7 +142,7 @@ def derive(structure: Structure, m: int, n: int, *, coordinates: Any = None) -> 
     spectral = isinstance(structure, Spectrum)
     # The fit of a spectrum depends on F through its diagonal alone, and one symbol for each entry keeps the gap short.
     F = diagonal_fisher(positive("V", m, n)) if spectral else any_fisher(m, n)
-    squared = error(structure, Params(at, coords), F)
+    squared = tidy(error(structure, Params(at, coords), F))
     found = stationary(squared, [list(np.ravel(leaf)) for leaf in jax.tree.leaves(coords)])
     shipped, verdict, ok = verify_fit(structure, F, at, found, coords)
     return Derived(structure, (m, n), coords, squared, found, shipped, verdict, ok)
@@ -185,7 +188,7 @@ def _require_one_member(structure: Structure, params: Params) -> None:
         ValueError: the two definitions disagree.
     """
     G = symbols("G", *params.frame.shape)
-    if not all(is_zero(entry) for entry in entries_of(apply(structure, params, G) - apply_dense(structure, params, G))):
+    if not all(map(are_equal, *map(entries_of, (apply(structure, params, G), apply_dense(structure, params, G))))):
         raise ValueError(
             f"derive: {structure} has two definitions. `dense` times vec(G) differs from what `to_eigenbasis`, the eigenvalues "
             "(`expand`) and `from_eigenbasis` make of G. Correct one of them; fl.check names the law."

@@ -5,6 +5,8 @@ expression: its gradient is measured at one Fisher instead, and the verdict says
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +19,8 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.interpreter.identity import is_zero
 from fimlens.interpreter.interpret import symbolic
 from fimlens.interpreter.values import NoRule, TooLong, require_short
-from fimlens.proofs.evaluate import error, fitted, objective, slope, squared_error
+from fimlens.proofs.evaluate import Measure, dense, error, fitted, objective, slope, squared_error
+from fimlens.proofs.rounding import accuracy, all_vanish, are_equal, is_rounded, shown, tidy
 from fimlens.proofs.stationary import Stationary
 from fimlens.proofs.symbols import entries_of, frame
 from fimlens.solver.fit import fit, gap, is_member, least_eigenvalue
@@ -28,7 +31,7 @@ from fimlens.structures.spectra import Spectrum
 ROTATED_UP_TO = 2  # rows of the bases that are rotated; with larger ones, a fit is verified in the initial frame alone
 
 
-ROUNDING = 1e-9  # bound on a measured gradient, relative to its largest term, and on differences of relative gaps
+MEASURED = 1e-9  # bound on a measured gradient, relative to its largest term, and on differences of relative gaps
 
 
 NEAR = 0.01  # how much larger than the limit's the relative gap may be after a few iterations
@@ -42,7 +45,7 @@ READABLE = 60  # operations of an expression that is printed
 
 def plain_text(expression: Any) -> str:
     """The expression as one types it: V_11 for V_{11}."""
-    return str(expression).replace("_{", "_").replace("}", "")
+    return str(shown(expression)).replace("_{", "_").replace("}", "")
 
 
 def shorten(expression: Any, place: str) -> str:
@@ -77,7 +80,12 @@ def verify_fit(
         return None, *_measure(structure, F.shape, why)
     except NotImplementedError:
         return None, "there is no fit to verify", True
-    return member.coords, *_decide(structure, F, member, slopes, found, coords)
+    verdict, ok = _decide(structure, F, member, slopes, found, coords)
+    if is_rounded(entries_of((member.coords, dense(structure, Params(at, coords))))):
+        to = f"equal to {accuracy(entries_of(slopes), _terms(structure, member, F))}, not proved, as its constants are rounded"
+        verdict = verdict.replace("proved", to, 1) if verdict.startswith("proved") else verdict
+        member = Params(member.frame, jax.tree.map(lambda leaf: _map_entries(tidy, leaf), member.coords))
+    return member.coords, verdict, ok
 
 
 def _cause(error: NoRule) -> str:
@@ -89,7 +97,8 @@ def _decide(
     structure: Structure, F: DenseFisher, member: Params, slopes: Tree, found: Stationary, coords: Tree
 ) -> tuple[str, bool]:
     """The verdict on a fit that was traced, given the gradient of the gap there."""
-    if _vanishes(slopes):
+    terms = partial(_terms, structure, member, F)
+    if all_vanish(entries_of(slopes), terms):
         # A stationary point may be a maximum, so a closed form must also have the same gap as the fit.
         if found.closed and not _has_gap_of(found, structure, member, coords, F):
             return _explain_refusal(member, found, coords), False
@@ -99,7 +108,8 @@ def _decide(
         return verdict if found.closed else f"{verdict}; that its gap is the smallest is not shown", ok
     own = error(structure, Params(member.frame, coords), F, objective)
     depends = bool(own.free_symbols & set(entries_of(coords)))  # a constant objective is stationary everywhere
-    if structure.claim in (Claim.BOUND, Claim.OTHER) and depends and _vanishes(slope(structure, member, F, objective)):
+    owns = structure.claim in (Claim.BOUND, Claim.OTHER) and depends
+    if owns and all_vanish(entries_of(slope(structure, member, F, objective)), partial(terms, objective)):
         if negative := _negative_eigenvalue(structure, member, F):
             return f"refused: the structure's own objective is stationary at the fit, but {negative}", False
         return (
@@ -107,7 +117,7 @@ def _decide(
             True,
         )
     bounded = any(c.has(sp.Max, sp.Min) for c in entries_of(member.coords))
-    blocks = _solved_blocks(slopes, coords) if structure.claim is Claim.LIMIT and not found.closed else ""
+    blocks = _solved_blocks(slopes, coords, terms) if structure.claim is Claim.LIMIT and not found.closed else ""
     if structure.claim in (Claim.EXACT, Claim.LIMIT) and bounded and not blocks:
         return _measure(structure, F.shape, "it stops at a bound in places", stops=True)
     if structure.claim is Claim.LIMIT and not found.closed:
@@ -119,7 +129,7 @@ def _has_gap_of(found: Stationary, structure: Structure, member: Params, coords:
     """Whether the fit has the gap of the solution. Equal coordinates would be too much to ask: they may be redundant."""
     solved = dict(zip(entries_of(coords), entries_of(coords), strict=True)) | found.solution
     best = jax.tree.map(lambda leaf: _map_entries(lambda c: solved[c], leaf), coords)
-    return is_zero(error(structure, member, F) - error(structure, Params(member.frame, best), F))
+    return are_equal(error(structure, member, F), error(structure, Params(member.frame, best), F))
 
 
 def _negative_eigenvalue(structure: Structure, member: Params, F: DenseFisher) -> str:
@@ -141,10 +151,10 @@ def _negative_eigenvalue(structure: Structure, member: Params, F: DenseFisher) -
     return ""
 
 
-def _solved_blocks(slopes: Tree, coords: Tree) -> str:
+def _solved_blocks(slopes: Tree, coords: Tree, terms: Callable[[], list[sp.Expr]]) -> str:
     """Say which blocks of coordinates the fit solves given the others, or return an empty string."""
     pairs = zip(jax.tree.leaves(coords), jax.tree.leaves(slopes), strict=True)
-    names = [plain_text(np.ravel(c)[0]).rpartition("_")[0] for c, slope in pairs if _vanishes(slope)]
+    names = [plain_text(np.ravel(c)[0]).rpartition("_")[0] for c, slope in pairs if all_vanish(entries_of(slope), terms)]
     return f"proved: block {' and '.join(names)} solves its equations given the others; " if names else ""
 
 
@@ -157,7 +167,8 @@ def _verify_in_rotated_bases(structure: Structure, F: DenseFisher) -> tuple[str,
     if any(U.ndim > 1 and U.shape[-2] > ROTATED_UP_TO for U in bases):
         return f"{proved}, in the initial frame alone", True
     rotated = frame(structure, *F.shape)
-    if _vanishes(slope(structure, fitted(structure, F, rotated), F)):
+    member = fitted(structure, F, rotated)
+    if all_vanish(entries_of(slope(structure, member, F)), partial(_terms, structure, member, F)):
         return f"{proved}, in every basis", True
     return (
         "refused: the fit solves the equations in the initial frame but not in rotated bases; check `stats`, `to_eigenbasis` "
@@ -202,7 +213,7 @@ def _measure(structure: Structure, shape: tuple[int, int], why: str, known: str 
     measured = f"measured, not proved, because {why}: "
     slope_text = f"at one Fisher the gradient is {relative:.0e} of its terms"
     any_basis = structure.claim in (Claim.EXACT, Claim.LIMIT)  # the other claims hold for the given bases only
-    if relative <= ROUNDING and (not any_basis or gaps[0] <= gaps[1] + ROUNDING):
+    if relative <= MEASURED and (not any_basis or gaps[0] <= gaps[1] + MEASURED):
         return f"{known}{measured}{slope_text}", True
     if (known or stops) and structure.claim is Claim.LIMIT:
         return f"{known or measured}the limit is not reached, {slope_text}", gaps[0] < gaps[1] + NEAR
@@ -215,8 +226,8 @@ def _explain_refusal(member: Params, found: Stationary, coords: Tree) -> str:
     given = dict(zip(entries_of(coords), entries_of(member.coords), strict=True))
     for c, value in found.solution.items():
         right = value.subs(given, simultaneous=True)
-        if not is_zero(right - given[c]):
-            actual = shorten(sp.factor_terms(given[c]), ".shipped")
+        if not are_equal(right, given[c]):
+            actual = shorten(sp.factor_terms(tidy(given[c])), ".shipped")
             return f"refused: the gap is stationary at {plain_text(c)} = {shorten(value, '.found')}, but fit gives {actual}"
     broken = [e for e in found.equations if not is_zero(e.lhs.subs(given, simultaneous=True))]
     if broken:
@@ -224,8 +235,9 @@ def _explain_refusal(member: Params, found: Stationary, coords: Tree) -> str:
     return "refused: the gap of the fit is not the smallest"
 
 
-def _vanishes(tree: Tree) -> bool:
-    return all(is_zero(entry) for entry in entries_of(tree))
+def _terms(structure: Structure, member: Params, F: DenseFisher, measure: Measure = squared_error) -> list[sp.Expr]:
+    """One of the two terms that a slope is the difference of, which sets the scale for rounding: the slope at F = 0."""
+    return entries_of(slope(structure, member, replace(F, matrix=F.matrix * 0), measure))
 
 
 def _map_entries(fn: Callable[[Any], Any], leaf: np.ndarray) -> np.ndarray:

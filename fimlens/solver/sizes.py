@@ -12,7 +12,7 @@ from fimlens.fisher.fisher import Fisher, unvec
 from fimlens.fisher.limits import require_dense
 from fimlens.fisher.sample_form import SampleFisher
 from fimlens.linalg.bases import cast_floating
-from fimlens.structure import Frame, Params, Statistics, Structure
+from fimlens.structure import Frame, Params, Statistics, Structure, Tree
 
 
 def dimension(structure: Structure, shape: tuple[int, int], *, seed: int = 0) -> int:
@@ -81,6 +81,11 @@ def _averaged_of_one(structure: Structure, average: str, G: Float[Array, "m n"],
     """What an optimizer averages, of one gradient; the structure itself knows the layout of its statistics."""
     stats = structure.stats(Fisher.of_one(G), Params(frame, None))
     return stats if average == "statistics" else Statistics(None, structure.fit(stats, frame).coords)
+
+
+def frame_of(structure: Structure, shape: tuple[int, int], bases: Tree) -> Frame:
+    """Undo `bases_of`, for matrices of this shape."""
+    return jax.tree.structure(jax.eval_shape(partial(structure.frame, *shape))).unflatten(jax.tree.leaves(bases))
 
 
 def isotropic(structure: Structure, shape: tuple[int, int], scale: float | Array = 1.0) -> Params:

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from fimlens.fisher.fisher import Fisher, vec
-from fimlens.structure import BasisStep, Claim, EigenvalueBlock, Frame, Params, Statistics, Structure, Tree, require_structure
+from fimlens.member import BasisStep, Claim, EigenvalueBlock, Frame, Params, Statistics, Symmetry, Tree
+from fimlens.structure import Structure, require_structure
+from fimlens.structures.move import Move
 
 Matrix = Float[Array, "m n"]
 
@@ -43,6 +45,11 @@ class Blocks(Structure):
     @property
     def claim(self) -> Claim:
         return self.inner.claim
+
+    @property
+    def symmetry(self) -> tuple[Symmetry, Symmetry]:
+        left, right = self.inner.symmetry
+        return left if self.rows == 1 else None, right if self.columns == 1 else None
 
     def _split(self, G: Shaped[Array, "m n"]) -> Shaped[Array, "K p q"]:
         m, n = G.shape
@@ -90,6 +97,11 @@ class Blocks(Structure):
         keys = jax.random.split(step.key, self.rows * self.columns)
         moved, stats = jax.vmap(update)(stats, frame.bases, self._fishers(fisher), keys)
         return Frame(moved, frame.shape), stats
+
+    def transport(self, stats: Statistics, move: Move) -> Statistics:
+        """By the inner rule along a side that is whole; along one that is cut, a rotation mixes blocks, and nothing moves."""
+        within = Move(move.left if self.rows == 1 else None, move.right if self.columns == 1 else None)
+        return jax.vmap(lambda stats: self.inner.transport(stats, within))(stats)
 
     def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         keys = jax.random.split(key, self.rows * self.columns)

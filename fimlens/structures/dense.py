@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from fimlens.fisher.fisher import Fisher, unvec, vec
 from fimlens.fisher.limits import require_dense
 from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry
+from fimlens.structures.move import Move
 from fimlens.structures.rotated import Rotated
 from fimlens.structures.spectra import Diagonal
 
@@ -61,6 +62,13 @@ class Dense(Structure):
     def update_basis(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, Statistics]:
         moved, stats = _COLUMN.update_basis(stats, frame.bases, _as_column(fisher), step)
         return Frame(moved, frame.shape), stats
+
+    def transport(self, stats: Statistics, move: Move) -> Statistics:
+        if move.left is None and move.right is None:
+            return stats
+        size = len(stats.basis.left)
+        L, R = (jnp.eye(size // len(other)) if T is None else T for T, other in ((move.left, move.right), move[1::-1]))
+        return _COLUMN.transport(stats, Move(jnp.kron(R, L)))  # Vec(L G R^T) = (R (x) L) Vec(G)
 
     def fit(self, stats: Statistics, frame: Frame) -> Params:
         return Params(frame, _COLUMN.fit(stats, frame.bases).coords)

@@ -19,6 +19,7 @@ from fimlens.linalg.bases import cayley
 from fimlens.linalg.decompositions import spectral
 from fimlens.linalg.perron import perron
 from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry
+from fimlens.structures.move import Move, turned_covariance, turned_squares
 
 Matrix = Float[Array, "m n"]
 
@@ -71,6 +72,11 @@ class _Product(Structure):
     def update_basis(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, Statistics]:
         seen = jax.tree.map(step.mix, stats.spectrum, self.stats(fisher, Params(frame, None)).spectrum)
         return self._frame(seen, frame.shape), stats
+
+    def transport(self, stats: Statistics, move: Move) -> Statistics:
+        left, right = stats.spectrum
+        follow = turned_covariance if right.ndim == 2 else lambda T, a: turned_squares(T, a[:, None])[:, 0]
+        return Statistics(None, Weighted(turned_covariance(move.left, left), follow(move.right, right)))
 
     def _frame(self, weighted: Weighted, shape: tuple[int, int]) -> Frame:
         left, b = spectral(weighted.left)

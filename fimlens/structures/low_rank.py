@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -10,19 +11,10 @@ from fimlens._validate import require_rank
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley, short_side_first
 from fimlens.linalg.decompositions import eigenbasis
-from fimlens.structure import (
-    BasisStep,
-    Claim,
-    EigenvalueBlock,
-    Frame,
-    Params,
-    Statistics,
-    Structure,
-    Symmetry,
-    excess,
-    require_structure,
-)
-from fimlens.structures.parts import Bases, Parts
+from fimlens.member import BasisStep, Claim, EigenvalueBlock, Frame, Params, Statistics, Symmetry
+from fimlens.structure import Structure, excess, require_structure
+from fimlens.structures.move import Move
+from fimlens.structures.parts import Bases, Parts, spread
 from fimlens.structures.spectra import Columns, Drop, Rows, Scalar, Spectrum
 from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker
 
@@ -136,9 +128,6 @@ class LowRank(Structure):
         axes = Parts(None, 1, 0, (0, 1))
         return Parts(*(None if V is None else V.sum(axis, keepdims=True) for V, axis in zip(parts, axes, strict=True)))
 
-    def _means(self, fisher: Fisher, frame: Frame) -> Parts:
-        return self.tied(self._sums(fisher, frame), self.counts(frame.shape))
-
     def _lead(self, fisher: Fisher, frame: Frame) -> Fisher:
         U, V, _ = frame.bases
         return fisher.map(lambda G: U.T @ self.see(G) if V is None else U.T @ G @ V)
@@ -185,7 +174,8 @@ class LowRank(Structure):
         pairs = zip(self._sides(fisher), frame.bases, strict=False)
         own = (None if U is None else self.tracker.observe(side, partial(side.projected, U)) for side, U in pairs)
         within = self.inner.stats(lead, self._inner(member))
-        return Statistics(SideAverages(*own, within.basis), self._means(fisher, frame)._replace(lead=within.spectrum))
+        means = self.tied(self._sums(fisher, frame), self.counts(frame.shape))
+        return Statistics(SideAverages(*own, within.basis), means._replace(lead=within.spectrum))
 
     def _sides(self, fisher: Fisher) -> tuple[Side, Side]:
         seen = fisher.map(self.see) if self.seen(fisher.shape) != fisher.shape else fisher
@@ -198,6 +188,17 @@ class LowRank(Structure):
         inner, within = self.inner.update_basis(within, frame.bases.inner, self._lead(fisher, moved), step)
         stats = Statistics(averages._replace(inner=within.basis), stats.spectrum._replace(lead=within.spectrum))
         return Frame(moved.bases._replace(inner=inner), frame.shape), stats
+
+    def transport(self, stats: Statistics, move: Move) -> Statistics:
+        """Covariances follow, and what is measured in the subspaces stays; a side without one follows the inner's own rule."""
+        short = self.sides == "short"
+        move = move if move.wide or not short else Move(move.right, move.left)
+        within = Move(right=move.right) if short else Move()
+        inner = self.inner.transport(Statistics(stats.basis.inner, stats.spectrum.lead), within)
+        averages = move.covariances(stats.basis) if self.tracker.averages_covariance else stats.basis[:2]
+        columns = jax.tree.map(within.squares, stats.spectrum.columns)
+        spectrum = stats.spectrum._replace(lead=inner.spectrum, columns=columns)
+        return Statistics(SideAverages(*averages, inner.basis), spectrum)
 
     def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         """The leading eigenvectors of the covariances, whichever tracker an optimizer has."""
@@ -236,15 +237,10 @@ class LowRank(Structure):
         _, rows, columns, tail = params.coords
         lift, out_of_U, out_of_V = jnp.kron(V, U), jnp.eye(short) - U @ U.T, jnp.eye(long) - V @ V.T
         F = lift @ self.inner.dense(self._inner(params)) @ lift.T
-        F = F if rows is None else F + jnp.kron(out_of_V, _spread(U, rows))
-        F = F if columns is None else F + jnp.kron(_spread(V, columns), out_of_U)
+        F = F if rows is None else F + jnp.kron(out_of_V, spread(U, rows))
+        F = F if columns is None else F + jnp.kron(spread(V, columns), out_of_U)
         F = F if tail is None else F + tail[0, 0] * jnp.kron(out_of_V, out_of_U)
         if (m, n) == (short, long):
             return F
         order = jnp.arange(m * n).reshape(m, n).T.reshape(-1)  # Vec(G) in Vec(G^T)
         return F[order][:, order]
-
-
-def _spread(U: Float[Array, "m r"], values: Float[Array, "..."]) -> Float[Array, "m m"]:
-    """U diag(values) U^T, of one value per direction or of one for all."""
-    return U @ jnp.diag(jnp.broadcast_to(values.ravel(), (U.shape[1],))) @ U.T

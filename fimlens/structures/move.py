@@ -1,5 +1,6 @@
 """How a basis moved, and what that makes of averages that were measured in the old one: one rule for all of them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ def turned_squares(T: Turn, V: Float[Array, "*stack p k"]) -> Float[Array, "*sta
     """
     if T is None or isinstance(T, float):
         return turned(T, V)
-    return turned(T**2, V) if V.shape[-2] == T.shape[-1] else V
+    return turned(T**2, V) if V.ndim > 1 and V.shape[-2] == T.shape[-1] else V
 
 
 def turned_covariance(T: Turn, C: Float[Array, "*stack r r"]) -> Float[Array, "*stack r r"]:
@@ -55,6 +56,16 @@ class Move(NamedTuple):
     right: Float[Array, "n n"] | None = None
     rows: Float[Array, "m 1"] | None = None
     columns: Float[Array, "1 n"] | None = None
+
+    @property
+    def wide(self) -> bool:
+        """Whether G has no more rows than columns; where one side alone moves, it is the short one of a low-rank lead."""
+        return self.left is None or self.right is None or self.left.shape[-1] <= self.right.shape[-1]
+
+    def covariances(self, averages: Sequence[Array | None]) -> tuple[Array | None, Array | None]:
+        """E[GG^T] and E[G^T G], None where a side has none."""
+        left, right = (C if C is None else turned_covariance(T, C) for T, C in zip(self[:2], averages[:2], strict=True))
+        return left, right
 
     def squares(self, V: Float[Array, "#m #n"]) -> Float[Array, "#m #n"]:
         """Second moments, on each axis that has an entry per row or per column; with `rows` and `columns` for means.

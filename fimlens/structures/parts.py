@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fimlens.structure import Frame, Tree
@@ -26,3 +27,8 @@ class Parts(NamedTuple):
     rows: Tree
     columns: Tree
     tail: Tree
+
+
+def spread(U: Float[Array, "m r"], values: Float[Array, "..."]) -> Float[Array, "m m"]:
+    """U diag(values) U^T, of one value per direction or of one for all."""
+    return U @ jnp.diag(jnp.broadcast_to(values.ravel(), (U.shape[1],))) @ U.T

@@ -1,5 +1,6 @@
 """Rotated: any structure, seen in the eigenbases of the gradient's covariances."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -8,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from fimlens._validate import require_size
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley
 from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry, Tree, require_structure
-from fimlens.structures.move import Move, change_of_basis, turned_covariance
+from fimlens.structures.move import Move, change_of_basis
 from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker
 
 Matrix = Float[Array, "m n"]
@@ -38,10 +40,11 @@ class Rotated(Structure):
         inner: the structure in the rotated coordinates.
         sides: "L", "R", "LR", or "short" for the shorter side of each matrix.
         tracker: how an optimizer finds and follows the bases. The fit of a given Fisher does not depend on it.
+        max_dim: a side longer than this is not rotated. Default: None, no limit.
 
     Raises:
         TypeError: `inner` is not a Structure instance.
-        ValueError: `sides` is none of these.
+        ValueError: `sides` is none of these, or max_dim is not a positive whole number.
 
     Examples:
         >>> import jax, fimlens as fl
@@ -57,12 +60,15 @@ class Rotated(Structure):
     inner: Structure
     sides: str = "LR"
     tracker: Tracker = Eigen()
+    max_dim: int | None = None
 
     def __post_init__(self) -> None:
         require_structure("Rotated", self.inner)
         require_tracker("Rotated", self.tracker, orthonormal=True)
         if self.sides not in SIDES:
             raise ValueError(f"Rotated: sides is one of {', '.join(map(repr, SIDES))}; got {self.sides!r}")
+        if self.max_dim is not None:
+            require_size("Rotated", "max_dim", self.max_dim)
 
     @property
     def claim(self) -> Claim:
@@ -75,13 +81,20 @@ class Rotated(Structure):
     @property
     def symmetry(self) -> tuple[Symmetry, Symmetry]:
         left, right = self.inner.symmetry
+        if self.max_dim is not None:  # what holds at every shape, rotated or not
+            return left, right
         return "orthogonal" if "L" in self.sides else left, "orthogonal" if "R" in self.sides else right
 
     def _inner(self, params: Params) -> Params:
         return Params(params.frame.bases.inner, params.coords)
 
+    def _rotates(self, wide: bool, sizes: Sequence[int]) -> list[bool]:
+        """Whether the left and the right side have a basis."""
+        chosen = (wide, not wide) if self.sides == "short" else ("L" in self.sides, "R" in self.sides)
+        return [side and (self.max_dim is None or size <= self.max_dim) for side, size in zip(chosen, sizes, strict=True)]
+
     def frame(self, m: int, n: int) -> Frame:
-        left, right = (m <= n, m > n) if self.sides == "short" else ("L" in self.sides, "R" in self.sides)
+        left, right = self._rotates(m <= n, (m, n))
         return Frame(Bases(jnp.eye(m) if left else None, jnp.eye(n) if right else None, self.inner.frame(m, n)), (m, n))
 
     def to_eigenbasis(self, frame: Frame, G: Matrix) -> Tree:
@@ -114,10 +127,8 @@ class Rotated(Structure):
         known = self.tracker.averages_covariance
         rows = _moments(averages.left, left)[:, None] / n if known and left is not None else None
         columns = _moments(averages.right, right)[None] / m if known and right is not None else None
-        turns = (
-            None if U is None else change_of_basis("rotate", U, V)
-            for U, V in zip(frame.bases[:2], moved.bases[:2], strict=True)
-        )
+        pairs = zip(frame.bases[:2], moved.bases[:2], strict=True)
+        turns = (None if old is None else change_of_basis("rotate", old, new) for old, new in pairs)
         inner = self.inner.transport(Statistics(averages.inner, stats.spectrum), Move(*turns, rows, columns))
         within, inner = self.inner.update_basis(inner, within, fisher.map(partial(rotate, moved)), step)
         return _with_inner(moved, within), Statistics(carried._replace(inner=inner.basis), inner.spectrum)
@@ -129,14 +140,13 @@ class Rotated(Structure):
         return Frame(Bases(*moved, frame.bases.inner), frame.shape), averages
 
     def transport(self, stats: Statistics, move: Move) -> Statistics:
-        """Covariances follow, and coordinates in their eigenbases stay what they are; without any, the inner's own rule."""
-        averages = stats.basis
-        if averages.left is None and averages.right is None:
-            coarser = move._replace(rows=None, columns=None)  # means that are known are not those of the inner coordinates
-            inner = self.inner.transport(Statistics(averages.inner, stats.spectrum), coarser)
-            return Statistics(averages._replace(inner=inner.basis), inner.spectrum)
-        left, right = (C if C is None else turned_covariance(T, C) for T, C in zip(move[:2], averages[:2], strict=True))
-        return stats._replace(basis=SideAverages(left, right, averages.inner))
+        """Covariances follow, and coordinates in their eigenbases stay what they are; a side without a basis follows the
+        inner's own rule. Means that are known are not those of the inner coordinates, and are not handed on."""
+        left, right = self._rotates(move.wide, [0 if turn is None else turn.shape[-1] for turn in move[:2]])
+        within = Move(None if left else move.left, None if right else move.right)
+        inner = self.inner.transport(Statistics(stats.basis.inner, stats.spectrum), within)
+        averages = move.covariances(stats.basis) if self.tracker.averages_covariance else stats.basis[:2]
+        return Statistics(SideAverages(*averages, inner.basis), inner.spectrum)
 
     def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         frame = jax.tree.map(lambda U: U.astype(fisher.dtype), self.frame(*fisher.shape))

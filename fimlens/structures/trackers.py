@@ -78,7 +78,7 @@ class Tracker(abc.ABC):
         >>> import jax, jax.numpy as jnp
         >>> tx = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "L", First()))
         >>> _, state = tx.update(jnp.diag(jnp.array([1.0, 2.0])), tx.init(jnp.ones((2, 2))))
-        >>> print(abs(state.frame["2 x 2"].bases.left[0]))
+        >>> print(abs(state.bases["2 x 2"].left[0]))
         [[0. 1.]
          [1. 0.]]
     """
@@ -146,14 +146,14 @@ class Eigen(Tracker):
 class PowerStep(Eigen):
     """Eigenvectors at first, then one QR power step an update, U <- QR(C U): cheaper than `Eigen`, and nearly as good.
 
-    Source: Vyas et al., SOAP, 2024, Algorithm 4.
+    Source: Vyas et al., SOAP, 2024, Algorithm 4. Vectors enter QR by their present eigenvalues, as in the authors' code.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> tx = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "L", fl.PowerStep()), update_interval=1)
         >>> state = tx.init(jnp.ones((2, 3)))
         >>> _, state = tx.update(jnp.array([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), state)
-        >>> print(abs(state.frame["2 x 3"].bases.left[0]))  # eigenvectors of GG^T
+        >>> print(abs(state.bases["2 x 3"].left[0]))  # eigenvectors of GG^T
         [[1. 0.]
          [0. 1.]]
     """

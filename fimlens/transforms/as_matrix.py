@@ -1,41 +1,20 @@
 """Leaves of any number of axes seen as matrices."""
 
 import math
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from fimlens._validate import path_name
-from fimlens.transforms.leaf_rules import Leaf, Rule, leaf_rule
-
-
-class Axes(NamedTuple):
-    """Declare which axes of a leaf are a matrix's inputs, which its outputs, and which index several matrices.
-
-    Give it as `axes` to `as_matrix` or to any full chain, for leaves of three axes or more. x @ W sums over the reduction axes,
-    so the matrix has shape (inputs, outputs). Negative axes count from the end.
-
-    Args:
-        reduction: the axes of the inputs.
-        output: the axes of the outputs.
-        batch: the axes that index matrices. Default: all axes that are not named.
-
-    Examples:
-        >>> import jax.numpy as jnp, fimlens as fl
-        >>> rows = fl.scale_by_structure(fl.Rows(), b1=None)
-        >>> heads = fl.as_matrix(rows, fl.Axes(reduction=(0, 1), output=2))  # (heads, d_head, d): one matrix, 8 x 6
-        >>> stack = fl.as_matrix(rows, fl.Axes(reduction=-2, output=-1, batch=0))  # two matrices, 4 x 6
-        >>> [tx.init(jnp.ones((2, 4, 6))).averaged.shape for tx in (heads, stack)]
-        [(8, 1), (2, 4, 1)]
-    """
-
-    reduction: int | tuple[int, ...] = 0
-    output: int | tuple[int, ...] = 1
-    batch: int | tuple[int, ...] | None = None
+from fimlens.transforms.axes import Axes, axes_rule
+from fimlens.transforms.evidence import UNKNOWN, recognise
+from fimlens.transforms.leaf_rules import Leaf, Rule
 
 
 def as_matrix(
@@ -43,17 +22,23 @@ def as_matrix(
 ) -> optax.GradientTransformationExtraArgs:
     """Show `tx` every leaf as matrices, and bring its updates back to the shapes of the leaves.
 
-    Use it for attention projections and convolution kernels, whose leaves have more than two axes.
+    Use it for attention projections and convolution kernels, whose leaves have more than two axes, with a `tx` that takes
+    every leaf. `fl.matrices` and the full chains do the same, and give Adam what is no matrix.
+
+    Where no axes are declared, a leaf of up to two axes stays as it is, and evidence must tell what the axes of others are.
+    A leading axis indexes layers where all leaves under one prefix share it, and the prefix is named "layers", "blocks",
+    "experts" or "scan", or biases or norms under it have that axis too. Then two axes more are a matrix. One matrix each are
+    the kernels of Flax's attention; kernels whose bias tells how many axes are outputs; "conv" kernels, whose last axis is the
+    output; and leaves whose axes have names in Flax, such as ("layers", "embed", "heads", "head_dim").
 
     Args:
         tx: the method; it sees leaves of shape (*batch, m, n), where m is the product of the reduction axes and n that of the
             output axes.
         axes: `Axes`, or Optax's MuonDimensionNumbers, for all leaves; a function of path and leaf to either, or None; or
-            a tree of them like the parameters. Where this is None, a leaf of up to two axes stays as it is, one of three axes
-            is a stack of matrices, and one of four or more is a convolution kernel, whose last axis is the output.
+            a tree of them like the parameters. None, for a leaf or for all, leaves it to the evidence.
 
     Raises:
-        ValueError: the axes of a leaf are not all named once, or are not given as `Axes`.
+        ValueError: the axes of a leaf are unknown, are not all named once, or are not given as `Axes`.
 
     Examples:
         >>> import jax, jax.numpy as jnp, optax, fimlens as fl
@@ -62,61 +47,116 @@ def as_matrix(
         >>> state.averaged.shape
         (8, 1)
     """
+    return as_matrices("as_matrix", tx, axes, strict=True)
+
+
+def as_matrices(
+    call: str, tx: optax.GradientTransformation, axes: Axes | Rule | PyTree | None, strict: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """`as_matrix` in the name of a call. A leaf of unknown axes is refused if `strict`; otherwise it stays, with a warning."""
     rule = axes_rule(axes)
-    tx = optax.with_extra_args_support(tx)
 
-    def views_of(tree: PyTree) -> PyTree:
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: view_of(path_name(path), leaf, rule), tree)
+    def views_of(tree: PyTree, warn: bool) -> Views:
+        known, views, unknown = recognise(tree), {}, {}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            name, shape = path_name(path), jnp.shape(leaf)
+            view = view_of(name, leaf, rule, known[name])
+            if view is None and len(shape) > 2:
+                unknown[name] = shape
+            views[name] = view or LeafView(shape)
+        if unknown and strict:
+            raise ValueError(f"{call}: {unknown_axes(unknown)}")
+        if unknown and warn:
+            warnings.warn(f"{call}: {unknown_axes(unknown)} Until then each index of the other axes has its own.", stacklevel=4)
+        return views
 
-    def seen(views: PyTree, tree: PyTree) -> PyTree:
-        return jax.tree.map(LeafView.to_matrix, views, tree)
-
-    def init(params: PyTree) -> Any:
-        return tx.init(seen(views_of(params), params))
-
-    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
-        views = views_of(updates)
-        moved, state = tx.update(seen(views, updates), state, None if params is None else seen(views, params), **extra)
-        return jax.tree.map(LeafView.to_leaf, views, moved), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return through_views(tx, views_of)
 
 
 @dataclass(frozen=True)
 class LeafView:
     """How one leaf becomes matrices of shape `matrix`: its axes in this `order`, then merged. No order: it stays as it is.
 
-    `permuted` is the leaf's shape with the axes in that order.
+    `permuted` is the leaf's shape with the axes in that order, and `grid` the number of blocks along each side of what they
+    merge to.
     """
 
     matrix: tuple[int, ...]
     order: tuple[int, ...] = ()
     permuted: tuple[int, ...] = ()
+    grid: tuple[int, int] = (1, 1)
 
-    def to_matrix(self, leaf: Array) -> Array:
-        return leaf.transpose(self.order).reshape(self.matrix) if self.order else leaf
+    def to_matrix(self, leaf: Leaf) -> Leaf:
+        if not self.order:
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(self.matrix, leaf.dtype)
+        return self._swapped(jnp.transpose(leaf, self.order), (0, 1, 2, 3)).reshape(self.matrix)
 
-    def to_leaf(self, matrix: Array) -> Array:
+    def to_leaf(self, matrix: ArrayLike) -> ArrayLike:
         if not self.order:
             return matrix
         inverse = tuple(sorted(range(len(self.order)), key=self.order.__getitem__))
-        return matrix.reshape(self.permuted).transpose(inverse)
+        return self._swapped(matrix, (0, 2, 1, 3)).reshape(self.permuted).transpose(inverse)
+
+    def _swapped(self, x: Array, axes: tuple[int, ...]) -> Array:
+        """The array with the row of each block beside the block itself, or the other way round; `axes` is how x has them."""
+        if self.grid == (1, 1):
+            return x
+        sizes = self.grid[0], self.matrix[-2], self.grid[1], self.matrix[-1]
+        return x.reshape(-1, *(sizes[axis] for axis in axes)).swapaxes(2, 3)
 
 
-def view_of(path: str, leaf: Leaf, rule: Rule) -> LeafView:
-    """The view of the leaf at this path, by the axes that the rule declares.
+Views = dict[str, LeafView | None]  # by path; None for a leaf that `tx` does not see
+
+
+def through_views(
+    tx: optax.GradientTransformation, views_of: Callable[[PyTree, bool], Views]
+) -> optax.GradientTransformationExtraArgs:
+    """`tx` on the leaves as their views show them; views_of(tree, warn) gives the view of each leaf by path.
+
+    The state is kept as the leaves are: what has a parameter's shape in it, such as a momentum, goes through the same views.
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def mapped(step: Callable[[LeafView, Any], Any], views: Views, tree: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: step(views[path_name(path)], leaf), tree)
+
+    def mapped_state(step: Callable[[LeafView, Any], Any], views: Views, like: PyTree, state: Any) -> Any:
+        if not any(view is not None and view.order for view in views.values()):
+            return state
+        own = jax.tree_util.tree_map_with_path(lambda path, _: views[path_name(path)], like)
+        seen = lambda x, view: x if x is None else step(view, x)  # noqa: E731
+        return optax.tree.map_params(tx, seen, state, own, is_leaf=lambda x: x is None)
+
+    def init(params: PyTree) -> Any:
+        views = views_of(params, True)
+        return mapped_state(LeafView.to_leaf, views, params, tx.init(mapped(LeafView.to_matrix, views, params)))
+
+    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
+        views = views_of(updates, False)
+        state = mapped_state(LeafView.to_matrix, views, updates, state)
+        seen = None if params is None else mapped(LeafView.to_matrix, views, params)
+        moved, state = tx.update(mapped(LeafView.to_matrix, views, updates), state, seen, **extra)
+        return mapped(LeafView.to_leaf, views, moved), mapped_state(LeafView.to_leaf, views, updates, state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def view_of(path: str, leaf: Leaf, rule: Rule, known: Axes | str | None) -> LeafView | None:
+    """The view of the leaf at this path, by the axes that the rule declares or else the known ones; None for no matrix.
 
     Raises:
-        ValueError: its axes are not all named once.
+        ValueError: its axes are not all named once, or blocks do not divide its sides.
     """
     shape, rank = jnp.shape(leaf), jnp.ndim(leaf)
     declared = rule(path, leaf)
-    if declared is None and rank < 4:
-        return LeafView(shape)
-    if declared is None:
-        declared = Axes(tuple(range(rank - 1)), rank - 1, ())
+    declared = known if declared is None else declared
+    if declared is None or declared == UNKNOWN:
+        return None
     reduction, output = (_axis_tuple(axes, rank) for axes in declared[:2])
-    batch = declared.batch if isinstance(declared, Axes) else None  # Optax's declaration has no batch
+    # Optax's declaration has neither a batch nor blocks.
+    _, _, batch, *grid = declared if isinstance(declared, Axes) else Axes(*declared)
     unnamed = tuple(axis for axis in range(rank) if axis not in reduction + output)
     batch = unnamed if batch is None else _axis_tuple(batch, rank)
     order = batch + reduction + output
@@ -127,24 +167,30 @@ def view_of(path: str, leaf: Leaf, rule: Rule) -> LeafView:
         )
     permuted = tuple(shape[axis] for axis in order)
     sizes = [math.prod(shape[axis] for axis in axes) for axes in (reduction, output)]
-    return LeafView((*permuted[: len(batch)], *sizes), order, permuted)
+    if any(count < 1 or size % count for size, count in zip(sizes, grid, strict=True)):
+        raise ValueError(
+            f"as_matrix: {path!r} of shape {shape} is {sizes[0]} x {sizes[1]}, which has no grid of {grid[0]} x {grid[1]} "
+            "equal blocks. Take rows and columns that divide its sides."
+        )
+    blocks = [count for count in grid if count > 1]
+    matrix = (*permuted[: len(batch)], *blocks, *(size // count for size, count in zip(sizes, grid, strict=True)))
+    return (
+        LeafView(matrix) if matrix == shape and order == tuple(range(rank)) else LeafView(matrix, order, permuted, tuple(grid))
+    )
 
 
-def axes_rule(axes: Axes | Rule | PyTree | None) -> Rule:
-    """The rule that gives the axes of a leaf, or None.
-
-    Raises:
-        ValueError: `axes` is of another kind.
-    """
-    if _is_axes(axes):
-        return lambda path, leaf: axes if jnp.ndim(leaf) >= 2 else None
-    return leaf_rule("as_matrix", axes, _is_axes, "axes are None or fl.Axes(reduction, output), such as fl.Axes(0, (1, 2))")
+def unknown_axes(shapes: dict[str, tuple[int, ...]]) -> str:
+    """What to tell of leaves by path whose axes are unknown."""
+    listed = ", ".join(f"{path!r} of shape {shape}" for path, shape in shapes.items())
+    entries = ", ".join(f"{path!r}: fl.Axes(...)" for path in shapes)
+    return (
+        f"nothing tells which axes are inputs and which are outputs of {listed}. Declare them, as in axes=lambda path, leaf: "
+        f"{{{entries}}}.get(path): fl.Axes(-2, -1) for matrices that the axes before stack, fl.Axes(-3, (-2, -1)) for "
+        "(inputs, heads, head size), fl.Axes((-3, -2), -1) for (heads, head size, outputs), fl.Axes((0, 1, 2), 3) for a "
+        "convolution with its output last; or axes=fl.flax_axes for Flax's attention."
+    )
 
 
 def _axis_tuple(axes: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
     """The axes counted from the front; one that the leaf does not have stays as it is, for the message to show."""
     return tuple(axis % rank if -rank <= axis < rank else axis for axis in ((axes,) if isinstance(axes, int) else axes))
-
-
-def _is_axes(x: Any) -> bool:
-    return x is None or isinstance(x, Axes | optax.contrib.MuonDimensionNumbers)

@@ -15,7 +15,8 @@ Columns = Float[Array, "k 1 n"]
 
 
 class Seen(NamedTuple):
-    """What one step measured: sigma = U^T G, its update D, ||g_j||^2 - ||sigma_j||^2, and the complement's eigenvalue."""
+    """What one step measured: sigma = U^T G, its update D, the squares of what is compensated (||g_j||^2 - ||sigma_j||^2 where
+    the lead takes all of the subspace), and the complement's eigenvalue."""
 
     sigma: Float[Array, "k r n"]
     update: Float[Array, "k r n"]

@@ -18,7 +18,7 @@ from fimlens.transforms.matrix_step import (
     Recipe,
     init_matrices,
 )
-from fimlens.transforms.stacking import Stack
+from fimlens.transforms.norms import NormGrowthState
 
 
 class LowRankRecipe(NamedTuple):
@@ -27,7 +27,7 @@ class LowRankRecipe(NamedTuple):
     structure: LowRank
     lead: Recipe
     compensation: Compensation
-    lift: bool
+    lift: bool | Float[ArrayLike, ""]
     b1: Float[ArrayLike, ""]
     alpha_c: Float[ArrayLike, ""]
     gamma: Float[ArrayLike, ""] | None
@@ -45,35 +45,39 @@ class Subspace(NamedTuple):
 
 class StackState(NamedTuple):
     """What lasts from step to step for the matrices of one shape: the subspaces (`right` is None where that side is taken
-    whole), the state of the lead, the averages of the other parts, and the norm of the last compensation."""
+    whole), the state of the lead, the averages of the other parts, and what the limiter of the compensation keeps."""
 
     left: Subspace
     right: Subspace | None
     lead: MatrixState
     complement: Parts
-    norm: Float[Array, "k 1 1"] | None
+    growth: NormGrowthState | None
 
 
-def init_stack(recipe: LowRankRecipe, G: Stack) -> StackState:
-    """The state before any gradient is seen, for matrices like those of G."""
-    structure, k, shape = recipe.structure, len(G), G.shape[1:]
+def init_stack(recipe: LowRankRecipe, like: jax.ShapeDtypeStruct) -> StackState:
+    """The state before any gradient is seen, for a stack of this shape and dtype."""
+    structure, k, shape, dtype = recipe.structure, like.shape[0], like.shape[1:], like.dtype
     (m, n), (r, s), (rows, columns) = structure.seen(shape), structure.ranks(shape), structure.lead_shape(shape)
     sums = Parts(None, jnp.zeros((k, rows, 1)), jnp.zeros((k, 1, columns)), jnp.zeros((k, 1, 1)))
     zeros = jax.vmap(lambda sums: structure.tied(sums, structure.counts(shape)))(sums)
     return StackState(
-        _init_subspace(recipe, G, False, m, r),
-        None if s is None else _init_subspace(recipe, G, True, n, s),
-        init_matrices(recipe.lead, jnp.zeros((k, rows, columns), G.dtype)),
-        cast_floating(zeros, recipe.dtypes.second_moment or G.dtype),
-        None if recipe.gamma is None else jnp.zeros((k, 1, 1), G.dtype),
+        _init_subspace(recipe, like, False, m, r),
+        None if s is None else _init_subspace(recipe, like, True, n, s),
+        init_matrices(recipe.lead, jax.ShapeDtypeStruct((k, rows, columns), dtype)),
+        cast_floating(zeros, recipe.dtypes.second_moment or dtype),
+        None if recipe.gamma is None else NormGrowthState(*(jnp.zeros((k, 1, 1), dtype) for _ in range(3))),
     )
 
 
-def _init_subspace(recipe: LowRankRecipe, G: Stack, right: bool, m: int, r: int) -> Subspace:
-    tracker, nothing = recipe.structure.tracker, jnp.zeros(recipe.structure.seen(G.shape[1:]), G.dtype)
+def _init_subspace(recipe: LowRankRecipe, like: jax.ShapeDtypeStruct, right: bool, m: int, r: int) -> Subspace:
+    k, shape, tracker = like.shape[0], like.shape[1:], recipe.structure.tracker
     basis = tracker.init(m, r)
-    side = Side(Fisher.of_one(nothing), right)
-    layout = jax.eval_shape(lambda: tracker.observe(side, lambda: side.projected(jnp.zeros((m, r), G.dtype))))
-    average = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), layout)  # an eager product of zeros would cost m^2 n
-    kept = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(G), *x.shape)), Subspace(basis, average))
-    return cast_floating(kept, recipe.dtypes.basis or G.dtype)
+
+    def observed() -> Any:
+        side = Side(Fisher.of_one(jnp.zeros(recipe.structure.seen(shape), like.dtype)), right)
+        return tracker.observe(side, lambda: side.projected(jnp.zeros((m, r), like.dtype)))
+
+    # Only the layout is wanted: an eager product of zeros would cost m^2 n.
+    average = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(observed))
+    kept = jax.tree.map(lambda x: jnp.broadcast_to(x, (k, *x.shape)), Subspace(basis, average))
+    return cast_floating(kept, recipe.dtypes.basis or like.dtype)

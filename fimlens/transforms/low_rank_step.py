@@ -17,7 +17,7 @@ from fimlens.transforms.compensation import Seen
 from fimlens.transforms.low_rank_state import LowRankRecipe, StackState, Subspace
 from fimlens.transforms.low_rank_update import Projections, low_rank_update, squares_of, squares_outside, sums_of_squares
 from fimlens.transforms.matrix_step import MatrixState, StepCoefficients, init_matrices, refresh_if_due, step_matrices
-from fimlens.transforms.norms import growth_limit
+from fimlens.transforms.norms import NormGrowthState, limit_growth
 from fimlens.transforms.stacking import Stack, clip_for_squaring, clip_squares
 
 ROUNDING = 84  # eps of a square, 1e-5 in float32: of a difference of squares, what cancellation may leave
@@ -34,11 +34,13 @@ def step_stack(
     whole = jax.tree.map(clip_squares, squares_of(G, seen))
     rest = jax.tree.map(partial(_above_cancellation, recipe), squares_outside(whole, seen), whole)
     eigenvalues, complement = _averaged(recipe, kept.complement, rest, given.shape[1:], now, count)
-    scales, norm = _scales(recipe, Seen(seen.X, D, rest.columns, eigenvalues.columns), eigenvalues, rest, whole, kept.norm)
-    update = low_rank_update(G, seen, D, scales) if recipe.lift else G * scales.columns
+    squares = _squares_compensated(recipe, rest, whole)
+    measured = Seen(seen.X, D, squares.columns, eigenvalues.columns)
+    scales, growth = _scales(recipe, measured, eigenvalues, squares, now, kept.growth)
+    update = _update(recipe, G, seen, D, scales)
     left = _followed(recipe, kept.left, G, seen.A, False)
     right = None if kept.right is None else _followed(recipe, kept.right, G, seen.B, True)
-    return StackState(left, right, lead, complement, norm), recipe.structure.see(update, like=given)
+    return StackState(left, right, lead, complement, growth), recipe.structure.see(update, like=given)
 
 
 def _projections(recipe: LowRankRecipe, kept: StackState, G: Stack) -> Projections:
@@ -77,25 +79,50 @@ def _averaged(
     return eigenvalues, _in_dtypes_of(old, averages)
 
 
+def _squares_compensated(recipe: LowRankRecipe, rest: Parts, whole: Parts) -> Parts:
+    """Sums of squares of what is compensated: of G less `lift` times its part in the subspace."""
+    if isinstance(recipe.lift, bool):
+        return rest if recipe.lift else whole
+    left = (1 - recipe.lift) ** 2
+    return jax.tree.map(lambda rest, whole: left * whole + (1 - left) * rest, rest, whole)
+
+
+def _update(recipe: LowRankRecipe, G: Stack, seen: Projections, D: Float[Array, "k r s"], scales: Parts) -> Stack:
+    """`lift` times the update with the lead's in the subspace, and for the rest G with its columns scaled."""
+    if recipe.lift is False:
+        return G * scales.columns
+    lifted = low_rank_update(G, seen, D, scales)
+    return lifted if recipe.lift is True else recipe.lift * lifted + (1 - recipe.lift) * (G * scales.columns)
+
+
 def _scales(
-    recipe: LowRankRecipe, seen: Seen, eigenvalues: Parts, rest: Parts, whole: Parts, phi: Array | None
-) -> tuple[Parts, Array | None]:
-    """The scale of each part, zero where nothing is left, times alpha_c and the limit of growth; and the new norm."""
-    rule, squares = recipe.compensation, rest if recipe.lift else whole
-    values = (eigenvalues.rows, seen.eigenvalue, eigenvalues.tail)
-    rows_columns_tail = list(zip(squares[1:], values, strict=True))
-    found = [None if V is None else rule(seen._replace(eigenvalue=value)) for V, value in rows_columns_tail]
-    # Where nothing is left the scale is zero; a NaN in the squares stays, so that it is seen.
-    found = [d if d is None else jnp.where(V == 0, V, d) for d, (V, _) in zip(found, rows_columns_tail, strict=True)]
-    parts = [jnp.sum(d**2 * V, (-2, -1), keepdims=True) for d, V in zip(found, squares[1:], strict=True) if d is not None]
-    if not parts:
-        return Parts(None, None, None, None), phi
-    eta = recipe.alpha_c
+    recipe: LowRankRecipe,
+    seen: Seen,
+    eigenvalues: Parts,
+    squares: Parts,
+    now: StepCoefficients,
+    growth: NormGrowthState | None,
+) -> tuple[Parts, NormGrowthState | None]:
+    """The scale of each part, zero where nothing is left, times alpha_c and the limit of growth; and the limiter's state."""
+
+    def found(update: Array) -> list[Array | None]:
+        values = (eigenvalues.rows, eigenvalues.columns, eigenvalues.tail)
+        parts = zip(squares[1:], values, strict=True)
+        scales = [None if V is None else recipe.compensation(seen._replace(update=update, eigenvalue=x)) for V, x in parts]
+        # Where nothing is left the scale is zero; a NaN in the squares stays, so that it is seen.
+        return [d if d is None else jnp.where(V == 0, V, d) for d, V in zip(scales, squares[1:], strict=True)]
+
+    scales, eta = found(seen.update), recipe.alpha_c
+    if all(d is None for d in scales):
+        return Parts(None, None, None, None), growth
     if recipe.gamma is not None:
-        norm = jnp.sqrt(sum(parts))
-        limit = growth_limit(norm, phi.astype(norm.dtype), recipe.gamma)
-        eta, phi = eta * limit, (norm * limit).astype(phi.dtype)
-    return Parts(None, *(d if d is None else d * eta for d in found)), phi
+        # The codes of Fira and Apollo limit norms before bias correction, which comes with the learning rate.
+        uncorrected = found(seen.update * jnp.asarray(now.weight_1 / now.weight_2**0.5, seen.update.dtype))
+        parts = [(d, V) for d, V in zip(uncorrected, squares[1:], strict=True) if d is not None]
+        norm = jnp.sqrt(sum(jnp.sum(d**2 * V, (-2, -1), keepdims=True) for d, V in parts))
+        limit, growth = limit_growth(norm, growth, recipe.gamma)
+        eta = eta * limit
+    return Parts(None, *(d if d is None else d * eta for d in scales)), growth
 
 
 def _followed(recipe: LowRankRecipe, kept: Subspace, G: Stack, lead: Float[Array, "k i j"], right: bool) -> Subspace:
@@ -141,7 +168,7 @@ def _refreshed(recipe: LowRankRecipe, kept: StackState, G: Stack, key: Array, fi
         rows=None if rows is None else turned_squares(L, rows),
         columns=None if columns is None else turned_squares(R, columns.mT).mT,
     )
-    return StackState(left, right, _transported(recipe, kept.lead, G, L, R), complement, kept.norm)
+    return StackState(left, right, _transported(recipe, kept.lead, G, L, R), complement, kept.growth)
 
 
 def _moved(
@@ -166,7 +193,7 @@ def _transported(recipe: LowRankRecipe, lead: MatrixState, G: Stack, L: Turn, R:
     if recipe.moments == "keep":
         return lead
     if recipe.moments == "reset":
-        first = init_matrices(recipe.lead, jnp.zeros(lead.momentum.shape, G.dtype))
+        first = init_matrices(recipe.lead, jax.ShapeDtypeStruct(lead.momentum.shape, G.dtype))
         return _in_dtypes_of(lead, first)
 
     def stats(stats: Statistics, L: Array, R: Array | None) -> Statistics:
@@ -175,7 +202,7 @@ def _transported(recipe: LowRankRecipe, lead: MatrixState, G: Stack, L: Turn, R:
     wide = cast_floating(lead, L.dtype)
     averages = jax.vmap(stats)(Statistics(wide.covariances, wide.averaged), L, R)
     momentum = turned(R, turned(L, wide.momentum).mT).mT
-    return _in_dtypes_of(lead, MatrixState(wide.frame, *averages, momentum))
+    return _in_dtypes_of(lead, MatrixState(wide.bases, *averages, momentum))
 
 
 def _tracker_mix(recipe: LowRankRecipe) -> Mix:

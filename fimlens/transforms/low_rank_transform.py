@@ -13,11 +13,12 @@ from fimlens.structures.low_rank import LowRank
 from fimlens.structures.move import MOMENTS
 from fimlens.structures.spectra import Drop
 from fimlens.transforms.compensation import Compensation, nearest, none
+from fimlens.transforms.drop_in import PLACEHOLDER, drop_in
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
 from fimlens.transforms.low_rank_state import LowRankRecipe, StackState, init_stack
 from fimlens.transforms.low_rank_step import refresh_stacks, step_stack
 from fimlens.transforms.matrix_step import Recipe, coefficients
-from fimlens.transforms.stacking import stack_matrices, unstack
+from fimlens.transforms.stacking import matrix_shapes, stack_matrices, unstack
 from fimlens.transforms.state import state_of_others
 from fimlens.transforms.structure_transform import random_key, tracker_decay
 
@@ -49,7 +50,7 @@ def scale_by_low_rank(
     structure: LowRank,
     *,
     compensation: Compensation = nearest,
-    lift: bool = True,
+    lift: bool | Float[ArrayLike, ""] = True,
     b1: Float[ArrayLike, ""] = 0.9,
     b2: Float[ArrayLike, ""] = 0.999,
     alpha_c: Float[ArrayLike, ""] = 1.0,
@@ -73,11 +74,15 @@ def scale_by_low_rank(
         compensation: the rule for the scale of each column outside the subspace; `nearest` is the complement's own, and
             Theorem 5.1's for Columns(). A rule that needs no average of the complement spares it with Drop(). With
             sides="LR" it is `nearest` or `none`.
-        lift: whether the update contains the lead's. If not, it is G Diag d, and the subspace only measures (Apollo).
+        lift: the factor of the lead's update: True for 1, or a number a. What is compensated is G less a times its part in the
+            subspace; a below 1 is the way of Fira's code. With False, 0, the update is G Diag d, and the subspace only
+            measures (Apollo).
         b1: decay of the momentum, and of the complement's statistics, as in [G].
         b2: decay of the lead's statistics.
         alpha_c: scale of the compensation.
-        gamma: by how much the norm of the compensation may grow in a step; None for no limit.
+        gamma: by how much the norm of the compensation may grow in a step, as `fl.limit_norm_growth` says; None for no limit.
+            A compensation that is made of the lead's update is measured before bias correction, as in the codes of Fira and
+            Apollo.
         eps: added to the roots of the lead's eigenvalues.
         update_interval: steps between updates of the subspaces, the first at the first step; None for that one alone.
         moments: what becomes of averages measured in a basis that moved: "keep" (as if it had not), "rotate" (into the
@@ -105,11 +110,12 @@ def scale_by_low_rank(
 
     def init(params: PyTree) -> LowRankState:
         require_real("scale_by_low_rank", params)
-        stacks = {name: init_stack(recipe, G) for name, G in stack_matrices(params).items()}
+        stacks = {name: init_stack(recipe, like) for name, like in matrix_shapes(params).items()}
+        if isinstance(params, PLACEHOLDER):
+            stacks = jnp.zeros([])  # one leaf in place of what no parameter has the shape of
         return LowRankState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), key(), stacks)
 
-    def update(updates: PyTree, state: LowRankState, params: PyTree = None) -> tuple[PyTree, LowRankState]:
-        del params
+    def update(updates: PyTree, state: LowRankState) -> tuple[PyTree, LowRankState]:
         with jax.default_matmul_precision("highest"):
             matrices = stack_matrices(updates)
             _require_state(recipe, state, matrices)
@@ -121,7 +127,7 @@ def scale_by_low_rank(
             kept = {name: kept for name, (kept, _) in steps.items()}
             return scaled, LowRankState(count, optax.safe_increment(lead_count), state.key, kept)
 
-    return optax.GradientTransformation(init, update)
+    return drop_in(init, update)
 
 
 def _require_state(recipe: LowRankRecipe, state: LowRankState, matrices: dict[str, Array]) -> None:
@@ -136,7 +142,7 @@ def _is_made_for(recipe: LowRankRecipe, kept: StackState, G: Array) -> bool:
     shape = G.shape[1:]
     return (
         kept.lead.momentum.shape == (len(G), *recipe.structure.lead_shape(shape))
-        and (kept.norm is None) == (recipe.gamma is None)
+        and (kept.growth is None) == (recipe.gamma is None)
         and [part is not None for part in kept.complement[1:]] == [count > 0 for count in recipe.structure.counts(shape)[1:]]
     )
 
@@ -150,19 +156,20 @@ def _require_options(recipe: LowRankRecipe) -> None:
     if recipe.structure.sides == "LR" and recipe.compensation not in (nearest, none):
         raise ValueError(f'{call}: with sides="LR" the compensation is `nearest` or `none`; others scale columns alone.')
     require_number(call, "update_interval", inner.update_interval, 1, whole=True)
-    if not recipe.lift:
+    if recipe.lift is not True:
         _require_scales_of_columns(call, recipe)
     require_decay(call, "b1", recipe.b1)
     require_decay(call, "b2", inner.b2)
+    require_number(call, "lift", recipe.lift, 0)
     require_number(call, "alpha_c", recipe.alpha_c, 0)
     require_number(call, "gamma", recipe.gamma, 1)
     require_number(call, "eps", inner.eps, 0)
 
 
 def _require_scales_of_columns(call: str, recipe: LowRankRecipe) -> None:
-    """Without the lead the update is G Diag d, which needs a d for every column."""
+    """Where the lead is not all that moves in the subspace, G Diag d moves there too, which needs a d for every column."""
     dropped = recipe.compensation is nearest and isinstance(recipe.structure.complement, Drop)
     if recipe.structure.sides == "LR" or recipe.compensation is none or dropped:
         raise ValueError(
-            f'{call}: lift=False scales columns alone. Take sides="short", and a compensation that gives each a scale.'
+            f'{call}: lift={recipe.lift} scales columns alone. Take sides="short", and a compensation that gives each a scale.'
         )

@@ -17,8 +17,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import tree_above_rounding
+from fimlens.member import bases_of
 from fimlens.solver.fit import fit
-from fimlens.solver.sizes import zero_state
+from fimlens.solver.sizes import frame_of, zero_state
 from fimlens.structure import BasisStep, Frame, Mix, Params, Statistics, Structure, Tree
 from fimlens.transforms.dtypes import StateDtypes
 from fimlens.transforms.stacking import Matrices, clip_for_squaring, clip_squares
@@ -43,10 +44,10 @@ class Recipe(NamedTuple):
 
 
 class MatrixState(NamedTuple):
-    """What lasts from step to step, for matrices of one shape: the frame, the averages for its bases and for the
-    eigenvalues (statistics or fits), and the momentum. None for what a recipe does not need."""
+    """What lasts from step to step, for matrices of one shape: the bases of their frames, the averages for the bases and for
+    the eigenvalues (statistics or fits), and the momentum. None for what a recipe does not need."""
 
-    frame: Frame | None
+    bases: Tree
     covariances: Tree
     averaged: Tree
     momentum: Tree
@@ -82,20 +83,18 @@ def coefficients(recipe: Recipe, count: Int[Array, ""], key: Array | None) -> St
     return StepCoefficients(count, key, momentum, fitted, basis, weight_1, weight_2, before, moves)
 
 
-def init_matrices(recipe: Recipe, G: Matrices) -> MatrixState:
-    """The state before any gradient is seen, for matrices like those of G."""
-    frame, stats = (
-        (None, Statistics(None, None))
-        if recipe.b2 is None
-        else zero_state(recipe.structure, G.shape[-2:], recipe.average, G.dtype)
-    )
-    frame, stats = jax.tree.map(lambda x: jnp.broadcast_to(x, (*G.shape[:-2], *x.shape)), (frame, stats))
-    momentum = None
-    if recipe.b1 is not None:
-        momentum = jnp.zeros_like(G)
-        if recipe.momentum == "rotated":
-            momentum = vmap_leading(G, recipe.structure.to_eigenbasis)(frame, momentum)
-    return _stored(recipe, MatrixState(frame, *stats, momentum))
+def init_matrices(recipe: Recipe, like: jax.ShapeDtypeStruct) -> MatrixState:
+    """The state before any gradient is seen, for matrices of this shape and dtype."""
+    structure, (*stack, m, n) = recipe.structure, like.shape
+    momentum = None if recipe.b1 is None else jnp.zeros(like.shape, like.dtype)
+    if recipe.b2 is None:
+        return _stored(recipe, MatrixState(None, None, None, momentum))
+    frame, stats = zero_state(structure, (m, n), recipe.average, like.dtype)
+    if recipe.b1 is not None and recipe.momentum == "rotated":
+        layout = jax.eval_shape(structure.to_eigenbasis, frame, jnp.zeros((m, n), like.dtype))
+        momentum = jax.tree.map(lambda x: jnp.zeros((*stack, *x.shape), x.dtype), layout)
+    bases, stats = jax.tree.map(lambda x: jnp.broadcast_to(x, (*stack, *x.shape)), (bases_of(frame), stats))
+    return _stored(recipe, MatrixState(bases, *stats, momentum))
 
 
 def step_matrices(recipe: Recipe, kept: MatrixState, G: Matrices, now: StepCoefficients) -> tuple[MatrixState, Matrices]:
@@ -103,28 +102,28 @@ def step_matrices(recipe: Recipe, kept: MatrixState, G: Matrices, now: StepCoeff
     structure, state = recipe.structure, optax.tree.cast(kept, G.dtype)
     to_eigenbasis = vmap_leading(G, structure.to_eigenbasis)
     clipped = clip_for_squaring(G)
-    if jax.tree.leaves(state.frame) or recipe.b2 is None:  # without bases the squares are bounded, which spares a pass over G
+    if jax.tree.leaves(state.bases) or recipe.b2 is None:  # without bases the squares are bounded, which spares a pass over G
         G = clipped
     if recipe.b2 is None:
         member = vmap_leading(G, lambda g: fit(structure, Fisher.of_one(g)))(G)
-        state = state._replace(frame=member.frame)
-    elif recipe.turn == "before":
-        state = _refreshed_if_due(recipe, state, G, now, now.basis)
-    X = clipped if recipe.momentum == "original" and recipe.b1 is not None else to_eigenbasis(state.frame, clipped)
+        frame = member.frame
+    else:
+        if recipe.turn == "before":
+            state = _refreshed_if_due(recipe, state, G, now, now.basis)
+        frame = frame_of(structure, G.shape[-2:], state.bases)
+    X = clipped if recipe.momentum == "original" and recipe.b1 is not None else to_eigenbasis(frame, clipped)
     if recipe.b1 is not None:
         state = state._replace(momentum=jax.tree.map(_gated(now.momentum, now.moves), state.momentum, X))
         X = jax.tree.map(lambda x: x / now.weight_1, state.momentum)
-        X = to_eigenbasis(state.frame, X) if recipe.momentum == "original" else X
+        X = to_eigenbasis(frame, X) if recipe.momentum == "original" else X
     if recipe.b2 is not None:
         state = _averaged(recipe, state, G, now)
-        member = fitted_members(recipe.structure, state, now.weight_2, recipe.average, G)
-    if jax.tree.leaves(state.frame):
+        member = fitted_members(structure, state, now.weight_2, recipe.average, G)
+    if jax.tree.leaves(frame):
         X = vmap_leading(G, tree_above_rounding)(X)
     X = vmap_leading(G, lambda member, x: structure.precondition(member, x, recipe.eps))(member, X)
-    update = vmap_leading(G, structure.from_eigenbasis)(state.frame, X)
-    if recipe.b2 is None:
-        state = state._replace(frame=None)
-    elif recipe.turn == "after":
+    update = vmap_leading(G, structure.from_eigenbasis)(frame, X)
+    if recipe.turn == "after" and recipe.b2 is not None:
         update = jnp.where(now.moves, update, 0)
         state = _refreshed_if_due(recipe, state, G, now, Mix(1.0, 0.0))
     return _stored(recipe, state), update
@@ -133,11 +132,12 @@ def step_matrices(recipe: Recipe, kept: MatrixState, G: Matrices, now: StepCoeff
 def fitted_members(structure: Structure, state: MatrixState, weight: Any, average: str, G: Matrices) -> Params:
     """The members F~ that a state's averages give: fitted to averaged statistics, or the averaged fits themselves."""
     state = optax.tree.cast(state, G.dtype)
+    frame = frame_of(structure, G.shape[-2:], state.bases)
     averaged = jax.tree.map(lambda x: x / jnp.asarray(weight, x.dtype), state.averaged)
     if average == "fits":
-        return Params(state.frame, averaged)
+        return Params(frame, averaged)
     # The averages of the bases are left as they are: a fit knows its bases already.
-    return vmap_leading(G, structure.fit)(Statistics(state.covariances, averaged), state.frame)
+    return vmap_leading(G, structure.fit)(Statistics(state.covariances, averaged), frame)
 
 
 def vmap_leading(G: Matrices, f: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,26 +148,25 @@ def vmap_leading(G: Matrices, f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _averaged(recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients) -> MatrixState:
-    stats = _observed(recipe, state, G, now)
+    members, stats = _observed(recipe, state, G, now)
     spectrum = stats.spectrum
     if recipe.average == "fits":
-        spectrum = vmap_leading(G, recipe.structure.fit)(stats, state.frame).coords
+        spectrum = vmap_leading(G, recipe.structure.fit)(stats, members.frame).coords
     averaged = jax.tree.map(_gated(now.fitted, now.moves), state.averaged, spectrum)
     covariances = None if recipe.average == "fits" else jax.tree.map(now.basis, state.covariances, stats.basis)
     return state._replace(covariances=covariances, averaged=averaged)
 
 
-def _observed(recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients) -> Statistics:
-    """The statistics of the current gradients, seen by the last members."""
+def _observed(recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients) -> tuple[Params, Statistics]:
+    """The last members, and the statistics of the current gradients as they see them."""
     members = fitted_members(recipe.structure, state, now.before, recipe.average, G)
     stats = vmap_leading(G, lambda g, member: recipe.structure.stats(Fisher.of_one(g), member))(G, members)
-    return jax.tree.map(clip_squares, stats)
+    return members, jax.tree.map(clip_squares, stats)
 
 
 def _refreshed_if_due(recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients, mix: Mix | None) -> MatrixState:
-    if recipe.update_interval is None or not jax.tree.leaves(state.frame):
+    if recipe.update_interval is None or not jax.tree.leaves(state.bases):
         return state
-
     return refresh_if_due(now.count, recipe.update_interval, state, partial(_refreshed, recipe, state, G, now, mix))
 
 
@@ -176,38 +175,55 @@ def _refreshed(
 ) -> MatrixState:
     structure, stats = recipe.structure, Statistics(state.covariances, state.averaged)
     if recipe.average == "fits":  # no statistics are averaged: the bases follow the current gradient alone
-        stats, mix = _observed(recipe, state, G, now), Mix(1.0, 0.0)
+        (_, stats), mix = _observed(recipe, state, G, now), Mix(1.0, 0.0)
 
     def update(stats: Statistics, frame: Frame, g: Array, key: Array) -> tuple[Frame, Statistics]:
         return structure.update_basis(stats, frame, Fisher.of_one(g), BasisStep(key, mix, first))
 
     key = jax.random.PRNGKey(0) if now.key is None else now.key  # no tracker draws from the former
     keys = jax.random.split(jax.random.fold_in(key, now.count), G.shape[:-2])
-    frame, moved = vmap_leading(G, update)(stats, state.frame, G, keys)
+    old = frame_of(structure, G.shape[-2:], state.bases)
+    frame, moved = vmap_leading(G, update)(stats, old, G, keys)
     momentum = state.momentum
     if recipe.momentum == "rotated" and momentum is not None:
-        back = vmap_leading(G, structure.from_eigenbasis)(state.frame, momentum)
+        back = vmap_leading(G, structure.from_eigenbasis)(old, momentum)
         momentum = vmap_leading(G, structure.to_eigenbasis)(frame, back)
     averages = (state.covariances, state.averaged) if recipe.average == "fits" else moved
-    return MatrixState(frame, *averages, momentum)
+    return MatrixState(bases_of(frame), *averages, momentum)
 
 
 def refresh_if_due(count: Array, interval: Any, kept: Tree, refreshed: Callable[[Bool[ArrayLike, ""]], Tree]) -> Tree:
     """What is kept, or refreshed(first): at the first step and then every `interval` steps; None for the first alone.
 
-    `first` is traced, so that a refresh is one program, or True where only the first step refreshes.
+    `first` is traced, so that a refresh is one program, or True where only the first step refreshes. Under `jax.vmap` a step
+    refreshes where any of the batch is due, and the others keep what they have.
     """
     first = count == 0
-    if interval is None:
-        return jax.lax.cond(first, lambda: refreshed(True), lambda: kept)
-    return jax.lax.cond(count % interval == 0, lambda: refreshed(first), lambda: kept)
+    due = first if interval is None else count % interval == 0
+
+    def chosen() -> Tree:
+        new = refreshed(True if interval is None else first)
+        return jax.tree.map(lambda x, old: jnp.where(due, x, old), new, kept)
+
+    return jax.lax.cond(_any_due(due), chosen, lambda: kept)
+
+
+@jax.custom_batching.custom_vmap
+def _any_due(due: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Whether a matrix of the batch is due: one answer for the batch, since a cond of several would refresh at every step."""
+    return due
+
+
+@_any_due.def_vmap
+def _(size: int, batched: list[bool], due: Bool[Array, " k"]) -> tuple[Bool[Array, ""], bool]:
+    return _any_due(jnp.any(due)), False
 
 
 def _stored(recipe: Recipe, state: MatrixState) -> MatrixState:
     """Cast a state to the dtypes in which the recipe stores it."""
     momentum, second_moment, basis = recipe.dtypes
     return MatrixState(
-        optax.tree.cast(state.frame, basis),
+        optax.tree.cast(state.bases, basis),
         optax.tree.cast(state.covariances, basis),
         optax.tree.cast(state.averaged, second_moment),
         optax.tree.cast(state.momentum, momentum),

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._validate import require_real
-from fimlens.transforms.dtypes import narrowed
+from fimlens.transforms.dtypes import StateDtypes, narrowed, state_dtypes
 from fimlens.transforms.norms import at_least_float32
 from fimlens.transforms.stacking import clip_for_squaring
 
@@ -78,17 +78,32 @@ def keep_state_dtypes(tx: optax.GradientTransformation) -> optax.GradientTransfo
     return optax.GradientTransformation(tx.init, update)
 
 
-def adam_with_guards(*, nesterov: bool = False) -> optax.GradientTransformation:
+def adam_with_guards(
+    b1: Float[ArrayLike, ""] = 0.9,
+    b2: Float[ArrayLike, ""] = 0.999,
+    eps: Float[ArrayLike, ""] = 1e-8,
+    eps_root: Float[ArrayLike, ""] = 0.0,
+    *,
+    nesterov: bool = False,
+    dtypes: StateDtypes | DTypeLike | None = None,
+) -> optax.GradientTransformation:
     """Optax's Adam, computed in float32 at least, on gradients that are clipped where their squares would overflow."""
-    adam = keep_state_dtypes(optax.scale_by_adam(nesterov=nesterov))
+    stored = state_dtypes(dtypes)
+    adam = keep_state_dtypes(optax.scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov))
+
+    def init(params: PyTree) -> PyTree:
+        wide = jax.tree.map(lambda x: jnp.promote_types(jnp.result_type(x), jnp.float32), params)
+        state = adam.init(jax.tree.map(jnp.zeros_like, params, wide))
+        mu, nu = optax.tree.cast(state.mu, stored.momentum), optax.tree.cast(state.nu, stored.second_moment)
+        return state._replace(mu=mu, nu=nu)
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         # Complex leaves pass unclipped: they have no order to clip by, and Optax's Adam takes them.
         clipped = jax.tree.map(lambda G: G if jnp.iscomplexobj(G) else clip_for_squaring(at_least_float32(G)), updates)
         moved, state = adam.update(clipped, state, params)
-        return jax.tree.map(lambda U, G: U.astype(G.dtype), moved, updates), state
+        return jax.tree.map(lambda U, G: U.astype(jnp.result_type(G)), moved, updates), state
 
-    return optax.GradientTransformation(lambda params: adam.init(jax.tree.map(at_least_float32, params)), update)
+    return optax.GradientTransformation(init, update)
 
 
 def store_state_in(tx: optax.GradientTransformation, dtype: DTypeLike) -> optax.GradientTransformation:

@@ -12,29 +12,66 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fimlens.linalg.decompositions import unit_of
+from fimlens.linalg.spectral_functions import root
+from fimlens.transforms.drop_in import PLACEHOLDER, drop_in
 from fimlens.transforms.stacking import sides
 
 Matrix = Float[Array, "*stack m n"]
 
 
 class NormGrowthState(NamedTuple):
-    """phi, the norm of each matrix's last update."""
+    """What a limiter keeps: three numbers for each matrix, all zero before the first update that is not zero.
+
+    `norms` are phi, the norms of the last updates. `peaks` are the norms from which they fell, and `faded` the peaks divided by
+    gamma once for each step since. A peak that has faded to the present norm is forgotten: the present norm takes its place.
+    """
 
     norms: PyTree
+    peaks: PyTree
+    faded: PyTree
 
 
-def growth_limit(norm: Array, phi: Array, gamma: Float[ArrayLike, ""]) -> Array:
-    """Return eta, the scale factor that limits the norm to gamma times the previous norm phi; 1 when phi is zero."""
-    growth = norm / jnp.where(phi == 0, 1, phi)
-    return jnp.where(phi == 0, 1, gamma / jnp.maximum(growth, gamma))
+def limit_growth(norms: PyTree, kept: NormGrowthState, gamma: Float[ArrayLike, ""]) -> tuple[PyTree, NormGrowthState]:
+    """Return eta for each matrix, the scale factor of its update, and the state after it: `limit_norm_growth` says the rule.
+
+    A norm that is zero or not finite leaves the state as it was.
+    """
+    # From below kappa, growth by gamma a step needs more than 20 steps to half the peak.
+    kappa = gamma**-20.0 / 2
+
+    def eta(norm: Array, phi: Array, peak: Array, faded: Array) -> Array:
+        returns = (phi < kappa * faded) & (kappa * norm > gamma * phi)
+        # The first update has no norm before it. A limit of 1 in its place keeps 0/0 out of derivatives.
+        limit = gamma * jnp.where(returns, peak, jnp.where(phi == 0, 1, phi))
+        return jnp.where(phi == 0, 1, limit / jnp.maximum(norm, limit)).astype(norm.dtype)
+
+    def seen(now: Array, new: Array, old: Array) -> Array:
+        return jnp.where((new > 0) & (new < jnp.inf), now, old).astype(old.dtype)
+
+    def peak(new: Array, peak: Array, faded: Array) -> Array:
+        return seen(jnp.where(new >= faded / gamma, new, peak), new, peak)
+
+    etas = jax.tree.map(eta, norms, *kept)
+    new = jax.tree.map(jnp.multiply, norms, etas)
+    return etas, NormGrowthState(
+        norms=jax.tree.map(lambda new, phi: seen(new, new, phi), new, kept.norms),
+        peaks=jax.tree.map(peak, new, kept.peaks, kept.faded),
+        faded=jax.tree.map(lambda new, faded: seen(jnp.maximum(new, faded / gamma), new, faded), new, kept.faded),
+    )
 
 
 def limit_norm_growth(gamma: Float[ArrayLike, ""] = 1.01) -> optax.GradientTransformation:
     """Limit how much the norm of each matrix's update grows in one step. Use it against spikes of the loss.
 
     The update U is scaled by eta = gamma / max(||U|| / phi, gamma), and then phi <- eta ||U||. [G] Algorithm 1 limits RACS in
-    this way, after Fira (Chen et al., 2024). Unlike in [G], a matrix whose last update was zero is not limited: with phi = 0
-    the formula would keep its updates at zero for ever.
+    this way, after Fira (Chen et al., 2024). There one tiny update freezes a matrix, because its norm takes hundreds of steps
+    to grow again; and a zero freezes it for ever. Here a norm may return to where it was, by three rules:
+
+    - The peak is the norm from which the norms fell. It is forgotten when a fall by gamma a step would have reached the present
+      norm. After a fall below kappa = gamma^-20 / 2 of the peak so faded, a norm over gamma phi / kappa is limited to gamma
+      times the peak, in place of gamma phi. All other steps are those of [G].
+    - An update of zero leaves the state as it was.
+    - An update whose norm is not finite leaves the state as it was, and what is not finite in it stays so.
 
     Args:
         gamma: largest ratio of one update's norm to the norm of the update before it. Default: 1.01, as in [G] and Fira.
@@ -42,26 +79,27 @@ def limit_norm_growth(gamma: Float[ArrayLike, ""] = 1.01) -> optax.GradientTrans
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> tx = fl.limit_norm_growth(gamma=1.25)
-        >>> first, state = tx.update(jnp.ones((2, 2)), tx.init(jnp.ones((2, 2))))
-        >>> second, state = tx.update(jnp.full((2, 2), 9.0), state)
-        >>> print(f"{jnp.linalg.norm(first):.2f} {jnp.linalg.norm(second):.2f}")
-        2.00 2.50
+        >>> state = tx.init(jnp.ones((2, 2)))
+        >>> for scale in (1.0, 9.0, 1e-9, 9.0):  # the last one returns to the second, and grows from there
+        ...     update, state = tx.update(jnp.full((2, 2), scale), state)
+        ...     print(f"{jnp.linalg.norm(update):.3g}")
+        2
+        2.5
+        2e-09
+        3.12
     """
 
     def init(params: PyTree) -> NormGrowthState:
-        return NormGrowthState(jax.tree.map(lambda x: jnp.zeros_like(matrix_norm(x)), params))
+        if isinstance(params, PLACEHOLDER):
+            return NormGrowthState(*jnp.zeros(3))  # norms are no parameters
+        norms = jax.eval_shape(lambda tree: jax.tree.map(matrix_norm, tree), params)
+        return NormGrowthState(*(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), norms) for _ in range(3)))
 
-    def update(updates: PyTree, state: NormGrowthState, params: PyTree = None) -> tuple[PyTree, NormGrowthState]:
-        del params
+    def update(updates: PyTree, state: NormGrowthState) -> tuple[PyTree, NormGrowthState]:
+        etas, state = limit_growth(jax.tree.map(matrix_norm, updates), state, gamma)
+        return jax.tree.map(lambda x, e: (x * e).astype(x.dtype), updates, etas), state
 
-        norms = jax.tree.map(matrix_norm, updates)
-        etas = jax.tree.map(lambda norm, phi: growth_limit(norm, phi, gamma), norms, state.norms)
-        limited = jax.tree.map(lambda x, e: (x * e).astype(x.dtype), updates, etas)
-        # phi keeps the dtype that it had in the state; a new dtype would compile the next step again.
-        phis = jax.tree.map(lambda n, e, phi: (n * e).astype(phi.dtype), norms, etas, state.norms)
-        return limited, NormGrowthState(phis)
-
-    return optax.GradientTransformation(init, update)
+    return drop_in(init, update)
 
 
 def scale_by_trust_ratio(coefficient: Float[ArrayLike, ""] = 1.0) -> optax.GradientTransformation:
@@ -118,15 +156,15 @@ def standardize_rows(eps: Float[ArrayLike, ""] = 1e-8) -> optax.GradientTransfor
     return optax.stateless(lambda updates, params: jax.tree.map(standardized, updates))
 
 
-def at_least_float32(x: Array) -> Array:
+def at_least_float32(x: ArrayLike) -> Array:
     """The array in float32, or in its own dtype if that is wider: statistics and norms are computed so."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
 def matrix_norm(x: ArrayLike) -> Array:
     """Frobenius norms over the last two axes, which stay with length 1."""
-    x = at_least_float32(jnp.asarray(x))
-    return jnp.sqrt(jnp.sum(x**2, axis=(-2, -1) if x.ndim >= 2 else None, keepdims=True))
+    x = at_least_float32(x)
+    return root(jnp.sum(x**2, axis=(-2, -1) if x.ndim >= 2 else None, keepdims=True))
 
 
 def _rms(x: ArrayLike) -> Array:

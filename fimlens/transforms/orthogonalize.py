@@ -31,13 +31,12 @@ def orthogonalize(steps: Int[ArrayLike, ""] = 5, eps: Float[ArrayLike, ""] = 1e-
         # A traced number of steps, as under optax.inject_hyperparams, cannot be unrolled.
         return jax.lax.fori_loop(0, steps, iterate, X, unroll=True if isinstance(steps, int) else None)
 
-    def update(updates: PyTree, params: PyTree = None) -> PyTree:
-        del params
+    @jax.jit
+    def factors(updates: PyTree) -> PyTree:
         with jax.default_matmul_precision("highest"):
-            factors = jax.tree.map(factor, stack_matrices(updates))
-        return unstack(factors, updates)
+            return unstack(jax.tree.map(factor, stack_matrices(updates)), updates)
 
-    return with_short_side_first(optax.stateless(update))
+    return with_short_side_first(optax.stateless(lambda updates, params: factors(updates)))
 
 
 def with_short_side_first(tx: optax.GradientTransformation) -> optax.GradientTransformation:

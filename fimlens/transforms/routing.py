@@ -1,6 +1,7 @@
 """Which leaves of a tree of parameters go to a method for matrices, and which to another optimizer."""
 
 import re
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,26 +12,22 @@ import optax
 from jaxtyping import PyTree
 
 from fimlens._validate import path_name
-from fimlens.transforms.as_matrix import Axes, axes_rule, view_of
+from fimlens.transforms.as_matrix import LeafView, Views, through_views, unknown_axes, view_of
+from fimlens.transforms.axes import Axes, axes_rule
+from fimlens.transforms.evidence import UNKNOWN, VECTORS, recognise
 from fimlens.transforms.leaf_rules import Leaf, Rule, leaf_rule
 from fimlens.transforms.momentum import adam_with_guards
 
 METHOD, OTHERS = "method", "others"
 
 
-EMBEDDING = re.compile(r"embed|(^|_)emb$|^wte$|^wpe$", re.IGNORECASE)
+# Tables of vectors, one for each token or position.
+EMBEDDING = re.compile(r"embed|(^|_)emb$|^wte$|^wpe$|(^|_)(pos|position|cls|tokens?|table)$", re.IGNORECASE)
 
 
-HEAD = re.compile(r"^((lm|output|readout|classifier)_?)?head$|^(logits|unembed\w*|lm_output)$", re.IGNORECASE)
-
-
-# A norm ends a word, as in LayerNorm_0, rms_norm, norms and ln_1; "normformer" is none. It names the leaf or its parent, unless
-# the leaf is a kernel: a block may be named after the norm that it begins with.
-NORM = r"([^/]*(?i:norm)s?(_?\d+|_?[a-z])?|NormLayer[^/]*|[^/]*(?i:normali[sz]ation)[^/]*|ln(_?\w)?)"
-
-
-# Flax NNX ends every path with "value".
-VECTORS = re.compile(rf"(^|/)((?i:bias|scale)|{NORM}(/(?!kernel)[^/]*)?)(/value)?$")
+HEAD = re.compile(
+    r"^((lm|mlm|cls|output|readout|classifier)_?)?head$|^(logits|unembed\w*|lm_output|classifier)$", re.IGNORECASE
+)
 
 
 def matrices(
@@ -39,6 +36,7 @@ def matrices(
     *,
     route: Rule | str | PyTree | None = None,
     head: bool = False,
+    axes: Axes | Rule | PyTree | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Give matrices to `tx` and all other leaves to `others`, by default Adam. Use it to build a chain from a direction.
 
@@ -46,10 +44,13 @@ def matrices(
     such as `fl.racs(0.02)`, routes its leaves itself. Do not give one as `tx`: it would descend while the default `others`
     moves up the gradient, unscaled.
 
-    By default a leaf of two axes or more is a matrix, with three exceptions. Its path names an embedding ("embed", "tok_emb",
-    "wte", "wpe"); or vectors that may be stacked (a last "bias" or "scale", or the leaf of a norm, such as "attention_norm" or
-    "LayerNorm_0/w"); or, unless `head` is True, the output head ("head", "lm_head", "logits", "unembed"). Empty leaves go to
-    the others. `fl.routes` shows where each leaf goes.
+    By default a leaf of two axes or more is a matrix, with four exceptions. Its path names an embedding ("embed", "tok_emb",
+    "wte", "pos", "cls_token"); or vectors that may be stacked (a last "bias", "b", "scale", "gamma" or "beta", or the leaf of a
+    norm, such as "attention_norm" or "LayerNorm_0/w"); or, unless `head` is True, the output head ("head", "lm_head",
+    "classifier", "logits", "unembed"); or it is a vector for each of the layers that it stacks. Empty leaves go to the others.
+
+    `tx` sees leaves of three axes or more as matrices, by the evidence that `fl.as_matrix` describes. One for which there is no
+    evidence goes to the others, and `init` warns once for all of these. `fl.routes` shows where each leaf goes.
 
     Args:
         tx: the direction for matrices.
@@ -58,9 +59,11 @@ def matrices(
             as "attention|mlp"; a function of path and leaf, or a tree like the parameters, answers True or "method", and False
             or "others". Default: None, the rule above.
         head: whether the output head goes to `tx`, under the default rule. Default: False.
+        axes: which axes of a leaf are a matrix; see `fl.as_matrix`. Default: None, by the evidence described there.
 
     Raises:
-        ValueError: the route is not a regular expression, or its answer for a leaf is missing or of another kind.
+        ValueError: the route is not a regular expression, or its answer for a leaf is missing or of another kind, or the axes
+            of a leaf are not all named once.
 
     Examples:
         >>> import jax.numpy as jnp, optax, fimlens as fl
@@ -73,17 +76,58 @@ def matrices(
         >>> bool((updates["kernel"] < 0).all()), bool((updates["bias"] < 0).all())
         (True, True)
     """
-    return optax.partition({METHOD: tx, OTHERS: adam_with_guards() if others is None else others}, leaf_labels(route, head))
+    others = adam_with_guards() if others is None else others
+    views_of = leaf_views("matrices", route, head, axes)
+
+    def partitioned(tree: PyTree, warn: bool = False) -> optax.GradientTransformation:
+        views = views_of(tree, warn)
+        labels = leaf_labels(tree, views)  # given as a function: a tree of them may be a module of Equinox, which is callable
+        return optax.partition({METHOD: through_views(tx, lambda *_: views), OTHERS: others}, lambda _: labels)
+
+    def init(params: PyTree) -> Any:
+        return partitioned(params, warn=True).init(params)
+
+    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
+        return partitioned(updates).update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def leaf_labels(route: Rule | str | PyTree | None, head: bool) -> Callable[[PyTree], PyTree]:
-    """The function from parameters to their labels, METHOD or OTHERS, for `optax.partition`; arguments as in `matrices`."""
-    is_method = _is_method_rule("matrices", route, head)
+def leaf_views(
+    call: str,
+    route: Rule | str | PyTree | None,
+    head: bool,
+    axes: Axes | Rule | PyTree | None,
+    fate: str = "Until then the other optimizer, Adam by default, has them.",
+) -> Callable[..., Views]:
+    """The function from parameters to the views of their leaves, which can warn of those whose axes are unknown.
 
-    def label(path: Any, leaf: Leaf) -> str:
-        return METHOD if is_method(path_name(path), leaf) else OTHERS
+    The arguments are those of `matrices`; `call` is named in messages, and `fate` says what becomes of the unknown.
+    """
+    is_method, rule = _is_method_rule(call, route, head), axes_rule(axes)
+    takes_matrices_alone = route is None or isinstance(route, str)
 
-    return partial(jax.tree_util.tree_map_with_path, label)
+    def views_of(params: PyTree, warn: bool = False) -> Views:
+        known, views, unknown = recognise(params), {}, {}
+        for key, leaf in jax.tree_util.tree_leaves_with_path(params):
+            path, shape = path_name(key), jnp.shape(leaf)
+            chosen = is_method(path, leaf)
+            view = view_of(path, leaf, rule, known[path]) if chosen else None
+            if chosen and view is None and known[path] == UNKNOWN:
+                unknown[path] = shape
+            elif chosen and view is None and not takes_matrices_alone:
+                view = LeafView(shape)
+            views[path] = view
+        if unknown and warn:
+            warnings.warn(f"{call}: {unknown_axes(unknown)} {fate}", stacklevel=4)
+        return views
+
+    return views_of
+
+
+def leaf_labels(tree: PyTree, views: Views) -> PyTree:
+    """The labels of the leaves, METHOD or OTHERS, for `optax.partition`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: METHOD if views[path_name(path)] else OTHERS, tree)
 
 
 def routes(
@@ -95,7 +139,7 @@ def routes(
         params: arrays or jax.ShapeDtypeStructs.
         route: as in `matrices` and in every full chain.
         head: as in `matrices` and in every full chain.
-        axes: as in `as_matrix` and in every full chain.
+        axes: as in `matrices` and in every full chain.
 
     Raises:
         ValueError: as `matrices` and `as_matrix`.
@@ -108,9 +152,8 @@ def routes(
         >>> fl.routes(params, route="kernel")
         {'conv': None, 'kernel': (2, 8), 'norm': None}
     """
-    is_method, rule = _is_method_rule("routes", route, head), axes_rule(axes)
-    leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
-    return {path: view_of(path, leaf, rule).matrix if is_method(path, leaf) else None for path, leaf in leaves}
+    views = leaf_views("routes", route, head, axes)(params)
+    return {path: view and view.matrix for path, view in views.items()}
 
 
 def role(path: str) -> str | None:

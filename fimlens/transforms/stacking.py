@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fimlens.linalg.mesh import dividing
 from fimlens.structure import Tree
@@ -31,6 +32,11 @@ def stack_matrices(tree: PyTree, stacked: bool = True) -> PyTree:
         if G.size:
             groups.setdefault(stack_name(G), []).append(G.reshape(-1, *G.shape[-2:]))
     return {name: _spread(jnp.concatenate(Gs) if len(Gs) > 1 else Gs[0]) for name, Gs in groups.items()}
+
+
+def matrix_shapes(tree: PyTree, stacked: bool = True) -> PyTree:
+    """The shapes and dtypes of `stack_matrices(tree)`, for arrays or jax.ShapeDtypeStructs."""
+    return jax.eval_shape(partial(stack_matrices, stacked=stacked), tree)
 
 
 def unstack(matrices: PyTree, like: PyTree, stacked: bool = True) -> PyTree:
@@ -73,7 +79,7 @@ def stack_name(leaf: Array | jax.ShapeDtypeStruct) -> str:
     return f"{m} x {n}" + ("" if dtype == jnp.float32 else f" {dtype}")
 
 
-def _matrices(leaf: Array) -> Matrices:
+def _matrices(leaf: ArrayLike) -> Matrices:
     leaf = jnp.asarray(leaf)
     leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
     return leaf if leaf.ndim >= 2 else leaf.reshape(-1, 1)

@@ -1,6 +1,7 @@
 """What `scale_by_structure` keeps, per leaf or per stack of one shape, and what can be asked of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ class StructureState(NamedTuple):
 
     `weight` is the sum of the averaging weights: the divisor of bias correction. `key` is what random bases draw from, None
     where nothing is drawn. Where the structure has no bases, `momentum` is a tree like the parameters, and so is each entry
-    of `averaged` (for RACS, one of row factors and one of column factors). Where it has bases, `frame`, `covariances` (what
+    of `averaged` (for RACS, one of row factors and one of column factors). Where it has bases, `bases`, `covariances` (what
     the bases follow), `averaged` and `momentum` are dicts with one entry per matrix shape, named "m x n" (float64 ones
     apart), whose matrices are stacked. `members` gives the view per parameter.
 
@@ -26,17 +27,17 @@ class StructureState(NamedTuple):
         >>> import jax.numpy as jnp, fimlens as fl
         >>> weights = {"w": jnp.ones((2, 3))}
         >>> adam = fl.scale_by_structure(fl.Diagonal()).init(weights)
-        >>> adam.averaged["w"].shape, adam.frame, adam.key
+        >>> adam.averaged["w"].shape, adam.bases, adam.key
         ((2, 3), None, None)
         >>> soap = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "LR")).init(weights)
-        >>> soap.averaged["2 x 3"].shape, soap.covariances["2 x 3"].left.shape, soap.frame["2 x 3"].bases.left.shape
+        >>> soap.averaged["2 x 3"].shape, soap.covariances["2 x 3"].left.shape, soap.bases["2 x 3"].left.shape
         ((1, 2, 3), (1, 2, 2), (1, 2, 2))
     """
 
     count: Int[Array, ""]
     weight: Float[Array, ""]
     key: Array | None
-    frame: Tree
+    bases: Tree
     covariances: Tree
     averaged: Tree
     momentum: Tree
@@ -61,13 +62,13 @@ def members(structure: Structure, state: StructureState, params: PyTree, *, aver
         >>> fl.members(fl.Rows(), state, {"w": jnp.ones((3, 4))})["w"].coords.shape
         (3, 1)
     """
-    stacked = has_bases(structure)
-    leaves, treedef = jax.tree.flatten(stack_matrices(params, stacked))
-    states = unpack_state(structure, stacked, treedef, leaves, state)
+    layout = state_layout(structure, average)
+    leaves, treedef = jax.tree.flatten(stack_matrices(params, layout.stacked))
+    states = unpack_state(layout, treedef, leaves, state)
     fitted = treedef.unflatten(
         [fitted_members(structure, kept, state.weight, average, G) for kept, G in zip(states, leaves, strict=True)]
     )
-    if not stacked:
+    if not layout.stacked:
         return fitted
 
     def own(leaf: Array, part: Tree) -> Tree:
@@ -78,41 +79,79 @@ def members(structure: Structure, state: StructureState, params: PyTree, *, aver
 
 def start_from(state: StructureState, frame: Frame) -> StructureState:
     """The state of a single matrix, in a given frame; the state itself where the structure has no bases."""
-    if state.frame is None:
+    if state.bases is None:
         return state
-    frames, treedef = jax.tree.flatten(state.frame, is_leaf=lambda x: isinstance(x, Frame))
-    if len(frames) != 1 or frames[0].shape != frame.shape:
-        raise ValueError(f"start_from: the frame is for one {frame.shape} matrix; the state holds {[f.shape for f in frames]}.")
-    given = jax.tree.map(lambda old, new: new.reshape(old.shape).astype(old.dtype), frames[0], frame)
-    return state._replace(frame=treedef.unflatten([given]))
+    given, kept = jax.tree.leaves(frame), jax.tree.leaves(state.bases)
+    if len(state.bases) != 1 or [x.size for x in given] != [x.size for x in kept]:
+        raise ValueError(f"start_from: the frame is for one {frame.shape} matrix; the state holds {list(state.bases)}.")
+    leaves = [new.reshape(old.shape).astype(old.dtype) for old, new in zip(kept, given, strict=True)]
+    return state._replace(bases=jax.tree.structure(state.bases).unflatten(leaves))
 
 
-def has_bases(structure: Structure) -> bool:
-    """Whether its frame holds arrays: then matrices of one shape are worth a stack, for their decompositions."""
-    try:
-        return bool(jax.tree.leaves(jax.eval_shape(lambda: structure.frame(4096, 4096))))
-    except ValueError:  # it suits other shapes only; a stack serves every structure
-        return True
+class StateLayout(NamedTuple):
+    """Where a structure's state keeps its matrices: in one stack per shape, or leaf by leaf, in trees like the parameters.
 
-
-def pack_state(stacked: bool, treedef: Any, states: Sequence[MatrixState]) -> MatrixState:
-    """One MatrixState of trees, from one MatrixState per leaf or stack.
-
-    Leaf by leaf, the parameters' tree is innermost, as other tools for Optax states expect it.
+    `whole` has a bool for each array of averages: whether it has the matrix's own shape, as Adam's second moments have.
     """
-    fields = [treedef.unflatten(field) for field in zip(*states, strict=True)] if states else [treedef.unflatten([])] * 4
-    kept = MatrixState(*fields)
-    if stacked:
-        return kept
-    inner = jax.tree.structure(states[0].averaged) if states else jax.tree.structure(None)
-    parts = [treedef.unflatten(part) for part in zip(*(jax.tree.leaves(state.averaged) for state in states), strict=True)]
-    momentum = kept.momentum if any(state.momentum is not None for state in states) else None
+
+    structure: Structure
+    stacked: bool
+    whole: Tree
+
+
+def state_layout(structure: Structure, average: str) -> StateLayout:
+    """The layout of a structure's state. Matrices are stacked where there are bases, for their decompositions."""
+    probe = (4096, 4096)
+    try:
+        frame, stats = jax.eval_shape(partial(zero_state, structure, probe, average))
+    except ValueError:  # it suits other shapes only; a stack serves every structure
+        return StateLayout(structure, True, None)
+    stacked = bool(jax.tree.leaves(frame)) or _has_bases(structure, (1, 1))  # long sides may have none
+    return StateLayout(structure, stacked, jax.tree.map(lambda x: x.shape == probe, stats.spectrum))
+
+
+def _has_bases(structure: Structure, shape: tuple[int, int]) -> bool:
+    try:
+        return bool(jax.tree.leaves(jax.eval_shape(partial(structure.frame, *shape))))
+    except ValueError:  # it does not suit the shape
+        return False
+
+
+def pack_state(layout: StateLayout, treedef: Any, states: Sequence[MatrixState], tree: PyTree) -> MatrixState:
+    """One MatrixState of trees, from one MatrixState per stack, or per leaf of `tree`.
+
+    Leaf by leaf, the parameters' tree is innermost, as other tools for Optax states expect it, and what has a parameter's
+    shape is kept in it: a vector's momentum is a vector.
+    """
+    if layout.stacked:
+        fields = [treedef.unflatten(field) for field in zip(*states, strict=True)] if states else [treedef.unflatten([])] * 4
+        return MatrixState(*fields)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree) if 0 not in jnp.shape(leaf)]
+    columns = zip(*(jax.tree.leaves(state.averaged) for state in states), strict=True)
+    flags, inner = jax.tree.flatten(layout.whole if any(state.averaged is not None for state in states) else None)
+
+    def in_shapes_of_leaves(matrices: Iterable[Array]) -> PyTree:
+        parts = treedef.unflatten(_reshaped(matrices, shapes))
+        return jax.tree.map(lambda leaf, x: jnp.zeros_like(leaf) if x is None else x, tree, parts)
+
+    parts = [
+        in_shapes_of_leaves(part) if whole else treedef.unflatten(part) for part, whole in zip(columns, flags, strict=True)
+    ]
+    momenta = [state.momentum for state in states]
+    momentum = in_shapes_of_leaves(momenta) if any(x is not None for x in momenta) else None
     return MatrixState(None, None, inner.unflatten(parts), momentum)
 
 
-def unpack_state(
-    structure: Structure, stacked: bool, treedef: Any, leaves: list[Array], state: StructureState
-) -> list[MatrixState]:
+def placeholder_state(layout: StateLayout, params: PyTree, momentum: bool, averaged: bool) -> MatrixState:
+    """What `pack_state` makes of Optax's placeholder: the placeholder where parameters stand, one leaf for anything else."""
+    other = jnp.zeros([])
+    if layout.stacked:
+        return MatrixState(other, other, other, other)
+    parts = jax.tree.map(lambda whole: params if whole else other, layout.whole) if averaged else None
+    return MatrixState(None, None, parts, params if momentum else None)
+
+
+def unpack_state(layout: StateLayout, treedef: Any, leaves: list[Array], state: StructureState) -> list[MatrixState]:
     """One MatrixState per leaf or stack: what `pack_state` did, undone.
 
     Raises:
@@ -120,8 +159,8 @@ def unpack_state(
     """
     kept = MatrixState(*state[3:])
     try:
-        if not stacked:
-            return _leaf_by_leaf(structure, treedef, leaves, kept)
+        if not layout.stacked:
+            return _leaf_by_leaf(layout, treedef, leaves, kept)
         # The names of stacks are shapes and dtypes; their lengths are left to compare.
         states = list(map(MatrixState, *map(treedef.flatten_up_to, kept)))
         lengths = [len(x) for one in states for x in jax.tree.leaves(one)[:1]]
@@ -140,25 +179,37 @@ def state_of_others(call: str, matrices: PyTree) -> ValueError:
     )
 
 
-def _leaf_by_leaf(structure: Structure, treedef: Any, leaves: list[Array], kept: MatrixState) -> list[MatrixState]:
-    frames = [structure.frame(*G.shape[-2:]) for G in leaves]
-    momenta = [None] * len(leaves) if kept.momentum is None else treedef.flatten_up_to(kept.momentum)
+def _leaf_by_leaf(layout: StateLayout, treedef: Any, leaves: list[Array], kept: MatrixState) -> list[MatrixState]:
+    shapes = [G.shape for G in leaves]
+    kept = jax.tree.map(lambda x: x if x.size else None, kept)  # as in `stack_matrices`
+    momenta = [None] * len(leaves) if kept.momentum is None else _reshaped(treedef.flatten_up_to(kept.momentum), shapes)
     averaged = [None] * len(leaves)
     if jax.tree.leaves(kept.averaged):
-        parts, inner = jax.tree.flatten(kept.averaged, is_leaf=lambda x: jax.tree.structure(x) == treedef)
-        columns = zip(*map(treedef.flatten_up_to, parts), strict=True)
-        averaged = [inner.unflatten(column) for column in columns]
-    states = [MatrixState(frame, None, *rest) for frame, *rest in zip(frames, averaged, momenta, strict=True)]
-    for one, G in zip(states, leaves, strict=True):
-        _require_like(structure, one, G)
-    return states
+        flags, inner = jax.tree.flatten(layout.whole)
+        parts = inner.flatten_up_to(kept.averaged)
+        columns = [treedef.flatten_up_to(part) for part in parts]
+        columns = [_reshaped(part, shapes) if whole else part for part, whole in zip(columns, flags, strict=True)]
+        averaged = [inner.unflatten(column) for column in zip(*columns, strict=True)]
+    for average, G in zip(averaged, leaves, strict=True):
+        _require_like(layout.structure, average, G)
+    return [MatrixState((), None, *rest) for rest in zip(averaged, momenta, strict=True)]
 
 
-def _require_like(structure: Structure, kept: MatrixState, G: Matrices) -> None:
-    """Raise a ValueError where what is kept was made for matrices unlike G."""
-    if kept.momentum is not None and kept.momentum.shape != G.shape:
-        raise ValueError(f"the momentum has shape {kept.momentum.shape}, the updates {G.shape}")
-    shapes = jax.tree.map(lambda x: x.shape[G.ndim - 2 :], kept.averaged)
+def _reshaped(arrays: Iterable[Array], shapes: list[tuple[int, ...]]) -> list[Array]:
+    """Matrices as the leaves they come from, or back: only vectors and numbers change, which are matrices of one column.
+
+    Raises:
+        TypeError: an array has another shape than that.
+    """
+    pairs = list(zip(arrays, shapes, strict=True))
+    if any(x.shape != shape and x.ndim > 1 and len(shape) > 1 for x, shape in pairs):
+        raise TypeError(f"arrays of shapes {[x.shape for x, _ in pairs]} are not those of {shapes}")
+    return [x.reshape(shape) for x, shape in pairs]
+
+
+def _require_like(structure: Structure, averaged: Tree, G: Matrices) -> None:
+    """Raise a ValueError where the averages were made for matrices unlike G."""
+    shapes = jax.tree.map(lambda x: x.shape[G.ndim - 2 :], averaged)
     made = (jax.eval_shape(lambda a=average: zero_state(structure, G.shape[-2:], a)[1]) for average in ("statistics", "fits"))
-    if kept.averaged is not None and not any(shapes == jax.tree.map(jnp.shape, stats.spectrum) for stats in made):
+    if averaged is not None and not any(shapes == jax.tree.map(jnp.shape, stats.spectrum) for stats in made):
         raise ValueError(f"averages of shapes {shapes} are not those of {structure}")

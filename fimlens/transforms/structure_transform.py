@@ -13,10 +13,11 @@ from jaxtyping import ArrayLike, Float, Int, PyTree
 from fimlens._validate import path_name, require_decay, require_real
 from fimlens.structure import Structure, require_structure
 from fimlens.structures.trackers import Tracker, require_tracker
+from fimlens.transforms.drop_in import PLACEHOLDER, drop_in
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
 from fimlens.transforms.matrix_step import Decay, Recipe, coefficients, init_matrices, step_matrices
-from fimlens.transforms.stacking import sides, stack_matrices, unstack
-from fimlens.transforms.state import StructureState, has_bases, pack_state, unpack_state
+from fimlens.transforms.stacking import matrix_shapes, sides, stack_matrices, unstack
+from fimlens.transforms.state import StructureState, pack_state, placeholder_state, state_layout, unpack_state
 
 _OPTIONS = {"momentum": ("original", "rotated"), "average": ("statistics", "fits"), "turn": ("before", "after")}
 
@@ -80,29 +81,32 @@ def scale_by_structure(
     b3, dtypes = tracker_decay(structure), state_dtypes(dtypes)
     recipe = Recipe(structure, b1, b2, b3, eps, update_interval, bias_correction, dtypes, turn, momentum, average)
     _require_options(recipe)
-    stacked, key = has_bases(structure), random_key(structure)
+    layout, key = state_layout(structure, average), random_key(structure)
 
     def init(params: PyTree) -> StructureState:
         _require_suited(structure, params)
-        matrices, treedef = jax.tree.flatten(stack_matrices(params, stacked))
-        kept = pack_state(stacked, treedef, [init_matrices(recipe, G) for G in matrices])
+        if isinstance(params, PLACEHOLDER):
+            kept = placeholder_state(layout, params, b1 is not None, b2 is not None)
+        else:
+            matrices, treedef = jax.tree.flatten(matrix_shapes(params, layout.stacked))
+            kept = pack_state(layout, treedef, [init_matrices(recipe, like) for like in matrices], params)
         return StructureState(jnp.zeros([], jnp.int32), jnp.zeros([]), key(), *kept)
 
-    def update(updates: PyTree, state: StructureState, params: PyTree = None) -> tuple[PyTree, StructureState]:
-        del params
+    def update(updates: PyTree, state: StructureState) -> tuple[PyTree, StructureState]:
         with jax.default_matmul_precision("highest"):
-            matrices, treedef = jax.tree.flatten(stack_matrices(updates, stacked))
+            matrices, treedef = jax.tree.flatten(stack_matrices(updates, layout.stacked))
             if not matrices:
                 return updates, state._replace(count=optax.safe_increment(state.count))
-            states = unpack_state(structure, stacked, treedef, matrices, state)
+            states = unpack_state(layout, treedef, matrices, state)
             now = coefficients(recipe, state.count, state.key)
             steps = [step_matrices(recipe, kept, G, now) for kept, G in zip(states, matrices, strict=True)]
             states, moved = zip(*steps, strict=True)
-            kept, scaled = pack_state(stacked, treedef, states), unstack(treedef.unflatten(moved), updates, stacked)
+            kept = pack_state(layout, treedef, states, updates)
+            scaled = unstack(treedef.unflatten(moved), updates, layout.stacked)
             weight = jnp.asarray(now.weight_2, state.weight.dtype)
             return scaled, StructureState(optax.safe_increment(state.count), weight, state.key, *kept)
 
-    return optax.GradientTransformation(init, update)
+    return drop_in(init, update)
 
 
 def trackers_of(structure: Any) -> Iterator[Tracker]:

@@ -1,8 +1,7 @@
-"""The plumbing of `from_model`: which parameters are matrices, and how their gradients are computed and collected."""
+"""How the gradients of a model are computed from batches, in chunks, and collected."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,56 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fimlens._validate import path_name
+from fimlens.fisher.fisher import Fisher
+from fimlens.models.matrices import Matrices
+
+MAX_BYTES = 2**30  # default bound on the memory of gradients
+
+
+REDUCTIONS = ("mean", "sum")
+
 
 Loss = Callable[[PyTree, PyTree], Array]  # of parameters and a batch
-
-
-Matrices = dict[str, Array]  # by path
-
-
-def _matrices_of(params: PyTree) -> Matrices:
-    """Return the two-dimensional floating-point leaves of a tree of parameters."""
-    named = {name: jnp.asarray(leaf) for name, leaf in _named_leaves(params)}
-    return {name: W for name, W in named.items() if W.ndim == 2 and jnp.issubdtype(W.dtype, jnp.floating)}
-
-
-def _named_leaves(params: PyTree) -> list[tuple[str, Any]]:
-    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
-
-
-def select_matrices(call: str, params: PyTree, patterns: Sequence[str]) -> tuple[Matrices, Callable[[Matrices], PyTree]]:
-    """Return the matrices that the patterns name, and a function that puts changed ones back among the parameters."""
-    if not jax.tree.leaves(params):
-        raise ValueError(f"{call}: the parameters are an empty pytree. Pass the model's parameters.")
-    if isinstance(patterns, str):
-        patterns = (patterns,)
-    if not patterns:
-        raise ValueError(f"{call}: matrices is empty. Name some, or leave it out for all.")
-    counts = Counter(name for name, _ in _named_leaves(params))
-    for name in counts:
-        if counts[name] > 1:
-            raise ValueError(f"{call}: {counts[name]} parameters have the path {name!r}. Rename a key that holds a slash.")
-    found = _matrices_of(params)
-    if not found:
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
-        raise ValueError(f"{call}: no parameter is a matrix (two-dimensional, floating); the shapes are {shapes}.")
-    named: set[str] = set()
-    for pattern in patterns:
-        # A path may itself look like a pattern, as "w[0]" does, so an exact match comes first.
-        matching = [pattern] if pattern in found else [name for name in found if fnmatchcase(name, pattern)]
-        if not matching:
-            raise ValueError(f"{call}: no matrix is named {pattern!r}. The matrices are {', '.join(found)}.")
-        named.update(matching)
-    chosen = {name: W for name, W in found.items() if name in named}
-
-    def merge(changed: Matrices) -> PyTree:
-        def put(path: Any, leaf: Array) -> Array:
-            return changed.get(path_name(path), leaf)
-
-        return jax.tree_util.tree_map_with_path(put, params)
-
-    return chosen, merge
 
 
 def require_batches(call: str, batches: object) -> None:
@@ -89,7 +48,7 @@ def trace_shapes(call: str, model: Callable[[PyTree, PyTree], Array], params: Py
     A tuple of arrays passes for two batches if the user forgot the list around one, so an error gets a note that says so.
     """
     try:
-        return jax.eval_shape(model, params, batch)
+        return jax.eval_shape(partial(model, params), batch)  # parameters may hold functions, which are no arguments
     except Exception as error:
         shapes = [jnp.shape(x) for x in jax.tree.leaves(batch)]
         # A note keeps the user's own exception, with its type and traceback.
@@ -163,3 +122,24 @@ def collect(call: str, parts: Iterable[Matrices], max_bytes: int) -> Matrices:
     if not kept:
         raise ValueError(f"{call}: there are no batches. An iterator can be used only once: pass a list, or make it anew.")
     return {name: jnp.concatenate([part[name] for part in kept]) for name in kept[0]}
+
+
+def require_choice(call: str, name: str, value: str, known: tuple[str, str]) -> None:
+    """Refuse a value that is neither of two."""
+    if value not in known:
+        raise ValueError(f'{call}: {name} is "{known[0]}" or "{known[1]}"; got {value!r}')
+
+
+def make_fishers(
+    call: str, kept: Matrices, kind: str, unit: str, reduction: str, count: int | None = None
+) -> dict[str, Fisher]:
+    """Make a Fisher of each matrix's gradients; `count` is what the mean is over, if not the gradients."""
+    fishers = {}
+    for name, G in kept.items():
+        total = len(G) if count is None else count
+        try:
+            fisher = Fisher.from_gradients(G, kind=kind, normalisation=f"{reduction} over {total} {unit}")
+        except ValueError as error:
+            raise ValueError(f"{call}: matrix {name!r}: {error}") from error
+        fishers[name] = fisher.scaled(float(total)) if reduction == "sum" else fisher
+    return fishers
