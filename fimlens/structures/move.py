@@ -37,7 +37,7 @@ def turned_squares(T: Turn, V: Float[Array, "*stack p k"]) -> Float[Array, "*sta
     """
     if T is None or isinstance(T, float):
         return turned(T, V)
-    return turned(T**2, V) if V.ndim > 1 and V.shape[-2] == T.shape[-1] else V
+    return turned(T**2, V) if V.shape[-2] == T.shape[-1] else V
 
 
 def turned_covariance(T: Turn, C: Float[Array, "*stack r r"]) -> Float[Array, "*stack r r"]:
@@ -67,11 +67,14 @@ class Move(NamedTuple):
         left, right = (C if C is None else turned_covariance(T, C) for T, C in zip(self[:2], averages[:2], strict=True))
         return left, right
 
-    def squares(self, V: Float[Array, "#m #n"]) -> Float[Array, "#m #n"]:
+    def squares(self, V: Float[Array, "..."]) -> Float[Array, "..."]:
         """Second moments, on each axis that has an entry per row or per column; with `rows` and `columns` for means.
 
-        Squares of the rotation alone treat old coordinates as uncorrelated, and spread large moments over small ones.
+        Squares of the rotation alone treat old coordinates as uncorrelated, and spread large moments over small ones. Averages
+        without these two axes stay.
         """
+        if V.ndim != 2:
+            return V
         V = turned_squares(self.right, turned_squares(self.left, V).T).T
         return _with_means(_with_means(V, self.rows, 1), self.columns, 0)
 
