@@ -64,10 +64,10 @@ NONE = ("sgd", "adam", "adamw", "adafactor", "lars", "lamb")
 # The same of a refresh, once in an optimizer's default update_interval.
 REFRESH = {
     "shampoo": lambda m, n, r: eigh(m) + eigh(n),
-    "osoap": lambda m, n, r: eigh(m),
-    "soap": lambda m, n, r: 2 * (m**3 + n**3) + qr(m, m) + qr(n, n),
-    "adadiag": lambda m, n, r: left_singular(m, n),
-    "adadiag_pp": lambda m, n, r: left_singular(m, n) + qr(n, n),
+    "osoap": lambda m, n, r: eigh(m) + 4 * m**3 + 2 * m**2 * n,
+    "soap": lambda m, n, r: 6 * (m**3 + n**3) + 2 * m * n * (m + n) + qr(m, m) + qr(n, n),
+    "adadiag": lambda m, n, r: left_singular(m, n) + 2 * m**3 + 2 * m**2 * n,
+    "adadiag_pp": lambda m, n, r: left_singular(m, n) + qr(n, n) + 2 * (m**3 + n**3) + 2 * m * n * (m + n),
     "adafacdiag": lambda m, n, r: left_singular(m, n),
     "alice": lambda m, n, r: 8 * m * n * r + qr(m, r) + eigh(r),
     "alice0": lambda m, n, r: 8 * m * n * r + qr(m, r) + eigh(r),
