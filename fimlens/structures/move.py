@@ -80,7 +80,8 @@ class Move(NamedTuple):
 
 
 def _with_means(V: Float[Array, "#m #n"], means: Float[Array, "..."] | None, axis: int) -> Float[Array, "#m #n"]:
-    """V, scaled along an axis to the ratios of `means`, which may be of another decay: by a factor of a hundred at most.
+    """V, scaled along an axis to the ratios of `means`, which may be of another decay: by a factor of a hundred at most. The sum
+    of V stays.
 
     Small means may be rounding of a covariance, or forget sooner than a momentum does, which would then be divided by them.
     """
@@ -89,4 +90,6 @@ def _with_means(V: Float[Array, "#m #n"], means: Float[Array, "..."] | None, axi
         return V
     tiny = jnp.finfo(V.dtype).tiny  # a comparison with zero would let subnormal divisors pass
     wanted, found = (x / jnp.maximum(x.mean(), tiny) for x in (means, own))
-    return V * jnp.clip(wanted / jnp.maximum(found, tiny), 0.01, 100)
+    factor = jnp.clip(wanted / jnp.maximum(found, tiny), 0.01, 100)
+    total = jnp.mean(found * factor)  # 1 where no factor is clipped; 0 for zeros
+    return V * jnp.where(total > 0, factor / jnp.where(total > 0, total, 1), 1)
