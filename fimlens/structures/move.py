@@ -80,8 +80,8 @@ class Move(NamedTuple):
 
 
 def _with_means(V: Float[Array, "#m #n"], means: Float[Array, "..."] | None, axis: int) -> Float[Array, "#m #n"]:
-    """V, scaled along an axis to the ratios of `means`, which may be of another decay: by a factor of a hundred at most. The sum
-    of V stays.
+    """V, scaled along an axis to the ratios of `means`, which may be of another decay: by a factor of a hundred at most. V's
+    sum stays.
 
     Small means may be rounding of a covariance, or forget sooner than a momentum does, which would then be divided by them.
     """
