@@ -12,8 +12,9 @@ from test_optax import LIKE_THEM, QUICK, named
 
 import fimlens as fl
 
-ALL = QUICK + LIKE_THEM
 SOME = ["adam", "racs", "muon", "soap", "alice"]  # a state leaf by leaf, averages of fits, a momentum, stacks, low rank
+LIKE_SOME = [name for name in QUICK + LIKE_THEM if name not in SOME]
+ALL = SOME + [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_SOME]
 PARAMS = {
     "kernel": (4, 6),
     "layers": (2, 4, 6),
