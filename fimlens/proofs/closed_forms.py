@@ -54,8 +54,8 @@ def _first_coordinates(derived: Derived) -> str:
     places = [np.ravel(leaf)[0] for leaf in jax.tree.leaves(derived.coordinates)]
     shipped = [np.ravel(leaf)[0] for leaf in jax.tree.leaves(derived.shipped)]
     values = map(sp.factor_terms, shipped) if own else (derived.found.solution[c] for c in places)
-    shown = ", ".join(f"`{c} = {value}`" for c, value in zip(places, values, strict=True))
-    return plain_text(shown) + ("" if own or derived.found.closed else ", a fixed point")
+    shown = ", ".join(f"`{plain_text(c)} = {plain_text(value)}`" for c, value in zip(places, values, strict=True))
+    return shown + ("" if own or derived.found.closed else ", a fixed point")
 
 
 if __name__ == "__main__":
