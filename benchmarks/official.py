@@ -84,7 +84,8 @@ def grouped(module: str, name: str, *keys: str) -> Callable[..., Any]:
 
 
 def soap(weights: list, **options: Any) -> Any:
-    """pytorch_optimizer's SOAP with second moments that turn with the basis, as ours do; its own are only sorted."""
+    """pytorch_optimizer's SOAP with second moments that turn with the basis and keep the means that its covariances state, as
+    ours do; its own are only sorted."""
     only_sorted = options.pop("only_sorted", False)
     theirs = torch_class("pytorch_optimizer", "SOAP")(weights, **options)
     refresh = theirs.get_orthogonal_matrix_qr
@@ -93,8 +94,14 @@ def soap(weights: list, **options: Any) -> Any:
         old, squares = state["Q"], state["exp_avg_sq"]
         new = refresh(state, *given)
         L, R = ((V.T @ U) ** 2 for U, V in zip(old, new, strict=True))
-        state["exp_avg_sq"] = L @ squares @ R.T
+        rows, columns = ((U * (C @ U)).sum(0) for C, U in zip(state["GG"], new, strict=True))
+        state["exp_avg_sq"] = to_means(to_means(L @ squares @ R.T, rows[:, None], 1), columns[None], 0)
         return new
+
+    def to_means(squares: Any, means: Any, axis: int) -> Any:
+        own = squares.mean(axis, keepdim=True)
+        factor = (means / means.mean() / (own / own.mean())).clamp(0.01, 100)
+        return squares * factor / (own / own.mean() * factor).mean()
 
     if not only_sorted:
         theirs.get_orthogonal_matrix_qr = turned
