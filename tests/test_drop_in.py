@@ -163,3 +163,13 @@ def test_sharded_by_type_it_trains_in_scan(name):
         spread = jax.jit(train)(sharded, noise)
     for k in shapes:
         np.testing.assert_allclose(spread[k], alone[k], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_empty_leaves_of_bfloat16_keep_the_dtypes_of_the_state(name):
+    """Gradients in float32, as of bfloat16 weights in mixed precision: the state can be the carry of a scan."""
+    params = {"kernel": jnp.ones((4, 6), jnp.bfloat16), "none": jnp.ones((0, 4), jnp.bfloat16)}
+    tx = named(name)(0.1)
+    before = jax.eval_shape(tx.init, params)
+    _, after = jax.eval_shape(tx.update, jax.tree.map(lambda x: x.astype(jnp.float32), params), before, params)
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, before)

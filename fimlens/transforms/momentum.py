@@ -101,7 +101,7 @@ def adam_with_guards(
         # Complex leaves pass unclipped: they have no order to clip by, and Optax's Adam takes them.
         clipped = jax.tree.map(lambda G: G if jnp.iscomplexobj(G) else clip_for_squaring(at_least_float32(G)), updates)
         moved, state = adam.update(clipped, state, params)
-        return jax.tree.map(lambda U, G: U.astype(jnp.result_type(G)), moved, updates), state
+        return jax.tree.map(narrowed, moved, updates), state
 
     return optax.GradientTransformation(init, update)
 
@@ -113,7 +113,7 @@ def store_state_in(tx: optax.GradientTransformation, dtype: DTypeLike) -> optax.
     keep their dtypes: they take no memory, and an average needs them exact.
     """
 
-    def narrowed(state: PyTree) -> PyTree:
+    def kept_in_dtype(state: PyTree) -> PyTree:
         def stored(x: Array) -> Array:
             large = jnp.issubdtype(x.dtype, jnp.floating) and math.prod(x.shape[-2:]) > 1
             return x.astype(dtype) if large else x
@@ -123,6 +123,6 @@ def store_state_in(tx: optax.GradientTransformation, dtype: DTypeLike) -> optax.
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         own = jax.eval_shape(tx.init, updates if params is None else params)
         moved, new = tx.update(updates, jax.tree.map(lambda x, like: x.astype(like.dtype), state, own), params)
-        return moved, narrowed(new)
+        return moved, kept_in_dtype(new)
 
-    return optax.GradientTransformation(lambda params: narrowed(tx.init(params)), update)
+    return optax.GradientTransformation(lambda params: kept_in_dtype(tx.init(params)), update)

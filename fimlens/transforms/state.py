@@ -132,7 +132,8 @@ def pack_state(layout: StateLayout, treedef: Any, states: Sequence[MatrixState],
 
     def in_shapes_of_leaves(matrices: Iterable[Array]) -> PyTree:
         parts = treedef.unflatten(_reshaped(matrices, shapes))
-        return jax.tree.map(lambda leaf, x: jnp.zeros_like(leaf) if x is None else x, tree, parts)
+        # An empty leaf has no matrices. It keeps one dtype, whether `tree` holds bfloat16 weights or their float32 gradients.
+        return jax.tree.map(lambda leaf, x: jnp.zeros(jnp.shape(leaf)) if x is None else x, tree, parts)
 
     parts = [
         in_shapes_of_leaves(part) if whole else treedef.unflatten(part) for part, whole in zip(columns, flags, strict=True)
