@@ -58,7 +58,12 @@ def test_a_norm_returns_after_it_fell_little_by_little():
 
 def test_a_peak_is_forgotten_in_as_many_steps_as_growth_would_take():
     for steps, back in ((100, 1.0), (300, 0.101)):  # 1.01^232 = 10
-        np.testing.assert_allclose(limited([*USUAL, *[0.1] * steps, 1.0])[-1], back, rtol=1e-6)
+        np.testing.assert_allclose(limited([*USUAL * 20, *[0.1] * steps, 1.0])[-1], back, rtol=1e-6)
+
+
+def test_the_peak_of_an_average_without_bias_correction_is_forgotten_at_once():
+    norms = [1 / (1 - 0.9**t) for t in range(1, 40)]
+    np.testing.assert_allclose(limited([*norms, 8.0])[-1], 1.01 * norms[-1], rtol=1e-6)
 
 
 def test_ordinary_norms_are_limited_as_in_the_paper():
@@ -84,7 +89,7 @@ def test_norms_of_half_precision_are_in_float32_and_gamma_may_be_traced():
     for dtype in (jnp.bfloat16, jnp.float16):
         update, state = tx.update(jnp.full((64, 64), 3e4, dtype), tx.init(jnp.ones((64, 64), dtype)))
         assert update.dtype == dtype
-        assert [x.dtype for x in state] == [jnp.float32] * 3
+        assert [x.dtype for x in state] == [jnp.float32] * 4
         np.testing.assert_allclose(state.norms, 64 * 3e4, rtol=1e-2)
 
     @jax.jit

@@ -18,7 +18,7 @@ from fimlens.transforms.matrix_step import (
     Recipe,
     init_matrices,
 )
-from fimlens.transforms.norms import NormGrowthState
+from fimlens.transforms.norms import NormGrowthState, init_growth
 
 
 class LowRankRecipe(NamedTuple):
@@ -65,7 +65,7 @@ def init_stack(recipe: LowRankRecipe, like: jax.ShapeDtypeStruct) -> StackState:
         None if s is None else _init_subspace(recipe, like, True, n, s),
         init_matrices(recipe.lead, jax.ShapeDtypeStruct((k, rows, columns), dtype)),
         cast_floating(zeros, recipe.dtypes.second_moment or dtype),
-        None if recipe.gamma is None else NormGrowthState(*(jnp.zeros((k, 1, 1), dtype) for _ in range(3))),
+        None if recipe.gamma is None else init_growth(jax.ShapeDtypeStruct((k, 1, 1), dtype)),
     )
 
 

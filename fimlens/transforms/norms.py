@@ -20,15 +20,21 @@ Matrix = Float[Array, "*stack m n"]
 
 
 class NormGrowthState(NamedTuple):
-    """What a limiter keeps: three numbers for each matrix, all zero before the first update that is not zero.
+    """What a limiter keeps: four numbers for each matrix, all zero before the first update that is not zero.
 
-    `norms` are phi, the norms of the last updates. `peaks` are the norms from which they fell, and `faded` the peaks divided by
-    gamma once for each step since. A peak that has faded to the present norm is forgotten: the present norm takes its place.
+    `norms` are phi, the norms of the last updates. `peaks` are the norms from which they fell, and `faded` are those peaks as
+    they fade. A peak that has faded to the present norm is forgotten: the norm takes its place. `counts` are the updates seen.
     """
 
     norms: PyTree
     peaks: PyTree
     faded: PyTree
+    counts: PyTree
+
+
+def init_growth(norms: PyTree) -> NormGrowthState:
+    """The state before the first update, for norms of these shapes and dtypes."""
+    return NormGrowthState(*(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), norms) for _ in NormGrowthState._fields))
 
 
 def limit_growth(norms: PyTree, kept: NormGrowthState, gamma: Float[ArrayLike, ""]) -> tuple[PyTree, NormGrowthState]:
@@ -39,25 +45,22 @@ def limit_growth(norms: PyTree, kept: NormGrowthState, gamma: Float[ArrayLike, "
     # From below kappa, growth by gamma a step needs more than 20 steps to half the peak.
     kappa = gamma**-20.0 / 2
 
-    def eta(norm: Array, phi: Array, peak: Array, faded: Array) -> Array:
+    def limited(norm: Array, *old: Array) -> tuple[Array, ...]:
+        phi, peak, faded, count = old
         returns = (phi < kappa * faded) & (kappa * norm > gamma * phi)
         # The first update has no norm before it. A limit of 1 in its place keeps 0/0 out of derivatives.
         limit = gamma * jnp.where(returns, peak, jnp.where(phi == 0, 1, phi))
-        return jnp.where(phi == 0, 1, limit / jnp.maximum(norm, limit)).astype(norm.dtype)
+        eta = jnp.where(phi == 0, 1, limit / jnp.maximum(norm, limit))
+        norm = norm * eta
+        # Averages without bias correction make the first updates too large, by about 1 / count. Those peaks fade as fast.
+        faded = faded / jnp.maximum(gamma, 1 + 1 / jnp.maximum(count, 1))
+        new = norm, jnp.where(norm >= faded, norm, peak), jnp.maximum(norm, faded), count + 1
+        seen = (norm > 0) & (norm < jnp.inf)
+        return eta.astype(phi.dtype), *(jnp.where(seen, now, x).astype(x.dtype) for now, x in zip(new, old, strict=True))
 
-    def seen(now: Array, new: Array, old: Array) -> Array:
-        return jnp.where((new > 0) & (new < jnp.inf), now, old).astype(old.dtype)
-
-    def peak(new: Array, peak: Array, faded: Array) -> Array:
-        return seen(jnp.where(new >= faded / gamma, new, peak), new, peak)
-
-    etas = jax.tree.map(eta, norms, *kept)
-    new = jax.tree.map(jnp.multiply, norms, etas)
-    return etas, NormGrowthState(
-        norms=jax.tree.map(lambda new, phi: seen(new, new, phi), new, kept.norms),
-        peaks=jax.tree.map(peak, new, kept.peaks, kept.faded),
-        faded=jax.tree.map(lambda new, faded: seen(jnp.maximum(new, faded / gamma), new, faded), new, kept.faded),
-    )
+    found = jax.tree.map(limited, norms, *kept)
+    etas, *state = jax.tree.transpose(jax.tree.structure(norms), jax.tree.structure((0,) * (1 + len(kept))), found)
+    return etas, NormGrowthState(*state)
 
 
 def limit_norm_growth(gamma: Float[ArrayLike, ""] = 1.01) -> optax.GradientTransformation:
@@ -67,9 +70,9 @@ def limit_norm_growth(gamma: Float[ArrayLike, ""] = 1.01) -> optax.GradientTrans
     this way, after Fira (Chen et al., 2024). There one tiny update freezes a matrix, because its norm takes hundreds of steps
     to grow again; and a zero freezes it for ever. Here a norm may return to where it was, by three rules:
 
-    - The peak is the norm from which the norms fell. It is forgotten when a fall by gamma a step would have reached the present
-      norm. After a fall below kappa = gamma^-20 / 2 of the peak so faded, a norm over gamma phi / kappa is limited to gamma
-      times the peak, in place of gamma phi. All other steps are those of [G].
+    - The peak is the norm from which the norms fell. It fades by gamma a step, and by 1 + 1/t at step t if that is more. It is
+      forgotten when it has faded to the present norm. Where the last norm is below kappa = gamma^-20 / 2 of the faded peak, a
+      norm over gamma phi / kappa is limited to gamma times the peak, in place of gamma phi. All other steps are those of [G].
     - An update of zero leaves the state as it was.
     - An update whose norm is not finite leaves the state as it was, and what is not finite in it stays so.
 
@@ -91,9 +94,8 @@ def limit_norm_growth(gamma: Float[ArrayLike, ""] = 1.01) -> optax.GradientTrans
 
     def init(params: PyTree) -> NormGrowthState:
         if isinstance(params, PLACEHOLDER):
-            return NormGrowthState(*jnp.zeros(3))  # norms are no parameters
-        norms = jax.eval_shape(lambda tree: jax.tree.map(matrix_norm, tree), params)
-        return NormGrowthState(*(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), norms) for _ in range(3)))
+            return NormGrowthState(*jnp.zeros(4))  # norms are no parameters
+        return init_growth(jax.eval_shape(lambda tree: jax.tree.map(matrix_norm, tree), params))
 
     def update(updates: PyTree, state: NormGrowthState) -> tuple[PyTree, NormGrowthState]:
         etas, state = limit_growth(jax.tree.map(matrix_norm, updates), state, gamma)
