@@ -1,5 +1,10 @@
 """fimlens: a lens on optimizers."""
 
+from fimlens.divergence import Beta as Beta
+from fimlens.divergence import Divergence as Divergence
+from fimlens.divergence import Frobenius as Frobenius
+from fimlens.divergence import LogDet as LogDet
+from fimlens.divergence import VonNeumann as VonNeumann
 from fimlens.fisher.fisher import Fisher as Fisher
 from fimlens.interpreter.interpret import NoRule as NoRule
 from fimlens.interpreter.interpret import symbolic as symbolic

@@ -12,7 +12,7 @@ Symmetry = str | None  # "permutation", "orthogonal" or None
 
 
 class Claim(enum.Enum):
-    """What is true of a closed form.
+    """What is true of a closed form, in the divergence of its structure.
 
     Examples:
         >>> import fimlens as fl
@@ -22,11 +22,10 @@ class Claim(enum.Enum):
         'the exact eigenvalues, in a basis that solves an easier problem'
     """
 
-    EXACT = "the global minimiser of ||F~ - F||_F over the family"
+    EXACT = "the global minimiser over the family"
     LIMIT = "the global minimiser, once a fixed-point iteration converges"
     ONE_STEP = "the exact eigenvalues, in a basis that solves an easier problem"
     BOUND = "the minimiser of an upper bound only"
-    OTHER = "the minimiser of another divergence"
 
     @property
     def in_given_basis(self) -> "Claim":
@@ -92,9 +91,12 @@ class Statistics(NamedTuple):
 
 
 class EigenvalueBlock(NamedTuple):
-    """Eigenvalues of a member, the Fisher's second moments along the same directions, and how often each occurs."""
+    """Eigenvalues of a member, the Fisher's second moments along the same directions, and how often each occurs.
 
-    eigenvalue: Float[Array, "..."]
+    The eigenvalue None stands for directions outside the family's range, where it is zero.
+    """
+
+    eigenvalue: Float[Array, "..."] | None
     moment: Float[Array, "..."]
     multiplicity: float
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from fimlens._validate import OnlyFields
+from fimlens.divergence import FROBENIUS, Divergence, excess
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.spectral_functions import inverse_root, over_parts, root, scale
 from fimlens.member import AVERAGES_ALONE
@@ -60,6 +61,20 @@ class Structure(OnlyFields, abc.ABC):
     @abc.abstractmethod
     def claim(self) -> Claim:
         """What is true of `fit`, checked by the laws and by the lens."""
+
+    @property
+    def divergence(self) -> Divergence:
+        """The divergence that `fit` minimises. Default: `Frobenius`."""
+        return FROBENIUS
+
+    @property
+    def holds_in_every_divergence(self) -> bool:
+        """Whether `claim` is true in every divergence: so it is where eigenvalues are means of second moments."""
+        return False
+
+    def claim_in(self, divergence: Divergence) -> Claim | None:
+        """The claim, if it is about this divergence or about every one; otherwise None."""
+        return self.claim if self.holds_in_every_divergence or divergence.same_minima(self.divergence) else None
 
     @property
     def symmetry(self) -> tuple[Symmetry, Symmetry]:
@@ -161,23 +176,22 @@ class Structure(OnlyFields, abc.ABC):
     def eigenvalue_blocks(self, params: Params, fisher: Fisher) -> list[EigenvalueBlock]:
         """Eigenvalues beside the second moments V of the Fisher in the member's own basis."""
         moments = fisher.second_moment(lambda G: self.to_eigenbasis(params.frame, G))
-        pairs = over_parts(lambda value, V: (jnp.broadcast_to(value, V.shape), V), self.eigenvalues(params), moments)
-        return [EigenvalueBlock(value, V, 1.0) for value, V in jax.tree.leaves(pairs, is_leaf=lambda x: isinstance(x, tuple))]
+
+        def block(value: Array | None, V: Array) -> EigenvalueBlock:
+            return EigenvalueBlock(None if value is None else jnp.broadcast_to(value, V.shape), V, 1.0)
+
+        blocks = over_parts(block, self.eigenvalues(params), moments)
+        return jax.tree.leaves(blocks, is_leaf=lambda x: isinstance(x, EigenvalueBlock))
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
-        """What `fit` minimises, up to a constant of the Fisher: ||F~ - F||^2 - ||F||^2 unless overridden."""
-        return excess(self.eigenvalue_blocks(params, fisher))
+        """What `fit` minimises, up to a constant of the Fisher: D(F, F~) - tr phi(F) unless overridden."""
+        return excess(self.eigenvalue_blocks(params, fisher), self.divergence)
 
 
 def require_structure(call: str, inner: object) -> None:
     """Raise a TypeError, in the name of the call, for what is not a structure."""
     if not isinstance(inner, Structure):
         raise TypeError(f"{call}: expected a structure first, such as fl.Diagonal(); got {inner!r}. Classes need ().")
-
-
-def excess(blocks: list[EigenvalueBlock]) -> Float[Array, ""]:
-    """||F~ - F||^2 - ||F||^2, from the eigenvalue blocks of a member."""
-    return sum((c * jnp.sum(value**2 - 2 * value * V) for value, V, c in blocks), start=jnp.zeros([]))
 
 
 def update_basis_until_converged(

@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from fimlens.fisher.fisher import Fisher, Linear, unvec, vec
 from fimlens.fisher.limits import DENSE_BYTES, require_dense
-from fimlens.linalg.decompositions import eigenbasis
+from fimlens.linalg.decompositions import eigenbasis, eigh
 
 
 @jax.tree_util.register_dataclass
@@ -74,3 +74,6 @@ class DenseFisher(Fisher):
 
     def _norm_squared(self, unit: Float[Array, ""]) -> Float[Array, ""]:
         return jnp.sum((self.matrix / unit) ** 2)
+
+    def _spectrum(self) -> Float[Array, " k"]:
+        return eigh(self.matrix)[0]

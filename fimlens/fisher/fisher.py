@@ -195,7 +195,11 @@ class Fisher(abc.ABC):
 
         return add(self, other) if isinstance(other, Fisher) else NotImplemented
 
-    # The three below are cached. A jitted caller would cache one of its tracers, so they are evaluated at compile time.
+    @abc.abstractmethod
+    def _spectrum(self) -> Float[Array, " k"]:
+        """Return the eigenvalues of F that can differ from zero."""
+
+    # The four below are cached. A jitted caller would cache one of its tracers, so they are evaluated at compile time.
 
     @cached_property
     def unit(self) -> Float[Array, ""]:
@@ -203,6 +207,13 @@ class Fisher(abc.ABC):
         with jax.ensure_compile_time_eval():
             largest = self.second_moment().max()
             return jnp.where(largest > 0, largest, 1)
+
+    @cached_property
+    def spectrum(self) -> Float[Array, " k"]:
+        """The eigenvalues of F, ascending: of N samples the largest N, as the others are zero. Rounding is set to zero."""
+        with jax.ensure_compile_time_eval():
+            values = self._spectrum()
+            return jnp.where(values > len(values) * jnp.finfo(values.dtype).eps * values[-1], values, 0)
 
     @cached_property
     def norm_squared_in_units(self) -> Float[Array, ""]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from fimlens.fisher.fisher import Fisher, Linear, vec
 from fimlens.fisher.limits import DENSE_BYTES, require_dense
-from fimlens.linalg.decompositions import singular_basis
+from fimlens.linalg.decompositions import eigh, singular_basis
 
 CHUNK_BYTES = 2**26  # bound on the samples that a linear map is applied to at once
 
@@ -93,11 +93,23 @@ class SampleFisher(Fisher):
     def _norm_squared(self, unit: Float[Array, ""]) -> Float[Array, ""]:
         return _gram_norm_squared(self.samples, unit)
 
+    def _spectrum(self) -> Float[Array, " k"]:
+        return _gram_spectrum(self.samples)
+
 
 @jax.jit
 def _gram_norm_squared(samples: Float[Array, "N m n"], unit: Float[Array, ""]) -> Float[Array, ""]:
     """Return ||F / unit||^2 as that of the Gram matrix, which has the eigenvalues of N F."""
+    return jnp.sum(jnp.square(_gram(samples) / (len(samples) * unit)))
+
+
+@jax.jit
+def _gram_spectrum(samples: Float[Array, "N m n"]) -> Float[Array, " k"]:
+    return eigh(_gram(samples) / len(samples))[0]
+
+
+def _gram(samples: Float[Array, "N m n"]) -> Float[Array, "k k"]:
+    """The smaller of g g^T and g^T g, whose eigenvalues differ in zeros only."""
     with jax.default_matmul_precision("highest"):
         g = samples.reshape(len(samples), -1)
-        gram = g @ g.T if g.shape[0] <= g.shape[1] else g.T @ g  # the smaller of the two, as their norms are equal
-        return jnp.sum(jnp.square(gram / (len(samples) * unit)))
+        return g @ g.T if g.shape[0] <= g.shape[1] else g.T @ g

@@ -29,15 +29,10 @@ def scale(f: Callable[[Array], Array], eigenvalues: Tree, X: Tree) -> Tree:
     The tree of eigenvalues is a prefix of that of X: each array is broadcast over its part of X.
     """
     factors = jax.tree.map(f, eigenvalues)
-    return _over_prefix(lambda factor, x: jnp.zeros_like(x) if factor is None else factor * x, factors, X)
+    return over_parts(lambda factor, x: jnp.zeros_like(x) if factor is None else factor * x, factors, X)
 
 
-def over_parts(pair: Callable[[Array, Array], Any], eigenvalues: Tree, X: Tree) -> Tree:
-    """Map pair(eigenvalue, x) over the leaves x of X, and leave out the parts whose eigenvalue is None (see `scale`)."""
-    return _over_prefix(lambda value, x: None if value is None else pair(value, x), eigenvalues, X)
-
-
-def _over_prefix(pair: Callable[[Any, Array], Any], values: Tree, X: Tree) -> Tree:
+def over_parts(pair: Callable[[Array | None, Array], Any], values: Tree, X: Tree) -> Tree:
     """Map pair(value, x) over the leaves x of X, where `values`, None among them, is a prefix of X."""
     return jax.tree.map(
         lambda value, part: jax.tree.map(partial(pair, value), part), values, X, is_leaf=lambda value: value is None

@@ -50,7 +50,7 @@ def _first_coordinates(derived: Derived) -> str:
 
     A structure that minimises another objective than the gap shows the coordinates of its shipped fit.
     """
-    own = derived.structure.claim in (Claim.BOUND, Claim.OTHER)
+    own = derived.structure.claim is Claim.BOUND
     places = [np.ravel(leaf)[0] for leaf in jax.tree.leaves(derived.coordinates)]
     shipped = [np.ravel(leaf)[0] for leaf in jax.tree.leaves(derived.shipped)]
     values = map(sp.factor_terms, shipped) if own else (derived.found.solution[c] for c in places)

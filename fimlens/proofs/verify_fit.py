@@ -108,7 +108,7 @@ def _decide(
         return verdict if found.closed else f"{verdict}; that its gap is the smallest is not shown", ok
     own = error(structure, Params(member.frame, coords), F, objective)
     depends = bool(own.free_symbols & set(entries_of(coords)))  # a constant objective is stationary everywhere
-    owns = structure.claim in (Claim.BOUND, Claim.OTHER) and depends
+    owns = structure.claim is Claim.BOUND and depends
     if owns and all_vanish(entries_of(slope(structure, member, F, objective)), partial(terms, objective)):
         if negative := _negative_eigenvalue(structure, member, F):
             return f"refused: the structure's own objective is stationary at the fit, but {negative}", False

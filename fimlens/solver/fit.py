@@ -1,5 +1,6 @@
 """The questions that every structure answers: its member for a Fisher, the gap, and the sizes of family and state."""
 
+import math
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
+from fimlens.divergence import FROBENIUS, Divergence, excess, require_divergence
 from fimlens.fisher.fisher import Fisher
 from fimlens.solver.sizes import zero_state
 from fimlens.structure import EigenvalueBlock, Params, Structure
@@ -16,16 +18,17 @@ NEGATIVE_TOLERANCE = 1e-9  # an eigenvalue may be this far below zero, relative 
 
 
 class Gap(NamedTuple):
-    """The answer of `gap`: the squared error ||F~ - F||_F^2, split into what the basis misses and what the eigenvalues miss.
+    """The answer of `gap`: the divergence D(F, F~), split into what the basis misses and what the eigenvalues miss.
 
-    Use `relative` to compare: it holds at every scale. In float32 the other three do not hold fourth powers of gradients below
-    1e-9 or above 1e9. Each field is a scalar array.
+    Use `relative` or `share` to compare: they hold at every scale. In float32 the Frobenius norm's other three do not hold
+    fourth powers of gradients below 1e-9 or above 1e9. Each field is a scalar array.
 
     Attributes:
-        total: ||F~ - F||_F^2 = basis + spectrum.
-        basis: the error that the best eigenvalues would leave in this basis.
-        spectrum: the error of the eigenvalues, given the basis.
-        relative: total / ||F||_F^2.
+        total: D(F, F~) = basis + spectrum; ||F~ - F||_F^2 by default. It may be infinite where F or F~ is singular.
+        basis: the error that the best eigenvalues would leave in this basis; None where it is infinite.
+        spectrum: the error of the eigenvalues, given the basis; None where `basis` is.
+        relative: total over the size of F in the divergence: ||F||_F^2, tr F under von Neumann, mn under LogDet.
+        share: total over D(F, cI), with cI the nearest multiple of the identity: 1 for it, and 0 for F itself.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -36,9 +39,10 @@ class Gap(NamedTuple):
     """
 
     total: Float[Array, ""]
-    basis: Float[Array, ""]
-    spectrum: Float[Array, ""]
+    basis: Float[Array, ""] | None
+    spectrum: Float[Array, ""] | None
     relative: Float[Array, ""]
+    share: Float[Array, ""]
 
 
 def fit(structure: Structure, fisher: Fisher, *, key: Array | None = None) -> Params:
@@ -77,7 +81,7 @@ def _fit(structure: Structure, fisher: Fisher, key: Array) -> Params:
         return structure.fit(structure.stats(fisher, Params(frame, None)), frame)
 
 
-def gap(structure: Structure, params: Params, fisher: Fisher) -> Gap:
+def gap(structure: Structure, params: Params, fisher: Fisher, *, divergence: Divergence = FROBENIUS) -> Gap:
     """Measure how far a member is from a Fisher, and how much of that its basis is to blame for.
 
     Nothing of size mn x mn is built, unless the Fisher or the structure is dense itself. Parameters with a negative eigenvalue,
@@ -87,12 +91,13 @@ def gap(structure: Structure, params: Params, fisher: Fisher) -> Gap:
         structure: the family.
         params: a member of it, from `fit`, from `solve` or from an optimizer's state.
         fisher: the Fisher of a matrix of the same shape.
+        divergence: in which sense; by default the Frobenius norm, whatever the structure's own is.
 
     Returns:
-        A `Gap`: the squared error, its two parts, and its size relative to ||F||^2.
+        A `Gap`: the error, its two parts, and its size relative to that of F.
 
     Raises:
-        TypeError: `structure` is not a Structure instance, or `fisher` is not a Fisher.
+        TypeError: `structure` is not a Structure instance, `fisher` not a Fisher, or `divergence` not a Divergence.
         ValueError: the member and the Fisher have different shapes, or the member belongs to another structure.
 
     Examples:
@@ -114,32 +119,65 @@ def gap(structure: Structure, params: Params, fisher: Fisher) -> Gap:
             f"gap: the member is not one of {structure}, whose bases and coordinates have other shapes. "
             "Give the structure that it was fitted with."
         )
-    return unchecked_gap(structure, params, fisher)
+    require_divergence("gap", divergence)
+    return unchecked_gap(structure, params, fisher, divergence)
 
 
-def unchecked_gap(structure: Structure, params: Params, fisher: Fisher) -> Gap:
+def unchecked_gap(structure: Structure, params: Params, fisher: Fisher, divergence: Divergence = FROBENIUS) -> Gap:
     """Return `gap` for arguments that are known to fit together."""
-    return gap_in_units(structure, params, fisher, fisher.unit, fisher.norm_squared_in_units)
+    unit = fisher.unit if divergence.degree is not None else jnp.ones_like(fisher.unit)
+    found = gap_in_units(structure, params, fisher, divergence, unit, divergence.trace(fisher, unit))
+    known = isinstance(found.basis, jax.core.Tracer) or bool(jnp.isfinite(found.basis))
+    return found if known else found._replace(basis=None, spectrum=None)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 3))
 def gap_in_units(
-    structure: Structure, params: Params, fisher: Fisher, unit: Float[Array, ""], norm_squared: Float[Array, ""]
+    structure: Structure,
+    params: Params,
+    fisher: Fisher,
+    divergence: Divergence,
+    unit: Float[Array, ""],
+    trace: Float[Array, ""],
 ) -> Gap:
-    """Return the gap, given the unit of `Fisher.unit` and ||F / unit||^2.
+    """Return the gap, given a unit, by default the largest second moment, and tr phi(F / unit).
 
-    Everything is computed in that unit, the largest second moment, so that no square leaves float32.
+    Everything is computed in that unit, so that no square leaves float32.
     """
     with jax.default_matmul_precision("highest"):
-        levels = [EigenvalueBlock(value / unit, V / unit, c) for value, V, c in structure.eigenvalue_blocks(params, fisher)]
-        # ||F~ - F||^2 = ||F||^2 - 2 <F, F~> + ||F~||^2, where only the middle term needs F, and as an expectation.
-        size = sum(c * jnp.sum(value**2) for value, _, c in levels)
-        total = norm_squared - 2 * fisher.inner(lambda G: structure.apply(params, G / unit, lambda x: x / unit)) + size
-        basis = norm_squared - sum(c * jnp.sum(V**2) for _, V, c in levels)
-        spectrum = sum(c * jnp.sum((value - V) ** 2) for value, V, c in levels)
-        relative = total / jnp.where(norm_squared > 0, norm_squared, 1)
-        # In this order: unit * unit may overflow where unit * part does not.
-        return Gap(*(unit * (unit * part) for part in (total, basis, spectrum)), relative)
+        blocks = in_units(structure.eigenvalue_blocks(params, fisher), unit)
+        seen = [block for block in blocks if block.eigenvalue is not None]
+        spectrum = sum(c * jnp.sum(divergence.between(V, value)) for value, V, c in seen)
+        # Directions outside the range have no eigenvalue that could be better: their error is the basis'.
+        outside = excess([block for block in blocks if block.eigenvalue is None], divergence)
+        basis = trace - sum(c * jnp.sum(divergence.phi(V)) for _, V, c in seen) + outside
+        total = trace + excess(blocks, divergence)
+        mean = jnp.mean(fisher.second_moment()) / unit
+        isotropic = trace + excess([EigenvalueBlock(mean, mean, math.prod(fisher.shape))], divergence)
+        # An infinite tr phi(F) is the whole answer, from which nothing can be subtracted.
+        total, basis = (jnp.where(jnp.isinf(trace), jnp.inf, part) for part in (total, basis))
+        share = jnp.where(jnp.isinf(total), jnp.inf, total / jnp.where(isotropic > 0, isotropic, 1))
+        relative = total / divergence.size(trace, mean, math.prod(fisher.shape))
+        absolute = [_times_power(unit, divergence.degree, part) for part in (total, basis, spectrum)]
+        return Gap(*absolute, relative, share)
+
+
+def in_units(blocks: list[EigenvalueBlock], unit: Float[Array, ""]) -> list[EigenvalueBlock]:
+    """Return the blocks of F~ / unit and F / unit. What rounding leaves beside an eigenvalue of 0 is set to 0."""
+
+    def scaled(value: Array | None, V: Array, count: float) -> EigenvalueBlock:
+        V = V / unit
+        rounding = (value is None or value == 0) & (1000 * jnp.finfo(V.dtype).eps > V)
+        return EigenvalueBlock(None if value is None else value / unit, jnp.where(rounding, 0, V), count)
+
+    return [scaled(*block) for block in blocks]
+
+
+def _times_power(unit: Float[Array, ""], degree: float | None, part: Float[Array, ""]) -> Float[Array, ""]:
+    """unit^degree * part, by one factor of at most unit^1 at a time: unit^2 may overflow where the product does not."""
+    for power in (1.0,) * int(degree or 0) + ((degree or 0) % 1,):
+        part = unit**power * part
+    return part
 
 
 def least_eigenvalue(structure: Structure, params: Params) -> Float[Array, ""]:

@@ -5,7 +5,9 @@ first direction of negative curvature that they meet. Each step starts a new cha
 taken at z = 0 only.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 
 import jax
@@ -13,9 +15,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
+from fimlens.divergence import Divergence, excess
 from fimlens.fisher.fisher import Fisher
 from fimlens.solver.fit import is_member
-from fimlens.structure import Params, Structure, excess
+from fimlens.structure import Params, Structure
 
 # Fractions of the Newton step that are tried. The gap is quadratic in eigenvalues (sqrt(c) + z)^2, so quartic in z. Where an
 # eigenvalue falls to zero it is z^4, whose Newton step is z/3: three times that step is exact.
@@ -39,16 +42,33 @@ def scale_coordinates(member: Params, z: Params) -> Params:
     return Params(z.frame, jax.tree.map(lambda x, c: x * unit(c), z.coords, member.coords))
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Aim:
+    """What is minimised: D(F, F~) / size, or its excess over tr phi(F) where that is infinite."""
+
+    divergence: Divergence = field(metadata={"static": True})
+    size: Float[ArrayLike, ""]
+    offset: Float[ArrayLike, ""]
+
+
+def aim_at(divergence: Divergence, fisher: Fisher) -> Aim:
+    """Return what to minimise for this Fisher."""
+    trace = divergence.trace(fisher)
+    size = divergence.size(trace, jnp.mean(fisher.second_moment()), math.prod(fisher.shape))
+    return Aim(divergence, size, jnp.where(jnp.isfinite(trace), trace / size, 0))
+
+
 @partial(jax.jit, static_argnums=0)
-def relative_gap(structure: Structure, params: Params, fisher: Fisher, norm_squared: Float[ArrayLike, ""]) -> Float[Array, ""]:
-    """Return ||F~ - F||^2 / ||F||^2, or infinity outside the PSD cone: a matrix there may be nearer than any member."""
-    value = 1 + excess(structure.eigenvalue_blocks(params, fisher)) / jnp.where(norm_squared > 0, norm_squared, 1)
+def relative_gap(structure: Structure, params: Params, fisher: Fisher, aim: Aim) -> Float[Array, ""]:
+    """Return the aim's value, or infinity outside the PSD cone: a matrix there may be nearer than any member."""
+    value = aim.offset + excess(structure.eigenvalue_blocks(params, fisher), aim.divergence) / aim.size
     return jnp.where(is_member(structure, params), value, jnp.inf)
 
 
 @partial(jax.jit, static_argnums=(0, 4))
 def descend(
-    structure: Structure, members: Params, fisher: Fisher, norm_squared: Float[ArrayLike, ""], iterations: int
+    structure: Structure, members: Params, fisher: Fisher, aim: Aim, iterations: int
 ) -> tuple[Params, Float[Array, " starts"], Float[Array, " starts"]]:
     """Descend from each of a stack of members; return the members reached, their relative gaps and their gradient norms."""
     _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], members))
@@ -57,7 +77,7 @@ def descend(
         return structure.chart(scale_coordinates(member, unravel(z)), member)
 
     def gap_at(z: Array, member: Params) -> Array:
-        return relative_gap(structure, move(member, z), fisher, norm_squared)
+        return relative_gap(structure, move(member, z), fisher, aim)
 
     def step(member: Params, value: Array) -> tuple[Params, Array, Array]:
         zero = jnp.zeros_like(ravel_pytree(member)[0])
@@ -85,7 +105,7 @@ def descend(
         return member, new, slope, jnp.where(value - new > 1e-15, 0, idle + 1), count + 1
 
     def descend_from(member: Params) -> tuple[Params, Array, Array]:
-        value = relative_gap(structure, member, fisher, norm_squared)
+        value = relative_gap(structure, member, fisher, aim)
         member, value, slope, *_ = jax.lax.while_loop(unconverged, advance, (member, value, jnp.inf, 0, 0))
         return member, value, slope
 

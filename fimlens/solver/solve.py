@@ -13,12 +13,13 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from fimlens.divergence import FROBENIUS, Divergence, require_divergence
 from fimlens.fisher.fisher import Fisher, unvec
 from fimlens.fisher.limits import require_dense
 from fimlens.fisher.sample_form import SampleFisher
 from fimlens.solver.fit import fit, require_structure_and_fisher
 from fimlens.solver.jacobi import jacobi, rotated_sides
-from fimlens.solver.newton import descend, relative_gap, scale_coordinates
+from fimlens.solver.newton import aim_at, descend, relative_gap, scale_coordinates
 from fimlens.solver.sizes import isotropic
 from fimlens.structure import Params, Structure
 from fimlens.structures import LowRank
@@ -30,15 +31,16 @@ class Certificate(NamedTuple):
     """The evidence for a `Solution`: where every start ended, and how the closed form compares.
 
     A matrix with a negative eigenvalue is not a member, and its gap counts as infinite: `closed_form` and `excess` are infinite
-    if the fit is such a matrix.
+    if the fit is such a matrix. Gaps are relative to the size of F, as in `Gap.relative`. Where tr phi(F) is infinite, as under
+    LogDet for a singular F, values are D - tr phi(F), which is finite.
 
     Attributes:
         gradient_norm: norm of the gradient of the *relative* gap, in the chart at the solution.
         origins: the origin of each start: "closed form", "jacobi" or "random".
-        values: the gap ||F~ - F||^2 at which each start ended.
-        reached: how many starts ended within 1e-9 of the best, relative to ||F||^2.
+        values: the gap D(F, F~) at which each start ended.
+        reached: how many starts ended within 1e-9 of the best, relative to the size of F.
         closed_form: the gap of the closed form.
-        excess: how far the best gap lies below that of the closed form, relative to ||F||^2.
+        excess: how far the best gap lies below that of the closed form, relative to the size of F.
 
     Examples:
         >>> import jax, fimlens as fl
@@ -66,7 +68,7 @@ class Solution(NamedTuple):
 
     Attributes:
         params: the best member found.
-        value: its gap ||F~ - F||^2.
+        value: its gap D(F, F~), or D - tr phi(F) where that is infinite.
         certificate: what it was compared with.
 
     Examples:
@@ -83,16 +85,23 @@ class Solution(NamedTuple):
 
 
 def solve(
-    structure: Structure, fisher: Fisher, *, key: Array | None = None, starts: int = 8, iterations: int = 200
+    structure: Structure,
+    fisher: Fisher,
+    *,
+    divergence: Divergence = FROBENIUS,
+    key: Array | None = None,
+    starts: int = 8,
+    iterations: int = 200,
 ) -> Solution:
     """Find the member of a family nearest to a Fisher numerically, and certify the closed form by it.
 
-    Use it to learn whether `fit` is optimal (claims EXACT and LIMIT say so) and by how much it is not (claims ONE_STEP, BOUND
-    and OTHER). It computes in float64 and is meant for small matrices: up to some hundred entries.
+    Use it to learn whether `fit` is optimal (claims EXACT and LIMIT say so, about one divergence) and by how much it is not. It
+    computes in float64 and is meant for small matrices: up to some hundred entries.
 
     Args:
         structure: the family.
         fisher: the Fisher of one matrix.
+        divergence: in which sense; by default the Frobenius norm, whatever the structure's own is.
         key: draws the random starts; jax.random.key(0) by default.
         starts: number of random members to start from, in addition to the closed form and, where they apply, Jacobi sweeps.
         iterations: bound on the Newton steps from each start.
@@ -112,6 +121,7 @@ def solve(
         False
     """
     require_structure_and_fisher("solve", structure, fisher)
+    require_divergence("solve", divergence)
     if starts < 0:
         raise ValueError(f"solve: starts counts random members, 0 or more; got {starts}")
     if starts:
@@ -119,11 +129,11 @@ def solve(
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         key = jax.random.key(0) if key is None else jax.random.wrap_key_data(jax.random.key_data(key))  # old keys pass too
         samples = _in_few_samples(fisher)
-        norm_squared = float(samples.norm_squared)
+        aim = aim_at(divergence, samples)
         origins, members = zip(*_start_members(structure, samples, key, starts), strict=True)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-        ends, values, slopes = descend(structure, stacked, samples, norm_squared, iterations)
-        closed = float(relative_gap(structure, members[0], samples, norm_squared))
+        ends, values, slopes = descend(structure, stacked, samples, aim, iterations)
+        closed = float(relative_gap(structure, members[0], samples, aim))
         values = np.where(np.isfinite(values), values, np.inf)  # argmin would pick NaN
         best = int(np.argmin(values))
         if not np.isfinite(values[best]):
@@ -131,15 +141,16 @@ def solve(
                 f"solve: all {len(values)} starts of {structure} have a negative eigenvalue or a gap that is not finite. A "
                 "chart must map every z to eigenvalues of 0 or more."
             )
+        size = float(aim.size)
         certificate = Certificate(
             gradient_norm=float(slopes[best]),
             origins=origins,
-            values=tuple(float(v) * norm_squared for v in values),
+            values=tuple(float(v) * size for v in values),
             reached=int(np.sum(values <= values[best] + TOLERANCE)),
-            closed_form=closed * norm_squared,
+            closed_form=closed * size,
             excess=closed - float(values[best]),
         )
-        return Solution(jax.tree.map(lambda x: x[best], ends), float(values[best]) * norm_squared, certificate)
+        return Solution(jax.tree.map(lambda x: x[best], ends), float(values[best]) * size, certificate)
 
 
 def _start_members(structure: Structure, fisher: SampleFisher, key: Array, random: int) -> list[tuple[str, Params]]:

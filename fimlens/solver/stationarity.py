@@ -8,12 +8,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from fimlens.fisher.fisher import Fisher
-from fimlens.solver.newton import scale_coordinates
+from fimlens.solver.newton import aim_at, scale_coordinates
 from fimlens.structure import Claim, Params, Structure
 
 
 def stationarity(structure: Structure, fisher: Fisher, fitted: Params) -> float:
-    """Return the largest slope of the structure's objective at its fit, relative to ||F||^2.
+    """Return the largest slope of the structure's objective at its fit, relative to the size of F in its divergence.
 
     If the claim is EXACT or LIMIT the slope is over the whole chart, bases included. Otherwise the basis solves another
     problem, and the slope is over the eigenvalues alone.
@@ -25,10 +25,11 @@ def stationarity(structure: Structure, fisher: Fisher, fitted: Params) -> float:
 
 @partial(jax.jit, static_argnums=0)
 def _slope(structure: Structure, fisher: Fisher, fitted: Params) -> Params:
-    # Along z in units of the coordinates, and relative to ||F||^2: the slope then does not depend on the scale of F.
+    # Along z in units of the coordinates, and relative to the size of F: the slope then does not depend on its scale.
+    size = aim_at(structure.divergence, fisher).size
+
     def objective(z: Params) -> Array:
         member = structure.chart(scale_coordinates(fitted, z), fitted)
-        norm_squared = fisher.norm_squared
-        return structure.objective(member, fisher) / jnp.where(norm_squared > 0, norm_squared, 1)
+        return structure.objective(member, fisher) / size
 
     return jax.grad(objective)(jax.tree.map(jnp.zeros_like, fitted))

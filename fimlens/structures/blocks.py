@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from fimlens.divergence import Divergence
 from fimlens.fisher.fisher import Fisher, vec
 from fimlens.member import BasisStep, Claim, EigenvalueBlock, Frame, Params, Statistics, Symmetry, Tree
 from fimlens.structure import Structure, require_structure
@@ -45,6 +46,14 @@ class Blocks(Structure):
     @property
     def claim(self) -> Claim:
         return self.inner.claim
+
+    @property
+    def divergence(self) -> Divergence:
+        return self.inner.divergence
+
+    @property
+    def holds_in_every_divergence(self) -> bool:
+        return self.inner.holds_in_every_divergence
 
     @property
     def symmetry(self) -> tuple[Symmetry, Symmetry]:

@@ -34,6 +34,7 @@ class Dense(Structure):
     """
 
     claim: ClassVar[Claim] = Claim.EXACT
+    holds_in_every_divergence: ClassVar[bool] = True
 
     @property
     def rotated_claim(self) -> Claim:

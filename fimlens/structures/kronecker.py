@@ -1,9 +1,13 @@
-"""Kronecker products: A (x) B with B full, and A full or diagonal, nearest to F in the Frobenius norm.
+"""Kronecker products: A (x) B with B full, and A full or diagonal, nearest to F in a divergence of degree b.
 
-F -> A (x) B is nearest where (A, B) is the leading singular pair of the rearranged F (Van Loan and Pitsianis, 1993),
-that is of the map A -> E[G A G^T], whose adjoint is B -> E[G^T B G]. Both keep the PSD cone, so power iteration from
-the identity stays there. One update of the basis is one power step of each factor. From the identity and without an update, the
-fit is Shampoo squared: the product of the marginals, weighted by nothing.
+The nearest product is a fixed point of two half steps, each factor seen through the other:
+
+    A = E[G^T B^(b-1) G] / tr B^b            B = E[G A^(b-1) G^T] / tr A^b
+
+Under LogDet (b = 0) this is KL-Shampoo's. Under von Neumann (b = 1) one step is enough: the product of the marginals, Shampoo
+squared. In the Frobenius norm (b = 2) the half steps are linear, and (A, B) is the leading singular pair of the rearranged F
+(Van Loan and Pitsianis, 1993). All keep the PSD cone. One update of the basis is one half step of each factor, at first from
+the identity.
 """
 
 import abc
@@ -14,9 +18,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fimlens.divergence import FROBENIUS, Divergence, require_degree
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley
 from fimlens.linalg.decompositions import spectral
+from fimlens.linalg.fixed_point import fixed_point
 from fimlens.linalg.perron import perron
 from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry
 from fimlens.structures.move import Move, turned_covariance, turned_squares
@@ -42,7 +48,11 @@ class Weighted(NamedTuple):
 
 @dataclass(frozen=True)
 class _Product(Structure):
+    divergence: Divergence = FROBENIUS
     claim: ClassVar[Claim] = Claim.LIMIT
+
+    def __post_init__(self) -> None:
+        require_degree(type(self).__name__, self.divergence)
 
     @abc.abstractmethod
     def _right(self, fisher: Fisher, B: Float[Array, "m m"]) -> Array:
@@ -66,8 +76,13 @@ class _Product(Structure):
 
     def stats(self, fisher: Fisher, member: Params) -> Statistics:
         left, b, right, a = member.frame.bases
-        A = jnp.diag(a) if right is None else (right * a) @ right.T
-        return Statistics(None, Weighted(fisher.left(A), self._right(fisher, (left * b) @ left.T)))
+        return Statistics(None, Weighted(fisher.left(self._weight(right, a)), self._right(fisher, self._weight(left, b))))
+
+    def _weight(self, U: Float[Array, "k k"] | None, values: Float[Array, " k"]) -> Float[Array, "k k"]:
+        """X^(b-1) / tr X^b of the factor X with these eigenvectors (None for unit vectors) and eigenvalues."""
+        weights = self.divergence.weight(values)
+        weights = weights / (weights @ values)
+        return jnp.diag(weights) if U is None else (U * weights) @ U.T
 
     def update_basis(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, Statistics]:
         seen = jax.tree.map(step.mix, stats.spectrum, self.stats(fisher, Params(frame, None)).spectrum)
@@ -86,19 +101,30 @@ class _Product(Structure):
     def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         m, n = fisher.shape
         start = jnp.eye(n, dtype=fisher.dtype) if self.frame(m, n).bases.right is not None else jnp.ones(n, fisher.dtype)
+        if self.divergence.degree == 2:  # linear half steps: found faster, and to rounding
+            left = lambda A: fisher.left(A if A.ndim == 2 else jnp.diag(A))  # noqa: E731
+            A = perron(left, lambda B: self._right(fisher, B), start)
+            return self._frame(Weighted(left(A), A), (m, n))
 
-        def left(A: Array) -> Array:
-            return fisher.left(A if A.ndim == 2 else jnp.diag(A))
+        def left_factor(A: Array) -> Array:
+            right, a = self._split(A)
+            return fisher.left(self._weight(right, _unit(a)))
 
-        A = perron(left, lambda B: self._right(fisher, B), start)
-        return self._frame(Weighted(left(A), A), (m, n))
+        def step(A: Array) -> Array:
+            left, b = spectral(left_factor(A))
+            A = self._right(fisher, self._weight(left, _unit(b)))
+            return A / jnp.linalg.norm(A)
+
+        A = fixed_point(step, start / jnp.linalg.norm(start))
+        return self._frame(Weighted(left_factor(A), A), (m, n))
 
     def fit(self, stats: Statistics, frame: Frame) -> Params:
         left, b, right, _ = frame.bases
         rows = jnp.einsum("ij,ik,kj->j", left, stats.spectrum.left, left)
         columns = stats.spectrum.right
         columns = columns if right is None else jnp.einsum("ij,ik,kj->j", right, columns, right)
-        total = b @ rows  # <F, A (x) B>
+        weights = self.divergence.weight(b)
+        total = weights @ rows / (weights @ b)  # both parts hold the scale of F
         columns = jnp.maximum(columns, 0) / jnp.where(total > 0, total, 1)
         return Params(frame, (jnp.maximum(rows, 0)[:, None], columns[None]))
 
@@ -117,6 +143,13 @@ class _Product(Structure):
 @dataclass(frozen=True)
 class Kronecker(_Product):
     """A (x) B, both full: the nearest Kronecker product, from samples without building anything mn x mn.
+
+    Args:
+        divergence: the sense in which it is nearest, of degree 0 to 2. Default: Frobenius. VonNeumann: Shampoo squared. LogDet:
+            KL-Shampoo's fixed point.
+
+    Raises:
+        ValueError: the divergence has no degree between 0 and 2.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -148,6 +181,12 @@ class Kronecker(_Product):
 @dataclass(frozen=True)
 class DiagonalKronecker(_Product):
     """S (x) M, S diagonal: s_j = (E[G^T M G])_jj / ||M||^2, M = E[G S G^T] / ||S||^2. [G] Theorem D.1.
+
+    Args:
+        divergence: the sense in which it is nearest, of degree 0 to 2. Default: Frobenius, as in [G].
+
+    Raises:
+        ValueError: the divergence has no degree between 0 and 2.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl

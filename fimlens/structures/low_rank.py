@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fimlens._validate import require_rank
+from fimlens.divergence import Divergence, excess
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley, short_side_first
 from fimlens.linalg.decompositions import eigenbasis
 from fimlens.member import BasisStep, Claim, EigenvalueBlock, Frame, Params, Statistics, Symmetry
-from fimlens.structure import Structure, excess, require_structure
+from fimlens.structure import Structure, require_structure
 from fimlens.structures.move import Move
 from fimlens.structures.parts import Bases, Parts, spread
 from fimlens.structures.spectra import Columns, Drop, Rows, Scalar, Spectrum
@@ -79,6 +80,14 @@ class LowRank(Structure):
         return self.inner.claim.in_given_basis
 
     @property
+    def divergence(self) -> Divergence:
+        return self.inner.divergence
+
+    @property
+    def holds_in_every_divergence(self) -> bool:
+        return self.inner.holds_in_every_divergence
+
+    @property
     def symmetry(self) -> tuple[Symmetry, Symmetry]:
         kind = "permutation" if self.sides == "short" else "orthogonal"
         kind = None if None in self.inner.symmetry else kind
@@ -105,11 +114,14 @@ class LowRank(Structure):
         return min(m, self.rank), None if self.sides == "short" else min(n, self.rank)
 
     def counts(self, shape: tuple[int, int]) -> Parts:
-        """How many directions each tied number of a part stands for; 0 where there is no such part."""
+        """How many directions each tied number of a part stands for; 0 where there is no such number."""
+        return Parts(None, 0, 0, 0) if isinstance(self.complement, Drop) else self._directions(shape)
+
+    def _directions(self, shape: tuple[int, int]) -> Parts:
+        """How many directions of each part no basis tells apart; 0 where there is no such part."""
         (m, n), (r, s) = self.seen(shape), self.ranks(shape)
         over_right = 0 if s is None else n - s
-        counts = (0, 0, 0) if isinstance(self.complement, Drop) else (over_right, m - r, (m - r) * over_right)
-        return Parts(None, *counts)
+        return Parts(None, over_right, m - r, (m - r) * over_right)
 
     def tied(self, sums: Parts, counts: Parts) -> Parts:
         """Means over the tied directions of each part, from sums over those that no basis tells apart."""
@@ -218,7 +230,7 @@ class LowRank(Structure):
 
     def _tied_blocks(self, params: Params, fisher: Fisher) -> list[EigenvalueBlock]:
         """Eigenvalue blocks of the parts outside the lead. Variation inside a tied part counts as basis error."""
-        sums, counts = self._sums(fisher, params.frame), self.counts(params.frame.shape)
+        sums, counts = self._sums(fisher, params.frame), self._directions(params.frame.shape)
         blocks = zip(params.coords[1:], self.tied(sums, counts)[1:], sums[1:], counts[1:], strict=True)
         return [EigenvalueBlock(value, V, count * total.size / V.size) for value, V, total, count in blocks if count]
 
@@ -228,7 +240,7 @@ class LowRank(Structure):
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         lead = self.inner.objective(self._inner(params), self._lead(fisher, params.frame))
-        return lead + excess(self._tied_blocks(params, fisher))
+        return lead + excess(self._tied_blocks(params, fisher), self.divergence)
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         U, V, _ = params.frame.bases

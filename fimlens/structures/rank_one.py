@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from fimlens.divergence import Divergence, Frobenius, VonNeumann, require_degree
 from fimlens.fisher.fisher import Fisher
+from fimlens.linalg.fixed_point import fixed_point
 from fimlens.linalg.perron import perron
 from fimlens.linalg.spectral_functions import inverse_root, root
 from fimlens.structure import Claim, Params, Statistics, Symmetry, Tree
@@ -41,7 +43,11 @@ class _RankOne(Spectrum):
 
 @dataclass(frozen=True)
 class RowColumn(_RankOne):
-    """Diag(s) (x) Diag(q): the best rank-one q s^T of V, its leading singular pair (Perron). RACS. [G] Proposition 3.
+    """Diag(s) (x) Diag(q): the best rank-one q s^T of V = E[G^2]. RACS, Adafactor and SinkGD are three divergences of it.
+
+    In every divergence of a degree b the best factors are q = V s^(b-1) / sum s^b and s = V^T q^(b-1) / sum q^b. Frobenius: the
+    leading singular pair of V (Perron), RACS, [G] Proposition 3. VonNeumann: the product of the marginals, Adafactor. LogDet:
+    all rows and columns of V / q s^T have the mean 1, and a sweep is a round of SinkGD.
 
     Without `sweeps` the fit is exact, and where V falls into blocks it is zero outside the leading one. Use sweeps and a cap
     where V is one gradient's. Each row step is then the nearest factor with which no row of V / q s^T has a mean over `cap`,
@@ -51,10 +57,11 @@ class RowColumn(_RankOne):
     Args:
         sweeps: alternations between the factors, from ones along the shorter side; [G]'s Algorithm 1 takes five. By default
             the fit converges.
+        divergence: the sense in which the product is nearest, of degree 0 to 2. Default: Frobenius, as in [G].
         cap: largest mean of V / q s^T along a row or a column; None for no limit, as in [G].
 
     Raises:
-        ValueError: a cap is given without sweeps.
+        ValueError: a cap is given without sweeps, or the divergence has no degree between 0 and 2.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -67,11 +74,18 @@ class RowColumn(_RankOne):
 
     sweeps: Int[ArrayLike, ""] | None = None
     cap: Float[ArrayLike, ""] | None = None
+    divergence: Divergence = Frobenius()
     claim: ClassVar[Claim] = Claim.LIMIT
+
+    @property
+    def rotated_claim(self) -> Claim:
+        # Under von Neumann the traces over the other side are the nearest product's factors, in every basis.
+        return self.claim if self.divergence.degree == 1 else super().rotated_claim
 
     def __post_init__(self) -> None:
         if self.sweeps is None and self.cap is not None:
             raise ValueError("RowColumn: a cap limits sweeps, and the fit without them is exact. Give both, as in sweeps=5.")
+        require_degree("RowColumn", self.divergence)
 
     def moments(self, V: Matrix) -> Matrix:
         return V
@@ -84,15 +98,17 @@ class RowColumn(_RankOne):
         V = _over(moments, largest)  # so that no square leaves float32
 
         def sweep(_: Array, pair: tuple[Array, Array]) -> tuple[Array, Array]:
-            s = nearest_factor(V, pair[0])
-            return capped_factor(V.T, s, self.cap), s
+            s = nearest_factor(self.divergence, V, pair[0])
+            return capped_factor(self.divergence, V.T, s, self.cap), s
 
         q, s = jnp.ones(V.shape[0], V.dtype), jnp.ones(V.shape[1], V.dtype)
-        if self.sweeps is None:
-            s = jnp.abs(perron(lambda s: V @ s, lambda q: q @ V, s))
-            q = nearest_factor(V.T, s)
-        else:
+        if self.sweeps is not None:
             q, s = jax.lax.fori_loop(0, self.sweeps, sweep, (q, s))
+        elif self.divergence.degree == 2:  # linear half steps: found faster, and to rounding
+            s = jnp.abs(perron(lambda s: V @ s, lambda q: q @ V, s))
+            q = nearest_factor(self.divergence, V.T, s)
+        else:
+            q, s = fixed_point(lambda pair: sweep(0, pair), (q, s))
         if self.cap is not None:
             s = jnp.maximum(s, least_factor(V, q, self.cap))  # once is enough: with capped rows no block vanishes in the sweeps
         s = s * largest
@@ -140,17 +156,17 @@ class Marginals(_RowAndColumnMeans):
          [ 833. 1667.]]
     """
 
-    claim: ClassVar[Claim] = Claim.OTHER
+    claim: ClassVar[Claim] = Claim.EXACT
+    divergence: ClassVar[Divergence] = VonNeumann()
+
+    @property
+    def rotated_claim(self) -> Claim:
+        return Claim.EXACT  # the traces over the other side are the nearest product's factors, in every basis
 
     def factors(self, coords: tuple[Array, Array]) -> tuple[Array, Array]:
         r, c = coords
         mean = root(r.mean()) * root(c.mean())  # equal at the fit, and apart only along the chart
         return _over(r, mean), c
-
-    def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
-        L, V = self.eigenvalues(params), fisher.second_moment()
-        seen = V > 0
-        return jnp.sum(L - jnp.where(seen, V * jnp.log(jnp.where(seen, L, 1)), 0))
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         r, c = params.coords
@@ -191,9 +207,10 @@ class GeometricMarginals(_RowAndColumnMeans):
         return jnp.kron(jnp.diag(c[0] ** 0.5), jnp.diag(r[:, 0] ** 0.5))
 
 
-def nearest_factor(V: Matrix, q: Float[Array, " m"]) -> Float[Array, " n"]:
+def nearest_factor(divergence: Divergence, V: Matrix, q: Float[Array, " m"]) -> Float[Array, " n"]:
     """The s of the q s^T nearest to V, for this q: half a sweep."""
-    return _over(q @ V, q @ q)
+    weight = divergence.weight(q)
+    return _over(weight @ V, weight @ q)
 
 
 def least_factor(V: Matrix, q: Float[Array, " m"], cap: Float[ArrayLike, ""]) -> Float[Array, " n"]:
@@ -201,12 +218,14 @@ def least_factor(V: Matrix, q: Float[Array, " m"], cap: Float[ArrayLike, ""]) ->
     return _over(jnp.ones_like(q), q) @ V / (len(q) * cap)
 
 
-def capped_factor(V: Matrix, q: Float[Array, " m"], cap: Float[ArrayLike, ""] | None) -> Float[Array, " n"]:
+def capped_factor(
+    divergence: Divergence, V: Matrix, q: Float[Array, " m"], cap: Float[ArrayLike, ""] | None
+) -> Float[Array, " n"]:
     """The nearest s, for this q, of those with which no column of V / q s^T has a mean over `cap`.
 
-    The error is a convex quadratic of each entry of s, so where its minimum is too small, the least entry allowed is nearest.
+    The error has one minimum in each entry of s, so where that is too small, the least entry allowed is nearest.
     """
-    nearest = nearest_factor(V, q)
+    nearest = nearest_factor(divergence, V, q)
     return nearest if cap is None else jnp.maximum(nearest, least_factor(V, q, cap))
 
 

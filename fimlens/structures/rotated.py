@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from fimlens._validate import require_size
+from fimlens.divergence import Divergence
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley
 from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry, Tree, require_structure
@@ -77,6 +78,14 @@ class Rotated(Structure):
     @property
     def rotated_claim(self) -> Claim:
         return self.inner.rotated_claim
+
+    @property
+    def divergence(self) -> Divergence:
+        return self.inner.divergence
+
+    @property
+    def holds_in_every_divergence(self) -> bool:
+        return self.inner.holds_in_every_divergence
 
     @property
     def symmetry(self) -> tuple[Symmetry, Symmetry]:

@@ -96,6 +96,7 @@ class Diagonal(Spectrum):
     """
 
     claim: ClassVar[Claim] = Claim.EXACT
+    holds_in_every_divergence: ClassVar[bool] = True
     symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("permutation", "permutation")
 
     def moments(self, V: Matrix) -> Matrix:
@@ -115,6 +116,7 @@ class _Tied(Spectrum):
     majorisation the eigenbasis of the covariances is the best basis for them, hence exact when rotated too."""
 
     claim: ClassVar[Claim] = Claim.EXACT
+    holds_in_every_divergence: ClassVar[bool] = True
     axes: ClassVar[tuple[int, ...]]
 
     @property
