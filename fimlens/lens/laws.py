@@ -103,10 +103,8 @@ def objective(case: Case) -> Deviation:
         )
         return jnp.where(at_fit < at_random, 0.0, jnp.inf)
     F, divergence = fisher.dense(), structure.divergence
-    values, errors = zip(
-        *((structure.objective(p, fisher), written_out(divergence, F, structure.dense(p))) for p in (fitted, member)),
-        strict=True,
-    )
+    values = [structure.objective(p, fisher) for p in (fitted, member)]
+    errors = [written_out(divergence, F, structure.dense(p)) for p in (fitted, member)]
     return jnp.abs(values[0] - values[1] - (errors[0] - errors[1])) / aim_at(divergence, fisher).size
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from fimlens.divergence import FROBENIUS
 from fimlens.fisher.fisher import Fisher
 from fimlens.lens.run_optimizer import optimizer_deviations
 from fimlens.solver.fit import fit, gap, is_member, least_eigenvalue
@@ -85,7 +86,7 @@ def measure_row(name: str, structure: Structure, fisher: Fisher, key: Array, sol
     if member and np.prod(fisher.shape) <= solve_up_to and float(error.relative) > 1e-12:  # no member beats an exact one
         solution = solve(structure, fisher, key=key, starts=1)
     # Other claims do not say that the fit is nearest, so a nearer member is no contradiction.
-    optimal = structure.claim in (Claim.EXACT, Claim.LIMIT)
+    optimal = structure.claim_in(FROBENIUS) in (Claim.EXACT, Claim.LIMIT)
     excess = solution.certificate.excess if solution is not None and optimal else 0.0
     deviations = optimizer_deviations(structure, fisher, fitted)
     claim_doubts = _doubts_of_claim(member, least, slope, excess)
