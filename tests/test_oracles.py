@@ -221,7 +221,9 @@ SHAMPOO, SHAMPOO_SQUARED = fl.Rotated(fl.GeometricMarginals()), fl.Rotated(fl.Ma
 
 def test_shampoo_does_not_claim_to_be_nearest():
     assert fl.GeometricMarginals().claim is SHAMPOO.claim is fl.Claim.BOUND
-    assert fl.Marginals().claim is SHAMPOO_SQUARED.claim is fl.Claim.OTHER
+    for structure in (fl.Marginals(), SHAMPOO_SQUARED):  # nearest in von Neumann divergence, and nothing else
+        assert structure.claim_in(fl.VonNeumann()) is fl.Claim.EXACT
+        assert structure.claim_in(fl.Frobenius()) is structure.claim_in(fl.LogDet()) is None
 
 
 def test_shampoo_is_far_from_nearest():

@@ -17,7 +17,7 @@ from fimlens.divergence import FROBENIUS, Divergence, require_divergence
 from fimlens.fisher.fisher import Fisher, unvec
 from fimlens.fisher.limits import require_dense
 from fimlens.fisher.sample_form import SampleFisher
-from fimlens.solver.fit import fit, require_structure_and_fisher
+from fimlens.solver.fit import require_minimum, require_structure_and_fisher, unchecked_fit
 from fimlens.solver.jacobi import jacobi, rotated_sides
 from fimlens.solver.newton import aim_at, descend, relative_gap, scale_coordinates
 from fimlens.solver.sizes import isotropic
@@ -131,6 +131,7 @@ def solve(
         samples = _in_few_samples(fisher)
         aim = aim_at(divergence, samples)
         origins, members = zip(*_start_members(structure, samples, key, starts), strict=True)
+        require_minimum("solve", structure, members[0], samples, divergence)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
         ends, values, slopes = descend(structure, stacked, samples, aim, iterations)
         closed = float(relative_gap(structure, members[0], samples, aim))
@@ -156,7 +157,7 @@ def solve(
 def _start_members(structure: Structure, fisher: SampleFisher, key: Array, random: int) -> list[tuple[str, Params]]:
     """Return the members to start from, each with its origin: the closed form first."""
     fit_key, jacobi_key, random_key = jax.random.split(key, 3)
-    members = [("closed form", fit(structure, fisher, key=fit_key))]
+    members = [("closed form", unchecked_fit(structure, fisher, fit_key))]
     if rotated_sides(structure, fisher.shape) is not None:
         members += _jacobi_starts(structure, fisher, jacobi_key)
     return members + [("random", _random_member(structure, fisher, k)) for k in jax.random.split(random_key, random)]
@@ -169,7 +170,8 @@ def _in_few_samples(fisher: Fisher) -> SampleFisher:
         return SampleFisher(fisher.kind, fisher.normalisation, fisher.samples.astype(jnp.float64))
     # Every evaluation of the gap is linear in the number of samples, and F has at most mn directions.
     values, Q = np.linalg.eigh(np.asarray(fisher.dense(), np.float64))
-    g = Q * np.sqrt(np.maximum(values, 0) * len(values))
+    values = np.where(values > len(values) * np.finfo(values.dtype).eps * values[-1], values, 0)  # without rounding
+    g = Q * np.sqrt(values * len(values))
     return SampleFisher(fisher.kind, fisher.normalisation, jax.vmap(lambda g: unvec(g, (m, n)))(jnp.asarray(g.T)))
 
 

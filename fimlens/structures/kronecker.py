@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fimlens.divergence import FROBENIUS, Divergence, require_degree
+from fimlens.edges import rank, zero_sides
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley
 from fimlens.linalg.decompositions import spectral
@@ -57,6 +58,10 @@ class _Product(Structure):
     @abc.abstractmethod
     def _right(self, fisher: Fisher, B: Float[Array, "m m"]) -> Array:
         """E[G^T B G], or its diagonal."""
+
+    @abc.abstractmethod
+    def _enough(self, m: int, n: int) -> tuple[float, str]:
+        """More generic gradients than this number have one LogDet minimum; and the number in words."""
 
     @abc.abstractmethod
     def _split(self, A: Array) -> tuple[Float[Array, "n n"] | None, Float[Array, " n"]]:
@@ -128,6 +133,17 @@ class _Product(Structure):
         columns = jnp.maximum(columns, 0) / jnp.where(total > 0, total, 1)
         return Params(frame, (jnp.maximum(rows, 0)[:, None], columns[None]))
 
+    def no_minimum(self, params: Params, fisher: Fisher, divergence: Divergence) -> str | None:
+        if divergence.degree != 0:
+            return None
+        right = None if params.frame.bases.right is None else fisher.right_singular()
+        if reason := zero_sides(fisher, fisher.left_singular(), right):
+            return reason
+        (enough, words), N = self._enough(*fisher.shape), rank(fisher)
+        if enough < N:
+            return None
+        return f"it has {N} independent gradients, and up to {words} = {enough:.3g} the minimum is unbounded or not unique"
+
     def retract(self, frame: Frame, z: Frame) -> Frame:
         left, b, right, a = frame.bases
         turned = None if right is None else cayley(right, z.bases.right)
@@ -174,6 +190,9 @@ class Kronecker(_Product):
     def _right(self, fisher: Fisher, B: Float[Array, "m m"]) -> Float[Array, "n n"]:
         return fisher.right(B)
 
+    def _enough(self, m: int, n: int) -> tuple[float, str]:
+        return m / n + n / m, "m / n + n / m"  # Derksen and Makam, 2021, for what samples need
+
     def _split(self, A: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
         return spectral(A)
 
@@ -207,6 +226,9 @@ class DiagonalKronecker(_Product):
 
     def _right(self, fisher: Fisher, B: Float[Array, "m m"]) -> Float[Array, " n"]:
         return jnp.diagonal(fisher.right(B))
+
+    def _enough(self, m: int, n: int) -> tuple[float, str]:
+        return m / n, "m / n"  # so that no subspace holds more than its share of the columns
 
     def _split(self, A: Float[Array, " n"]) -> tuple[None, Float[Array, " n"]]:
         return None, A

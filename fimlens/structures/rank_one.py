@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from fimlens.divergence import Divergence, Frobenius, VonNeumann, require_degree
+from fimlens.edges import zero_block
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.fixed_point import fixed_point
 from fimlens.linalg.perron import perron
@@ -32,6 +33,9 @@ class _RankOne(Spectrum):
         del shape
         rows, columns = self.factors(coords)
         return rows * columns
+
+    def no_minimum(self, params: Params, fisher: Fisher, divergence: Divergence) -> str | None:
+        return zero_block(fisher.second_moment(), fisher) if divergence.degree == 0 else None
 
     def precondition(self, params: Params, X: Matrix, eps: Float[ArrayLike, ""]) -> Matrix:
         """Without eps the root is a product too: m + n roots and divisions, and not m n."""
@@ -116,6 +120,10 @@ class RowColumn(_RankOne):
 
     def factors(self, coords: tuple[Array, Array]) -> tuple[Array, Array]:
         return coords
+
+    def no_minimum(self, params: Params, fisher: Fisher, divergence: Divergence) -> str | None:
+        # A number of sweeps gives a member in any case.
+        return super().no_minimum(params, fisher, divergence) if self.sweeps is None else None
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         q, s = params.coords
