@@ -61,8 +61,9 @@ def zero_block(V: Float[Array, "m n"], fisher: Fisher) -> str | None:
         return None
     reached = np.zeros(m + n + 2, bool)
     reached[breadth_first_order((graph - flow.flow) > 0, source, return_predecessors=False)] = True
-    I, J = reached[rows].sum(), (~reached[columns]).sum()
-    return f"its second moments are zero on a block of {I} rows and {J} columns, and {I} / {m} + {J} / {n} is over 1"
+    height, width = reached[rows].sum(), (~reached[columns]).sum()
+    share = f"{height} / {m} + {width} / {n} > 1"
+    return f"its second moments are zero on a block of {height} rows and {width} columns, and {share}"
 
 
 def rank(fisher: Fisher) -> int:

@@ -87,8 +87,8 @@ def _lower(case: Case) -> Deviation:
 
 
 def written_out(divergence: Divergence, F: Array, approximation: Array) -> Array:
-    """tr[ phi(F) - phi(F~) - phi'(F~) (F - F~) ] by eigendecompositions: an independent witness of the gap. It is infinite for a
-    singular F~ where phi'(0) is, as all of a full F cannot lie in the range."""
+    """tr[ phi(F) - phi(F~) - phi'(F~) (F - F~) ] by eigendecompositions: an independent witness of the gap. Infinite for a
+    singular F~ where phi'(0) is, as F has full rank."""
     values, U = jnp.linalg.eigh(approximation)
     slope = (U * divergence.slope(values)) @ U.T
     D = jnp.sum(divergence.phi(jnp.linalg.eigvalsh(F)) - divergence.phi(values)) - jnp.vdot(slope, F - approximation)

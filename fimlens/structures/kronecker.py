@@ -32,7 +32,7 @@ Matrix = Float[Array, "m n"]
 
 
 class Bases(NamedTuple):
-    """B = U_L diag(b) U_L^T and A = U_R diag(a) U_R^T (U_R is None where A is diagonal), each of norm 1."""
+    """B = U_L diag(b) U_L^T and A = U_R diag(a) U_R^T (U_R is None where A is diagonal), each on a scale of its own."""
 
     left: Float[Array, "m m"]
     b: Float[Array, " m"]
@@ -101,7 +101,7 @@ class _Product(Structure):
     def _frame(self, weighted: Weighted, shape: tuple[int, int]) -> Frame:
         left, b = spectral(weighted.left)
         right, a = self._split(weighted.right)
-        return Frame(Bases(left, _unit(b), right, _unit(a)), shape)
+        return Frame(Bases(left, _unit(self.divergence, b), right, _unit(self.divergence, a)), shape)
 
     def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         m, n = fisher.shape
@@ -113,11 +113,11 @@ class _Product(Structure):
 
         def left_factor(A: Array) -> Array:
             right, a = self._split(A)
-            return fisher.left(self._weight(right, _unit(a)))
+            return fisher.left(self._weight(right, _unit(self.divergence, a)))
 
         def step(A: Array) -> Array:
             left, b = spectral(left_factor(A))
-            A = self._right(fisher, self._weight(left, _unit(b)))
+            A = self._right(fisher, self._weight(left, _unit(self.divergence, b)))
             return A / jnp.linalg.norm(A)
 
         A = fixed_point(step, start / jnp.linalg.norm(start))
@@ -185,7 +185,8 @@ class Kronecker(_Product):
         return "orthogonal", "orthogonal"
 
     def frame(self, m: int, n: int) -> Frame:
-        return Frame(Bases(jnp.eye(m), _unit(jnp.ones(m)), jnp.eye(n), _unit(jnp.ones(n))), (m, n))
+        b, a = (_unit(self.divergence, jnp.ones(size)) for size in (m, n))
+        return Frame(Bases(jnp.eye(m), b, jnp.eye(n), a), (m, n))
 
     def _right(self, fisher: Fisher, B: Float[Array, "m m"]) -> Float[Array, "n n"]:
         return fisher.right(B)
@@ -222,7 +223,8 @@ class DiagonalKronecker(_Product):
         return "orthogonal", "permutation"
 
     def frame(self, m: int, n: int) -> Frame:
-        return Frame(Bases(jnp.eye(m), _unit(jnp.ones(m)), None, _unit(jnp.ones(n))), (m, n))
+        b, a = (_unit(self.divergence, jnp.ones(size)) for size in (m, n))
+        return Frame(Bases(jnp.eye(m), b, None, a), (m, n))
 
     def _right(self, fisher: Fisher, B: Float[Array, "m m"]) -> Float[Array, " n"]:
         return jnp.diagonal(fisher.right(B))
@@ -234,8 +236,11 @@ class DiagonalKronecker(_Product):
         return None, A
 
 
-def _unit(x: Float[Array, " k"]) -> Float[Array, " k"]:
-    """x on the cone, of norm 1; the identity's direction where it vanishes."""
+def _unit(divergence: Divergence, x: Float[Array, " k"]) -> Float[Array, " k"]:
+    """x on the cone with sum x^b = 1, for b from 1 to 2; the identity's direction where it vanishes.
+
+    Then the weights x^(b-1) have no denominator, and averages that were measured with them under von Neumann stay F's.
+    """
     largest = x.max()
     x = jnp.where(largest > 0, jnp.maximum(x, 0) / jnp.where(largest > 0, largest, 1), 1)  # so that no square leaves float32
-    return x / jnp.linalg.norm(x)
+    return x / jnp.linalg.norm(x, max(1, divergence.degree))
