@@ -101,18 +101,18 @@ class RowColumn(_RankOne):
         largest = moments.max()
         V = _over(moments, largest)  # so that no square leaves float32
 
-        def sweep(_: Array, pair: tuple[Array, Array]) -> tuple[Array, Array]:
+        def sweep(pair: tuple[Array, Array]) -> tuple[Array, Array]:
             s = nearest_factor(self.divergence, V, pair[0])
             return capped_factor(self.divergence, V.T, s, self.cap), s
 
         q, s = jnp.ones(V.shape[0], V.dtype), jnp.ones(V.shape[1], V.dtype)
         if self.sweeps is not None:
-            q, s = jax.lax.fori_loop(0, self.sweeps, sweep, (q, s))
+            q, s = jax.lax.fori_loop(0, self.sweeps, lambda _, pair: sweep(pair), (q, s))
         elif self.divergence.degree == 2:  # linear half steps: found faster, and to rounding
             s = jnp.abs(perron(lambda s: V @ s, lambda q: q @ V, s))
             q = nearest_factor(self.divergence, V.T, s)
         else:
-            q, s = fixed_point(lambda pair: sweep(0, pair), (q, s))
+            q, s = fixed_point(sweep, (q, s))
         if self.cap is not None:
             s = jnp.maximum(s, least_factor(V, q, self.cap))  # once is enough: with capped rows no block vanishes in the sweeps
         s = s * largest
