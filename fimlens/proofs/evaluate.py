@@ -1,5 +1,6 @@
 """Evaluate the shipped functions on symbols: fits, errors, gradients, Hessians and updates as SymPy expressions."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 import sympy as sp
 from jaxtyping import Array, Float
 
+from fimlens.divergence import Divergence, excess
 from fimlens.fisher.fisher import Fisher, unvec, vec
 from fimlens.interpreter.interpret import symbolic
-from fimlens.linalg.spectral_functions import inverse_root
+from fimlens.linalg.spectral_functions import inverse_root, over_parts
 from fimlens.proofs.symbols import Symbols, entries_of, frame
 from fimlens.structure import Frame, Params, Structure, Tree
 
@@ -38,6 +40,27 @@ def apply_dense(structure: Structure, params: Params, G: Symbols) -> Symbols:
 def apply(structure: Structure, params: Params, G: Symbols) -> Symbols:
     """F~ times vec(G), m x n, by the shipped `apply`, which never forms F~."""
     return symbolic(lambda params, G: structure.apply(params, G))(params, G)
+
+
+def eigenbasis(structure: Structure, params: Params) -> tuple[Symbols, Symbols]:
+    """B (mn x k) and eigenvalues (k) in the range of a member: X = B^T vec(G) are the shipped coordinates of G."""
+
+    def pairs(params: Params) -> list[tuple[Array, Array]]:
+        shape = params.frame.shape
+        B = jax.vmap(lambda g: structure.to_eigenbasis(params.frame, unvec(g, shape)))(jnp.eye(math.prod(shape)))
+
+        def pair(value: Array | None, X: Array) -> tuple[Array, Array] | None:
+            return None if value is None else (X.reshape(len(X), -1), jnp.broadcast_to(value, X.shape[1:]).reshape(-1))
+
+        return jax.tree.leaves(over_parts(pair, structure.eigenvalues(params), B), is_leaf=lambda x: type(x) is tuple)
+
+    B, values = zip(*symbolic(pairs)(params), strict=True)
+    return np.concatenate(B, 1), np.concatenate(values)
+
+
+def excess_in(divergence: Divergence) -> Measure:
+    """D(F, F~) - tr phi(F), as `fit` and `solve` minimise it."""
+    return lambda structure, params, fisher: excess(structure.eigenvalue_blocks(params, fisher), divergence)
 
 
 def squared_error(structure: Structure, params: Params, fisher: Fisher) -> Float[Array, ""]:
