@@ -1,21 +1,21 @@
 r"""One fixed point gives the Kronecker product nearest in every divergence of a degree.
 
-Theorem. Let $\phi'' = x^{b-2}$, and let $\tilde F = A \otimes B$ with positive definite $A$ (n x n) and $B$ (m x m). Given $B$, the
-only $A$ with the least $D(F, \tilde F)$ is $\hat A$; given $A$, the only $B$ is $\hat B$, where
+Theorem. Let $\phi'' = x^{b-2}$, and let $\tilde F = A \otimes B$ with positive definite $A$ (n x n) and $B$ (m x m). Given
+$B$, the only $A$ with the least $D(F, \tilde F)$ is $\hat A$; given $A$, the only $B$ is $\hat B$, where
 $$\hat A = E[G^T B^{b-1} G] / \mathrm{tr} B^b , \qquad \hat B = E[G A^{b-1} G^T] / \mathrm{tr} A^b .$$
-If $A$ is to be diagonal, it is the diagonal of $\hat A$. So $D$ falls with each half step, and the nearest product is a fixed point of
-both. $b = 2$ is the half step of `van_loan_pitsianis`, $b = 1$ has the product of the covariances as fixed point
+If $A$ is to be diagonal, it is the diagonal of $\hat A$. So $D$ falls with each half step, and the nearest product is a fixed
+point of both. $b = 2$ is the half step of `van_loan_pitsianis`, $b = 1$ has the product of the covariances as fixed point
 (`shampoo_squared`), and $b = 0$ is KL-Shampoo: $A = E[G^T B^{-1} G] / m$ and $B = E[G A^{-1} G^T] / n$.
 
 Proof. As $\phi'(A \otimes B)$ is $A^{b-1} \otimes B^{b-1} / (b - 1)$, or $\log A \otimes I + I \otimes \log B$ for $b = 1$,
 $$D(F, A \otimes B) = \mathrm{tr} B^b \, D(\hat A, A) + R(B) ,$$
 with a rest that does not depend on $A$. $D(\hat A, A)$ is zero at $A = \hat A$ and positive elsewhere (Klein's inequality, not
-decided here). For a diagonal $A$ it depends on $\hat A$ through its diagonal alone. The same holds for $B$. The steps decide the
-identity for all eigenvalues and all bases.
+decided here). For a diagonal $A$ it depends on $\hat A$ through its diagonal alone. The same holds for $B$. The steps decide
+the identity for all eigenvalues and all bases.
 
-That a fixed point is the global minimum is the theorem of Eckart, Young and Mirsky for $b = 2$, Klein's inequality for $b = 1$,
-and geodesic convexity for $b = 0$, where the product is the maximum likelihood estimate of a matrix normal distribution (Wiesel,
-2012). These are not decided here; between them it is not known.
+That a fixed point is the global minimum is the theorem of Eckart, Young and Mirsky for $b = 2$, Klein's inequality for $b =
+1$, and geodesic convexity for $b = 0$, where the product is the maximum likelihood estimate of a matrix normal distribution
+(Wiesel, 2012). These are not decided here; between them it is not known.
 """
 
 import numpy as np
@@ -44,7 +44,7 @@ def steps(m, n):
             weights = U * b[:, 0] ** (degree - 1) @ U.T, W * a[0] ** (degree - 1) @ W.T
             seen_B, seen_A = symbolic(lambda F, B, A: (F.left(A), F.right(B)))(F, *weights)
             sizes = (b**degree).sum(), (a**degree).sum()
-            seen_A = np.diag(seen_A) if H == DiagonalKronecker(d) else seen_A
+            seen_A = np.diag(seen_A) if isinstance(H, DiagonalKronecker) else seen_A
             yield equal(f"{H}: the shipped half steps", [best_B, best_A], [seen_B / sizes[1], seen_A / sizes[0]])
             whole = lambda at, b, a, H=H, d=d: error(H, Params(at, (b, a)), F, excess_in(d))  # noqa: E731
             apart = lambda V, values, d=d: symbolic(lambda V, x: d.excess(V, x).sum())(V, values.ravel())  # noqa: E731

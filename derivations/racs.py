@@ -72,7 +72,11 @@ def steps(m, n):
         "given q, each column of V / q s^T has the mean K at the least s", (V / (q * least)).mean(0), K * np.ones(n, int)
     )
     larger = np.vectorize(sp.Max, otypes=[object])(column, least)
-    yield equal("the capped half step is the larger of the two", symbolic(partial(capped_factor, Frobenius()))(V, q[:, 0], K)[None], larger)
+    yield equal(
+        "the capped half step is the larger of the two",
+        symbolic(partial(capped_factor, Frobenius()))(V, q[:, 0], K)[None],
+        larger,
+    )
     V_blocks = np.array([[1, 0, 1], [0, sp.Rational(1, 4), 0]], object)[:, :n] + sp.Integer(0)
     capped = fitted(RowColumn(sweeps=1, cap=2.0), diagonal_fisher(V_blocks)).coords
     mean = (V_blocks / np.multiply(*capped))[:, 1].mean()

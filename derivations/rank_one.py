@@ -8,15 +8,15 @@ marginals as fixed point (Adafactor), and $b = 0$ is $s_j = \mathrm{mean}_i V_{i
 
 Proof. The derivative with respect to $s_j$ is
 $$\sum_i \phi''(q_i s_j) (q_i s_j - V_{ij})\, q_i = s_j^{b-2} \Bigl( \sum_i q_i^b \Bigr) \bigl( s_j - \hat s_j \bigr) ,$$
-where $\hat s$ is the half step. It is negative below $\hat s_j$ and positive above it, so $\hat s_j$ is the only minimum, and with
-a bound $s_j \geq l_j$ the larger of $\hat s_j$ and $l_j$ is. The same holds for $q$. In the order $s$, $q$ no half step increases
-the divergence.
+where $\hat s$ is the half step. It is negative below $\hat s_j$ and positive above it, so $\hat s_j$ is the only minimum, and
+with a bound $s_j \geq l_j$ the larger of $\hat s_j$ and $l_j$ is. The same holds for $q$. In the order $s$, $q$ no half step
+increases the divergence.
 
 That a fixed point is the global minimum follows for $0 \leq b \leq 1$ from convexity in $\alpha = \log q$ and $\beta = \log s$:
 the Hessian is
 $$\sum_{ij} \bigl( b L_{ij}^b + (1 - b) V_{ij} L_{ij}^{b-1} \bigr)\, z_{ij} z_{ij}^T ,$$
-where $z_{ij} \in \mathbb{R}^{m + n}$ has ones at $i$ and $m + j$. For $b = 2$ it is the theorem of Eckart, Young and Mirsky, which
-is not decided here; for other $b > 1$ it is not known. For $b = 1$ one sweep from ones is enough.
+where $z_{ij} \in \mathbb{R}^{m + n}$ has ones at $i$ and $m + j$. For $b = 2$ it is the theorem of Eckart, Young and Mirsky,
+which is not decided here; for other $b > 1$ it is not known. For $b = 1$ one sweep from ones is enough.
 """
 
 import numpy as np
@@ -49,7 +49,9 @@ def steps(m, n):
         apart = scale * q ** (b - 2) * (s**b).sum() * (q - half(V.T, s[0])[:, None])
         yield equal(f"{d}: given s, the gradient has the sign of q minus the other half step", by_q, apart)
         swept = fitted(RowColumn(sweeps=1, divergence=d), F)
-        yield vanishes(f"{d}: the gradient with respect to q vanishes after a shipped sweep", slope(H, swept, F, excess_in(d))[0])
+        yield vanishes(
+            f"{d}: the gradient with respect to q vanishes after a shipped sweep", slope(H, swept, F, excess_in(d))[0]
+        )
     same = [error(RowColumn(), Params(at, (q, s)), F, excess_in(d)) for d in (Frobenius(), Beta(2.0))]
     yield vanishes("the Frobenius norm is twice the divergence of degree 2", same[0] - 2 * same[1])
     one = fitted(RowColumn(sweeps=1, divergence=VonNeumann()), F)

@@ -6,11 +6,11 @@ $\tilde F = A \otimes B$ with $A$ (n x n) and $B$ (m x m), $D$ is smallest at $\
 
 Proof. As $\log (A \otimes B) = \log A \otimes I + I \otimes \log B$,
 $$\mathrm{tr}(F \log (A \otimes B)) = \mathrm{tr}(E[G^T G] \log A) + \mathrm{tr}(E[G G^T] \log B) ,$$
-so that $D$ depends on $F$ through the two covariances alone. In given bases this is the problem of `adafactor` for the
-second moments in those bases, with the same solution. With respect to rotations of the bases, $D$ is stationary if they
-diagonalise the covariances. This is `nearest_product` for $b = 1$, where the half steps do not depend on the other factor's shape,
-so that one of each is enough. That this is the global minimum follows from Klein's inequality, $D \geq 0$, for each
-factor; it is not decided here.
+so that $D$ depends on $F$ through the two covariances alone. In given bases this is the problem of `adafactor` for the second
+moments in those bases, with the same solution. With respect to rotations of the bases, $D$ is stationary if they diagonalise
+the covariances. This is `nearest_product` for $b = 1$, where a half step depends on the other factor through its trace alone,
+so that one of each is enough. That this is the global minimum follows from Klein's inequality, $D \geq 0$, for each factor; it
+is not decided here.
 
 In the Frobenius norm the product is not stationary.
 """

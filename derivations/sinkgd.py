@@ -1,20 +1,20 @@
 r"""The k rounds of SinkGD are exactly k sweeps for the nearest S (x) Q in LogDet, on the gradient's squares.
 
 Theorem. Let $V = G^2$ for one gradient $G$ (m x n) without zeros. A round of SinkGD divides each row of $X$ by the root of the
-mean square of its entries, and then each column; it starts from $X = G$. Let a sweep replace $q$ by $\mathrm{mean}_j V_{ij} / s_j$,
-and then $s$ by $\mathrm{mean}_i V_{ij} / q_i$; it starts from ones. After $k$ rounds and $k$ sweeps, for every $k$,
+mean square of its entries, and then each column; it starts from $X = G$. A sweep replaces $q$ by $\mathrm{mean}_j V_{ij} /
+s_j$, and then $s$ by $\mathrm{mean}_i V_{ij} / q_i$; it starts from ones. After $k$ rounds and $k$ sweeps, for every $k$,
 $$X = G / \sqrt{q s^T} = \mathrm{Mat}(\tilde F^{-1/2} g) , \qquad \tilde F = \mathrm{Diag}(s) \otimes \mathrm{Diag}(q) .$$
 A sweep minimises $D(F, \tilde F)$ under LogDet in $q$ and then in $s$, by `rank_one` with $b = 0$. So SinkGD is square-root
-natural gradient descent with the nearest product in LogDet, stopped after $k$ sweeps; if rounds and sweeps converge, their limit
-has rows and columns of mean square 1 (Sinkhorn and Knopp, 1967, on positive $V$; that they converge is not decided here).
+natural gradient descent with the nearest product in LogDet, stopped after $k$ sweeps. Where the rounds converge, all rows and
+columns of their limit have the mean square 1 (Sinkhorn and Knopp, 1967, for positive $V$; not decided here).
 
 Proof. By induction on the half rounds. Let $X = G / \sqrt{q s^T}$ for any positive $q$ and $s$, as it is for ones at the start.
 The mean square of row $i$ of $X$ is $\mathrm{mean}_j V_{ij} / (q_i s_j) = q'_i / q_i$, where $q'_i$ is the half step at $s$. So
-the normalised $X$ is $G / \sqrt{q' s^T}$: the normalisation discards the old $q$. The same holds for the columns. The steps decide
+the normalised $X$ is $G / \sqrt{q' s^T}$: normalising discards the old $q$. The same holds for the columns. The steps decide
 this for all $q$ and $s$, which is the induction, and decide the shipped sweeps for $k = 1$, and at 2 x 2 for $k = 2$.
 
-The shipped sweeps begin with the factor of the longer side, so the rounds begin with the columns for $m \leq n$; for $m > n$ they
-begin with the rows, as published.
+The shipped sweeps begin with the factor of the longer side. So the rounds begin with the columns for $m \leq n$; for $m > n$
+they begin with the rows, as published.
 """
 
 from functools import partial
@@ -31,7 +31,6 @@ from fimlens.structures import RowColumn
 from fimlens.structures.rank_one import nearest_factor
 
 SIZES = ((2, 2), (3, 2), (2, 3))
-
 
 
 def steps(m, n):

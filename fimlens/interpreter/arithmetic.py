@@ -43,9 +43,7 @@ def _comparison(relation: Callable[..., Any], of_numbers: Callable[..., Any]) ->
         open_or_not = relation(a - b, 0)  # terms that cancel only after expansion can hide the sign
         return open_or_not if open_or_not in (sp.true, sp.false) else relation(sp.expand(a - b), 0)
 
-    return lambda equation, a, b: (
-        _of_truths(entrywise(truth, a, b)) if object in (a.dtype, b.dtype) else of_numbers(a, b)
-    )
+    return lambda equation, a, b: _of_truths(entrywise(truth, a, b)) if object in (a.dtype, b.dtype) else of_numbers(a, b)
 
 
 def _of_truths(truths: Values) -> Values:

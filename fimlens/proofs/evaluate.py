@@ -11,11 +11,13 @@ import numpy as np
 import sympy as sp
 from jaxtyping import Array, Float
 
-from fimlens.divergence import Divergence, excess
+from fimlens.divergence import FROBENIUS, Divergence, excess
+from fimlens.fisher.dense_form import DenseFisher
 from fimlens.fisher.fisher import Fisher, unvec, vec
 from fimlens.interpreter.interpret import symbolic
 from fimlens.linalg.spectral_functions import inverse_root, over_parts
 from fimlens.proofs.symbols import Symbols, entries_of, frame
+from fimlens.solver.fit import split
 from fimlens.structure import Frame, Params, Structure, Tree
 
 Measure = Callable[[Structure, Params, Fisher], Float[Array, ""]]  # how far a member is from a Fisher
@@ -63,6 +65,11 @@ def excess_in(divergence: Divergence) -> Measure:
     return lambda structure, params, fisher: excess(structure.eigenvalue_blocks(params, fisher), divergence)
 
 
+def spectrum_error(structure: Structure, params: Params, fisher: Fisher) -> Float[Array, ""]:
+    """||L - V||^2, the part of the squared error that depends on the eigenvalues."""
+    return split(structure.eigenvalue_blocks(params, fisher), FROBENIUS, jnp.zeros([]))[2]
+
+
 def squared_error(structure: Structure, params: Params, fisher: Fisher) -> Float[Array, ""]:
     """||F~ - F||_F^2, computed from its definition."""
     return jnp.sum((structure.dense(params) - fisher.dense()) ** 2)
@@ -103,6 +110,28 @@ def slope_of_bases(structure: Structure, params: Params, fisher: Fisher, measure
 def update(structure: Structure, params: Params, G: Symbols, eps: Any = 0.0) -> Symbols:
     """The update of square-root natural gradient descent, f(F~) g for f(x) = 1/(sqrt(x) + eps), by the shipped `apply`."""
     return symbolic(lambda params, G, eps: structure.apply(params, G, inverse_root(eps)))(params, G, eps)
+
+
+def stationarity(structure: Structure, divergence: Divergence, params: Params, fisher: Fisher) -> Tree:
+    """The derivatives of D(F, F~) with respect to the coordinates: sum of mult phi''(lambda) (lambda - V) d lambda.
+
+    V is the diagonal of B^T F B and mult that of B^T B, where X = B^T vec(G) are the shipped coordinates of G.
+    """
+    every = DenseFisher("the identity", "as it is", jnp.eye(math.prod(fisher.shape)), fisher.shape)
+    moments = (F.second_moment(partial(structure.to_eigenbasis, params.frame)) for F in (fisher, every))
+    seen = jax.tree.map(lambda V, count: jnp.stack([V, count]), *moments)
+
+    def along_slopes(coords: Tree) -> Float[Array, ""]:
+        def term(value: Array | None, pair: Array) -> Array | None:
+            if value is None:
+                return None
+            V, count = pair
+            return jnp.sum(jax.lax.stop_gradient(divergence.curvature(value) * (count * value - V)) * value)
+
+        values = structure.eigenvalues(Params(params.frame, coords))
+        return sum(jax.tree.leaves(over_parts(term, values, seen)))
+
+    return jax.grad(along_slopes)(params.coords)
 
 
 def hessian(expression: sp.Expr, variables: Tree) -> sp.Matrix:
