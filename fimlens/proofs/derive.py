@@ -215,6 +215,6 @@ def _require_one_member(structure: Structure, params: Params) -> None:
     apart = entries_of((B * L @ B.T - dense(structure, params), B.T @ B * L @ B.T - (B * L).T))
     if not all_vanish(apart, lambda: entries_of((B * L @ B.T, B * L))):
         raise ValueError(
-            f"derive: `to_eigenbasis` of {structure} does not take inner products with orthonormal eigenvectors of its `dense`, "
-            "so its eigenvalues are not those of the matrix. fl.check names the law."
+            f"derive: `to_eigenbasis` of {structure} gives no coordinates along orthonormal eigenvectors of its `dense`, so its "
+            "eigenvalues are not those of the matrix. fl.check names the law."
         )
