@@ -2,19 +2,19 @@ r"""One fixed point gives the S (x) Q, both diagonal, nearest in every divergenc
 
 Theorem. Let $V = E[G^2]$ (m x n), and let $\phi'' = x^{b-2}$. Among the $L = q s^T$ with positive $q$ (m x 1) and $s$ (n x 1),
 the divergence $\sum_{ij} D(V_{ij}, L_{ij})$ is stationary where
-$$q = V s^{b-1} / \textstyle\sum_j s_j^b , \qquad s = V^T q^{b-1} / \textstyle\sum_i q_i^b .$$
+$$q = V s^{b-1} / \sum_j s_j^b , \qquad s = V^T q^{b-1} / \sum_i q_i^b .$$
 Given the other factor, each half step is the only minimum. $b = 2$ is the half step of RACS, $b = 1$ has the product of the
 marginals as fixed point (Adafactor), and $b = 0$ is $s_j = \mathrm{mean}_i V_{ij} / q_i$ (`sinkgd`).
 
 Proof. The derivative with respect to $s_j$ is
-$$\sum_i \phi''(q_i s_j) (q_i s_j - V_{ij})\, q_i = s_j^{b-2} \Bigl( \sum_i q_i^b \Bigr) \bigl( s_j - \hat s_j \bigr) ,$$
+$$\sum_i \phi''(q_i s_j) (q_i s_j - V_{ij})\, q_i = s_j^{b-2} ( \sum_i q_i^b ) ( s_j - \hat s_j ) ,$$
 where $\hat s$ is the half step. It is negative below $\hat s_j$ and positive above it, so $\hat s_j$ is the only minimum, and
 with a bound $s_j \geq l_j$ the larger of $\hat s_j$ and $l_j$ is. The same holds for $q$. In the order $s$, $q$ no half step
 increases the divergence.
 
 That a fixed point is the global minimum follows for $0 \leq b \leq 1$ from convexity in $\alpha = \log q$ and $\beta = \log s$:
 the Hessian is
-$$\sum_{ij} \bigl( b L_{ij}^b + (1 - b) V_{ij} L_{ij}^{b-1} \bigr)\, z_{ij} z_{ij}^T ,$$
+$$\sum_{ij} ( b L_{ij}^b + (1 - b) V_{ij} L_{ij}^{b-1} )\, z_{ij} z_{ij}^T ,$$
 where $z_{ij} \in \mathbb{R}^{m + n}$ has ones at $i$ and $m + j$. For $b = 2$ it is the theorem of Eckart, Young and Mirsky,
 which is not decided here; for other $b > 1$ it is not known. For $b = 1$ one sweep from ones is enough.
 """

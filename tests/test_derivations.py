@@ -84,7 +84,7 @@ SLIPS = [  # derivation, owner of the shipped function, its name, code in it, an
     ("adafactor", structure.Structure, "objective", "return excess", "return 2 * excess"),
     ("adafactor", rank_one, "nearest_factor", "weight @ q", "jnp.sum(weight)"),
     ("shampoo_squared", kronecker._Product, "fit", "total = weights @ rows", "total = weights @ b"),
-    ("whitening", bases, "cayley", "z - z.T", "z + z.T"),
+    ("whitening", bases, "cayley", "z @ U.T - U @ z.T", "z @ U.T + U @ z.T"),
     ("error_split", solver_fit, "split", "trace + excess(blocks", "trace - excess(blocks"),
     ("error_split", solver_fit, "split", "c * jnp.sum(divergence.phi(V))", "jnp.sum(divergence.phi(V))"),
     ("error_split", divergence.Divergence, "between", "self.phi(V) +", "2 * self.phi(V) +"),

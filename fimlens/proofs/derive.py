@@ -215,6 +215,6 @@ def _require_one_member(structure: Structure, params: Params) -> None:
     apart = entries_of((B * L @ B.T - dense(structure, params), B.T @ B * L @ B.T - (B * L).T))
     if not all_vanish(apart, lambda: entries_of((B * L @ B.T, B * L))):
         raise ValueError(
-            f"derive: `to_eigenbasis` of {structure} gives no coordinates along orthonormal eigenvectors of its `dense`, so its "
-            "eigenvalues are not those of the matrix. fl.check names the law."
+            f"derive: {structure} has eigenvalues that are not those of its `dense`: the coordinates of `to_eigenbasis` "
+            "are not along orthonormal eigenvectors of that matrix. fl.check names the law."
         )
