@@ -12,11 +12,12 @@ where $\hat s$ is the half step. It is negative below $\hat s_j$ and positive ab
 with a bound $s_j \geq l_j$ the larger of $\hat s_j$ and $l_j$ is. The same holds for $q$. In the order $s$, $q$ no half step
 increases the divergence.
 
-That a fixed point is the global minimum follows for $0 \leq b \leq 1$ from convexity in $\alpha = \log q$ and $\beta = \log s$:
-the Hessian is
+A fixed point is the global minimum for $0 \leq b \leq 2$. It is the only one up to scale: $x \to x^{b-1}$ multiplies Hilbert's
+projective metric by $|b - 1| \leq 1$, and a matrix $V$ without zeros contracts it (Birkhoff, 1957, not decided here). A minimum
+exists and is positive, as each half step is, so it is this point. For $b = 1$ one sweep from ones is enough. For $0 \leq b \leq
+1$ the divergence is also convex in $\alpha = \log q$ and $\beta = \log s$: its Hessian is
 $$\sum_{ij} ( b L_{ij}^b + (1 - b) V_{ij} L_{ij}^{b-1} )\, z_{ij} z_{ij}^T ,$$
-where $z_{ij} \in \mathbb{R}^{m + n}$ has ones at $i$ and $m + j$. For $b = 2$ it is the theorem of Eckart, Young and Mirsky,
-which is not decided here; for other $b > 1$ it is not known. For $b = 1$ one sweep from ones is enough.
+where $z_{ij} \in \mathbb{R}^{m + n}$ has ones at $i$ and $m + j$.
 """
 
 import numpy as np
