@@ -1,5 +1,6 @@
 """The structures behind optimizers that people know, by name: one table for the lens, the gallery and the proofs."""
 
+from fimlens.divergence import LogDet
 from fimlens.structure import Structure
 from fimlens.structures import (
     Columns,
@@ -32,6 +33,7 @@ def named_structures(rank: int = 4) -> dict[str, Structure]:
         "columns": Columns(),
         "adafactor": Marginals(),
         "racs": RowColumn(),
+        "sinkgd": RowColumn(divergence=LogDet()),
         "adam": Diagonal(),
         "muon": Rotated(Rows(), "L"),
         "right whitening": Rotated(Columns(), "R"),
@@ -42,6 +44,7 @@ def named_structures(rank: int = 4) -> dict[str, Structure]:
         "shampoo": Rotated(GeometricMarginals(), "LR"),
         "shampoo squared": Rotated(Marginals(), "LR"),
         "kronecker": Kronecker(),
+        "kl-shampoo": Kronecker(LogDet()),
         "soap": Rotated(Diagonal(), "LR"),
         "dense": Dense(),
     }
