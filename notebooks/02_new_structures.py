@@ -293,9 +293,8 @@ for row in fl.compare(contest, query, solve_up_to=0).rows:
 for sense in (fl.Frobenius(), fl.VonNeumann(), fl.LogDet()):
     best = fl.solve(contest["nearest sum"], query, divergence=sense, starts=1).params
     L = np.asarray(contest["nearest sum"].eigenvalues(best))
-    print(
-        f"{sense!s:14}{np.sum(L < 1e-9 * L.max()):3} of {L.size} eigenvalues are zero; least / largest is {L.min() / L.max():.0e}"
-    )
+    ratio = L / L.max()
+    print(f"{sense!s:14}{np.sum(ratio < 1e-9):3} of {L.size} eigenvalues are zero; least / largest is {ratio.min():.0e}")
 
 # %% [markdown]
 # ## The repair
