@@ -1,4 +1,4 @@
-"""Checks of arguments that several rooms share, and two small helpers for what is printed and saved."""
+"""Checks of arguments that several rooms share, and small helpers for what is printed and saved."""
 
 import math
 from collections.abc import Mapping
