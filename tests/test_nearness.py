@@ -1,5 +1,6 @@
 """The lens's three columns: errors against independent witnesses, the best scale, claims, marks, table and figure."""
 
+import dataclasses
 import json
 import math
 import re
@@ -13,6 +14,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import multivariate_normal
 
 import fimlens as fl
+from fimlens.cli.lens_tables import print_tables
 from fimlens.lens import crossed
 from fimlens.lens.figure import WIDEST, error_in_each_divergence
 from fimlens.lens.laws import written_out
@@ -132,6 +134,19 @@ def test_the_figure_has_a_panel_for_each_divergence(comparison):
     assert [text.get_text() for text in von_neumann.texts] == ["inf"]  # GaLore's
     assert {text.get_text() for text in logdet.texts} == {"inf", "-inf"}
     assert frobenius.get_xlim()[1] < 1.1 * WIDEST
+
+
+def test_the_printed_table_fits_a_terminal_and_marks_the_nearest(comparison, capsys):
+    three = [row._replace(name=name) for row, name in zip(comparison.rows, ("racs", "adafactor", "sinkgd"), strict=False)]
+    print_tables(dataclasses.replace(comparison, rows=(*three, *comparison.rows[3:])), "float32")
+    printed = capsys.readouterr().out
+    lines = [re.split(r"\s+", line.strip()) for line in printed.splitlines()]
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "…" not in printed
+    shown = next(line for line in lines if line[0] == "adafactor" and len(line) > 9)  # Shampoo, renamed
+    near = comparison.rows[1].divergences["Frobenius"]
+    assert shown[1:4] == [f"{near.error:.3f}*B"[1:], f"{near.basis:.3f}"[1:], f"{near.scaled:.3f}*"[1:]]
+    assert ["adafactor", "rank", "one", "von", "Neumann"] in [line[:5] for line in lines]
 
 
 # --- the optimum of each divergence, seen in the others ------------------------------------------------------------
