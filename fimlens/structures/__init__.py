@@ -20,6 +20,7 @@ from fimlens.structures.spectra import Rows as Rows
 from fimlens.structures.spectra import Scalar as Scalar
 from fimlens.structures.spectra import Spectrum as Spectrum
 from fimlens.structures.subspace_iteration import SubspaceIteration as SubspaceIteration
+from fimlens.structures.through import Through as Through
 from fimlens.structures.trackers import Eigen as Eigen
 from fimlens.structures.trackers import PowerStep as PowerStep
 from fimlens.structures.trackers import RandomProjection as RandomProjection
@@ -45,6 +46,7 @@ EXAMPLES = (
     Rotated(RowColumn(), "LR"),
     Rotated(Marginals(), "L"),
     Rotated(Marginals(LogDet()), "LR", PowerStep()),
+    Rotated(Through(Diagonal(), Marginals(LogDet())), "LR"),
     Rotated(GeometricMarginals(), "LR"),
     LowRank(Diagonal(), 2),
     LowRank(RowColumn(), 2, Drop()),

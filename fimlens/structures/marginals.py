@@ -91,7 +91,7 @@ class Marginals(_RowAndColumnMeans):
         mean = x.mean()
         x = jnp.where(mean == 0, 1, over(x, mean))
         if self.clamp is not None:  # a direction hardly seen before would else be all that the other factor sees
-            x = jnp.where(x > 0, jnp.maximum(x, max(10, min(x.size, self.clamp)) ** -2.0), x)
+            x = jnp.where(x > 0, jnp.maximum(x, jnp.maximum(10, jnp.minimum(x.size, self.clamp)) ** -2.0), x)
         weight = self.divergence.weight(x)
         return weight / jnp.mean(weight * x)
 

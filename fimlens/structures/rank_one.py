@@ -95,7 +95,7 @@ class RowColumn(RankOne):
         largest = moments.max()
         V = over(moments, largest)  # so that no square leaves float32
 
-        def sweep(_: Array, pair: tuple[Array, Array]) -> tuple[Array, Array]:
+        def sweep(_: Int[ArrayLike, ""], pair: tuple[Array, Array]) -> tuple[Array, Array]:
             s = nearest_factor(self.divergence, V, pair[0])
             return capped_factor(self.divergence, V.T, s, self.cap), s
 
