@@ -257,8 +257,8 @@ def kl_shampoo(lr, b1=0.9, b2=0.98, eps=1e-8, interval=10, frames=None, moments=
             UL, UR = np.linalg.qr(L @ UL[:, rows])[0], np.linalg.qr(R @ UR[:, columns])[0]
             UL, UR = UL[:, np.argsort(rows)], UR[:, np.argsort(columns)]
             V = carried(V, UL.T @ old[0], UR.T @ old[1])
-            stated = (np.diag(U.T @ S @ U) for S, U in ((L, UL), (R, UR)))
-            a, b = (x / x.sum() * before.sum() for x, before in zip(stated, (a, b), strict=True))
+            sides = (a, UL, old[0], L), (b, UR, old[1], R)
+            a, b = (carried(x[:, None], U.T @ U0, np.eye(1), np.diag(U.T @ S @ U))[:, 0] for x, U, U0, S in sides)
         t += 1
         G, _ = yield step
 

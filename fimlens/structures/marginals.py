@@ -12,7 +12,7 @@ from fimlens.linalg.spectral_functions import root
 from fimlens.structure import Claim, Params, Statistics
 from fimlens.structures.move import Move
 from fimlens.structures.rank_one import RankOne, RowColumn, over
-from fimlens.structures.spectra import Columns, Matrix, Rows
+from fimlens.structures.spectra import Columns, Matrix, Rows, Spectrum
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,16 @@ class Marginals(_RowAndColumnMeans):
         rows, columns = member.coords or RowColumn(divergence=self.divergence).project(fisher.second_moment())
         return self._weights(rows), self._weights(columns)
 
+    def transport(self, stats: Statistics, move: Move) -> Statistics:
+        """Known means count within a factor of a hundred of the turned ones: weights make rounding of a covariance large."""
+        return super().transport(stats, move) if self.divergence.degree == 1 else Spectrum.transport(self, stats, move)
+
     def _weights(self, x: Array) -> Array:
         """x^(b-1) / mean x^b, for the factor x scaled to the mean 1; ones before anything is seen."""
         mean = x.mean()
         x = jnp.where(mean == 0, 1, over(x, mean))
         if self.clamp is not None:  # a direction hardly seen before would else be all that the other factor sees
-            x = jnp.where(x > 0, jnp.maximum(x, jnp.maximum(10, jnp.minimum(x.size, self.clamp)) ** -2.0), x)
+            x = jnp.maximum(x, jnp.maximum(10, jnp.minimum(x.size, self.clamp)) ** -2.0)
         weight = self.divergence.weight(x)
         return weight / jnp.mean(weight * x)
 
