@@ -131,6 +131,14 @@ class Structure(OnlyFields, abc.ABC):
         del fisher, step
         return frame, stats
 
+    def side_weights(self, fisher: Fisher, member: Params) -> tuple[Float[Array, "m 1"], Float[Array, "1 n"]] | None:
+        """Weights of the rows in E[G^T G], and of the columns in E[GG^T], whose eigenbases `Rotated` takes.
+
+        Where the sides are coupled, each is seen through the eigenvalues of the other. Weights are relative to the mean. As in
+        `stats`, coordinates of None stand for those nearest to the Fisher. Default: None, no weights.
+        """
+        del fisher, member
+
     def transport(self, stats: Statistics, move: Any) -> Statistics:
         """Express statistics of G as statistics of L G R^T; `move` (`structures.Move`) holds L and R. Default: unchanged."""
         del move

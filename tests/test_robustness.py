@@ -138,6 +138,8 @@ IN_BASES = {
     "adadiag_pp": fl.scale_by_adadiag_pp,
     "osoap": fl.scale_by_osoap,
     "soap": fl.scale_by_soap,
+    "kl_shampoo": fl.scale_by_kl_shampoo,
+    "kl_soap": fl.scale_by_kl_soap,
     "original": functools.partial(fl.scale_by_structure, fl.Rotated(fl.Diagonal(), "LR")),
 }
 
@@ -180,6 +182,8 @@ INVARIANT = {
     "muon": (("eps", 0.0),),
     "shampoo": (("eps", 0.0),),
     "soap": (("eps", 0.0),),
+    "kl_shampoo": (("eps", 0.0),),
+    "sinkgd": (("eps", 0.0),),
 }
 
 
@@ -193,7 +197,7 @@ def test_without_eps_updates_do_not_depend_on_the_scale_of_gradients(name, kind,
         assert np.abs(a - b).max() <= 2e-3 * np.abs(a).max(), f"at 1e{power:.1f}"
 
 
-@pytest.mark.parametrize("name", ["racs", "muon", "swan", "soap", "osoap", "adadiag_pp", "alice"])
+@pytest.mark.parametrize("name", ["racs", "muon", "swan", "soap", "osoap", "kl_shampoo", "adadiag_pp", "alice"])
 def test_nan_spreads_in_its_matrix_and_spares_the_others(name):
     tx = named(name)(1.0)
     weights = {"a": tree(0)["kernel"], "b": tree(1)["kernel"]}

@@ -29,6 +29,7 @@ SHAPES = {
 }
 NAMES = [pytest.param("muon", marks=pytest.mark.slow), "soap", "alice"]
 LIKE_THEM = ["racs", "adafactor", "adam", "sgd", "lars", "lamb", "osoap", "adadiag", "adadiag_pp", "adafacdiag"]
+LIKE_THEM += ["kl_shampoo", "kl_soap", "sinkgd"]
 LIKE_THEM += ["galore", "apollo", "fira", "alice0", "low_rank_soap"]
 NAMES += [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
 
