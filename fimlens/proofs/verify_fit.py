@@ -129,7 +129,9 @@ def _has_gap_of(found: Stationary, structure: Structure, member: Params, coords:
     """Whether the fit has the gap of the solution. Equal coordinates would be too much to ask: they may be redundant."""
     solved = dict(zip(entries_of(coords), entries_of(coords), strict=True)) | found.solution
     best = jax.tree.map(lambda leaf: _map_entries(lambda c: solved[c], leaf), coords)
-    return are_equal(error(structure, member, F), error(structure, Params(member.frame, best), F))
+    gaps = [error(structure, p, F) for p in (member, Params(member.frame, best))]
+    # Both gaps may be zero to rounding, so the size of F~ is what their difference is measured by.
+    return all_vanish([gaps[0] - gaps[1]], lambda: [*gaps, error(structure, member, replace(F, matrix=F.matrix * 0))])
 
 
 def _negative_eigenvalue(structure: Structure, member: Params, F: DenseFisher) -> str:
