@@ -1,5 +1,7 @@
 """What a framework does to an optimizer's state and steps: each works for `optax.adamw`, and so for every optimizer here."""
 
+import contextlib
+
 import flax.serialization
 import jax
 import jax.numpy as jnp
@@ -163,6 +165,19 @@ def test_sharded_by_type_it_trains_in_scan(name):
         spread = jax.jit(train)(sharded, noise)
     for k in shapes:
         np.testing.assert_allclose(spread[k], alone[k], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("in_force", [True, False])
+@pytest.mark.parametrize("name", ALL)
+def test_weights_sharded_by_type_along_both_sides_have_updates_like_them(name, in_force):
+    """Whether or not their mesh is in force (`jax.set_mesh`)."""
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Explicit,) * 2)
+    params = {"kernel": jax.device_put(jnp.ones((8, 16)), NamedSharding(mesh, P("fsdp", "tensor")))}
+    tx = named(name)(0.1)
+    state = tx.init(params)
+    with jax.set_mesh(mesh) if in_force else contextlib.nullcontext():
+        updates, _ = jax.eval_shape(tx.update, params, state, params)
+    assert updates["kernel"].sharding.spec == P("fsdp", "tensor")
 
 
 @pytest.mark.parametrize("name", ["adam", "muon"])
