@@ -117,10 +117,13 @@ def test_a_loss_has_a_derivative_by_the_rate(name):
 
     def loss(rate):
         tx, w, target = named(name)(rate, update_interval=1), tree(0)["kernel"].astype(float), tree(1)["kernel"]
-        state = tx.init(w)
-        for _ in range(3):
+
+        def step(carry, _):
+            w, state = carry
             updates, state = tx.update(w - target + 0.1 * w**3, state, w)
-            w = optax.apply_updates(w, updates)
+            return (optax.apply_updates(w, updates), state), None
+
+        (w, _), _ = jax.lax.scan(step, (w, tx.init(w)), length=3)
         return jnp.sum((w - target) ** 2)
 
     with jax.enable_x64(True):

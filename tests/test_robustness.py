@@ -221,7 +221,7 @@ def dots(jaxpr):
 def test_every_product_asks_for_the_highest_precision(name):
     """Accelerators default to fewer bits, which statistics and roots do not survive."""
     tx = named(name)(1.0)
-    jaxpr = jax.make_jaxpr(tx.update)(tree(1), tx.init(tree(0)), tree(0))
+    jaxpr = jax.make_jaxpr(tx.update)(tree(1), jax.eval_shape(tx.init, tree(0)), tree(0))
     found = list(dots(jaxpr.jaxpr))
     assert found or name == "swan"
     highest = jax.lax.Precision.HIGHEST
