@@ -168,11 +168,11 @@ def test_a_number_beyond_a_dtype_becomes_its_largest():
     np.testing.assert_array_equal(found, np.array([65504, -65504, 1, np.inf, np.nan], np.float16))
 
 
-@pytest.mark.parametrize("name", ["racs", "adadiag_pp"])
-def test_fuzzed_gradients_of_ordinary_scale_are_survived(name):
-    """A small part of benchmarks/fuzz.py."""
-    lines = fuzz.fuzz([name], ["float16"], ["sparse", "repeated", "log normal"], 16, set())
-    assert all(line["ordinary"][what] == 0 for line in lines for what in ("not finite", "large"))
+@pytest.mark.parametrize(("name", "dtype"), [("racs", "float16"), ("adadiag_pp", "float16"), ("apollo", "float32")])
+def test_fuzzed_gradients_are_survived(name, dtype):
+    """A small part of benchmarks/fuzz.py, of ordinary and of any scale."""
+    for line in fuzz.fuzz([name], [dtype], ["sparse", "repeated", "log normal", "uneven steps"], 32, set()):
+        assert [line[scales][what] for scales in fuzz.SCALES for what in fuzz.COUNTS] == [0] * 6
 
 
 INVARIANT = {
