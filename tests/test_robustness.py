@@ -171,7 +171,7 @@ def test_a_number_beyond_a_dtype_becomes_its_largest():
 @pytest.mark.parametrize(("name", "dtype"), [("racs", "float16"), ("adadiag_pp", "float16"), ("apollo", "float32")])
 def test_fuzzed_gradients_are_survived(name, dtype):
     """A small part of benchmarks/fuzz.py, of ordinary and of any scale."""
-    for line in fuzz.fuzz([name], [dtype], ["sparse", "repeated", "log normal", "uneven steps"], 32, set()):
+    for line in fuzz.fuzz([name], [dtype], ["sparse", "repeated", "log normal", "uneven steps"], 32):
         assert [line[scales][what] for scales in fuzz.SCALES for what in fuzz.COUNTS] == [0] * 6
 
 
