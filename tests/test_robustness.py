@@ -152,6 +152,14 @@ def test_second_moments_follow_a_basis_that_turns(name):
         assert largest_entry(IN_BASES[name](update_interval=3), gradients) < 20
 
 
+def test_sums_of_squares_of_the_largest_entries_are_not_clipped():
+    """A covariance clipped in its diagonal alone would have negative eigenvalues."""
+    signs = jnp.sign(jnp.outer(*(jax.random.normal(jax.random.key(i), (k,)) for i, k in enumerate((8, 12)))))
+    B, C = (signs.at[3, j].multiply(-1) for j in (4, 5))
+    gradients = jnp.stack([signs, B, C, *5 * [signs], B, C, signs])
+    assert largest_entry(fl.scale_by_soap(update_interval=3), 1.8e16 * gradients) < 20
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_largest_float16_gradients_make_finite_updates(name):
     init, update = stepper(name, (5, 3), jnp.float16)
