@@ -105,8 +105,8 @@ def scale_by_fira(
         >>> import jax, jax.numpy as jnp, fimlens as fl
         >>> w = jnp.ones((3, 4))
         >>> fira_plus, galore = fl.scale_by_fira(rank=2, plus=True), fl.scale_by_galore(rank=2)
-        >>> [sum(x.size for x in jax.tree.leaves(tx.init(w))) for tx in (fira_plus, galore)]  # three more, for the limiter
-        [27, 24]
+        >>> [sum(x.size for x in jax.tree.leaves(tx.init(w))) for tx in (fira_plus, galore)]  # four more, for the limiter
+        [28, 24]
     """
     options = locals()
     if options.pop("plus"):
