@@ -14,7 +14,7 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley, short_side_first
 from fimlens.linalg.decompositions import eigenbasis
 from fimlens.member import BasisStep, Claim, EigenvalueBlock, Frame, Params, Statistics, Symmetry
-from fimlens.structure import Structure, require_structure
+from fimlens.structure import Combinator, require_structure
 from fimlens.structures.move import Move
 from fimlens.structures.parts import Bases, Parts, spread
 from fimlens.structures.spectra import Columns, Drop, Rows, Scalar, Spectrum
@@ -26,7 +26,7 @@ FINEST = (Rows(), Columns(), Scalar())  # the finest tying that needs no basis o
 
 
 @dataclass(frozen=True)
-class LowRank(Structure):
+class LowRank(Combinator):
     """Any structure on a leading subspace, and eigenvalues tied over its complement, whose basis is never built.
 
     Use it where an optimizer's state must be small: LowRank(Diagonal(), r) is Alice's low-rank part plus its optimal
@@ -59,7 +59,6 @@ class LowRank(Structure):
         [36, 0, 0, 5]
     """
 
-    inner: Structure
     rank: int
     complement: Spectrum = Columns()
     sides: str = "short"
@@ -79,14 +78,6 @@ class LowRank(Structure):
     @property
     def claim(self) -> Claim:
         return self.inner.claim.in_given_basis
-
-    @property
-    def divergence(self) -> Divergence:
-        return self.inner.divergence
-
-    @property
-    def holds_in_every_divergence(self) -> bool:
-        return self.inner.holds_in_every_divergence
 
     @property
     def symmetry(self) -> tuple[Symmetry, Symmetry]:
