@@ -70,7 +70,7 @@ class LowRank(Combinator):
         require_tracker("LowRank", self.tracker)
         if not isinstance(self.complement, Columns | Scalar | Drop):
             raise ValueError(
-                f"LowRank: complement is Columns(), Scalar() or Drop(), which need no basis there; got {self.complement}"
+                f"LowRank: complement is Columns(), Scalar() or Drop(), which need no basis; got {self.complement}"
             )
         if self.sides not in SIDES:
             raise ValueError(f"LowRank: sides is one of {', '.join(map(repr, SIDES))}; got {self.sides!r}")
@@ -82,10 +82,7 @@ class LowRank(Combinator):
     @property
     def symmetry(self) -> tuple[Symmetry, Symmetry]:
         kind = "permutation" if self.sides == "short" else "orthogonal"
-        kind = None if None in self.inner.symmetry else kind
-        return kind, kind
-
-    # --- the parts of a gradient ----------------------------------------------------------------------
+        return (None, None) if None in self.inner.symmetry else (kind, kind)
 
     def seen(self, shape: tuple[int, int]) -> tuple[int, int]:
         """The shape of a matrix as the bases see it: with one side tracked, the shorter one comes first."""
@@ -227,12 +224,12 @@ class LowRank(Combinator):
         return [EigenvalueBlock(value, V, count * total.size / V.size) for value, V, total, count in blocks if count]
 
     def eigenvalue_blocks(self, params: Params, fisher: Fisher) -> list[EigenvalueBlock]:
-        lead = self.inner.eigenvalue_blocks(self._inner(params), self._lead(fisher, params.frame))
-        return lead + self._tied_blocks(params, fisher)
+        lead = self._inner(params), self._lead(fisher, params.frame)
+        return self.inner.eigenvalue_blocks(*lead) + self._tied_blocks(params, fisher)
 
     def no_minimum(self, params: Params, fisher: Fisher, divergence: Divergence) -> str | None:
-        reason = self.inner.no_minimum(self._inner(params), self._lead(fisher, params.frame), divergence)
-        return reason or zero_means(self._tied_blocks(params, fisher), fisher)
+        lead = self._inner(params), self._lead(fisher, params.frame)
+        return self.inner.no_minimum(*lead, divergence) or zero_means(self._tied_blocks(params, fisher), fisher)
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         lead = self.inner.objective(self._inner(params), self._lead(fisher, params.frame))

@@ -14,13 +14,13 @@ from fimlens.divergence import Divergence
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley
 from fimlens.linalg.spectral_functions import root
-from fimlens.structure import Combinator, (
+from fimlens.structure import (
     BasisStep,
     Claim,
+    Combinator,
     Frame,
     Params,
     Statistics,
-    Structure,
     Symmetry,
     Tree,
     require_structure,
