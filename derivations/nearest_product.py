@@ -38,7 +38,14 @@ def steps(m, n):
     eye = {k: np.eye(k, dtype=int) for k in (m, n)}
     F, b, a = any_fisher(m, n), positive("b", m, 1), positive("a", 1, n)
     for degree, d in enumerate((LogDet(), VonNeumann(), Frobenius())):
-        for H in (Kronecker(d), DiagonalKronecker(d)):
+        for H in (DiagonalKronecker(d), Kronecker(d)):
+            still = frame(H, m, n, turned=False)
+            r, C = positive("r", m), symmetric("C", n)
+            C = np.diag(C) if isinstance(H, DiagonalKronecker) else C
+            scaled = Frame(still.bases._replace(b=2 * r), (m, n))
+            fitted = symbolic(lambda B, C, at, H=H: H.fit(Statistics(None, Weighted(B, C)), at))(np.diag(r), C, scaled)
+            best = 2 * (C if C.ndim == 1 else np.diag(C))  # C is the best A given 2 B
+            yield equal(f"{H}: the shipped fit is B and the best A given B", fitted.coords, (r[:, None], best[None]))
             at = frame(H, m, n, turned=(m, n) == (2, 2))
             U, _, W, _ = at.bases
             W = eye[n] if W is None else W
@@ -64,10 +71,3 @@ def steps(m, n):
                 whole(one, b**0, a) - sizes[1] * apart(along(best_B, eye[m]), b**0),
             ]
             yield equal(f"{H}: D(F, A (x) B) is tr A^b D(B^, B) and a rest without B", *rests)
-            still = frame(H, m, n, turned=False)
-            r, C = positive("r", m), symmetric("C", n)
-            C = np.diag(C) if isinstance(H, DiagonalKronecker) else C
-            scaled = Frame(still.bases._replace(b=2 * r), (m, n))
-            fitted = symbolic(lambda B, C, at, H=H: H.fit(Statistics(None, Weighted(B, C)), at))(np.diag(r), C, scaled)
-            best = 2 * (C if C.ndim == 1 else np.diag(C))  # C is the best A given 2 B
-            yield equal(f"{H}: the shipped fit is B and the best A given B", fitted.coords, (r[:, None], best[None]))
