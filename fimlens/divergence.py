@@ -54,6 +54,12 @@ class Divergence(OnlyFields, abc.ABC):
         """phi''(x). Default: the automatic derivative of `slope`."""
         return jax.grad(lambda x: self.slope(x).sum())(x)
 
+    @property
+    def finite_at_zero(self) -> bool:
+        """Whether phi(0) is finite. Else singular Fishers are infinitely far, and there may be no nearest member."""
+        with jax.ensure_compile_time_eval():
+            return bool(jnp.isfinite(self.phi(jnp.zeros([]))))
+
     def weight(self, x: Numbers) -> Numbers:
         """x phi''(x), and 0 at 0: a multiple of x^(b-1) for a divergence of degree b. The weights of its fixed points."""
         seen = x > 0

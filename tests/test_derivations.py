@@ -11,7 +11,7 @@ from fimlens.fisher import dense_form, fisher, sample_form
 from fimlens.linalg import bases, spectral_functions
 from fimlens.proofs import theorem
 from fimlens.solver import fit as solver_fit
-from fimlens.structures import Dense, blocks, kronecker, low_rank, rank_one, rotated, spectra
+from fimlens.structures import Dense, blocks, kronecker, low_rank, marginals, rank_one, rotated, spectra
 from fimlens.transforms import compensation, low_rank_update, norms
 
 pytestmark = pytest.mark.proof
@@ -52,9 +52,9 @@ SLIPS = [  # derivation, owner of the shipped function, its name, code in it, an
     ("block_diagonal", Dense, "dense", "jnp.diag(lam) @ Q.T", "jnp.diag(lam) @ Q"),
     ("projections", spectra.Diagonal, "moments", "return V", "return V**2"),
     ("projections", spectra._Tied, "moments", "V.mean", "V.sum"),
-    ("shampoo_bound", rank_one.GeometricMarginals, "objective", "Rows().objective", "2 + Rows().objective"),
-    ("shampoo_bound", rank_one.GeometricMarginals, "dense", "r[:, 0] ** 0.5", "r[:, 0]"),
-    ("shampoo_bound", rank_one._RowAndColumnMeans, "moments", "Columns().moments(V)", "Columns().moments(V**2)"),
+    ("shampoo_bound", marginals.GeometricMarginals, "objective", "Rows().objective", "2 + Rows().objective"),
+    ("shampoo_bound", marginals.GeometricMarginals, "dense", "r[:, 0] ** 0.5", "r[:, 0]"),
+    ("shampoo_bound", marginals._RowAndColumnMeans, "moments", "Columns().moments(V)", "Columns().moments(V**2)"),
     ("osoap", bases, "cayley", "U + S @ U", "U - S @ U"),
     ("osoap", rotated.Rotated, "stats", "fisher.map(partial(rotate, member.frame))", "fisher"),
     ("soap", rotated, "rotate", "G @ right", "G @ right.T"),
@@ -80,7 +80,7 @@ SLIPS = [  # derivation, owner of the shipped function, its name, code in it, an
     ("alice", low_rank_update, "squares_outside", "whole.columns - sums_of_squares(seen.X, -2)", "whole.columns"),
     ("low_rank_soap", low_rank_update, "low_rank_update", "(a + b - c) * X", "(a + b) * X"),
     ("low_rank_soap", low_rank_update, "squares_outside", "+ lead_rows.sum", "- lead_rows.sum"),
-    ("adafactor", rank_one.Marginals, "factors", "_over(r, mean)", "r"),
+    ("adafactor", marginals.Marginals, "factors", "over(r, mean)", "r"),
     ("adafactor", structure.Structure, "objective", "return excess", "return 2 * excess"),
     ("adafactor", rank_one, "nearest_factor", "weight @ q", "jnp.sum(weight)"),
     ("shampoo_squared", kronecker._Product, "fit", "total = weights @ rows", "total = weights @ b"),
@@ -97,7 +97,7 @@ SLIPS = [  # derivation, owner of the shipped function, its name, code in it, an
     ("rank_one", divergence.Beta, "slope", "jnp.log(x) if", "2 * jnp.log(x) if"),
     ("rank_one", divergence.Beta, "phi", "(self.b * (self.b - 1))", "(self.b - 1)"),
     ("rank_one", divergence.Frobenius, "excess", "value - 2 * V", "value - V"),
-    ("rank_one", rank_one.Marginals, "factors", "_over(r, mean)", "r"),
+    ("rank_one", marginals.Marginals, "factors", "over(r, mean)", "r"),
     ("sinkgd", rank_one, "nearest_factor", "weight @ V", "weight @ V**2"),
     ("sinkgd", rank_one.RowColumn, "project", "s = s * largest", "s = s"),
     ("sinkgd", rank_one.RowColumn, "project", "len(moments) > moments.shape[1]", "len(moments) < moments.shape[1]"),
@@ -110,7 +110,7 @@ SLIPS = [  # derivation, owner of the shipped function, its name, code in it, an
     ("shampoo_bound", rotated.Rotated, "objective", "fisher.map(partial(rotate, params.frame))", "fisher"),
     (
         "shampoo_squared",
-        rank_one.Marginals,
+        marginals.Marginals,
         "factors",
         "root(r.mean()) * root(c.mean())",
         "root(r.mean() * 2) * root(c.mean())",
