@@ -77,7 +77,10 @@ def _numerator(slope: sp.Expr, coordinates: list[sp.Symbol]) -> sp.Expr:
     """The factors of the numerator that may vanish for positive coordinates."""
     if slope.is_polynomial(*coordinates) and sp.Poly(slope, *coordinates).total_degree() <= 1:
         return slope
-    constant, factors = sp.factor_list(sp.fraction(sp.together(slope))[0], *coordinates)
+    numerator = sp.fraction(sp.together(slope))[0]
+    if numerator.has(sp.Float):  # rounded polynomials have no factors
+        return numerator
+    constant, factors = sp.factor_list(numerator, *coordinates)
     return constant * sp.Mul(*(factor for factor, _ in factors if not factor.is_positive))
 
 
