@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fimlens.interpreter.interpret import symbolic
-from fimlens.proofs.evaluate import dense, hessian, multiplicities, slope
+from fimlens.proofs.evaluate import dense, hessian, multiplicities
 from fimlens.proofs.symbols import any_fisher, frame, positive, symmetric
 from fimlens.proofs.theorem import equal, vanishes
-from fimlens.structure import Frame, Params
+from fimlens.structure import Frame, Params, Statistics
 from fimlens.structures import DiagonalKronecker
+from fimlens.structures.kronecker import Weighted
 
 SIZES = ((2, 2), (2, 3))
 
@@ -51,13 +52,14 @@ def steps(m, n):
         by_M,
         2 * (s**2).sum() * np.diag(multiplicities(M)),
     )
-    standard = frame(H, m, n, turned=False)
-    first = symbolic(lambda F, at: H.stats(F, Params(at, None)).spectrum)(
-        F, Frame(standard.bases._replace(a=s), (m, n))
-    ).left.diagonal()
-    stepped = Frame(standard.bases._replace(b=first, a=s), (m, n))  # the factor M after one power step from S
-    member = symbolic(lambda F, at: H.fit(H.stats(F, Params(at, None)), at))(F, stepped)
-    yield vanishes("after one power step the gradient with respect to s vanishes at the shipped fit", slope(H, member, F)[1])
+    r, v = positive("r", m), positive("v", n)
+    scaled = Frame(frame(H, m, n, turned=False).bases._replace(b=2 * r), (m, n))
+    fitted = symbolic(lambda M, v, at: H.fit(Statistics(None, Weighted(M, v)), at))(np.diag(r), v, scaled)
+    yield equal(
+        "the shipped fit is M and the best S given M, where v is the best given 2 M",
+        fitted.coords,
+        (r[:, None], 2 * v[None]),
+    )
     c, d = positive("c", m, 1), positive("d", 1, n)
     product = np.kron(np.diag(d[0]), U * c[:, 0] @ U.T)
     yield equal("the member is S (x) M", dense(H, Params(at, (c, d))), product)

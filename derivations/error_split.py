@@ -42,13 +42,13 @@ FAMILIES = (
     Rows(),
     Scalar(),
     RowColumn(),
-    Rotated(Diagonal(), "L"),
-    Rotated(Rows(), "L"),
-    Rotated(Diagonal()),
-    LowRank(Diagonal(), 1),
     LowRank(Diagonal(), 1, Drop()),
-    TWO_SIDED,
+    LowRank(Diagonal(), 1),
+    Rotated(Rows(), "L"),
+    Rotated(Diagonal(), "L"),
+    Rotated(Diagonal()),
     Kronecker(),
+    TWO_SIDED,
 )
 
 
