@@ -10,13 +10,14 @@ from fimlens.divergence import Divergence
 from fimlens.fisher.fisher import Fisher, vec
 from fimlens.member import BasisStep, Claim, EigenvalueBlock, Frame, Params, Statistics, Symmetry, Tree
 from fimlens.structure import Structure, require_structure
+from fimlens.structures.combinator import Combinator
 from fimlens.structures.move import Move
 
 Matrix = Float[Array, "m n"]
 
 
 @dataclass(frozen=True)
-class Blocks(Structure):
+class Blocks(Combinator):
     """DiagB(inner_1, ..., inner_K) over a grid of `rows` x `columns` equal blocks of G.
 
     Per attention head, per column group; Blocks(Dense(), columns=n) is the free block diagonal, one full M_j a column.
@@ -46,14 +47,6 @@ class Blocks(Structure):
     @property
     def claim(self) -> Claim:
         return self.inner.claim
-
-    @property
-    def divergence(self) -> Divergence:
-        return self.inner.divergence
-
-    @property
-    def holds_in_every_divergence(self) -> bool:
-        return self.inner.holds_in_every_divergence
 
     @property
     def symmetry(self) -> tuple[Symmetry, Symmetry]:

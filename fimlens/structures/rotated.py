@@ -14,6 +14,7 @@ from fimlens.divergence import Divergence
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley
 from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry, Tree, require_structure
+from fimlens.structures.combinator import Combinator
 from fimlens.structures.move import Move, change_of_basis
 from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker
 
@@ -30,7 +31,7 @@ class Bases(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rotated(Structure):
+class Rotated(Combinator):
     """(U_R (x) U_L) inner (U_R (x) U_L)^T, with U_L, U_R the eigenbases of E[GG^T] and E[G^T G].
 
     Use it to give a spectrum the gradient's own directions: one-sided SOAP is Rotated(Diagonal(), "L"), SOAP
@@ -78,14 +79,6 @@ class Rotated(Structure):
     @property
     def rotated_claim(self) -> Claim:
         return self.inner.rotated_claim
-
-    @property
-    def divergence(self) -> Divergence:
-        return self.inner.divergence
-
-    @property
-    def holds_in_every_divergence(self) -> bool:
-        return self.inner.holds_in_every_divergence
 
     @property
     def symmetry(self) -> tuple[Symmetry, Symmetry]:
