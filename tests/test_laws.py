@@ -39,6 +39,30 @@ def test_every_law_holds_at_every_shape(structure):
     assert fl.check(structure).ok
 
 
+AXIS = [
+    fl.RowColumn(divergence=fl.LogDet()),
+    fl.RowColumn(divergence=fl.Beta(1.5)),
+    fl.Kronecker(fl.LogDet()),
+    fl.Kronecker(fl.VonNeumann()),
+    fl.DiagonalKronecker(fl.VonNeumann()),
+    fl.DiagonalKronecker(fl.Beta(0.5)),
+    fl.Rotated(fl.RowColumn(divergence=fl.LogDet())),
+    fl.LowRank(fl.RowColumn(divergence=fl.LogDet()), 2),
+    fl.Blocks(fl.RowColumn(divergence=fl.Beta(0.5)), columns=2),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("structure", AXIS, ids=str)
+def test_every_law_holds_in_the_divergence_of_the_structure(structure):
+    assert fl.check(structure, shapes=[(3, 4)]).ok
+
+
+def test_a_product_keeps_the_laws_in_logdet():
+    laws = ("objective", "homogeneity", "symmetry", "cone", "gaps")
+    assert fl.check(fl.RowColumn(divergence=fl.LogDet()), shapes=[(4, 3)], laws=laws).ok
+
+
 THIN = [fl.LowRank(fl.Diagonal(), 1), fl.RowColumn(), fl.Rotated(fl.Diagonal())]
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from fimlens.divergence import FROBENIUS, Divergence, excess, require_divergence
 from fimlens.fisher.fisher import Fisher
@@ -185,14 +185,19 @@ def split(
 
 
 def in_units(blocks: list[EigenvalueBlock], unit: Float[Array, ""]) -> list[EigenvalueBlock]:
-    """Return the blocks of F~ / unit and F / unit. What rounding leaves beside an eigenvalue of 0 is set to 0."""
+    """Return the blocks of F~ / unit and F / unit."""
+    scaled = [EigenvalueBlock(None if value is None else value / unit, V / unit, count) for value, V, count in blocks]
+    return without_rounding(scaled, 1.0)
 
-    def scaled(value: Array | None, V: Array, count: float) -> EigenvalueBlock:
-        V = V / unit
-        rounding = (value is None or value == 0) & (1000 * jnp.finfo(V.dtype).eps > V)
-        return EigenvalueBlock(None if value is None else value / unit, jnp.where(rounding, 0, V), count)
 
-    return [scaled(*block) for block in blocks]
+def without_rounding(blocks: list[EigenvalueBlock], unit: Float[ArrayLike, ""]) -> list[EigenvalueBlock]:
+    """Return the blocks with zeros where rounding left second moments, far below the unit, beside eigenvalues of 0."""
+
+    def cleaned(value: Array | None, V: Array, count: float) -> EigenvalueBlock:
+        rounding = (value is None or value == 0) & (1000 * jnp.finfo(V.dtype).eps * unit > V)
+        return EigenvalueBlock(value, jnp.where(rounding, 0, V), count)
+
+    return [cleaned(*block) for block in blocks]
 
 
 def _times_power(unit: Float[Array, ""], degree: float | None, part: Float[Array, ""]) -> Float[Array, ""]:

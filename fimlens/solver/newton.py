@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from fimlens.divergence import Divergence, excess
 from fimlens.fisher.fisher import Fisher
-from fimlens.solver.fit import is_member
+from fimlens.solver.fit import is_member, without_rounding
 from fimlens.structure import Params, Structure
 
 # Fractions of the Newton step that are tried. The gap is quadratic in eigenvalues (sqrt(c) + z)^2, so quartic in z. Where an
@@ -50,19 +50,21 @@ class Aim:
     divergence: Divergence = field(metadata={"static": True})
     size: Float[ArrayLike, ""]
     offset: Float[ArrayLike, ""]
+    unit: Float[ArrayLike, ""]  # the largest second moment, by which rounding is told
 
 
 def aim_at(divergence: Divergence, fisher: Fisher) -> Aim:
     """Return what to minimise for this Fisher."""
     trace = divergence.trace(fisher)
     size = divergence.size(trace, jnp.mean(fisher.second_moment()), math.prod(fisher.shape))
-    return Aim(divergence, size, jnp.where(jnp.isfinite(trace), trace / size, 0))
+    return Aim(divergence, size, jnp.where(jnp.isfinite(trace), trace / size, 0), fisher.unit)
 
 
 @partial(jax.jit, static_argnums=0)
 def relative_gap(structure: Structure, params: Params, fisher: Fisher, aim: Aim) -> Float[Array, ""]:
     """Return the aim's value, or infinity outside the PSD cone: a matrix there may be nearer than any member."""
-    value = aim.offset + excess(structure.eigenvalue_blocks(params, fisher), aim.divergence) / aim.size
+    blocks = without_rounding(structure.eigenvalue_blocks(params, fisher), aim.unit)
+    value = aim.offset + excess(blocks, aim.divergence) / aim.size
     return jnp.where(is_member(structure, params), value, jnp.inf)
 
 

@@ -243,4 +243,6 @@ def _unit(divergence: Divergence, x: Float[Array, " k"]) -> Float[Array, " k"]:
     """
     largest = x.max()
     x = jnp.where(largest > 0, jnp.maximum(x, 0) / jnp.where(largest > 0, largest, 1), 1)  # so that no square leaves float32
+    if divergence.degree < 1:  # the weights would amplify what eigh leaves of a zero
+        x = jnp.where(x > len(x) * jnp.finfo(x.dtype).eps, x, 0)
     return x / jnp.linalg.norm(x, max(1, divergence.degree))

@@ -14,7 +14,8 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley, short_side_first
 from fimlens.linalg.decompositions import eigenbasis
 from fimlens.member import BasisStep, Claim, EigenvalueBlock, Frame, Params, Statistics, Symmetry
-from fimlens.structure import Combinator, require_structure
+from fimlens.structure import Structure, require_structure
+from fimlens.structures.combinator import Combinator
 from fimlens.structures.move import Move
 from fimlens.structures.parts import Bases, Parts, spread
 from fimlens.structures.spectra import Columns, Drop, Rows, Scalar, Spectrum
@@ -22,7 +23,6 @@ from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, move
 
 Matrix = Float[Array, "m n"]
 SIDES = ("short", "LR")
-FINEST = (Rows(), Columns(), Scalar())  # the finest tying that needs no basis of a complement
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class LowRank(Combinator):
         [36, 0, 0, 5]
     """
 
+    inner: Structure
     rank: int
     complement: Spectrum = Columns()
     sides: str = "short"
@@ -69,9 +70,7 @@ class LowRank(Combinator):
         require_rank("LowRank", self.rank)
         require_tracker("LowRank", self.tracker)
         if not isinstance(self.complement, Columns | Scalar | Drop):
-            raise ValueError(
-                f"LowRank: complement is Columns(), Scalar() or Drop(), which need no basis; got {self.complement}"
-            )
+            raise ValueError(f"LowRank: complement is Columns(), Scalar() or Drop(): they need no basis; got {self.complement}")
         if self.sides not in SIDES:
             raise ValueError(f"LowRank: sides is one of {', '.join(map(repr, SIDES))}; got {self.sides!r}")
 
@@ -83,6 +82,8 @@ class LowRank(Combinator):
     def symmetry(self) -> tuple[Symmetry, Symmetry]:
         kind = "permutation" if self.sides == "short" else "orthogonal"
         return (None, None) if None in self.inner.symmetry else (kind, kind)
+
+    # --- the parts of a gradient ----------------------------------------------------------------------
 
     def seen(self, shape: tuple[int, int]) -> tuple[int, int]:
         """The shape of a matrix as the bases see it: with one side tracked, the shorter one comes first."""
@@ -115,13 +116,13 @@ class LowRank(Combinator):
     def tied(self, sums: Parts, counts: Parts) -> Parts:
         """Means over the tied directions of each part, from sums over those that no basis tells apart."""
 
-        # Scalar() ties a whole part to one number; any other complement ties as finely as it can.
+        # Scalar() ties a whole part to one number; any other complement ties as finely as it can without a basis.
         def mean(total: Array | None, count: int | None, spectrum: Spectrum) -> Array | None:
             if not count:
                 return None
             return (self.complement if isinstance(self.complement, Scalar) else spectrum).moments(total / count)
 
-        return Parts(None, *map(mean, sums[1:], counts[1:], FINEST))
+        return Parts(None, *map(mean, sums[1:], counts[1:], (Rows(), Columns(), Scalar())))
 
     def _sums(self, fisher: Fisher, frame: Frame) -> Parts:
         """Sums of the second moments of each part over the directions that no basis tells apart; of the lead nothing."""
@@ -171,10 +172,9 @@ class LowRank(Combinator):
 
     def stats(self, fisher: Fisher, member: Params) -> Statistics:
         frame = member.frame
-        lead = self._lead(fisher, frame)
         pairs = zip(self._sides(fisher), frame.bases, strict=False)
         own = (None if U is None else self.tracker.observe(side, partial(side.projected, U)) for side, U in pairs)
-        within = self.inner.stats(lead, self._inner(member))
+        within = self.inner.stats(self._lead(fisher, frame), self._inner(member))
         means = self.tied(self._sums(fisher, frame), self.counts(frame.shape))
         return Statistics(SideAverages(*own, within.basis), means._replace(lead=within.spectrum))
 
@@ -245,7 +245,5 @@ class LowRank(Combinator):
         F = F if rows is None else F + jnp.kron(out_of_V, spread(U, rows))
         F = F if columns is None else F + jnp.kron(spread(V, columns), out_of_U)
         F = F if tail is None else F + tail[0, 0] * jnp.kron(out_of_V, out_of_U)
-        if (m, n) == (short, long):
-            return F
         order = jnp.arange(m * n).reshape(m, n).T.reshape(-1)  # Vec(G) in Vec(G^T)
-        return F[order][:, order]
+        return F if (m, n) == (short, long) else F[order][:, order]

@@ -17,15 +17,16 @@ from fimlens.linalg.spectral_functions import root
 from fimlens.structure import (
     BasisStep,
     Claim,
-    Combinator,
     Frame,
     Params,
     Statistics,
+    Structure,
     Symmetry,
     Tree,
     require_structure,
     update_basis_until_converged,
 )
+from fimlens.structures.combinator import Combinator
 from fimlens.structures.move import Move, change_of_basis
 from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker
 
@@ -70,6 +71,7 @@ class Rotated(Combinator):
         ('ONE_STEP', 'EXACT')
     """
 
+    inner: Structure
     sides: str = "LR"
     tracker: Tracker = Eigen()
     max_dim: int | None = None
