@@ -110,6 +110,16 @@ def test_the_best_scale_has_a_mark_of_its_own(comparison):
     assert comparison.best("LogDet", scaled=True) == min(scaled, key=scaled.get)
 
 
+def test_a_structure_that_has_no_fit_is_left_out_with_the_reason():
+    class Refused(fl.Diagonal):
+        def project(self, moments):
+            raise ValueError("no minimum")
+
+    found = fl.compare([Refused()], fl.Fisher.from_gradients(np.ones((1, 2, 2), np.float32)))
+    assert dict(found.unsuited) == {"Refused()": "no minimum"}
+    assert not found.rows
+
+
 def test_json_holds_infinities_as_words(comparison):
     rows = {row["name"]: row["divergences"] for row in json.loads(json.dumps(comparison.to_json(), allow_nan=False))["rows"]}
     galore = rows["galore"]["von Neumann"]

@@ -157,8 +157,10 @@ def gap_in_units(
         return Gap(*absolute, relative, share)
 
 
-def split(blocks: list[EigenvalueBlock], divergence: Divergence, trace: Float[Array, ""]) -> tuple[Array, Array, Array]:
-    """Return D(F, F~), its basis error and its spectrum error, from the eigenvalue blocks of F~ and tr phi(F)."""
+def split(
+    blocks: list[EigenvalueBlock], divergence: Divergence, trace: Float[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Return D(F, F~), the basis error and the spectrum error, given the eigenvalue blocks of F~ and tr phi(F)."""
     seen = [block for block in blocks if block.eigenvalue is not None]
     spectrum = sum(c * jnp.sum(divergence.between(V, value)) for value, V, c in seen)
     # Directions outside the range have no eigenvalue that could be better: their error is the basis'.
