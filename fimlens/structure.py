@@ -21,6 +21,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from fimlens._validate import OnlyFields
 from fimlens.divergence import FROBENIUS, Divergence, excess
+from fimlens.edges import zero_means
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.spectral_functions import inverse_root, over_parts, root, scale
 from fimlens.member import AVERAGES_ALONE
@@ -130,6 +131,14 @@ class Structure(OnlyFields, abc.ABC):
         del fisher, step
         return frame, stats
 
+    def side_weights(self, fisher: Fisher, member: Params) -> tuple[Float[Array, "m 1"], Float[Array, "1 n"]] | None:
+        """Weights of the rows in E[G^T G], and of the columns in E[GG^T], whose eigenbases `Rotated` takes.
+
+        Where the sides are coupled, each is seen through the eigenvalues of the other. Weights are relative to the mean. As in
+        `stats`, coordinates of None stand for those nearest to the Fisher. Default: None, no weights.
+        """
+        del fisher, member
+
     def transport(self, stats: Statistics, move: Any) -> Statistics:
         """Express statistics of G as statistics of L G R^T; `move` (`structures.Move`) holds L and R. Default: unchanged."""
         del move
@@ -182,6 +191,14 @@ class Structure(OnlyFields, abc.ABC):
 
         blocks = over_parts(block, self.eigenvalues(params), moments)
         return jax.tree.leaves(blocks, is_leaf=lambda x: isinstance(x, EigenvalueBlock))
+
+    def no_minimum(self, params: Params, fisher: Fisher, divergence: Divergence) -> str | None:
+        """The reason why a divergence that is infinite at 0 falls without bound in this frame; None where none is known.
+
+        Default: a mean of second moments is zero. `fit` and `solve` refuse such a Fisher, where arrays are concrete.
+        """
+        del divergence
+        return zero_means(self.eigenvalue_blocks(params, fisher), fisher) if self.holds_in_every_divergence else None
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         """What `fit` minimises, up to a constant of the Fisher: D(F, F~) - tr phi(F) unless overridden."""

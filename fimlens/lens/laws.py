@@ -5,7 +5,8 @@ Each ties two independent statements about one object: `dense` and `apply`, samp
 closed form and the numeric optimum. Laws are jitted, because a law run eagerly compiles one program for each operation.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,13 +14,13 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from fimlens.divergence import Divergence
+from fimlens.divergence import Divergence, Frobenius, LogDet, VonNeumann
 from fimlens.fisher.fisher import Fisher
 from fimlens.lens.basis_laws import rest, symmetry, trackers, tracking, transport
 from fimlens.lens.case import Case, Deviation, distance, worst
 from fimlens.lens.member_laws import application, chart, cone, isometry, update
 from fimlens.linalg.spectral_functions import inverse_root
-from fimlens.solver.fit import fit, unchecked_gap
+from fimlens.solver.fit import Gap, fit, unchecked_gap
 from fimlens.solver.newton import aim_at, scale_coordinates
 from fimlens.solver.solve import solve
 from fimlens.solver.stationarity import stationarity
@@ -86,10 +87,13 @@ def _lower(case: Case) -> Deviation:
 
 
 def written_out(divergence: Divergence, F: Array, approximation: Array) -> Array:
-    """tr[ phi(F) - phi(F~) - phi'(F~) (F - F~) ] by eigendecompositions: an independent witness of the gap."""
+    """tr[ phi(F) - phi(F~) - phi'(F~) (F - F~) ] by eigendecompositions: an independent witness of the gap. Infinite for a
+    singular F~ where phi'(0) is, as F has full rank."""
     values, U = jnp.linalg.eigh(approximation)
     slope = (U * divergence.slope(values)) @ U.T
-    return jnp.sum(divergence.phi(jnp.linalg.eigvalsh(F)) - divergence.phi(values)) - jnp.vdot(slope, F - approximation)
+    D = jnp.sum(divergence.phi(jnp.linalg.eigvalsh(F)) - divergence.phi(values)) - jnp.vdot(slope, F - approximation)
+    steep = ~jnp.isfinite(divergence.slope(jnp.zeros([])))
+    return jnp.where(steep & (values[0] < 1e-12 * values[-1]), jnp.inf, D)
 
 
 @jax.jit
@@ -132,22 +136,39 @@ def compilation(case: Case) -> Deviation:
 
 @jax.jit
 def streaming(case: Case) -> Deviation:
-    """In a fixed frame, the transform's state holds the exponential averages of `stats`, which are linear in F: what the basis
-    follows by the decay of its tracker, if that has one of its own."""
-    structure, G, b = case.structure, case.gradients[:5], 0.9
+    """For a given member `stats` are linear in F. In a fixed frame the transform's state holds their exponential averages, each
+    gradient seen by the member that the averages before it give: what the basis follows by the decay of its tracker, if that
+    has one of its own."""
+    structure, G, b, frame = case.structure, case.gradients[:5], 0.9, case.fitted.frame
     tx = scale_by_structure(structure, b1=None, b2=b, update_interval=None)
-    state = start_from(tx.init(G[0]), case.fitted.frame)
+    state = start_from(tx.init(G[0]), frame)
     state, _ = jax.lax.scan(lambda state, g: (tx.update(g, state)[1], None), state, G)
-
-    def averaged(b: Any) -> Statistics:
-        weights = (1 - b) * b ** jnp.arange(len(G) - 1, -1, -1.0)
-        weighted = Fisher.from_gradients(G * jnp.sqrt(len(G) * weights)[:, None, None])
-        return structure.stats(weighted, case.fitted)
-
     b3 = tracker_decay(structure)
-    expected = jax.tree.leaves((averaged(b if b3 is None else b3).basis, averaged(b).spectrum))
+    decays = Statistics(b if b3 is None else b3, b)
+
+    def mixed(averages: Statistics, seen: Statistics) -> Statistics:
+        return Statistics(
+            *(
+                jax.tree.map(lambda x, new, b=b: b * x + (1 - b) * new, *part)
+                for *part, b in zip(averages, seen, decays, strict=True)
+            )
+        )
+
+    def observed(averages: Statistics, at: tuple[Array, Array]) -> tuple[Statistics, None]:
+        t, g = at
+        spectrum = jax.tree.map(lambda x: x / jnp.where(t == 0, 1, 1 - b**t), averages.spectrum)
+        before = structure.fit(Statistics(averages.basis, spectrum), frame)
+        return mixed(averages, structure.stats(Fisher.from_gradients(g[None]), before)), None
+
+    each = jax.lax.map(lambda g: structure.stats(Fisher.from_gradients(g[None]), case.fitted), G)
+    mean = jax.tree.map(lambda x: x.mean(0), each)
+    expected, _ = jax.lax.scan(observed, jax.tree.map(jnp.zeros_like, mean), (jnp.arange(len(G)), G))
+    expected = jax.tree.leaves(expected)
     kept = jax.tree.leaves((state.covariances, state.averaged))
-    return distance([k.reshape(e.shape) for k, e in zip(kept, expected, strict=True)], expected)
+    return worst(
+        distance(structure.stats(Fisher.from_gradients(G), case.fitted), mean),
+        distance([k.reshape(e.shape) for k, e in zip(kept, expected, strict=True)], expected),
+    )
 
 
 def forms(case: Case) -> Deviation:
@@ -161,16 +182,44 @@ def forms(case: Case) -> Deviation:
 
 
 def split(case: Case) -> Deviation:
-    """Basis error + spectrum error = gap, at a member that fits nothing, and neither part is negative."""
-    total, basis, spectrum, *_ = unchecked_gap(case.structure, case.member, case.fisher)
-    size = case.fisher.norm_squared
-    return worst(jnp.abs(basis + spectrum - total) / size, -basis / size, -spectrum / size)
+    """In each divergence basis error + spectrum error = gap, at a member that fits nothing, and neither part is negative. The
+    eigenvalue blocks count every direction once, and hold all of F's trace."""
+    deviations = [_unlike_a_basis(case)]
+    for (total, basis, spectrum, *_), _, size in _gaps_written_out(case):
+        if basis is not None:  # else it is infinite, and cannot be split
+            deviations += [jnp.abs(basis + spectrum - total) / size, -basis / size, -spectrum / size]
+    return worst(*deviations)
 
 
 def gaps(case: Case) -> Deviation:
-    """The gap from samples is ||dense(member) - F||^2, written out."""
-    F = _dense(case.structure, case.member)
-    return distance(unchecked_gap(case.structure, case.member, case.fisher).total, jnp.sum((F - case.fisher.dense()) ** 2))
+    """In each divergence the gap from samples is D(F, F~) written out; in the Frobenius norm, ||dense(member) - F||^2."""
+    deviations = (
+        jnp.where(found.total == expected, 0, jnp.abs(found.total - expected) / size)
+        for found, expected, size in _gaps_written_out(case)
+    )
+    return worst(*deviations)
+
+
+def _gaps_written_out(case: Case) -> Iterator[tuple[Gap, Array, Array]]:
+    """The gap of the random member in each divergence, the same written out, and the size of F in it."""
+    F, approximation = case.fisher.dense(), _dense(case.structure, case.member)
+    for divergence in (Frobenius(), VonNeumann(), LogDet()):
+        expected = _written_out(divergence, F, approximation)
+        yield (
+            unchecked_gap(case.structure, case.member, case.fisher, divergence),
+            expected,
+            aim_at(divergence, case.fisher).size,
+        )
+
+
+_written_out = jax.jit(written_out, static_argnums=0)
+
+
+@jax.jit
+def _unlike_a_basis(case: Case) -> Deviation:
+    blocks = case.structure.eigenvalue_blocks(case.member, case.fisher)
+    count, trace = sum(c * V.size for _, V, c in blocks), sum(c * jnp.sum(V) for _, V, c in blocks)
+    return worst(distance(count, math.prod(case.shape)), distance(trace, jnp.sum(case.fisher.second_moment())))
 
 
 LAWS: dict[str, Callable[[Case], Deviation]] = {
