@@ -110,6 +110,16 @@ def test_the_best_scale_has_a_mark_of_its_own(comparison):
     assert comparison.best("LogDet", scaled=True) == min(scaled, key=scaled.get)
 
 
+def test_a_structure_that_has_no_fit_is_left_out_with_the_reason():
+    class Refused(fl.Diagonal):
+        def project(self, moments):
+            raise ValueError("no minimum")
+
+    found = fl.compare([Refused()], fl.Fisher.from_gradients(np.ones((1, 2, 2), np.float32)))
+    assert dict(found.unsuited) == {"Refused()": "no minimum"}
+    assert not found.rows
+
+
 def test_json_holds_infinities_as_words(comparison):
     rows = {row["name"]: row["divergences"] for row in json.loads(json.dumps(comparison.to_json(), allow_nan=False))["rows"]}
     galore = rows["galore"]["von Neumann"]
@@ -119,7 +129,7 @@ def test_json_holds_infinities_as_words(comparison):
 
 def test_a_fisher_that_is_zero_has_no_error_that_is_no_number():
     fisher = fl.Fisher.from_gradients(jnp.zeros((2, 3, 4)))
-    for near in measure_nearness(SINKGD, fl.fit(SINKGD, fisher), fisher).values():
+    for near in measure_nearness(SHAMPOO, fl.fit(SHAMPOO, fisher), fisher).values():
         assert not math.isnan(near.error + near.scaled)
 
 
@@ -133,7 +143,9 @@ def test_the_figure_has_a_panel_for_each_divergence(comparison):
     assert [frobenius.get_yticklabels()[k].get_text() for k in stars] == ["shampoo"]
     assert [text.get_text() for text in von_neumann.texts] == ["inf"]  # GaLore's
     assert {text.get_text() for text in logdet.texts} == {"inf", "-inf"}
-    assert frobenius.get_xlim()[1] < 1.1 * WIDEST
+    for axes in drawn.axes:
+        assert axes.get_xlim()[1] < 1.1 * WIDEST
+        assert all(axes.get_xlim()[0] <= text.xy[0] <= axes.get_xlim()[1] for text in axes.texts)  # and not cut off
 
 
 def test_the_printed_table_fits_a_terminal_and_marks_the_nearest(comparison, capsys):

@@ -38,7 +38,11 @@ def print_tables(comparison: Comparison, dtype: str) -> None:
         claim = row.divergences["Frobenius"].claim or "-"
         structures.add_row(row.name, *parts, *best, claim, "yes" if row.claim_holds else "NO")
         sizes = f"{row.elements:,}", decimal(row.bytes), f"{row.fit_elements:,}"
-        off = _number(row.streamed, ".0e"), _number(row.update, ".0e"), _number(row.free, ".2f")
+        off = (
+            _number(row.streamed, ".0e"),
+            _number(row.update, ".0e"),
+            _number(row.free, ".2f" if (row.free or 0) < 100 else ".0e"),
+        )
         optimizers.add_row(row.name, *sizes, *off, "yes" if row.optimizer_holds else "NO")
     console.print(structures)
     _print_divergences(comparison, ordered)

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from fimlens._validate import as_json
 from fimlens.fisher.fisher import Fisher
 from fimlens.lens.row import EXACT, Row, measure_row
-from fimlens.solver.fit import require_structure_and_fisher
+from fimlens.solver.fit import fit, require_structure_and_fisher
 from fimlens.structure import Structure
 
 SOLVE_UP_TO = 256  # entries of the largest matrix that the solver runs on by default
@@ -25,8 +25,8 @@ class Comparison:
         matrix: the name that the matrix was given.
         fisher: the Fisher, as it prints.
         shape: (m, n) of the matrix.
-        rows: one for each structure that suits the shape, in the order given.
-        unsuited: the reason why a structure does not suit the shape, by its name.
+        rows: one for each structure that has a fit, in the order given.
+        unsuited: the reason why a structure has no fit, as its `fit` gives it, by its name.
 
     Examples:
         >>> import jax, fimlens as fl
@@ -121,12 +121,12 @@ def compare(
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         exact = jax.tree.map(lambda x: x.astype(jnp.float64), fisher)
         for name, structure in named:
+            key = jax.random.wrap_key_data(key_data)
             try:
-                jax.eval_shape(lambda s=structure: s.frame(*fisher.shape))
-            except ValueError as error:  # such as a rank over the shorter side: known from the frame alone
+                fitted = fit(structure, exact, key=key)
+            except ValueError as error:  # such as a rank over the shorter side, or a divergence that has no minimum here
                 unsuited[name] = str(error)
-                progress(name)
-                continue
-            rows.append(measure_row(name, structure, exact, jax.random.wrap_key_data(key_data), solve_up_to, dtype))
+            else:
+                rows.append(measure_row(name, structure, fitted, exact, key, solve_up_to, dtype))
             progress(name)
     return Comparison(matrix, repr(fisher), fisher.shape, tuple(rows), unsuited)

@@ -1,5 +1,6 @@
 """The figures of the lens: the error of every structure, against the memory that it needs and in each divergence."""
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -75,7 +76,7 @@ def _divergence_panel(axes: Axes, comparison: Comparison, divergence: str, *, la
     best = comparison.best(divergence)
     nearnesses = [row.divergences[divergence] for row in ordered]
     low = min((near.basis for near in nearnesses if near.basis is not None and near.basis < 0), default=0.0)
-    high = min(WIDEST, max((near.error for near in nearnesses if near.error > 0), default=0.0))
+    high = min(WIDEST, max((near.error for near in nearnesses if 0 < near.error < math.inf), default=0.0))
     thickness = 0.4 if nats else 0.7  # in nats the spectrum error lies on the bar of the basis, and takes back a part of it
     for place, (row, near) in enumerate(zip(ordered, nearnesses, strict=True)):
         if near.basis is not None:

@@ -11,11 +11,11 @@ from fimlens.divergence import FROBENIUS
 from fimlens.fisher.fisher import Fisher
 from fimlens.lens.nearness import Nearness, measure_nearness
 from fimlens.lens.run_optimizer import optimizer_deviations
-from fimlens.solver.fit import fit, gap, is_member, least_eigenvalue
+from fimlens.solver.fit import gap, is_member, least_eigenvalue
 from fimlens.solver.sizes import state_size
 from fimlens.solver.solve import solve
 from fimlens.solver.stationarity import stationarity
-from fimlens.structure import Claim, Structure
+from fimlens.structure import Claim, Params, Structure
 
 EXACT = 1e-12  # a fit with a smaller relative error is F itself
 
@@ -82,9 +82,10 @@ class Row(NamedTuple):
         return self.claim_holds and self.optimizer_holds
 
 
-def measure_row(name: str, structure: Structure, fisher: Fisher, key: Array, solve_up_to: int, dtype: Any) -> Row:
-    """Fit, solve and run the optimizer of one structure, and judge what they say. Arguments are those of `compare`."""
-    fitted = fit(structure, fisher, key=key)
+def measure_row(
+    name: str, structure: Structure, fitted: Params, fisher: Fisher, key: Array, solve_up_to: int, dtype: Any
+) -> Row:
+    """Solve and run the optimizer of one structure, and judge its fit by them. Other arguments are those of `compare`."""
     error = gap(structure, fitted, fisher)
     norm = float(fisher.norm_squared) or 1.0  # the errors of a zero Fisher are zero, not 0/0
     slope, least = stationarity(structure, fisher, fitted), float(least_eigenvalue(structure, fitted))
