@@ -54,6 +54,12 @@ class Divergence(OnlyFields, abc.ABC):
         """phi''(x). Default: the automatic derivative of `slope`."""
         return jax.grad(lambda x: self.slope(x).sum())(x)
 
+    @property
+    def finite_at_zero(self) -> bool:
+        """Whether phi(0) is finite. Else singular Fishers are infinitely far, and there may be no nearest member."""
+        with jax.ensure_compile_time_eval():
+            return bool(jnp.isfinite(self.phi(jnp.zeros([]))))
+
     def weight(self, x: Numbers) -> Numbers:
         """x phi''(x), and 0 at 0: a multiple of x^(b-1) for a divergence of degree b. The weights of its fixed points."""
         seen = x > 0
@@ -155,30 +161,15 @@ class Frobenius(Divergence):
     def curvature(self, x: Numbers) -> Numbers:
         return jnp.full_like(x, 2)
 
-    def weight(self, x: Numbers) -> Numbers:
-        """x phi''(x), and 0 at 0: a multiple of x^(b-1) for a divergence of degree b. The weights of its fixed points."""
-        seen = x > 0
-        return jnp.where(seen, x * self.curvature(jnp.where(seen, x, 1)), 0)
-
     def trace(self, fisher: Fisher, unit: Float[ArrayLike, ""] = 1.0) -> Float[Array, ""]:
         """||F / unit||^2, which needs no eigenvalues."""
         return fisher.norm_squared_in_units * (fisher.unit / unit) ** 2
 
-    def size(self, trace: Float[Array, ""], mean: Float[Array, ""], count: int) -> Float[Array, ""]:
-        """The size of an F of this tr phi(F) and of this mean of its `count` eigenvalues, which gaps are relative to.
-
-        D(F, 0) = tr phi(F) where it is finite, for degrees over 1; else mean^2 phi''(mean) for each eigenvalue.
-        """
-        bounded = self.degree is not None and self.degree > 1
-        size = trace if bounded else count * mean**2 * self.curvature(jnp.where(mean > 0, mean, 1))
-        return jnp.where(size > 0, size, 1)
-
-    def same_minima(self, other: "Divergence") -> bool:
-        """Whether the other is equal, or equal up to a factor, as `Frobenius()` is to `Beta(2)`."""
-        return self == other or (self.degree is not None and self.degree == other.degree)
-
     def between(self, V: Numbers, value: Numbers) -> Numbers:
         return (value - V) ** 2
+
+    def excess(self, V: Numbers, value: Numbers) -> Numbers:
+        return value * (value - 2 * V)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from fimlens._validate import OnlyFields
 from fimlens.divergence import FROBENIUS, Divergence, excess
+from fimlens.edges import zero_means
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.spectral_functions import inverse_root, over_parts, root, scale
 from fimlens.member import AVERAGES_ALONE
@@ -190,6 +191,14 @@ class Structure(OnlyFields, abc.ABC):
 
         blocks = over_parts(block, self.eigenvalues(params), moments)
         return jax.tree.leaves(blocks, is_leaf=lambda x: isinstance(x, EigenvalueBlock))
+
+    def no_minimum(self, params: Params, fisher: Fisher, divergence: Divergence) -> str | None:
+        """The reason why a divergence that is infinite at 0 falls without bound in this frame; None where none is known.
+
+        Default: a mean of second moments is zero. `fit` and `solve` refuse such a Fisher, where arrays are concrete.
+        """
+        del divergence
+        return zero_means(self.eigenvalue_blocks(params, fisher), fisher) if self.holds_in_every_divergence else None
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         """What `fit` minimises, up to a constant of the Fisher: D(F, F~) - tr phi(F) unless overridden."""

@@ -148,9 +148,9 @@ class OneStepCalledExact(fl.Rotated):
 
 
 class AdafactorCalledExact(fl.Marginals):
-    """Calls the best product in Kullback-Leibler divergence the nearest one."""
+    """Calls the best product in Kullback-Leibler divergence the nearest one in the Frobenius norm."""
 
-    claim = fl.Claim.EXACT
+    divergence = fl.Frobenius()
 
 
 class ShrunkMarginals(fl.Marginals):
@@ -212,6 +212,14 @@ class TailCountedOnce(fl.LowRank):
 
     def eigenvalue_blocks(self, params, fisher):
         return [block._replace(multiplicity=1.0) for block in super().eigenvalue_blocks(params, fisher)]
+
+
+class RowsInTheirFirstColumn(fl.Rows):
+    """Lays all that a row's gradients hold on its first entry: the gap stays, and the basis misses less than nothing."""
+
+    def eigenvalue_blocks(self, params, fisher):
+        [block] = super().eigenvalue_blocks(params, fisher)
+        return [block._replace(moment=jnp.zeros_like(block.moment).at[:, 0].set(block.moment.sum(1)))]
 
 
 class FactorsSwapped(fl.Kronecker):
@@ -352,6 +360,8 @@ MUTANTS = [
     ("forms", VarianceOfSamples()),
     ("rest", Restless(fl.Diagonal())),
     ("split", TailCountedOnce(fl.Diagonal(), 1)),
+    ("split", RowsInTheirFirstColumn()),
+    ("gaps", TailCountedOnce(fl.Diagonal(), 1)),
     ("gaps", FactorsSwapped()),
 ]
 

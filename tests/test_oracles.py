@@ -151,6 +151,159 @@ def test_diagonal_kronecker_against_scipy(shape):
         assert abs(closed_gap(fl.DiagonalKronecker(), G) / size - best) < TOLERANCE
 
 
+# --- products in every divergence --------------------------------------------------------------------------
+
+DEGREES = (0.0, 0.5, 1.0, 1.5, 2.0)
+ONE_OF_EACH = {  # the structure, whether its left and its right factor are full, and how many gradients LogDet needs over
+    "RowColumn": (lambda d: fl.RowColumn(divergence=d), (False, False), lambda m, n: 0),
+    "DiagonalKronecker": (fl.DiagonalKronecker, (True, False), lambda m, n: m / n),
+    "Kronecker": (fl.Kronecker, (True, True), lambda m, n: m / n + n / m),
+}
+objective = jax.jit(lambda structure, params, fisher: structure.objective(params, fisher), static_argnums=0)
+
+
+def exponential(p, S):
+    """exp(pS), and C -> d tr(C exp(pS)) / dS (Daleckii and Krein)."""
+    v, U = np.linalg.eigh(S)
+    v = np.minimum(v, 50)  # line searches try steps that overflow
+    apart = v[:, None] - v
+    near = np.abs(apart) < 1e-7
+    mean = p * np.exp(p * (v[:, None] + v) / 2)
+    quotients = np.where(near, mean, np.subtract.outer(np.exp(p * v), np.exp(p * v)) / np.where(near, 1, apart))
+    return (U * np.exp(p * v)) @ U.T, lambda C: U @ (quotients * (U.T @ C @ U)) @ U.T
+
+
+def least_excess(F, shape, b, full):
+    """SciPy witness of the least D - tr phi(F) over products exp(S) (x) exp(T), S and T symmetric or diagonal: BFGS from three
+    starts, with derivatives of its own. The excess is tr F~^b / b - tr F F~^(b-1) / (b-1), or its limit at b = 0 and 1."""
+    m, n = shape
+    E, sizes = F.reshape(n, m, n, m), (m, n)
+    places = [np.triu_indices(k) if whole else (np.arange(k), np.arange(k)) for k, whole in zip(sizes, full, strict=True)]
+    half = len(places[0][0])
+
+    def symmetric(z, place, k):
+        S = np.zeros((k, k))
+        S[place] = z / 2
+        return S + S.T
+
+    def excess(z):
+        T, S = (symmetric(x, place, k) for x, place, k in zip((z[:half], z[half:]), places, sizes, strict=True))
+        (B, slope_B), (A, slope_A) = exponential(b - 1, T), exponential(b - 1, S)
+        left, right = np.einsum("jilk,jl->ik", E, A), np.einsum("jilk,ik->jl", E, B)
+        if b == 1:
+            (expT, _), (expS, _) = exponential(1, T), exponential(1, S)
+            value = np.trace(expT) * np.trace(expS) - np.sum(left * T) - np.sum(right * S)
+            slopes = np.trace(expS) * expT - left, np.trace(expT) * expS - right
+        elif b == 0:
+            value = n * np.trace(T) + m * np.trace(S) + np.sum(left * B) - m * n
+            slopes = n * np.eye(m) + slope_B(left), m * np.eye(n) + slope_A(right)
+        else:
+            (powT, _), (powS, _) = exponential(b, T), exponential(b, S)
+            value = np.trace(powT) * np.trace(powS) / b - np.sum(left * B) / (b - 1)
+            slopes = np.trace(powS) * powT - slope_B(left) / (b - 1), np.trace(powT) * powS - slope_A(right) / (b - 1)
+        return value, np.concatenate([slope[place] for slope, place in zip(slopes, places, strict=True)])
+
+    starts = [np.zeros(half + len(places[1][0])), *np.random.default_rng(0).normal(size=(2, half + len(places[1][0]))) / 2]
+    return min(scipy.optimize.minimize(excess, z, jac=True, method="BFGS", options={"gtol": 1e-9}).fun for z in starts)
+
+
+def scaled_ensemble(shape, N, seed):
+    """An ensemble whose F has the mean eigenvalue 1."""
+    G = ensemble(shape, N, seed)
+    return G / np.sqrt(np.mean(G**2))
+
+
+def is_least(name, b, shape, N, seed):
+    make, full, enough = ONE_OF_EACH[name]
+    structure, G = make(fl.Beta(b)), scaled_ensemble(shape, N, seed)
+    fisher, F = fl.Fisher.from_gradients(G), outer(G)
+    if b == 0 and enough(*shape) >= N:
+        with pytest.raises(ValueError, match="has no minimum over"):
+            fl.fit(structure, fisher)
+        return
+    found = float(objective(structure, fl.fit(structure, fisher), fisher))
+    least = least_excess(F if full[0] else np.diag(np.diag(F)), shape, b, full)
+    assert abs(found - least) < TOLERANCE * len(F), (shape, N, seed, found - least)
+
+
+@pytest.mark.parametrize(
+    ("name", "b", "shape", "N"), [("RowColumn", 0.0, (3, 5), 1), ("RowColumn", 0.5, (4, 4), 2), ("Kronecker", 0.0, (3, 2), 3)]
+)
+def test_a_product_is_least_in_its_divergence(name, b, shape, N):
+    for seed in SEEDS:
+        is_least(name, b, shape, N, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("b", DEGREES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_products_are_least_in_every_divergence(name, b):
+    for shape, N in SIZES:
+        for seed in SEEDS:
+            is_least(name, b, shape, N, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("b", DEGREES)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_the_solver_cannot_beat_a_product_in_its_divergence(name, b):
+    structure = ONE_OF_EACH[name][0](fl.Beta(b))
+    for seed in range(2):
+        fisher = fl.Fisher.from_gradients(ensemble((2, 3), 4, seed))
+        certificate = fl.solve(structure, fisher, divergence=fl.Beta(b), starts=3).certificate
+        assert abs(certificate.excess) < TOLERANCE
+
+
+@pytest.mark.parametrize("b", [pytest.param(b, marks=[] if b == 1 else pytest.mark.slow) for b in DEGREES])
+def test_the_nearest_product_of_eigenvalues_in_the_covariances_basis_bounds_the_nearest_product(b):
+    """From above, and under von Neumann they are equal."""
+    d = fl.Beta(b)
+    for seed in range(2):
+        fisher = fl.Fisher.from_gradients(scaled_ensemble((3, 4), 30, seed))
+        rotated, product = fl.Rotated(fl.RowColumn(divergence=d), "LR"), fl.Kronecker(d)
+        members = fl.fit(rotated, fisher), fl.fit(product, fisher)
+        above = float(objective(rotated, members[0], fisher) - objective(product, members[1], fisher))
+        if b == 1:
+            np.testing.assert_allclose(dense(rotated, members[0]), dense(product, members[1]), rtol=0, atol=1e-10)
+        else:
+            assert above > 1e-6
+
+
+def definition(divergence, F, other):
+    """NumPy witness of tr[ phi(F) - phi(F~) - phi'(F~) (F - F~) ]."""
+    values, U = np.linalg.eigh(other)
+    phi = lambda x: np.sum(np.asarray(divergence.phi(jnp.asarray(x))))  # noqa: E731
+    slope = (U * np.asarray(divergence.slope(jnp.asarray(values)))) @ U.T
+    return phi(np.linalg.eigvalsh(F)) - phi(values) - np.sum(slope * (F - other))
+
+
+MEASURED = [
+    fl.Rotated(fl.RowColumn(), "LR"),
+    fl.LowRank(fl.Diagonal(), 2),
+    fl.Kronecker(),
+    fl.DiagonalKronecker(),
+    fl.RowColumn(),
+]
+
+
+@pytest.mark.parametrize(
+    "structure", [pytest.param(s, marks=pytest.mark.slow if i else []) for i, s in enumerate(MEASURED)], ids=str
+)
+def test_the_gap_is_the_definition_from_samples_and_dense(structure):
+    G = scaled_ensemble((3, 4), 40, 0)
+    F = outer(G)
+    for forget in (0, 1):  # a fit, and the fit of another Fisher
+        member = fl.fit(structure, fl.Fisher.from_gradients(scaled_ensemble((3, 4), 40, forget)))
+        approximation = np.asarray(dense(structure, member))
+        for divergence in (fl.Frobenius(), fl.VonNeumann(), fl.LogDet(), *map(fl.Beta, (0.5, 1.5))):
+            for fisher in (fl.Fisher.from_gradients(G), fl.Fisher.from_dense(F, (3, 4))):
+                gap = fl.gap(structure, member, fisher, divergence=divergence)
+                expected = definition(divergence, F, approximation)
+                assert abs(gap.total - expected) < 1e-10 * expected
+                assert abs(gap.basis + gap.spectrum - gap.total) < 1e-10 * expected
+                assert min(gap.basis, gap.spectrum) > -1e-10 * expected
+
+
 # --- the numeric minimum ----------------------------------------------------------------------------------
 
 
@@ -221,7 +374,9 @@ SHAMPOO, SHAMPOO_SQUARED = fl.Rotated(fl.GeometricMarginals()), fl.Rotated(fl.Ma
 
 def test_shampoo_does_not_claim_to_be_nearest():
     assert fl.GeometricMarginals().claim is SHAMPOO.claim is fl.Claim.BOUND
-    assert fl.Marginals().claim is SHAMPOO_SQUARED.claim is fl.Claim.OTHER
+    for structure in (fl.Marginals(), SHAMPOO_SQUARED):  # nearest in von Neumann divergence, and nothing else
+        assert structure.claim_in(fl.VonNeumann()) is fl.Claim.EXACT
+        assert structure.claim_in(fl.Frobenius()) is structure.claim_in(fl.LogDet()) is None
 
 
 def test_shampoo_is_far_from_nearest():

@@ -5,7 +5,8 @@ Each ties two independent statements about one object: `dense` and `apply`, samp
 closed form and the numeric optimum. Laws are jitted, because a law run eagerly compiles one program for each operation.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,13 +14,13 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from fimlens.divergence import Divergence
+from fimlens.divergence import Divergence, Frobenius, LogDet, VonNeumann
 from fimlens.fisher.fisher import Fisher
 from fimlens.lens.basis_laws import rest, symmetry, trackers, tracking, transport
 from fimlens.lens.case import Case, Deviation, distance, worst
 from fimlens.lens.member_laws import application, chart, cone, isometry, update
 from fimlens.linalg.spectral_functions import inverse_root
-from fimlens.solver.fit import fit, unchecked_gap
+from fimlens.solver.fit import Gap, fit, unchecked_gap
 from fimlens.solver.newton import aim_at, scale_coordinates
 from fimlens.solver.solve import solve
 from fimlens.solver.stationarity import stationarity
@@ -86,10 +87,13 @@ def _lower(case: Case) -> Deviation:
 
 
 def written_out(divergence: Divergence, F: Array, approximation: Array) -> Array:
-    """tr[ phi(F) - phi(F~) - phi'(F~) (F - F~) ] by eigendecompositions: an independent witness of the gap."""
+    """tr[ phi(F) - phi(F~) - phi'(F~) (F - F~) ] by eigendecompositions: an independent witness of the gap. Infinite for a
+    singular F~ where phi'(0) is, as F has full rank."""
     values, U = jnp.linalg.eigh(approximation)
     slope = (U * divergence.slope(values)) @ U.T
-    return jnp.sum(divergence.phi(jnp.linalg.eigvalsh(F)) - divergence.phi(values)) - jnp.vdot(slope, F - approximation)
+    D = jnp.sum(divergence.phi(jnp.linalg.eigvalsh(F)) - divergence.phi(values)) - jnp.vdot(slope, F - approximation)
+    steep = ~jnp.isfinite(divergence.slope(jnp.zeros([])))
+    return jnp.where(steep & (values[0] < 1e-12 * values[-1]), jnp.inf, D)
 
 
 @jax.jit
@@ -178,16 +182,44 @@ def forms(case: Case) -> Deviation:
 
 
 def split(case: Case) -> Deviation:
-    """Basis error + spectrum error = gap, at a member that fits nothing, and neither part is negative."""
-    total, basis, spectrum, *_ = unchecked_gap(case.structure, case.member, case.fisher)
-    size = case.fisher.norm_squared
-    return worst(jnp.abs(basis + spectrum - total) / size, -basis / size, -spectrum / size)
+    """In each divergence basis error + spectrum error = gap, at a member that fits nothing, and neither part is negative. The
+    eigenvalue blocks count every direction once, and hold all of F's trace."""
+    deviations = [_unlike_a_basis(case)]
+    for (total, basis, spectrum, *_), _, size in _gaps_written_out(case):
+        if basis is not None:  # else it is infinite, and cannot be split
+            deviations += [jnp.abs(basis + spectrum - total) / size, -basis / size, -spectrum / size]
+    return worst(*deviations)
 
 
 def gaps(case: Case) -> Deviation:
-    """The gap from samples is ||dense(member) - F||^2, written out."""
-    F = _dense(case.structure, case.member)
-    return distance(unchecked_gap(case.structure, case.member, case.fisher).total, jnp.sum((F - case.fisher.dense()) ** 2))
+    """In each divergence the gap from samples is D(F, F~) written out; in the Frobenius norm, ||dense(member) - F||^2."""
+    deviations = (
+        jnp.where(found.total == expected, 0, jnp.abs(found.total - expected) / size)
+        for found, expected, size in _gaps_written_out(case)
+    )
+    return worst(*deviations)
+
+
+def _gaps_written_out(case: Case) -> Iterator[tuple[Gap, Array, Array]]:
+    """The gap of the random member in each divergence, the same written out, and the size of F in it."""
+    F, approximation = case.fisher.dense(), _dense(case.structure, case.member)
+    for divergence in (Frobenius(), VonNeumann(), LogDet()):
+        expected = _written_out(divergence, F, approximation)
+        yield (
+            unchecked_gap(case.structure, case.member, case.fisher, divergence),
+            expected,
+            aim_at(divergence, case.fisher).size,
+        )
+
+
+_written_out = jax.jit(written_out, static_argnums=0)
+
+
+@jax.jit
+def _unlike_a_basis(case: Case) -> Deviation:
+    blocks = case.structure.eigenvalue_blocks(case.member, case.fisher)
+    count, trace = sum(c * V.size for _, V, c in blocks), sum(c * jnp.sum(V) for _, V, c in blocks)
+    return worst(distance(count, math.prod(case.shape)), distance(trace, jnp.sum(case.fisher.second_moment())))
 
 
 LAWS: dict[str, Callable[[Case], Deviation]] = {

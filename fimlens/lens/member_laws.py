@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from fimlens.fisher.fisher import Fisher, unvec, vec
 from fimlens.lens.case import TOLERANCE, Case, Deviation, distance, worst
 from fimlens.linalg.spectral_functions import inverse_root
-from fimlens.solver.fit import fit, least_eigenvalue
+from fimlens.solver.fit import least_eigenvalue, unchecked_fit
 from fimlens.solver.sizes import isotropic
 from fimlens.structure import Frame
 from fimlens.structures import LowRank
@@ -58,7 +58,7 @@ def _parts(case: Case) -> Bool[Array, "parts size"]:
 def cone(case: Case) -> Deviation:
     """Eigenvalues are non-negative, as every Fisher's are: the least of the fit, in units of the largest, on the ensemble, on
     one of its gradients and on one entry alone."""
-    members = case.fitted, *(fit(case.structure, fisher) for fisher in _harsher(case.gradients))
+    members = case.fitted, *(unchecked_fit(case.structure, fisher, case.key) for fisher in _harsher(case.gradients))
     return worst(0.0, *(-_least_eigenvalue(case.structure, member) for member in members))
 
 

@@ -61,7 +61,8 @@ def fit(structure: Structure, fisher: Fisher, *, key: Array | None = None) -> Pa
 
     Raises:
         TypeError: `structure` is not a Structure instance, or `fisher` is not a Fisher.
-        ValueError: the structure does not suit the shape.
+        ValueError: the structure does not suit the shape, or its divergence has no minimum: LogDet has none where F has zeros
+            that the family can follow. Tracers, as under jit, are not refused.
 
     Examples:
         >>> import jax, fimlens as fl
@@ -70,15 +71,29 @@ def fit(structure: Structure, fisher: Fisher, *, key: Array | None = None) -> Pa
         (3, 1)
     """
     require_structure_and_fisher("fit", structure, fisher)
-    return _fit(structure, fisher, jax.random.key(0) if key is None else key)
+    params = unchecked_fit(structure, fisher, jax.random.key(0) if key is None else key)
+    require_minimum("fit", structure, params, fisher, structure.divergence)
+    return params
 
 
 @partial(jax.jit, static_argnums=0)
-def _fit(structure: Structure, fisher: Fisher, key: Array) -> Params:
+def unchecked_fit(structure: Structure, fisher: Fisher, key: Array) -> Params:
+    """Return `fit` for arguments that are known to fit together, whether or not there is a minimum."""
     # Accelerators multiply with fewer bits by default, which second moments do not survive.
     with jax.default_matmul_precision("highest"):
         frame = structure.converged_basis(fisher, key)
         return structure.fit(structure.stats(fisher, Params(frame, None)), frame)
+
+
+def require_minimum(call: str, structure: Structure, params: Params, fisher: Fisher, divergence: Divergence) -> None:
+    """Refuse, in the name of the call, a Fisher on which the divergence has no minimum in the frame of `params`."""
+    if divergence.finite_at_zero or any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, fisher))):
+        return
+    if reason := structure.no_minimum(params, fisher, divergence):
+        raise ValueError(
+            f"{call}: {divergence} has no minimum over {structure} here: {reason}. "
+            "Take more gradients, or a divergence that is finite at 0, such as fl.Beta(0.5)."
+        )
 
 
 def gap(structure: Structure, params: Params, fisher: Fisher, *, divergence: Divergence = FROBENIUS) -> Gap:
@@ -146,20 +161,27 @@ def gap_in_units(
     """
     with jax.default_matmul_precision("highest"):
         blocks = in_units(structure.eigenvalue_blocks(params, fisher), unit)
-        seen = [block for block in blocks if block.eigenvalue is not None]
-        spectrum = sum(c * jnp.sum(divergence.between(V, value)) for value, V, c in seen)
-        # Directions outside the range have no eigenvalue that could be better: their error is the basis'.
-        outside = excess([block for block in blocks if block.eigenvalue is None], divergence)
-        basis = trace - sum(c * jnp.sum(divergence.phi(V)) for _, V, c in seen) + outside
-        total = trace + excess(blocks, divergence)
+        total, basis, spectrum = split(blocks, divergence, trace)
         mean = jnp.mean(fisher.second_moment()) / unit
         isotropic = trace + excess([EigenvalueBlock(mean, mean, math.prod(fisher.shape))], divergence)
         # An infinite tr phi(F) is the whole answer, from which nothing can be subtracted.
-        total, basis = (jnp.where(jnp.isinf(trace), jnp.inf, part) for part in (total, basis))
+        total, basis, spectrum = (jnp.where(jnp.isinf(trace), jnp.inf, part) for part in (total, basis, spectrum))
         share = jnp.where(jnp.isinf(total), jnp.inf, total / jnp.where(isotropic > 0, isotropic, 1))
         relative = total / divergence.size(trace, mean, math.prod(fisher.shape))
         absolute = [_times_power(unit, divergence.degree, part) for part in (total, basis, spectrum)]
         return Gap(*absolute, relative, share)
+
+
+def split(
+    blocks: list[EigenvalueBlock], divergence: Divergence, trace: Float[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Return D(F, F~), the basis error and the spectrum error, given the eigenvalue blocks of F~ and tr phi(F)."""
+    seen = [block for block in blocks if block.eigenvalue is not None]
+    spectrum = sum(c * jnp.sum(divergence.between(V, value)) for value, V, c in seen)
+    # Directions outside the range have no eigenvalue that could be better: their error is the basis'.
+    outside = excess([block for block in blocks if block.eigenvalue is None], divergence)
+    basis = trace - sum(c * jnp.sum(divergence.phi(V)) for _, V, c in seen) + outside
+    return trace + excess(blocks, divergence), basis, spectrum
 
 
 def in_units(blocks: list[EigenvalueBlock], unit: Float[Array, ""]) -> list[EigenvalueBlock]:

@@ -67,7 +67,7 @@ def _score(structure: Structure, m: int, n: int) -> Callable[[Array], Array]:
 
     def explained(spectrum: Spectrum, V: Array) -> Array:
         L = spectrum.expand(spectrum.project(spectrum.moments(V)), V.shape)
-        return 0.0 if L is None else jnp.sum(2 * L * V - L**2)
+        return jnp.zeros([], V.dtype) if L is None else jnp.sum(2 * L * V - L**2)
 
     if isinstance(structure, Rotated):
         return lambda V: explained(structure.inner, V)

@@ -17,7 +17,7 @@ from fimlens.divergence import FROBENIUS, Divergence, require_divergence
 from fimlens.fisher.fisher import Fisher, unvec
 from fimlens.fisher.limits import require_dense
 from fimlens.fisher.sample_form import SampleFisher
-from fimlens.solver.fit import fit, require_structure_and_fisher
+from fimlens.solver.fit import least_eigenvalue, require_minimum, require_structure_and_fisher, unchecked_fit
 from fimlens.solver.jacobi import jacobi, rotated_sides
 from fimlens.solver.newton import aim_at, descend, relative_gap, scale_coordinates
 from fimlens.solver.sizes import isotropic
@@ -131,15 +131,24 @@ def solve(
         samples = _in_few_samples(fisher)
         aim = aim_at(divergence, samples)
         origins, members = zip(*_start_members(structure, samples, key, starts), strict=True)
+        require_minimum("solve", structure, members[0], samples, divergence)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
         ends, values, slopes = descend(structure, stacked, samples, aim, iterations)
         closed = float(relative_gap(structure, members[0], samples, aim))
-        values = np.where(np.isfinite(values), values, np.inf)  # argmin would pick NaN
+        closed, values = (np.where(np.isfinite(x), x, np.inf) for x in (closed, values))  # argmin would pick NaN
         best = int(np.argmin(values))
         if not np.isfinite(values[best]):
             raise ValueError(
                 f"solve: all {len(values)} starts of {structure} have a negative eigenvalue or a gap that is not finite. A "
-                "chart must map every z to eigenvalues of 0 or more."
+                "chart must map every z to eigenvalues of 0 or more, and over 0 where F has a part and phi'(0) is infinite."
+            )
+        end = jax.tree.map(lambda x: x[best], ends)
+        # Where bases can turn an eigenvalue to zero, a descent stops far from rest.
+        if not divergence.finite_at_zero and slopes[best] > 1 and least_eigenvalue(structure, end) < 1e-6:
+            raise ValueError(
+                f"solve: {divergence} seems to have no minimum over {structure} here: it still falls, by a slope of "
+                f"{slopes[best]:.1g}, with an eigenvalue that is {least_eigenvalue(structure, end):.1g} of the largest. "
+                "Take more gradients, or a divergence that is finite at 0, such as fl.Beta(0.5)."
             )
         size = float(aim.size)
         certificate = Certificate(
@@ -147,16 +156,16 @@ def solve(
             origins=origins,
             values=tuple(float(v) * size for v in values),
             reached=int(np.sum(values <= values[best] + TOLERANCE)),
-            closed_form=closed * size,
-            excess=closed - float(values[best]),
+            closed_form=float(closed) * size,
+            excess=float(closed - values[best]),
         )
-        return Solution(jax.tree.map(lambda x: x[best], ends), float(values[best]) * size, certificate)
+        return Solution(end, float(values[best]) * size, certificate)
 
 
 def _start_members(structure: Structure, fisher: SampleFisher, key: Array, random: int) -> list[tuple[str, Params]]:
     """Return the members to start from, each with its origin: the closed form first."""
     fit_key, jacobi_key, random_key = jax.random.split(key, 3)
-    members = [("closed form", fit(structure, fisher, key=fit_key))]
+    members = [("closed form", unchecked_fit(structure, fisher, fit_key))]
     if rotated_sides(structure, fisher.shape) is not None:
         members += _jacobi_starts(structure, fisher, jacobi_key)
     return members + [("random", _random_member(structure, fisher, k)) for k in jax.random.split(random_key, random)]
@@ -169,7 +178,8 @@ def _in_few_samples(fisher: Fisher) -> SampleFisher:
         return SampleFisher(fisher.kind, fisher.normalisation, fisher.samples.astype(jnp.float64))
     # Every evaluation of the gap is linear in the number of samples, and F has at most mn directions.
     values, Q = np.linalg.eigh(np.asarray(fisher.dense(), np.float64))
-    g = Q * np.sqrt(np.maximum(values, 0) * len(values))
+    values = np.where(values > len(values) * np.finfo(values.dtype).eps * values[-1], values, 0)  # without rounding
+    g = Q * np.sqrt(values * len(values))
     return SampleFisher(fisher.kind, fisher.normalisation, jax.vmap(lambda g: unvec(g, (m, n)))(jnp.asarray(g.T)))
 
 

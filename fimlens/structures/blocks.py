@@ -137,6 +137,11 @@ class Blocks(Structure):
         pairs = jax.vmap(arrays)(self._inner(params), self._fishers(fisher))
         return [EigenvalueBlock(value, V, c) for (value, V), c in zip(pairs, static, strict=True)]
 
+    def no_minimum(self, params: Params, fisher: Fisher, divergence: Divergence) -> str | None:
+        stacks = self._inner(params), self._fishers(fisher)
+        blocks = (jax.tree.map(lambda x, k=k: x[k], stacks) for k in range(self.rows * self.columns))
+        return next(filter(None, (self.inner.no_minimum(*block, divergence) for block in blocks)), None)
+
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         return jnp.sum(jax.vmap(self.inner.objective)(self._inner(params), self._fishers(fisher)))
 

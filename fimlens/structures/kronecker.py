@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fimlens.divergence import FROBENIUS, Divergence, require_degree
+from fimlens.edges import rank, zero_sides
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley
 from fimlens.linalg.decompositions import spectral
@@ -31,7 +32,7 @@ Matrix = Float[Array, "m n"]
 
 
 class Bases(NamedTuple):
-    """B = U_L diag(b) U_L^T and A = U_R diag(a) U_R^T (U_R is None where A is diagonal), each of norm 1."""
+    """B = U_L diag(b) U_L^T and A = U_R diag(a) U_R^T (U_R is None where A is diagonal), each on a scale of its own."""
 
     left: Float[Array, "m m"]
     b: Float[Array, " m"]
@@ -57,6 +58,10 @@ class _Product(Structure):
     @abc.abstractmethod
     def _right(self, fisher: Fisher, B: Float[Array, "m m"]) -> Array:
         """E[G^T B G], or its diagonal."""
+
+    @abc.abstractmethod
+    def _enough(self, m: int, n: int) -> tuple[float, str]:
+        """More generic gradients than this number have one LogDet minimum; and the number in words."""
 
     @abc.abstractmethod
     def _split(self, A: Array) -> tuple[Float[Array, "n n"] | None, Float[Array, " n"]]:
@@ -96,7 +101,7 @@ class _Product(Structure):
     def _frame(self, weighted: Weighted, shape: tuple[int, int]) -> Frame:
         left, b = spectral(weighted.left)
         right, a = self._split(weighted.right)
-        return Frame(Bases(left, _unit(b), right, _unit(a)), shape)
+        return Frame(Bases(left, _unit(self.divergence, b), right, _unit(self.divergence, a)), shape)
 
     def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         m, n = fisher.shape
@@ -108,11 +113,11 @@ class _Product(Structure):
 
         def left_factor(A: Array) -> Array:
             right, a = self._split(A)
-            return fisher.left(self._weight(right, _unit(a)))
+            return fisher.left(self._weight(right, _unit(self.divergence, a)))
 
         def step(A: Array) -> Array:
             left, b = spectral(left_factor(A))
-            A = self._right(fisher, self._weight(left, _unit(b)))
+            A = self._right(fisher, self._weight(left, _unit(self.divergence, b)))
             return A / jnp.linalg.norm(A)
 
         A = fixed_point(step, start / jnp.linalg.norm(start))
@@ -127,6 +132,17 @@ class _Product(Structure):
         total = weights @ rows / (weights @ b)  # both parts hold the scale of F
         columns = jnp.maximum(columns, 0) / jnp.where(total > 0, total, 1)
         return Params(frame, (jnp.maximum(rows, 0)[:, None], columns[None]))
+
+    def no_minimum(self, params: Params, fisher: Fisher, divergence: Divergence) -> str | None:
+        if divergence.degree != 0:
+            return None
+        right = None if params.frame.bases.right is None else fisher.right_singular()
+        if reason := zero_sides(fisher, fisher.left_singular(), right):
+            return reason
+        (enough, words), N = self._enough(*fisher.shape), rank(fisher)
+        if enough < N:
+            return None
+        return f"it has {N} independent gradients, and up to {words} = {enough:.3g} the minimum is unbounded or not unique"
 
     def retract(self, frame: Frame, z: Frame) -> Frame:
         left, b, right, a = frame.bases
@@ -169,10 +185,14 @@ class Kronecker(_Product):
         return "orthogonal", "orthogonal"
 
     def frame(self, m: int, n: int) -> Frame:
-        return Frame(Bases(jnp.eye(m), _unit(jnp.ones(m)), jnp.eye(n), _unit(jnp.ones(n))), (m, n))
+        b, a = (_unit(self.divergence, jnp.ones(size)) for size in (m, n))
+        return Frame(Bases(jnp.eye(m), b, jnp.eye(n), a), (m, n))
 
     def _right(self, fisher: Fisher, B: Float[Array, "m m"]) -> Float[Array, "n n"]:
         return fisher.right(B)
+
+    def _enough(self, m: int, n: int) -> tuple[float, str]:
+        return m / n + n / m, "m / n + n / m"  # Derksen and Makam, 2021, for what samples need
 
     def _split(self, A: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
         return spectral(A)
@@ -203,17 +223,24 @@ class DiagonalKronecker(_Product):
         return "orthogonal", "permutation"
 
     def frame(self, m: int, n: int) -> Frame:
-        return Frame(Bases(jnp.eye(m), _unit(jnp.ones(m)), None, _unit(jnp.ones(n))), (m, n))
+        b, a = (_unit(self.divergence, jnp.ones(size)) for size in (m, n))
+        return Frame(Bases(jnp.eye(m), b, None, a), (m, n))
 
     def _right(self, fisher: Fisher, B: Float[Array, "m m"]) -> Float[Array, " n"]:
         return jnp.diagonal(fisher.right(B))
+
+    def _enough(self, m: int, n: int) -> tuple[float, str]:
+        return m / n, "m / n"  # so that no subspace holds more than its share of the columns
 
     def _split(self, A: Float[Array, " n"]) -> tuple[None, Float[Array, " n"]]:
         return None, A
 
 
-def _unit(x: Float[Array, " k"]) -> Float[Array, " k"]:
-    """x on the cone, of norm 1; the identity's direction where it vanishes."""
+def _unit(divergence: Divergence, x: Float[Array, " k"]) -> Float[Array, " k"]:
+    """x on the cone with sum x^b = 1, for b from 1 to 2; the identity's direction where it vanishes.
+
+    Then the weights x^(b-1) have no denominator, and averages that were measured with them under von Neumann stay F's.
+    """
     largest = x.max()
     x = jnp.where(largest > 0, jnp.maximum(x, 0) / jnp.where(largest > 0, largest, 1), 1)  # so that no square leaves float32
-    return x / jnp.linalg.norm(x)
+    return x / jnp.linalg.norm(x, max(1, divergence.degree))

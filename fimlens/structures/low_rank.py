@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from fimlens._validate import require_rank
 from fimlens.divergence import Divergence, excess
+from fimlens.edges import zero_means
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley, short_side_first
 from fimlens.linalg.decompositions import eigenbasis
@@ -237,6 +238,10 @@ class LowRank(Structure):
     def eigenvalue_blocks(self, params: Params, fisher: Fisher) -> list[EigenvalueBlock]:
         lead = self.inner.eigenvalue_blocks(self._inner(params), self._lead(fisher, params.frame))
         return lead + self._tied_blocks(params, fisher)
+
+    def no_minimum(self, params: Params, fisher: Fisher, divergence: Divergence) -> str | None:
+        reason = self.inner.no_minimum(self._inner(params), self._lead(fisher, params.frame), divergence)
+        return reason or zero_means(self._tied_blocks(params, fisher), fisher)
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         lead = self.inner.objective(self._inner(params), self._lead(fisher, params.frame))

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from fimlens.divergence import Divergence, Frobenius, require_degree
+from fimlens.edges import zero_block
+from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.fixed_point import fixed_point
 from fimlens.linalg.perron import perron
 from fimlens.linalg.spectral_functions import inverse_root
@@ -30,6 +32,9 @@ class RankOne(Spectrum):
         del shape
         rows, columns = self.factors(coords)
         return rows * columns
+
+    def no_minimum(self, params: Params, fisher: Fisher, divergence: Divergence) -> str | None:
+        return zero_block(fisher.second_moment(), fisher) if divergence.degree == 0 else None
 
     def precondition(self, params: Params, X: Matrix, eps: Float[ArrayLike, ""]) -> Matrix:
         """Without eps the root is a product too: m + n roots and divisions, and not m n."""
@@ -95,18 +100,18 @@ class RowColumn(RankOne):
         largest = moments.max()
         V = over(moments, largest)  # so that no square leaves float32
 
-        def sweep(_: Int[ArrayLike, ""], pair: tuple[Array, Array]) -> tuple[Array, Array]:
+        def sweep(pair: tuple[Array, Array]) -> tuple[Array, Array]:
             s = nearest_factor(self.divergence, V, pair[0])
             return capped_factor(self.divergence, V.T, s, self.cap), s
 
         q, s = jnp.ones(V.shape[0], V.dtype), jnp.ones(V.shape[1], V.dtype)
         if self.sweeps is not None:
-            q, s = jax.lax.fori_loop(0, self.sweeps, sweep, (q, s))
+            q, s = jax.lax.fori_loop(0, self.sweeps, lambda _, pair: sweep(pair), (q, s))
         elif self.divergence.degree == 2:  # linear half steps: found faster, and to rounding
             s = jnp.abs(perron(lambda s: V @ s, lambda q: q @ V, s))
             q = nearest_factor(self.divergence, V.T, s)
         else:
-            q, s = fixed_point(lambda pair: sweep(0, pair), (q, s))
+            q, s = fixed_point(sweep, (q, s))
         if self.cap is not None:
             s = jnp.maximum(s, least_factor(V, q, self.cap))  # once is enough: with capped rows no block vanishes in the sweeps
         s = s * largest
@@ -114,6 +119,10 @@ class RowColumn(RankOne):
 
     def factors(self, coords: tuple[Array, Array]) -> tuple[Array, Array]:
         return coords
+
+    def no_minimum(self, params: Params, fisher: Fisher, divergence: Divergence) -> str | None:
+        # A number of sweeps gives a member in any case.
+        return super().no_minimum(params, fisher, divergence) if self.sweeps is None else None
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         q, s = params.coords

@@ -197,6 +197,9 @@ class Rotated(Structure):
         turned = jax.tree.map(cayley, frame.bases[:2], z.bases[:2])
         return Frame(Bases(*turned, self.inner.retract(frame.bases.inner, z.bases.inner)), frame.shape)
 
+    def no_minimum(self, params: Params, fisher: Fisher, divergence: Divergence) -> str | None:
+        return self.inner.no_minimum(self._inner(params), fisher.map(partial(rotate, params.frame)), divergence)
+
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         return self.inner.objective(self._inner(params), fisher.map(partial(rotate, params.frame)))
 
