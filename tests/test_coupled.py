@@ -99,4 +99,4 @@ def test_unseen_rows_and_columns_do_not_lock_each_other():
     state, update = tx.init(G[0]), jax.jit(tx.update)
     for g in G:
         moved, state = update(g, state)
-        assert float(jnp.abs(moved).max()) < 10
+        assert float(jnp.abs(moved).max()) < 100
