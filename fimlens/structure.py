@@ -205,6 +205,21 @@ class Structure(OnlyFields, abc.ABC):
         return excess(self.eigenvalue_blocks(params, fisher), self.divergence)
 
 
+@dataclass(frozen=True)
+class Combinator(Structure):
+    """Base class of structures around another, `inner`, whose divergence they share."""
+
+    inner: Structure
+
+    @property
+    def divergence(self) -> Divergence:
+        return self.inner.divergence
+
+    @property
+    def holds_in_every_divergence(self) -> bool:
+        return self.inner.holds_in_every_divergence
+
+
 def require_structure(call: str, inner: object) -> None:
     """Raise a TypeError, in the name of the call, for what is not a structure."""
     if not isinstance(inner, Structure):

@@ -77,8 +77,11 @@ def _numerator(slope: sp.Expr, coordinates: list[sp.Symbol]) -> sp.Expr:
     """The factors of the numerator that may vanish for positive coordinates."""
     if slope.is_polynomial(*coordinates) and sp.Poly(slope, *coordinates).total_degree() <= 1:
         return slope
-    constant, factors = sp.factor_list(sp.fraction(sp.together(slope))[0], *coordinates)
-    return constant * sp.Mul(*(factor for factor, _ in factors if not factor.is_positive))
+    # SymPy cannot factor every polynomial with floats, so floats are taken as the fractions that they are, and back.
+    numerator = sp.nsimplify(sp.fraction(sp.together(slope))[0], rational=True)
+    constant, factors = sp.factor_list(numerator, *coordinates)
+    product = constant * sp.Mul(*(factor for factor, _ in factors if not factor.is_positive))
+    return sp.N(product) if slope.has(sp.Float) else product
 
 
 def _solve_linear(numerators: Values, block: list[sp.Symbol]) -> Values | None:

@@ -9,14 +9,14 @@ from jaxtyping import Array, Float, Shaped
 from fimlens.divergence import Divergence
 from fimlens.fisher.fisher import Fisher, vec
 from fimlens.member import BasisStep, Claim, EigenvalueBlock, Frame, Params, Statistics, Symmetry, Tree
-from fimlens.structure import Structure, require_structure
+from fimlens.structure import Combinator, require_structure
 from fimlens.structures.move import Move
 
 Matrix = Float[Array, "m n"]
 
 
 @dataclass(frozen=True)
-class Blocks(Structure):
+class Blocks(Combinator):
     """DiagB(inner_1, ..., inner_K) over a grid of `rows` x `columns` equal blocks of G.
 
     Per attention head, per column group; Blocks(Dense(), columns=n) is the free block diagonal, one full M_j a column.
@@ -34,7 +34,6 @@ class Blocks(Structure):
         [[0.5, 20.5], [6.5, 42.5]]
     """
 
-    inner: Structure
     rows: int = 1
     columns: int = 1
 
@@ -46,14 +45,6 @@ class Blocks(Structure):
     @property
     def claim(self) -> Claim:
         return self.inner.claim
-
-    @property
-    def divergence(self) -> Divergence:
-        return self.inner.divergence
-
-    @property
-    def holds_in_every_divergence(self) -> bool:
-        return self.inner.holds_in_every_divergence
 
     @property
     def symmetry(self) -> tuple[Symmetry, Symmetry]:

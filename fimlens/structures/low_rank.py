@@ -14,7 +14,7 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley, short_side_first
 from fimlens.linalg.decompositions import eigenbasis
 from fimlens.member import BasisStep, Claim, EigenvalueBlock, Frame, Params, Statistics, Symmetry
-from fimlens.structure import Structure, require_structure
+from fimlens.structure import Combinator, require_structure
 from fimlens.structures.move import Move
 from fimlens.structures.parts import Bases, Parts, spread
 from fimlens.structures.spectra import Columns, Drop, Rows, Scalar, Spectrum
@@ -26,7 +26,7 @@ FINEST = (Rows(), Columns(), Scalar())  # the finest tying that needs no basis o
 
 
 @dataclass(frozen=True)
-class LowRank(Structure):
+class LowRank(Combinator):
     """Any structure on a leading subspace, and eigenvalues tied over its complement, whose basis is never built.
 
     Use it where an optimizer's state must be small: LowRank(Diagonal(), r) is Alice's low-rank part plus its optimal
@@ -59,7 +59,6 @@ class LowRank(Structure):
         [36, 0, 0, 5]
     """
 
-    inner: Structure
     rank: int
     complement: Spectrum = Columns()
     sides: str = "short"
@@ -71,7 +70,7 @@ class LowRank(Structure):
         require_tracker("LowRank", self.tracker)
         if not isinstance(self.complement, Columns | Scalar | Drop):
             raise ValueError(
-                f"LowRank: complement is Columns(), Scalar() or Drop(), which need no basis there; got {self.complement}"
+                f"LowRank: complement is Columns(), Scalar() or Drop(), which need no basis; got {self.complement}"
             )
         if self.sides not in SIDES:
             raise ValueError(f"LowRank: sides is one of {', '.join(map(repr, SIDES))}; got {self.sides!r}")
@@ -81,20 +80,9 @@ class LowRank(Structure):
         return self.inner.claim.in_given_basis
 
     @property
-    def divergence(self) -> Divergence:
-        return self.inner.divergence
-
-    @property
-    def holds_in_every_divergence(self) -> bool:
-        return self.inner.holds_in_every_divergence
-
-    @property
     def symmetry(self) -> tuple[Symmetry, Symmetry]:
         kind = "permutation" if self.sides == "short" else "orthogonal"
-        kind = None if None in self.inner.symmetry else kind
-        return kind, kind
-
-    # --- the parts of a gradient ----------------------------------------------------------------------
+        return (None, None) if None in self.inner.symmetry else (kind, kind)
 
     def seen(self, shape: tuple[int, int]) -> tuple[int, int]:
         """The shape of a matrix as the bases see it: with one side tracked, the shorter one comes first."""
@@ -236,12 +224,12 @@ class LowRank(Structure):
         return [EigenvalueBlock(value, V, count * total.size / V.size) for value, V, total, count in blocks if count]
 
     def eigenvalue_blocks(self, params: Params, fisher: Fisher) -> list[EigenvalueBlock]:
-        lead = self.inner.eigenvalue_blocks(self._inner(params), self._lead(fisher, params.frame))
-        return lead + self._tied_blocks(params, fisher)
+        lead = self._inner(params), self._lead(fisher, params.frame)
+        return self.inner.eigenvalue_blocks(*lead) + self._tied_blocks(params, fisher)
 
     def no_minimum(self, params: Params, fisher: Fisher, divergence: Divergence) -> str | None:
-        reason = self.inner.no_minimum(self._inner(params), self._lead(fisher, params.frame), divergence)
-        return reason or zero_means(self._tied_blocks(params, fisher), fisher)
+        lead = self._inner(params), self._lead(fisher, params.frame)
+        return self.inner.no_minimum(*lead, divergence) or zero_means(self._tied_blocks(params, fisher), fisher)
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         lead = self.inner.objective(self._inner(params), self._lead(fisher, params.frame))

@@ -17,10 +17,10 @@ from fimlens.linalg.spectral_functions import root
 from fimlens.structure import (
     BasisStep,
     Claim,
+    Combinator,
     Frame,
     Params,
     Statistics,
-    Structure,
     Symmetry,
     Tree,
     require_structure,
@@ -42,7 +42,7 @@ class Bases(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rotated(Structure):
+class Rotated(Combinator):
     """(U_R (x) U_L) inner (U_R (x) U_L)^T, with U_L, U_R the eigenbases of E[GG^T] and E[G^T G].
 
     Use it to give a spectrum the gradient's own directions: one-sided SOAP is Rotated(Diagonal(), "L"), SOAP
@@ -70,7 +70,6 @@ class Rotated(Structure):
         ('ONE_STEP', 'EXACT')
     """
 
-    inner: Structure
     sides: str = "LR"
     tracker: Tracker = Eigen()
     max_dim: int | None = None
@@ -90,14 +89,6 @@ class Rotated(Structure):
     @property
     def rotated_claim(self) -> Claim:
         return self.inner.rotated_claim
-
-    @property
-    def divergence(self) -> Divergence:
-        return self.inner.divergence
-
-    @property
-    def holds_in_every_divergence(self) -> bool:
-        return self.inner.holds_in_every_divergence
 
     @property
     def symmetry(self) -> tuple[Symmetry, Symmetry]:
