@@ -4,9 +4,9 @@
 
 RACS fits each gradient by five sweeps, whatever the divergence. The Kronecker products are one sentence,
 Rotated(Marginals(divergence), "LR", PowerStep()), with the momentum, decays and refreshes of KL-Shampoo: `shampoo squared`,
-`kl_shampoo` and `kronecker` differ in the divergence alone. `shampoo` minimises its bound, with the same options. Each arm trains
-the small language model of fimlens/experiments/trial.py at learning rates a factor of two apart. The rate of Adam on embeddings,
-norms and head is the same in every arm, as in benchmarks/racs_adafactor.py.
+`kl_shampoo` and `kronecker` differ in the divergence alone. `shampoo` has the same options, and minimises its bound. Each arm
+trains the small language model of fimlens/experiments/trial.py at learning rates a factor of two apart. The rate of Adam on
+embeddings, norms and head is the same in every arm, as in benchmarks/racs_adafactor.py.
 
 Each training is one JSON line, written when it ends: a second run continues the file, and the table is of all its lines. The
 table has the held-out loss at the best rate, in nats per byte: the median over seeds.
