@@ -90,7 +90,9 @@ class Rotated(Combinator):
 
     @property
     def rotated_claim(self) -> Claim:
-        return self.inner.rotated_claim
+        # A second rotation sees its sides without the weights of a structure within the first.
+        claim = self.inner.rotated_claim
+        return claim.in_given_basis if claim is Claim.LIMIT else claim
 
     @property
     def symmetry(self) -> tuple[Symmetry, Symmetry]:
