@@ -37,7 +37,7 @@ def drop_in(init: Callable[[PyTree], Any], update: Callable[[PyTree, Any], tuple
         specs = jax.tree.map(lambda _, own: own or PartitionSpec(), params, shardings)
         specs = state_partition_specs(optax.GradientTransformation(init, update), shapes, specs, mesh=mesh)
         if not isinstance(mesh, Mesh):  # the parameters are traced
-            return jax.tree.map(jax.sharding.reshard, init(shapes), specs)
+            return jax.tree.map(lambda x, spec: jax.sharding.reshard(x, NamedSharding(mesh, spec)), init(shapes), specs)
         return jax.jit(lambda: init(shapes), out_shardings=jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))()
 
     compiled = jax.jit(with_auto_axes(update))
