@@ -78,9 +78,9 @@ def model_fisher(
     model's own p.
 
     Args:
-        logits: logits(params, inputs), which returns (batch, ..., classes); for a regression the means, (batch, ..., outputs) or (batch,)
-            for one output. Each position along the axes between counts as a prediction of its own, independent of the others
-            given the inputs.
+        logits: logits(params, inputs), which returns (batch, ..., classes); for a regression the means, (batch, ..., outputs),
+            or (batch,) for one output. Each position along the axes between counts as a prediction of its own, independent of
+            the others given the inputs.
         params: as in `empirical_fisher`.
         batches: an iterable of batches of inputs, without labels.
         labels: "exact" sums over the classes (or outputs), at the price of classes x positions gradients for each input.

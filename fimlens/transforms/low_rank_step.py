@@ -136,7 +136,7 @@ def _followed(recipe: LowRankRecipe, kept: Subspace, G: Stack, lead: Float[Array
         return mix(average, tracker.observe(Side(Fisher.of_one(g), right), lambda: Side(Fisher.of_one(lead), right)))
 
     average = jax.vmap(follow)(kept.average.astype(G.dtype), G, lead)
-    return kept._replace(average=average.astype(kept.average.dtype))
+    return kept._replace(average=narrowed(average, kept.average))
 
 
 # --- a refresh --------------------------------------------------------------------------------------------------

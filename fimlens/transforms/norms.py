@@ -42,6 +42,8 @@ def limit_growth(norms: PyTree, kept: NormGrowthState, gamma: Float[ArrayLike, "
 
     A norm that is zero or not finite leaves the state as it was.
     """
+    if not jax.tree.leaves(norms):
+        return norms, kept
     # From below kappa, growth by gamma a step needs more than 20 steps to half the peak.
     kappa = gamma**-20.0 / 2
 
