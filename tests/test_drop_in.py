@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from test_optax import LIKE_THEM, QUICK, named
 
 import fimlens as fl
+from fimlens.transforms.drop_in import compiled_once
 
 SOME = ["adam", "racs", "muon", "soap", "alice"]  # a state leaf by leaf, averages of fits, a momentum, stacks, low rank
 LIKE_SOME = [name for name in QUICK + LIKE_THEM if name not in SOME]
@@ -76,9 +77,22 @@ def test_a_state_is_made_from_shapes_and_kept_by_flax(name):
         np.testing.assert_array_equal(there, here)
 
 
-@pytest.mark.parametrize("name", SOME)
-def test_after_the_first_a_step_outside_jit_compiles_nothing(name, caplog):
-    tx, params, programs = made(name), tree(), []
+def injected(name):
+    """Optax makes this transform anew at each step, with arrays as its numbers."""
+    sizes = {"rank": 2, "leading": 1} if name == "alice" else {}
+    return optax.inject_hyperparams(getattr(fl, name))(0.1, axes=heads, **sizes)
+
+
+def with_a_new_direction(name):
+    return optax.inject_hyperparams(lambda rate: optax.chain(getattr(fl, name)(), optax.scale(-rate)))(rate=0.1)
+
+
+FACTORIES = [(made, name) for name in SOME] + [(injected, name) for name in ("racs", "muon", "soap", "alice", "adafactor")]
+
+
+@pytest.mark.parametrize(("factory", "name"), [*FACTORIES, (with_a_new_direction, "scale_by_racs")])
+def test_after_the_first_a_step_outside_jit_compiles_nothing(factory, name, caplog):
+    tx, params, programs = factory(name), tree(), []
     state = tx.init(params)
     for _ in range(3):
         caplog.clear()
@@ -87,6 +101,20 @@ def test_after_the_first_a_step_outside_jit_compiles_nothing(name, caplog):
         programs.append(sum("Compiling" in record.getMessage() for record in caplog.records))
     assert programs[0] > 0
     assert programs[2] == 0
+
+
+def test_a_program_is_shared_by_options_that_differ_in_arrays_alone():
+    """1, 1.0 and True are equal, and yet not the same option. What has no hash is compiled for itself."""
+    traced = []
+
+    def scaled(options, x):
+        traced.append(options)
+        return options[0] * x
+
+    one, two = jnp.float32(1), jnp.float32(2)
+    for options in [(one, 1), (two, 1), (one, 1.0), (one, True), (one, [1])]:
+        np.testing.assert_array_equal(compiled_once(scaled, options)(one), options[0])
+    assert [type(other) for _, other in traced] == [int, float, bool, list]
 
 
 @pytest.mark.parametrize("interval", [3, None])
@@ -181,6 +209,18 @@ def test_weights_sharded_by_type_along_both_sides_have_updates_like_them(name, i
     with jax.set_mesh(mesh) if in_force else contextlib.nullcontext():
         updates, _ = jax.eval_shape(tx.update, params, state, params)
     assert updates["kernel"].sharding.spec == P("fsdp", "tensor")
+
+
+@pytest.mark.parametrize("name", ["racs", "muon", "soap"])
+def test_numbers_may_be_arrays_of_an_explicit_mesh(name):
+    """As those of `optax.inject_hyperparams` are after a step inside jit."""
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Explicit,))
+    params = {"kernel": jax.device_put(jnp.ones((8, 16)), NamedSharding(mesh, P("fsdp")))}
+    tx = optax.inject_hyperparams(getattr(fl, name))(0.1)
+    state = tx.init(params)
+    numbers = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, P())), state.hyperparams)
+    updates, _ = jax.eval_shape(tx.update, params, state._replace(hyperparams=numbers), params)
+    assert updates["kernel"].sharding.spec == P("fsdp", None)
 
 
 @pytest.mark.parametrize("name", ["adam", "muon"])

@@ -131,6 +131,11 @@ STACKED = {"w": (6, 8, 8), "gamma": (6, 8), "layer_scale": (6, 8), "b": (6, 8), 
         {"b": (6, 8), "gamma": (6, 8), "q_bias": (6, 8), "layer_scale_1": (6, 8)},
         {"cls_token": (1, 1, 8), "pos": (1, 7, 8), "pos_embedding": (7, 8), "register_tokens": (4, 8), "bias_table": (9, 2)},
         {"classifier": {"kernel": (8, 3)}, "head": {"kernel": (8, 3)}},
+        {"bias_hh": (6, 8), "bias_ih_l0": (6, 8), "bq": (6, 8), "b_q": (6, 8), "gain": (6, 8), "shift": (6, 8)},
+        {"offset": (6, 8), "alpha": (6, 8), "gamma_1": (6, 8), "ls1": (6, 8), "ls": {"value": (6, 8)}, "temperature": (6, 1)},
+        {"positional": (7, 8), "positional_encoding": (7, 8), "position_ids": (1, 7), "pos_enc": (7, 8)},
+        {"heads": {"kernel": (8, 3)}, "output_projection": {"kernel": (8, 3)}, "score": {"weight": (8, 3)}, "final": (8, 3)},
+        {"params": {"heads": {"kernel": (8, 3)}, "score": {"kernel": {"value": (8, 3)}}}},
         {"depthwise": {"kernel": (3, 3, 1, 8)}},
     ],
 )
@@ -140,6 +145,13 @@ def test_vectors_tokens_and_heads_go_to_adam_without_a_warning(tree):
         jax.eval_shape(fl.racs(0.1).init, shaped(tree))
     assert {shape for path, shape in routes(tree).items() if not path.endswith("/w")} == {None}
     assert [shape for path, shape in routes(tree).items() if path.endswith("/w")] in ([], [(6, 8, 8)])
+
+
+def test_names_like_those_of_vectors_and_heads_may_be_of_matrices():
+    names = ("lora_a", "lora_b", "final_dense", "post_attention", "rescale_w", "by_head")
+    attention = {name: {"kernel": (8, 4)} for name in ("heads", "score", "output_projection", "out_proj", "fc", "output")}
+    tree = {"layers_0": {"attention": attention} | dict.fromkeys(names, (8, 4)), "fc": {"kernel": (8, 4)}, "heads": (8, 4)}
+    assert set(routes(tree).values()) == {(8, 4)}
 
 
 UNKNOWN = {

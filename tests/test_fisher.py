@@ -276,6 +276,32 @@ def test_fishers_add_up_to_that_of_all_gradients(reduction):
     np.testing.assert_allclose((dense + first).dense(), both.dense(), rtol=1e-5, atol=1e-7)
 
 
+def test_a_scaled_fisher_adds_up_with_no_other_and_sum_begins_at_zero():
+    whole = fl.Fisher.from_gradients(X[:, :, None])
+    parts = [fl.Fisher.from_gradients(x[:, :, None]) for x in (X[:2], X[2:])]
+    np.testing.assert_allclose(sum(parts).dense(), whole.dense(), rtol=1e-5, atol=1e-7)
+    dense = fl.Fisher.from_dense(whole.dense(), whole.shape, kind=whole.kind, normalisation=whole.normalisation)
+    for fisher in (whole, dense):
+        assert fisher.scaled(2.0).normalisation == f"{fisher.normalisation}, scaled"
+        with pytest.raises(ValueError, match="only Fishers of one shape, kind and normalisation add up"):
+            fisher.scaled(2.0) + fisher
+    with pytest.raises(TypeError):
+        1 + whole
+
+
+@pytest.mark.parametrize("labels", ["exact", "sampled"])
+def test_a_regression_may_have_one_output_without_an_axis(labels):
+    params, x = {"w": jnp.ones((3, 1))}, jax.random.normal(jax.random.key(5), (6, 3))
+    flat, column = (
+        fl.model_fisher(outputs, params, [x], likelihood="gaussian", labels=labels)["w"]
+        for outputs in (lambda p, x: (x @ p["w"])[:, 0], lambda p, x: x @ p["w"])
+    )
+    assert str(flat) == str(column)
+    np.testing.assert_array_equal(flat.dense(), column.dense())
+    with pytest.raises(ValueError, match="logits must be"):
+        fl.model_fisher(lambda p, x: (x @ p["w"])[:, 0], params, [x])
+
+
 def test_fishers_of_other_matrices_kinds_and_normalisations_do_not_add_up():
     G = jax.random.normal(jax.random.key(0), (4, 3, 2))
     fisher = fl.Fisher.from_gradients(G)

@@ -305,6 +305,21 @@ class ResetAtEachRefresh(fl.Rotated):
         return super().update_basis(stats, frame, fisher, step)[0], jax.tree.map(jnp.zeros_like, stats)
 
 
+class StatisticsStay(fl.Rotated):
+    """Moves its basis, and leaves second moments in the order of the old vectors."""
+
+    def update_basis(self, stats, frame, fisher, step):
+        return super().update_basis(stats, frame, fisher, step)[0], stats
+
+
+class SpectrumStays(fl.Rotated):
+    """Moves its basis and the covariances, and leaves second moments behind."""
+
+    def update_basis(self, stats, frame, fisher, step):
+        moved, carried = super().update_basis(stats, frame, fisher, step)
+        return moved, carried._replace(spectrum=stats.spectrum)
+
+
 class Motionless(fl.Rotated):
     """Never moves its basis in training."""
 
@@ -357,6 +372,8 @@ MUTANTS = [
     ("transport", TurnedLikeGradients()),
     ("transport", NotTransported()),
     ("rest", ResetAtEachRefresh(fl.Diagonal(), "L")),
+    ("rest", StatisticsStay(fl.Diagonal(), "L")),
+    ("rest", SpectrumStays(fl.Marginals(), "LR")),
     ("tracking", Motionless(fl.Diagonal(), "L")),
     ("tracking", CarriedLikeGradients(fl.Diagonal(), "L")),
     ("tracking", fl.LowRank(fl.Diagonal(), 2, tracker=DeafTracker())),

@@ -205,17 +205,30 @@ def test_without_eps_updates_do_not_depend_on_the_scale_of_gradients(name, kind,
         assert np.abs(a - b).max() <= 2e-3 * np.abs(a).max(), f"at 1e{power:.1f}"
 
 
-@pytest.mark.parametrize("name", ["racs", "muon", "swan", "soap", "osoap", "kl_shampoo", "adadiag_pp", "alice"])
-def test_nan_spreads_in_its_matrix_and_spares_the_others(name):
+NOT_FINITE = [(name, jnp.nan) for name in ("racs", "muon", "swan", "soap", "osoap", "kl_shampoo", "adadiag_pp", "alice")]
+
+
+@pytest.mark.parametrize(("name", "wrong"), [*NOT_FINITE, ("racs", jnp.inf), ("adafactor", -jnp.inf), ("adam", jnp.inf)])
+def test_nan_spreads_in_its_matrix_and_spares_the_others(name, wrong):
+    """And so does what is infinite: averages of it would be huge for ever, and their updates zero without a word."""
     tx = named(name)(1.0)
     weights = {"a": tree(0)["kernel"], "b": tree(1)["kernel"]}
     state, update = tx.init(weights), jax.jit(tx.update)
-    for t, bad in enumerate((0.0, jnp.nan, 0.0)):
+    for t, bad in enumerate((0.0, wrong, 0.0)):
         G = {"a": tree(t)["kernel"].at[1, 1].add(bad), "b": tree(t + 9)["kernel"]}
         updates, state = update(G, state, weights)
         stays = t == 2 and name != "swan"  # which has no state
         assert np.isnan(updates["a"]).any() == (t == 1 or stays)
         assert np.isfinite(updates["b"]).all()
+
+
+@pytest.mark.parametrize("name", ["adam", "racs", "soap", "alice", "galore"])
+def test_state_in_float16_stops_at_its_largest_number(name):
+    """Squares of 1e4 are beyond float16. Infinite averages would make every later update zero."""
+    sizes = {"alice": {"rank": 2, "leading": 1}, "galore": {"rank": 2}}.get(name, {})
+    tx, G = getattr(fl, name)(1.0, dtypes=jnp.float16, **sizes), {"kernel": 1e4 * tree(3)["kernel"]}
+    _, state = jax.jit(tx.update)(G, tx.init(G), G)
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
 def dots(jaxpr):

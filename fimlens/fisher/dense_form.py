@@ -66,7 +66,7 @@ class DenseFisher(Fisher):
         return replace(self, matrix=T @ self.matrix @ T.T, sides=sides)
 
     def scaled(self, factor: Float[ArrayLike, ""]) -> "DenseFisher":
-        return replace(self, matrix=self.matrix * factor)
+        return replace(self, matrix=self.matrix * factor, normalisation=f"{self.normalisation}, scaled")
 
     def dense(self, *, max_bytes: int = DENSE_BYTES) -> Float[Array, "mn mn"]:
         require_dense("Fisher.dense", "Raise max_bytes.", self.shape, self.matrix.dtype.itemsize, max_bytes)

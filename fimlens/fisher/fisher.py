@@ -179,7 +179,7 @@ class Fisher(abc.ABC):
 
     @abc.abstractmethod
     def scaled(self, factor: Float[ArrayLike, ""]) -> "Fisher":
-        """Return factor * F, for a non-negative factor."""
+        """Return factor * F, for a non-negative factor. Its normalisation says so, and it adds up with no other Fisher."""
 
     @abc.abstractmethod
     def dense(self, *, max_bytes: int = DENSE_BYTES) -> Float[Array, "mn mn"]:
@@ -194,6 +194,10 @@ class Fisher(abc.ABC):
         from fimlens.fisher.addition import add  # here, as it needs the subclasses of this class
 
         return add(self, other) if isinstance(other, Fisher) else NotImplemented
+
+    def __radd__(self, other: int) -> "Fisher":
+        """Return the Fisher itself for 0, with which Python's `sum` begins."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
 
     @abc.abstractmethod
     def _spectrum(self) -> Float[Array, " k"]:

@@ -82,7 +82,8 @@ class SampleFisher(Fisher):
         return replace(self, samples=jax.lax.map(linear, self.samples, batch_size=self._chunk))
 
     def scaled(self, factor: Float[ArrayLike, ""]) -> "SampleFisher":
-        return replace(self, samples=self.samples * jnp.sqrt(factor))  # F is quadratic in the samples
+        samples = self.samples * jnp.sqrt(factor)  # F is quadratic in the samples
+        return replace(self, samples=samples, normalisation=f"{self.normalisation}, scaled")
 
     def dense(self, *, max_bytes: int = DENSE_BYTES) -> Float[Array, "mn mn"]:
         remedy = "Stay in the sample form (fit and gap never need the dense one), or raise max_bytes."

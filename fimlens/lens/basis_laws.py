@@ -15,8 +15,9 @@ from jaxtyping import Array, Float
 from fimlens.fisher.fisher import Fisher
 from fimlens.lens.case import Case, Deviation, distance, worst
 from fimlens.solver.fit import fit, least_eigenvalue
-from fimlens.structure import BasisStep, Frame, Mix, Params, Statistics, update_basis_until_converged
+from fimlens.structure import BasisStep, Frame, Mix, Params, Statistics, Structure, update_basis_until_converged
 from fimlens.structures.move import Move, change_of_basis
+from fimlens.structures.rotated import Rotated
 from fimlens.structures.trackers import Side, Tracker
 from fimlens.transforms.structure_transform import trackers_of
 
@@ -54,12 +55,28 @@ def _transported(case: Case, P: Array, Q: Array, fisher: Fisher, turned: Params)
 
 @jax.jit
 def rest(case: Case) -> Deviation:
-    """fit is at rest: one more update of its basis leaves F~ and the statistics where they are."""
-    structure, fisher, frame = case.structure, case.fisher, case.fitted.frame
-    moved, kept = structure.update_basis(structure.stats(fisher, case.fitted), frame, fisher, BasisStep(case.key))
-    stats = structure.stats(fisher, Params(moved, None))
-    F = structure.dense(case.fitted)
-    return worst(distance(structure.dense(structure.fit(stats, moved)), F), distance(kept, stats))
+    """fit is at rest: one more update of its basis leaves F~ and the statistics where they are. From bases of the same vectors
+    in another order, the statistics follow: they are those measured in the bases that are found."""
+    structure, fisher, fitted = case.structure, case.fisher, case.fitted.frame
+
+    def updated(given: tuple[Frame, Array]) -> tuple[Array, Statistics, Statistics]:
+        frame, _ = given
+        stats = structure.stats(fisher, Params(frame, None))
+        moved, kept = structure.update_basis(stats, frame, fisher, BasisStep(case.key))
+        measured = structure.stats(fisher, Params(moved, None))
+        return structure.dense(structure.fit(measured, moved)), kept, measured
+
+    F, kept, measured = jax.vmap(updated)((_stack(fitted, _reordered(structure, fitted)), jnp.arange(2)))
+    return worst(distance(F[0], structure.dense(case.fitted)), distance(kept, measured))
+
+
+def _reordered(structure: Structure, frame: Frame) -> Frame:
+    """A frame of the same vectors in another order, along the sides where the inner family takes them in any order."""
+    if not isinstance(structure, Rotated) or jax.tree.leaves(frame.bases.inner):  # inner bases take the outer ones as they are
+        return frame
+    pairs = zip(frame.bases[:2], structure.inner.symmetry, strict=True)
+    left, right = (U if U is None or kind is None else jnp.roll(U, 1, axis=1) for U, kind in pairs)
+    return Frame(frame.bases._replace(left=left, right=right), frame.shape)
 
 
 @jax.jit

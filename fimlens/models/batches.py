@@ -155,8 +155,8 @@ def make_fishers(
     for name, G in kept.items():
         total = len(G) if count is None else count
         try:
-            fisher = Fisher.from_gradients(G, kind=kind, normalisation=f"{reduction} over {total} {unit}")
+            scaled = G * total**0.5 if reduction == "sum" else G  # F is quadratic in the gradients
+            fishers[name] = Fisher.from_gradients(scaled, kind=kind, normalisation=f"{reduction} over {total} {unit}")
         except ValueError as error:
             raise ValueError(f"{call}: matrix {name!r}: {error}") from error
-        fishers[name] = fisher.scaled(float(total)) if reduction == "sum" else fisher
     return fishers

@@ -77,8 +77,9 @@ def model_fisher(
     model's own p.
 
     Args:
-        logits: logits(params, inputs), which returns (batch, ..., classes); for a regression the means, (batch, ..., outputs).
-            Each position along the axes between counts as a prediction of its own, independent of the others given the inputs.
+        logits: logits(params, inputs), which returns (batch, ..., classes); for a regression the means, (batch, ..., outputs),
+            or (batch,) for one output. Each position along the axes between counts as a prediction of its own, independent of
+            the others given the inputs.
         params: as in `empirical_fisher`.
         batches: an iterable of batches of inputs, without labels.
         labels: "exact" sums over the classes (or outputs), at the price of classes x positions gradients for each input.
@@ -114,11 +115,15 @@ def model_fisher(
 
     p = LIKELIHOODS[likelihood]
 
+    def outputs(params: PyTree, inputs: PyTree) -> Array:
+        out = logits(params, inputs)
+        return out[:, None] if likelihood == "gaussian" and getattr(out, "ndim", 0) == 1 else out
+
     def one(example: tuple[PyTree, Array], chosen: Matrices) -> Matrices:
         inputs, key = example
 
         def scores(W: Matrices) -> Scores:
-            out = logits(merge(W), jax.tree.map(lambda x: x[None], inputs))
+            out = outputs(merge(W), jax.tree.map(lambda x: x[None], inputs))
             return p.scores(out.reshape(-1, out.shape[-1]))
 
         value, pull = jax.vjp(scores, chosen)
@@ -135,7 +140,7 @@ def model_fisher(
 
     def gradients(inputs: PyTree, key: Array) -> Matrices:
         count = count_examples("model_fisher", inputs)
-        out = trace_shapes("model_fisher", logits, params, inputs)
+        out = trace_shapes("model_fisher", outputs, params, inputs)
         if getattr(out, "ndim", 0) < 2 or out.shape[0] != count:
             raise ValueError(
                 f"model_fisher: logits must be (batch, ..., classes), of {count} inputs; got "

@@ -1,9 +1,10 @@
 """RACS, Adafactor and SinkGD: one factor for each row and one for each column."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from fimlens._validate import require_number
 from fimlens.divergence import FROBENIUS, Divergence, LogDet, require_degree
@@ -69,7 +70,7 @@ def adafactor(
     """
     require_rate("adafactor", "learning_rate", learning_rate)
     dtypes = state_dtypes(dtypes)
-    direction = scale_by_structure(Marginals(), b1=None, b2=lambda t: 1 - t**-decay_rate, eps=eps, dtypes=dtypes)
+    direction = scale_by_structure(Marginals(), b1=None, b2=_PowerDecay(decay_rate), eps=eps, dtypes=dtypes)
     scales = [direction]
     if clipping_threshold is not None:
         scales.append(clip_by_rms(clipping_threshold))
@@ -81,6 +82,15 @@ def adafactor(
         links.append(keep_state_dtypes(optax.ema(momentum, debias=False, accumulator_dtype=dtypes.momentum)))
     # The sign comes last, so that the decay is added to an update that still points up the gradient.
     return compute_in_float32(optax.chain(*links, decay_weights(weight_decay, mask), optax.scale(-1)))
+
+
+class _PowerDecay(NamedTuple):
+    """Shazeer and Stern's decay of second moments. Two with one rate are equal, so that they share a compiled step."""
+
+    rate: Number
+
+    def __call__(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        return 1 - t**-self.rate
 
 
 def scale_by_racs(

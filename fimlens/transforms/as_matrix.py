@@ -29,7 +29,8 @@ def as_matrix(
     A leading axis indexes layers where all leaves under one prefix share it, and the prefix is named "layers", "blocks",
     "experts" or "scan", or biases or norms under it have that axis too. Then two axes more are a matrix. One matrix each are
     the kernels of Flax's attention; kernels whose bias tells how many axes are outputs; "conv" kernels, whose last axis is the
-    output; and leaves whose axes have names in Flax, such as ("layers", "embed", "heads", "head_dim").
+    output; and leaves whose axes have names in Flax, such as ("layers", "embed", "heads", "head_dim"). No shape tells that a
+    convolution has groups: declare fl.Axes((0, 1, 2), 3, columns=groups), so that each group is a matrix of its own.
 
     Args:
         tx: the method; it sees leaves of shape (*batch, m, n), where m is the product of the reduction axes and n that of the

@@ -27,7 +27,9 @@ NORM = r"([^/]*(?i:norm)s?(_?\d+|_?[a-z])?|NormLayer[^/]*|[^/]*(?i:normali[sz]at
 
 
 # Flax NNX ends every path with "value".
-VECTORS = re.compile(rf"(^|/)((?i:(\w+_)?(bias|scale)|gamma|beta|layer_?scale\w*)|b\d?|{NORM}(/(?!kernel)[^/]*)?)(/value)?$")
+# Biases have suffixes in recurrent cells (bias_hh_l0) and attention (bq, b_q). Half of a LoRA, lora_b, is a matrix.
+VECTOR = r"(\w+_)?(bias(_[a-z]{1,2}(_l\d+)?)?|scale|gain|shift|offset)|(gamma|beta|alpha|ls)(_?\d)?|temperature|layer_?scale\w*"
+VECTORS = re.compile(rf"(^|/)((?i:{VECTOR})|b_?[a-z]?\d?|{NORM}(/(?!kernel)[^/]*)?)(/value)?$")
 
 
 # Prefixes of paths whose leaves have one leading axis that indexes copies.

@@ -14,6 +14,7 @@ from fimlens.structures.move import Move, Turn, change_of_basis, turned, turned_
 from fimlens.structures.parts import Parts
 from fimlens.structures.trackers import Side
 from fimlens.transforms.compensation import Seen
+from fimlens.transforms.dtypes import narrowed
 from fimlens.transforms.low_rank_state import LowRankRecipe, StackState, Subspace
 from fimlens.transforms.low_rank_update import Projections, low_rank_update, squares_of, squares_outside, sums_of_squares
 from fimlens.transforms.matrix_step import MatrixState, StepCoefficients, init_matrices, refresh_if_due, step_matrices
@@ -144,7 +145,7 @@ def _followed(recipe: LowRankRecipe, kept: Subspace, G: Stack, lead: Float[Array
         return mix(average, tracker.observe(Side(Fisher.of_one(g), right), lambda: Side(Fisher.of_one(lead), right)))
 
     average = jax.vmap(follow)(kept.average.astype(G.dtype), G, lead)
-    return kept._replace(average=average.astype(kept.average.dtype))
+    return kept._replace(average=narrowed(average, kept.average))
 
 
 # --- a refresh --------------------------------------------------------------------------------------------------
@@ -228,4 +229,4 @@ def _bases(recipe: LowRankRecipe, kept: Subspace, G: Stack, right: bool) -> Floa
 
 def _in_dtypes_of(old: Any, new: Any) -> Any:
     """Cast `new` to the dtypes of `old`."""
-    return jax.tree.map(lambda x, like: x.astype(like.dtype), new, old)
+    return jax.tree.map(narrowed, new, old)

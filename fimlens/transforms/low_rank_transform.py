@@ -106,28 +106,28 @@ def scale_by_low_rank(
     lead = Recipe(structure.inner, b1, b2, tracker_decay(structure.inner), eps, update_interval, bias_correction, dtypes)
     recipe = LowRankRecipe(structure, lead, compensation, lift, b1, alpha_c, gamma, moments, bias_correction, dtypes)
     _require_options(recipe)
-    key = random_key(structure)
+    return drop_in(_init, _update, recipe)
 
-    def init(params: PyTree) -> LowRankState:
-        require_real("scale_by_low_rank", params)
-        stacks = {name: init_stack(recipe, like) for name, like in matrix_shapes(params).items()}
-        if isinstance(params, PLACEHOLDER):
-            stacks = jnp.zeros([])  # one leaf in place of what no parameter has the shape of
-        return LowRankState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), key(), stacks)
 
-    def update(updates: PyTree, state: LowRankState) -> tuple[PyTree, LowRankState]:
-        with jax.default_matmul_precision("highest"):
-            matrices = stack_matrices(updates)
-            _require_state(recipe, state, matrices)
-            lead_count, stacks = refresh_stacks(recipe, state, matrices)
-            now = coefficients(lead, lead_count, state.key)
-            count = optax.safe_increment(state.count)
-            steps = {name: step_stack(recipe, stacks[name], G, now, count) for name, G in matrices.items()}
-            scaled = unstack({name: U for name, (_, U) in steps.items()}, updates)
-            kept = {name: kept for name, (kept, _) in steps.items()}
-            return scaled, LowRankState(count, optax.safe_increment(lead_count), state.key, kept)
+def _init(recipe: LowRankRecipe, params: PyTree) -> LowRankState:
+    require_real("scale_by_low_rank", params)
+    stacks = {name: init_stack(recipe, like) for name, like in matrix_shapes(params).items()}
+    if isinstance(params, PLACEHOLDER):
+        stacks = jnp.zeros([])  # one leaf in place of what no parameter has the shape of
+    return LowRankState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), random_key(recipe.structure), stacks)
 
-    return drop_in(init, update)
+
+def _update(recipe: LowRankRecipe, updates: PyTree, state: LowRankState) -> tuple[PyTree, LowRankState]:
+    with jax.default_matmul_precision("highest"):
+        matrices = stack_matrices(updates)
+        _require_state(recipe, state, matrices)
+        lead_count, stacks = refresh_stacks(recipe, state, matrices)
+        now = coefficients(recipe.lead, lead_count, state.key)
+        count = optax.safe_increment(state.count)
+        steps = {name: step_stack(recipe, stacks[name], G, now, count) for name, G in matrices.items()}
+        scaled = unstack({name: U for name, (_, U) in steps.items()}, updates)
+        kept = {name: kept for name, (kept, _) in steps.items()}
+        return scaled, LowRankState(count, optax.safe_increment(lead_count), state.key, kept)
 
 
 def _require_state(recipe: LowRankRecipe, state: LowRankState, matrices: dict[str, Array]) -> None:

@@ -21,7 +21,7 @@ from fimlens.member import bases_of
 from fimlens.solver.fit import fit
 from fimlens.solver.sizes import frame_of, zero_state
 from fimlens.structure import BasisStep, Frame, Mix, Params, Statistics, Structure, Tree
-from fimlens.transforms.dtypes import StateDtypes
+from fimlens.transforms.dtypes import StateDtypes, stored_in
 from fimlens.transforms.stacking import Matrices, clip_for_squaring, clip_squares
 
 Decay = Float[ArrayLike, ""] | Callable[[Float[Array, ""]], Float[Array, ""]]
@@ -102,7 +102,8 @@ def step_matrices(recipe: Recipe, kept: MatrixState, G: Matrices, now: StepCoeff
     structure, state = recipe.structure, optax.tree.cast(kept, G.dtype)
     to_eigenbasis = vmap_leading(G, structure.to_eigenbasis)
     clipped = clip_for_squaring(G)
-    if jax.tree.leaves(state.bases) or recipe.b2 is None:  # without bases the squares are bounded, which spares a pass over G
+    # Elsewhere squares are bounded, which spares a pass over G, and the momentum holds the NaN of what is not finite.
+    if jax.tree.leaves(state.bases) or recipe.b1 is None or recipe.b2 is None:
         G = clipped
     if recipe.b2 is None:
         member = vmap_leading(G, lambda g: fit(structure, Fisher.of_one(g)))(G)
@@ -221,12 +222,7 @@ def _(size: int, batched: list[bool], due: Bool[Array, " k"]) -> tuple[Bool[Arra
 def _stored(recipe: Recipe, state: MatrixState) -> MatrixState:
     """Cast a state to the dtypes in which the recipe stores it."""
     momentum, second_moment, basis = recipe.dtypes
-    return MatrixState(
-        optax.tree.cast(state.bases, basis),
-        optax.tree.cast(state.covariances, basis),
-        optax.tree.cast(state.averaged, second_moment),
-        optax.tree.cast(state.momentum, momentum),
-    )
+    return MatrixState(*map(stored_in, (basis, basis, second_moment, momentum), state))
 
 
 def _decay(b: Any, t: Array, corrected: bool) -> tuple[Mix | None, Float[ArrayLike, ""]]:

@@ -116,7 +116,7 @@ def store_state_in(tx: optax.GradientTransformation, dtype: DTypeLike) -> optax.
     def kept_in_dtype(state: PyTree) -> PyTree:
         def stored(x: Array) -> Array:
             large = jnp.issubdtype(x.dtype, jnp.floating) and math.prod(x.shape[-2:]) > 1
-            return x.astype(dtype) if large else x
+            return narrowed(x, dtype) if large else x
 
         return jax.tree.map(stored, state)
 

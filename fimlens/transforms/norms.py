@@ -42,6 +42,8 @@ def limit_growth(norms: PyTree, kept: NormGrowthState, gamma: Float[ArrayLike, "
 
     A norm that is zero or not finite leaves the state as it was.
     """
+    if not jax.tree.leaves(norms):
+        return norms, kept
     # From below kappa, growth by gamma a step needs more than 20 steps to half the peak.
     kappa = gamma**-20.0 / 2
 
@@ -92,16 +94,19 @@ def limit_norm_growth(gamma: Float[ArrayLike, ""] = 1.01) -> optax.GradientTrans
         3.12
     """
 
-    def init(params: PyTree) -> NormGrowthState:
-        if isinstance(params, PLACEHOLDER):
-            return NormGrowthState(*jnp.zeros(4))  # norms are no parameters
-        return init_growth(jax.eval_shape(lambda tree: jax.tree.map(matrix_norm, tree), params))
+    return drop_in(_init_limiter, _limited, gamma)
 
-    def update(updates: PyTree, state: NormGrowthState) -> tuple[PyTree, NormGrowthState]:
-        etas, state = limit_growth(jax.tree.map(matrix_norm, updates), state, gamma)
-        return jax.tree.map(lambda x, e: (x * e).astype(x.dtype), updates, etas), state
 
-    return drop_in(init, update)
+def _init_limiter(gamma: Float[ArrayLike, ""], params: PyTree) -> NormGrowthState:
+    del gamma
+    if isinstance(params, PLACEHOLDER):
+        return NormGrowthState(*jnp.zeros(4))  # norms are no parameters
+    return init_growth(jax.eval_shape(lambda tree: jax.tree.map(matrix_norm, tree), params))
+
+
+def _limited(gamma: Float[ArrayLike, ""], updates: PyTree, state: NormGrowthState) -> tuple[PyTree, NormGrowthState]:
+    etas, state = limit_growth(jax.tree.map(matrix_norm, updates), state, gamma)
+    return jax.tree.map(lambda x, e: (x * e).astype(x.dtype), updates, etas), state
 
 
 def scale_by_trust_ratio(coefficient: Float[ArrayLike, ""] = 1.0) -> optax.GradientTransformation:

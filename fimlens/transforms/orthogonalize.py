@@ -7,7 +7,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens.linalg.bases import short_side_first
 from fimlens.linalg.decompositions import unit_of
-from fimlens.transforms.drop_in import with_auto_axes
+from fimlens.transforms.drop_in import compiled_once
 from fimlens.transforms.norms import Matrix, matrix_norm
 from fimlens.transforms.stacking import sides, stack_matrices, unstack
 
@@ -18,6 +18,11 @@ def orthogonalize(steps: Int[ArrayLike, ""] = 5, eps: Float[ArrayLike, ""] = 1e-
     A quintic Newton-Schulz iteration with the coefficients of Jordan (2024). Matrices of one shape, transposed or not, form
     one stack with the shorter side first.
     """
+    factors = compiled_once(_polar_factors, steps, eps)
+    return with_short_side_first(optax.stateless(lambda updates, params: factors(updates)))
+
+
+def _polar_factors(steps: Int[ArrayLike, ""], eps: Float[ArrayLike, ""], updates: PyTree) -> PyTree:
     a, b, c = 3.4445, -4.7750, 2.0315
 
     def iterate(_: Array, X: Matrix) -> Matrix:
@@ -32,13 +37,8 @@ def orthogonalize(steps: Int[ArrayLike, ""] = 5, eps: Float[ArrayLike, ""] = 1e-
         # A traced number of steps, as under optax.inject_hyperparams, cannot be unrolled.
         return jax.lax.fori_loop(0, steps, iterate, X, unroll=True if isinstance(steps, int) else None)
 
-    @jax.jit
-    @with_auto_axes
-    def factors(updates: PyTree) -> PyTree:
-        with jax.default_matmul_precision("highest"):
-            return unstack(jax.tree.map(factor, stack_matrices(updates)), updates)
-
-    return with_short_side_first(optax.stateless(lambda updates, params: factors(updates)))
+    with jax.default_matmul_precision("highest"):
+        return unstack(jax.tree.map(factor, stack_matrices(updates)), updates)
 
 
 def with_short_side_first(tx: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -22,11 +22,19 @@ METHOD, OTHERS = "method", "others"
 
 
 # Tables of vectors, one for each token or position.
-EMBEDDING = re.compile(r"embed|(^|_)emb$|^wte$|^wpe$|(^|_)(pos|position|cls|tokens?|table)$", re.IGNORECASE)
+EMBEDDING = re.compile(
+    r"embed|(^|_)emb$|^wte$|^wpe$|(^|_)(cls|tokens?|table)$|(^|_)pos(ition(s|al)?)?(_(enc|encodings?|ids?))?$", re.IGNORECASE
+)
 
 
 HEAD = re.compile(
     r"^((lm|mlm|cls|output|readout|classifier)_?)?head$|^(logits|unembed\w*|lm_output|classifier)$", re.IGNORECASE
+)
+
+
+# Names that mean the output head at the top of a model, and something else within its blocks.
+TOP_HEAD = re.compile(
+    r"^(params/)?(heads/(kernel|w|weight)|(score|final|output_projection)(/(kernel|w|weight))?)(/value)?$", re.IGNORECASE
 )
 
 
@@ -45,9 +53,10 @@ def matrices(
     moves up the gradient, unscaled.
 
     By default a leaf of two axes or more is a matrix, with four exceptions. Its path names an embedding ("embed", "tok_emb",
-    "wte", "pos", "cls_token"); or vectors that may be stacked (a last "bias", "b", "scale", "gamma" or "beta", or the leaf of a
-    norm, such as "attention_norm" or "LayerNorm_0/w"); or, unless `head` is True, the output head ("head", "lm_head",
-    "classifier", "logits", "unembed"); or it is a vector for each of the layers that it stacks. Empty leaves go to the others.
+    "wte", "pos", "positional_encoding", "cls_token"); or vectors that may be stacked (a last "bias", "b_q", "scale", "gain",
+    "shift", "gamma" or "alpha", or the leaf of a norm, such as "attention_norm" or "LayerNorm_0/w"); or, unless `head` is True,
+    the output head ("head", "lm_head", "classifier", "logits", "unembed"; at the top of the tree also "heads/kernel", "score",
+    "final" and "output_projection"); or it is a vector for each of the layers that it stacks. Empty leaves go to the others.
 
     `tx` sees leaves of three axes or more as matrices, by the evidence that `fl.as_matrix` describes. One for which there is no
     evidence goes to the others, and `init` warns once for all of these. `fl.routes` shows where each leaf goes.
@@ -159,7 +168,7 @@ def routes(
 def role(path: str) -> str | None:
     """The role that a parameter's path names: "head", "embedding" or None."""
     words = path.split("/")
-    if any(map(HEAD.search, words)):  # before embeddings: "unembed" is a head
+    if TOP_HEAD.search(path) or any(map(HEAD.search, words)):  # before embeddings: "unembed" is a head
         return "head"
     return "embedding" if any(map(EMBEDDING.search, words)) else None
 

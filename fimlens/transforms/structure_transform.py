@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import ArrayLike, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._validate import path_name, require_decay, require_real
 from fimlens.structure import Structure, require_structure
@@ -82,33 +82,35 @@ def scale_by_structure(
     b3, dtypes = tracker_decay(structure), state_dtypes(dtypes)
     recipe = Recipe(structure, b1, b2, b3, eps, update_interval, bias_correction, dtypes, turn, momentum, average)
     _require_options(recipe)
-    layout, key = state_layout(structure, average), random_key(structure)
+    return drop_in(_init, _update, recipe)
 
-    def init(params: PyTree) -> StructureState:
-        _require_suited(structure, params)
-        if isinstance(params, PLACEHOLDER):
-            kept = placeholder_state(layout, params, b1 is not None, b2 is not None)
-        else:
-            matrices, treedef = jax.tree.flatten(matrix_shapes(params, layout.stacked))
-            kept = pack_state(layout, treedef, [init_matrices(recipe, like) for like in matrices], params)
-        return StructureState(jnp.zeros([], jnp.int32), jnp.zeros([]), key(), *kept)
 
-    def update(updates: PyTree, state: StructureState) -> tuple[PyTree, StructureState]:
-        with jax.default_matmul_precision("highest"):
-            matrices, treedef = jax.tree.flatten(stack_matrices(updates, layout.stacked))
-            if not matrices:
-                return updates, state._replace(count=optax.safe_increment(state.count))
-            states = unpack_state(layout, treedef, matrices, state)
-            now = coefficients(recipe, state.count, state.key)
-            step = jax.jit(partial(step_matrices, recipe, now=now))  # traced once for each shape
-            steps = [step(kept, G) for kept, G in zip(states, matrices, strict=True)]
-            states, moved = zip(*steps, strict=True)
-            kept = pack_state(layout, treedef, states, updates)
-            scaled = unstack(treedef.unflatten(moved), updates, layout.stacked)
-            weight = jnp.asarray(now.weight_2, state.weight.dtype)
-            return scaled, StructureState(optax.safe_increment(state.count), weight, state.key, *kept)
+def _init(recipe: Recipe, params: PyTree) -> StructureState:
+    _require_suited(recipe.structure, params)
+    layout = state_layout(recipe.structure, recipe.average)
+    if isinstance(params, PLACEHOLDER):
+        kept = placeholder_state(layout, params, recipe.b1 is not None, recipe.b2 is not None)
+    else:
+        matrices, treedef = jax.tree.flatten(matrix_shapes(params, layout.stacked))
+        kept = pack_state(layout, treedef, [init_matrices(recipe, like) for like in matrices], params)
+    return StructureState(jnp.zeros([], jnp.int32), jnp.zeros([]), random_key(recipe.structure), *kept)
 
-    return drop_in(init, update)
+
+def _update(recipe: Recipe, updates: PyTree, state: StructureState) -> tuple[PyTree, StructureState]:
+    layout = state_layout(recipe.structure, recipe.average)
+    with jax.default_matmul_precision("highest"):
+        matrices, treedef = jax.tree.flatten(stack_matrices(updates, layout.stacked))
+        if not matrices:
+            return updates, state._replace(count=optax.safe_increment(state.count))
+        states = unpack_state(layout, treedef, matrices, state)
+        now = coefficients(recipe, state.count, state.key)
+        step = jax.jit(partial(step_matrices, recipe, now=now))  # traced once for each shape
+        steps = [step(kept, G) for kept, G in zip(states, matrices, strict=True)]
+        states, moved = zip(*steps, strict=True)
+        kept = pack_state(layout, treedef, states, updates)
+        scaled = unstack(treedef.unflatten(moved), updates, layout.stacked)
+        weight = jnp.asarray(now.weight_2, state.weight.dtype)
+        return scaled, StructureState(optax.safe_increment(state.count), weight, state.key, *kept)
 
 
 def trackers_of(structure: Any) -> Iterator[Tracker]:
@@ -129,10 +131,10 @@ def tracker_decay(structure: Structure) -> Float[ArrayLike, ""] | None:
     return decays[0] if decays else None
 
 
-def random_key(structure: Structure) -> Any:
-    """A function that makes the key which the structure's trackers draw from, or None where none of them draws."""
+def random_key(structure: Structure) -> Array | None:
+    """The key which the structure's trackers draw from, or None where none of them draws."""
     seeds = [tracker.seed for tracker in trackers_of(structure) if tracker.seed is not None]
-    return (lambda: jax.random.PRNGKey(seeds[0])) if seeds else (lambda: None)
+    return jax.random.PRNGKey(seeds[0]) if seeds else None
 
 
 def _require_options(recipe: Recipe) -> None:
