@@ -19,7 +19,7 @@ Each line of the file is one optimizer, dtype and kind. A second run continues t
 import argparse
 import inspect
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -166,14 +166,21 @@ def counted(program: Callable, usual: float, kind: str, dtype: str, scales: str,
     return {"sequences": count, **counts, "largest": float(f"{rises.max():.3g}")}
 
 
-def fuzz(names: Iterable[str], dtypes: Iterable[str], kinds: Iterable[str], count: int, done: set) -> Iterable[dict]:
+def fuzz(
+    names: Iterable[str],
+    dtypes: Iterable[str],
+    kinds: Iterable[str],
+    count: int,
+    done: Collection = (),
+    program_of: Callable[[str, str], Callable] = sizes_of_updates,
+) -> Iterable[dict]:
     """Yield one line for each optimizer, dtype and kind that is not done."""
     for name in names:
         for dtype in dtypes:
             left = [kind for kind in kinds if (name, dtype, kind) not in done]
             if not left:
                 continue
-            program = sizes_of_updates(name, dtype)
+            program = program_of(name, dtype)
             usual = usual_size(name, dtype, program, count // 2)
             for kind in left:
                 each = {scales: counted(program, usual, kind, dtype, scales, count // 2) for scales in SCALES}
@@ -195,11 +202,16 @@ def table(lines: list[dict]) -> Table:
     return shown
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=list(OPTIMIZERS), metavar="NAME")
+def main(
+    optimizers: Iterable[str] = OPTIMIZERS,
+    program_of: Callable[[str, str], Callable] = sizes_of_updates,
+    dtypes: Iterable[str] = DTYPES,
+    description: str | None = __doc__,
+) -> None:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=list(optimizers), metavar="NAME")
     parser.add_argument("--sequences", type=int, default=146, help="of each optimizer, dtype and kind; half at any scale")
-    parser.add_argument("--dtype", nargs="*", default=DTYPES, choices=DTYPES)
+    parser.add_argument("--dtype", nargs="*", default=dtypes, choices=DTYPES)
     parser.add_argument("--kind", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--json", type=Path, help="a file of JSON lines to continue")
     options = parser.parse_args()
@@ -207,7 +219,7 @@ def main() -> None:
         [json.loads(line) for line in options.json.read_text().splitlines()] if options.json and options.json.exists() else []
     )
     done = {(line["optimizer"], line["dtype"], line["kind"]) for line in lines}
-    found = fuzz(options.names, options.dtype, options.kind, options.sequences, done)
+    found = fuzz(options.names, options.dtype, options.kind, options.sequences, done, program_of)
     for line in track(found, "fuzz", total=len(options.names) * len(options.dtype) * len(options.kind) - len(done)):
         lines.append(line)
         if options.json:

@@ -85,8 +85,9 @@ def grouped(module: str, name: str, *keys: str) -> Callable[..., Any]:
 
 def soap(weights: list, **options: Any) -> Any:
     """pytorch_optimizer's SOAP with second moments that turn with the basis and keep the means that its covariances state, as
-    ours do; its own are only sorted."""
-    only_sorted = options.pop("only_sorted", False)
+    ours do; its own are only sorted. `means` are the sides to whose means they are scaled, in turn: our rows are its columns.
+    """
+    only_sorted, means = options.pop("only_sorted", False), options.pop("means", ("columns", "rows"))
     theirs = torch_class("pytorch_optimizer", "SOAP")(weights, **options)
     refresh = theirs.get_orthogonal_matrix_qr
 
@@ -95,7 +96,10 @@ def soap(weights: list, **options: Any) -> Any:
         new = refresh(state, *given)
         L, R = ((V.T @ U) ** 2 for U, V in zip(old, new, strict=True))
         rows, columns = ((U * (C @ U)).sum(0) for C, U in zip(state["GG"], new, strict=True))
-        state["exp_avg_sq"] = to_means(to_means(L @ squares @ R.T, rows[:, None], 1), columns[None], 0)
+        squares, stated = L @ squares @ R.T, {"rows": (rows[:, None], 1), "columns": (columns[None], 0)}
+        for side in means:
+            squares = to_means(squares, *stated[side])
+        state["exp_avg_sq"] = squares
         return new
 
     def to_means(squares: Any, means: Any, axis: int) -> Any:
@@ -144,6 +148,8 @@ PAIRS = {
         Row({"update_interval": 5, "eps": 1e-30}, {"precondition_frequency": 5, "eps": 1e-30, "weight_decay": 0.0}, (16, 16)),
         {
             "second moments at refreshes, which turn in ours": Row({}, {"only_sorted": True}),
+            "turned, and not scaled to known means": Row({}, {"means": ()}),
+            "turned, and scaled on the other side first": Row({}, {"means": ("rows", "columns")}),
             "a matrix that is not square": Row(shape=(16, 24)),
             "eps of 1e-8, at gradients times 1e-6": Row({"eps": 1e-8}, {"eps": 1e-8}, scale=1e-6),
             "decay of 0.01": Row({"weight_decay": 0.01}, {"weight_decay": 0.01}),

@@ -1,4 +1,4 @@
-r"""RACS finds the nearest S (x) Q, both diagonal ([G], Proposition 3).
+r"""RACS finds the S (x) Q, both diagonal, nearest in the Frobenius norm ([G], Proposition 3).
 
 Theorem. Let $S = \mathrm{Diag}(s)$ (n x n) and $Q = \mathrm{Diag}(q)$ (m x m), and let $V = E[G^2]$ (m x n). The $S
 \otimes Q$ nearest to $F$ is given by the best approximation $q s^T$ of rank one to $V$, its leading singular pair. RACS
@@ -27,9 +27,12 @@ cap, as a larger $s$ lowers every mean. An entry is at most the number of a colu
 update exceeds $\sqrt{K m} / (1 - \beta)$.
 """
 
+from functools import partial
+
 import numpy as np
 import sympy as sp
 
+from fimlens.divergence import Frobenius
 from fimlens.interpreter.interpret import symbolic
 from fimlens.proofs.evaluate import error, fitted, hessian, slope
 from fimlens.proofs.symbols import coordinates, diagonal_fisher, positive, rotation, symbols
@@ -45,7 +48,8 @@ def steps(m, n):
     H, V = RowColumn(), positive("V", m, n)
     F, at = diagonal_fisher(V), H.frame(m, n)
     q, s = coordinates(H, m, n, "c")
-    half = symbolic(nearest_factor)(V, q[:, 0])[None]
+    half_step = partial(nearest_factor, Frobenius())
+    half = symbolic(half_step)(V, q[:, 0])[None]
     yield vanishes("given q, the gradient with respect to s vanishes after a half step", slope(H, Params(at, (q, half)), F)[1])
     whole, positive_definite = error(H, Params(at, (q, s)), F), 2 * (q**2).sum() * np.eye(n, dtype=int)
     yield equal(
@@ -53,11 +57,11 @@ def steps(m, n):
         np.array(hessian(whole, s)),
         positive_definite,
     )
-    half = symbolic(nearest_factor)(V.T, s[0])[:, None]
+    half = symbolic(half_step)(V.T, s[0])[:, None]
     yield vanishes(
         "given s, the gradient with respect to q vanishes after the other half step", slope(H, Params(at, (half, s)), F)[0]
     )
-    K, column = sp.Symbol("K", positive=True), symbolic(nearest_factor)(V, q[:, 0])[None]
+    K, column = sp.Symbol("K", positive=True), symbolic(half_step)(V, q[:, 0])[None]
     yield equal(
         "given q, the gradient with respect to s is 2 ||q||^2 times the distance from the half step",
         slope(H, Params(at, (q, s)), F)[1],
@@ -68,7 +72,11 @@ def steps(m, n):
         "given q, each column of V / q s^T has the mean K at the least s", (V / (q * least)).mean(0), K * np.ones(n, int)
     )
     larger = np.vectorize(sp.Max, otypes=[object])(column, least)
-    yield equal("the capped half step is the larger of the two", symbolic(capped_factor)(V, q[:, 0], K)[None], larger)
+    yield equal(
+        "the capped half step is the larger of the two",
+        symbolic(partial(capped_factor, Frobenius()))(V, q[:, 0], K)[None],
+        larger,
+    )
     V_blocks = np.array([[1, 0, 1], [0, sp.Rational(1, 4), 0]], object)[:, :n] + sp.Integer(0)
     capped = fitted(RowColumn(sweeps=1, cap=2.0), diagonal_fisher(V_blocks)).coords
     mean = (V_blocks / np.multiply(*capped))[:, 1].mean()

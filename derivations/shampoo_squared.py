@@ -6,10 +6,11 @@ $\tilde F = A \otimes B$ with $A$ (n x n) and $B$ (m x m), $D$ is smallest at $\
 
 Proof. As $\log (A \otimes B) = \log A \otimes I + I \otimes \log B$,
 $$\mathrm{tr}(F \log (A \otimes B)) = \mathrm{tr}(E[G^T G] \log A) + \mathrm{tr}(E[G G^T] \log B) ,$$
-so that $D$ depends on $F$ through the two covariances alone. In given bases this is the problem of `adafactor` for the
-second moments in those bases, with the same solution. With respect to rotations of the bases, $D$ is stationary if they
-diagonalise the covariances. That this is the global minimum follows from Klein's inequality, $D \geq 0$, for each
-factor; it is not decided here.
+so that $D$ depends on $F$ through the two covariances alone. In given bases this is the problem of `adafactor` for the second
+moments in those bases, with the same solution. With respect to rotations of the bases, $D$ is stationary if they diagonalise
+the covariances. This is `nearest_product` for $b = 1$, where a half step depends on the other factor through its trace alone,
+so that one of each is enough. That this is the global minimum follows from Klein's inequality, $D \geq 0$, for each factor; it
+is not decided here.
 
 In the Frobenius norm the product is not stationary.
 """
@@ -21,7 +22,7 @@ from fimlens.proofs.evaluate import fitted, objective, slope, slope_of_bases
 from fimlens.proofs.symbols import any_fisher, coordinates, fisher_in_eigenbases, frame, symbols
 from fimlens.proofs.theorem import differs, equal, vanishes
 from fimlens.structure import Params
-from fimlens.structures import Marginals, Rotated
+from fimlens.structures import Kronecker, Marginals, Rotated
 
 SIZES = ((2, 2), (2, 3))
 
@@ -41,6 +42,12 @@ def steps(m, n):
     r, c = (np.diag(C) for C in symbolic(lambda F: (F.left(), F.right()))(F))
     L = symbolic(H.eigenvalues)(nearest)
     yield equal("the fit is E[G^T G] (x) E[GG^T] / tr F", L, np.outer(r, c) / r.sum())
+    H_b = Kronecker(H.divergence)
+    yield equal(
+        "the nearest product in von Neumann divergence, as fitted in the same bases, is the same",
+        symbolic(H_b.eigenvalues)(fitted(H_b, F)),
+        L,
+    )
     yield vanishes("the gradient of the divergence with respect to the eigenvalues vanishes", slope(H, nearest, F, objective))
     free = Params(nearest.frame, coordinates(H, m, n, "c"))
     yield vanishes(

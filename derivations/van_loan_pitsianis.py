@@ -61,7 +61,7 @@ def steps(m, n):
     unit = Frame(at.bases._replace(b=b, a=a), (m, n))
     rows, columns = symbolic(lambda F, at: H.stats(F, Params(at, None)).spectrum)(F, unit)
     yield equal(
-        "the shipped statistics are R(A) and R*(B)",
-        [rows, columns],
+        "the shipped statistics are R(A) / ||A||^2 and R*(B) / ||B||^2",
+        [rows * (a**2).sum(), columns * (b**2).sum()],
         symbolic(lambda F, A, B: (F.left(A), F.right(B)))(F, W * a @ W.T, U * b @ U.T),
     )

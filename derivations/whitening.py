@@ -1,4 +1,4 @@
-r"""Whitening is the nearest I (x) M, and the nearest R (x) I ([G], Proposition 2).
+r"""Whitening is the nearest I (x) M, and the nearest R (x) I, in every divergence ([G], Proposition 2).
 
 Theorem. Among the matrices $I \otimes M$ with symmetric $M$ (m x m), the nearest to $F$ has $M = E[G G^T] / n$. Its
 update is $\sqrt{n}\, E[G G^T]^{-1/2} G$. Among the matrices $R \otimes I$ with symmetric $R$ (n x n), the nearest has
@@ -9,6 +9,11 @@ Proof. The error is a convex quadratic of $M$, and its gradient vanishes at $E[G
 The shipped member is $I \otimes U\, \mathrm{Diag}(q)\, U^T$, where $q$ (length m) is the diagonal of $U^T M U$ for an
 orthonormal basis $U$ (m x m). It is the minimum if $U$ diagonalises $M$. The eigenbasis is also the best basis: of all
 bases it has the largest $\Vert q \Vert^2$ (Schur and Horn, not decided here). So the claim of the structure is EXACT.
+
+The same matrices are nearest in every spectral Bregman divergence. In a given basis the means $q$ are nearest (`projections`),
+and they leave $\mathrm{tr}\,\phi(F) - n \sum_i \phi(q_i)$. As $q$ is the diagonal of $M$ in the basis, it is majorised by the
+eigenvalues of $M$ (Schur and Horn), so for convex $\phi$ the eigenbasis leaves the least. The steps decide that a gap for a
+function $\phi$ known by its name alone is stationary there.
 """
 
 import jax
@@ -17,8 +22,8 @@ import numpy as np
 import sympy as sp
 
 from fimlens.interpreter.interpret import symbolic
-from fimlens.proofs.evaluate import dense, fitted, update
-from fimlens.proofs.symbols import any_fisher, frame, positive, symbols, symmetric
+from fimlens.proofs.evaluate import dense, excess_in, fitted, slope_of_bases, update
+from fimlens.proofs.symbols import AnyDivergence, any_fisher, fisher_in_eigenbases, frame, positive, symbols, symmetric
 from fimlens.proofs.theorem import convex, equal, vanishes
 from fimlens.structure import Params
 from fimlens.structures import Columns, Rotated, Rows
@@ -48,6 +53,11 @@ def steps(m, n):
         U = at.bases.left if H.sides == "L" else at.bases.right
         q = fitted(H, F, at).coords.ravel()
         yield equal(f"{H}: in every basis the shipped eigenvalues are the diagonal of U^T M U", q, np.diag(U.T @ best @ U))
+        in_eigenbasis = fisher_in_eigenbases(m, n, left=H.sides == "L", right=H.sides == "R")
+        yield vanishes(
+            f"{H}: for every phi the gradient with respect to the basis vanishes in the eigenbasis",
+            slope_of_bases(H, fitted(H, in_eigenbasis), in_eigenbasis, excess_in(AnyDivergence())),
+        )
         # Eigenvalues that are squares have rational roots.
         x = positive("x", size)
         member = Params(at, (x**2 / other).reshape(fitted(H, F).coords.shape))

@@ -40,6 +40,10 @@ from fimlens.optimizers.galore import galore as galore
 from fimlens.optimizers.galore import scale_by_apollo as scale_by_apollo
 from fimlens.optimizers.galore import scale_by_fira as scale_by_fira
 from fimlens.optimizers.galore import scale_by_galore as scale_by_galore
+from fimlens.optimizers.kl_shampoo import kl_shampoo as kl_shampoo
+from fimlens.optimizers.kl_shampoo import kl_soap as kl_soap
+from fimlens.optimizers.kl_shampoo import scale_by_kl_shampoo as scale_by_kl_shampoo
+from fimlens.optimizers.kl_shampoo import scale_by_kl_soap as scale_by_kl_soap
 from fimlens.optimizers.layerwise import lamb as lamb
 from fimlens.optimizers.layerwise import lars as lars
 from fimlens.optimizers.low_rank_soap import low_rank_soap as low_rank_soap
@@ -47,6 +51,8 @@ from fimlens.optimizers.low_rank_soap import scale_by_low_rank_soap as scale_by_
 from fimlens.optimizers.rank_one import adafactor as adafactor
 from fimlens.optimizers.rank_one import racs as racs
 from fimlens.optimizers.rank_one import scale_by_racs as scale_by_racs
+from fimlens.optimizers.rank_one import scale_by_sinkgd as scale_by_sinkgd
+from fimlens.optimizers.rank_one import sinkgd as sinkgd
 from fimlens.optimizers.whitening import muon as muon
 from fimlens.optimizers.whitening import scale_by_muon as scale_by_muon
 from fimlens.optimizers.whitening import scale_by_swan as scale_by_swan
@@ -88,6 +94,7 @@ from fimlens.structures import Scalar as Scalar
 from fimlens.structures import Singular as Singular
 from fimlens.structures import Spectrum as Spectrum
 from fimlens.structures import SubspaceIteration as SubspaceIteration
+from fimlens.structures import Through as Through
 from fimlens.structures import Tracker as Tracker
 from fimlens.transforms.as_matrix import as_matrix as as_matrix
 from fimlens.transforms.axes import Axes as Axes

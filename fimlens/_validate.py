@@ -1,6 +1,7 @@
-"""Checks of arguments that several rooms share, and two small helpers for what is printed and saved."""
+"""Checks of arguments that several rooms share, and small helpers for what is printed and saved."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 from inspect import get_annotations
 from numbers import Integral
@@ -49,6 +50,15 @@ def _not_compared(cls: type, names: str) -> TypeError:
         f"{cls.__name__}: instances that differ in {names} would be equal, as only fields are compared. Make it a "
         "compared field of a @dataclass(frozen=True), as in `k: int = 2` (or a ClassVar, if all instances share it)."
     )
+
+
+def as_json(value: Any) -> Any:
+    """Return the value as JSON holds it: named tuples as objects, "inf" and "-inf" for infinite floats, None for NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    return {key: as_json(part) for key, part in value.items()} if isinstance(value, Mapping) else value
 
 
 def finite(value: Any) -> Any:

@@ -168,6 +168,9 @@ class Frobenius(Divergence):
     def between(self, V: Numbers, value: Numbers) -> Numbers:
         return (value - V) ** 2
 
+    def excess(self, V: Numbers, value: Numbers) -> Numbers:
+        return value * (value - 2 * V)
+
 
 @dataclass(frozen=True)
 class VonNeumann(Beta):

@@ -131,6 +131,14 @@ class Structure(OnlyFields, abc.ABC):
         del fisher, step
         return frame, stats
 
+    def side_weights(self, fisher: Fisher, member: Params) -> tuple[Float[Array, "m 1"], Float[Array, "1 n"]] | None:
+        """Weights of the rows in E[G^T G], and of the columns in E[GG^T], whose eigenbases `Rotated` takes.
+
+        Where the sides are coupled, each is seen through the eigenvalues of the other. Weights are relative to the mean. As in
+        `stats`, coordinates of None stand for those nearest to the Fisher. Default: None, no weights.
+        """
+        del fisher, member
+
     def transport(self, stats: Statistics, move: Any) -> Statistics:
         """Express statistics of G as statistics of L G R^T; `move` (`structures.Move`) holds L and R. Default: unchanged."""
         del move
@@ -195,6 +203,21 @@ class Structure(OnlyFields, abc.ABC):
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         """What `fit` minimises, up to a constant of the Fisher: D(F, F~) - tr phi(F) unless overridden."""
         return excess(self.eigenvalue_blocks(params, fisher), self.divergence)
+
+
+@dataclass(frozen=True)
+class Combinator(Structure):
+    """Base class of structures around another, `inner`, whose divergence they share."""
+
+    inner: Structure
+
+    @property
+    def divergence(self) -> Divergence:
+        return self.inner.divergence
+
+    @property
+    def holds_in_every_divergence(self) -> bool:
+        return self.inner.holds_in_every_divergence
 
 
 def require_structure(call: str, inner: object) -> None:

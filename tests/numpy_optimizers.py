@@ -222,6 +222,62 @@ def soap_by_eigh(lr, frames=None):
     return soap(lr, frames=frames, qr=False)
 
 
+def through(x, clamp=4000):
+    """The inverse of a factor of mean 1, with roots of at most the clamp, the factor's length or 10."""
+    return 1 / np.maximum(x / x.mean(), max(10, min(len(x), clamp)) ** -2.0)
+
+
+def kl_shampoo(lr, b1=0.9, b2=0.98, eps=1e-8, interval=10, frames=None, moments=False):
+    """Lin et al. 2025: each factor seen through the inverse of the other, the one before; the first step only starts the bases.
+
+    Unlike in the authors' code, factors are seen through at mean 1, and everything is bias corrected; the update has the
+    current gradient in its eigenvalues, and at a refresh they are those of the factors, up to scale. `moments`: KL-SOAP.
+    """
+    L = R = M = V = a = b = 0.0
+    t = 0
+    G, _ = yield
+    while True:
+        step, (m, n) = np.zeros_like(G), G.shape
+        wa, wb = (through(bias_corrected(x, b2, t - 1)) if t > 1 else np.ones(k) for x, k in ((a, m), (b, n)))
+        halves = (G, G.T) if t == 0 else (G @ UR * np.sqrt(wb), G.T @ UL * np.sqrt(wa))
+        if t > 0:
+            X = UL.T @ G @ UR
+            M, V = b1 * M + (1 - b1) * G, b2 * V + (1 - b2) * X**2
+            a, b = b2 * a + (1 - b2) * np.mean(X**2 * wb, 1), b2 * b + (1 - b2) * np.mean((X**2).T * wa, 1)
+            values = np.outer(a, b) / np.sqrt(a.mean() * b.mean())
+            N = UL.T @ bias_corrected(M, b1, t) @ UR / (np.sqrt(bias_corrected(V if moments else values, b2, t)) + eps)
+            step = -lr * UL @ N @ UR.T
+        L, R = (b2 * S + (1 - b2) * half @ half.T for S, half in zip((L, R), halves, strict=True))
+        if t == 0:
+            given = frames()
+            UL, UR = agreed(L, given[0]), agreed(R, given[1])
+        elif t % interval == 0:
+            old = UL, UR
+            rows, columns = (np.argsort(-np.diag(U.T @ S @ U)) for S, U in ((L, UL), (R, UR)))
+            UL, UR = np.linalg.qr(L @ UL[:, rows])[0], np.linalg.qr(R @ UR[:, columns])[0]
+            UL, UR = UL[:, np.argsort(rows)], UR[:, np.argsort(columns)]
+            V = carried(V, UL.T @ old[0], UR.T @ old[1])
+            sides = (a, UL, old[0], L), (b, UR, old[1], R)
+            a, b = (carried(x[:, None], U.T @ U0, np.eye(1), np.diag(U.T @ S @ U))[:, 0] for x, U, U0, S in sides)
+        t += 1
+        G, _ = yield step
+
+
+def kl_soap(lr, frames=None):
+    return kl_shampoo(lr, frames=frames, moments=True)
+
+
+def sinkgd(lr, rounds=5):
+    """Scetbon et al. 2025: rounds of normalisations, of the long vectors' other side first, to a root mean square of 1."""
+    G, _ = yield
+    while True:
+        X, axis = G, int(G.shape[0] > G.shape[1])
+        for _ in range(rounds):
+            for k in (axis, 1 - axis):
+                X = X / np.sqrt(np.mean(X**2, k, keepdims=True))
+        G, _ = yield -lr * X
+
+
 @in_short_side
 def osoap(lr, b1=0.9, b2=0.999, eps=1e-8, interval=10):
     """[G]'s Eigen-Adam: the basis turns, the gradient seen, before the update."""
@@ -257,8 +313,9 @@ def limited(C, kept, gamma, weight=1.0):
 
 
 @in_short_side
-def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False, cap=30.0):
-    """[G] Algorithm 1, and no row or column of a gradient with a mean squared update over `cap`."""
+def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False, cap=30.0, degree=2):
+    """[G] Algorithm 1, and no row or column of a gradient with a mean squared update over `cap`; or for another degree b of
+    the divergence: q = V s^(b-1) / sum s^b."""
     s = q = 0.0
     kept = None
     t = 0
@@ -267,8 +324,8 @@ def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False, cap=30
         t += 1
         P, q_now = G**2, np.ones(len(G))
         for _ in range(sweeps):
-            s_now = P.T @ q_now / (q_now @ q_now)
-            q_now = np.maximum(P @ s_now / (s_now @ s_now), (P / s_now).mean(1) / cap)
+            s_now = P.T @ q_now ** (degree - 1) / np.sum(q_now**degree)
+            q_now = np.maximum(P @ s_now ** (degree - 1) / np.sum(s_now**degree), (P / s_now).mean(1) / cap)
         s_now = np.maximum(s_now, (P.T / q_now).mean(1) / cap)
         s, q = beta * s + (1 - beta) * s_now, beta * q + (1 - beta) * q_now
         weight = 1 - beta**t if corrected else 1.0
@@ -279,6 +336,18 @@ def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False, cap=30
 
 def racs_in_print(lr):
     return racs(lr, cap=np.inf)
+
+
+def racs_under_von_neumann(lr):
+    return racs(lr, degree=1)
+
+
+def racs_between(lr):
+    return racs(lr, degree=0.5)
+
+
+def racs_under_logdet(lr):
+    return racs(lr, degree=0)
 
 
 def racs_corrected(lr):

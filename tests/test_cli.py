@@ -47,12 +47,14 @@ def test_a_small_run_writes_a_table_a_figure_and_every_number(run, tmp_path):
     result = run(*QUICK, "--structures", "adam,muon,soap", "--json", str(tmp_path / "numbers.json"))
     assert result.exit_code == 0, result.output
     assert "layers/0/attention/query (12 x 12)" in result.output
-    assert (tmp_path / "out" / "lens.png").stat().st_size > 10_000
+    for figure in ("lens.png", "divergences.png"):
+        assert (tmp_path / "out" / figure).stat().st_size > 10_000
     report = json.loads((tmp_path / "numbers.json").read_text())
     assert report == json.loads((tmp_path / "out" / "lens.json").read_text())
     rows = {row["name"]: row for row in report["matrices"][0]["rows"]}
     assert list(rows) == ["adam", "muon", "soap"]
     assert rows["adam"]["elements"] == 144
+    assert [near["unit"] for near in rows["adam"]["divergences"].values()] == ["share", "share", "nats"]  # of four samples
     assert rows["soap"]["relative"] < rows["adam"]["relative"]
     assert rows["soap"]["streamed"] < 1e-8 < rows["soap"]["free"]
     assert abs(rows["muon"]["basis"] + rows["muon"]["spectrum"] - rows["muon"]["relative"]) < 1e-12

@@ -46,6 +46,9 @@ PRODUCTS = {
     "shampoo": lambda m, n, r: 6 * m * n * (m + n),
     "osoap": lambda m, n, r: 6 * m**2 * n,
     "soap": lambda m, n, r: 6 * m * n * (m + n),
+    "kl_shampoo": lambda m, n, r: 6 * m * n * (m + n) + 2 * m * n**2,
+    "kl_soap": lambda m, n, r: 6 * m * n * (m + n) + 2 * m * n**2,
+    "sinkgd": lambda m, n, r: 5 * 4 * m * n,
     "adadiag": lambda m, n, r: 4 * m**2 * n,
     "adadiag_pp": lambda m, n, r: 4 * m * n * (m + n),
     "adafacdiag": lambda m, n, r: 4 * m**2 * n,
@@ -66,6 +69,8 @@ REFRESH = {
     "shampoo": lambda m, n, r: eigh(m) + eigh(n),
     "osoap": lambda m, n, r: eigh(m) + 4 * m**3 + 2 * m**2 * n,
     "soap": lambda m, n, r: 6 * (m**3 + n**3) + 2 * m * n * (m + n) + qr(m, m) + qr(n, n),
+    "kl_shampoo": lambda m, n, r: 6 * (m**3 + n**3) + qr(m, m) + qr(n, n),
+    "kl_soap": lambda m, n, r: 6 * (m**3 + n**3) + 2 * m * n * (m + n) + qr(m, m) + qr(n, n),
     "adadiag": lambda m, n, r: left_singular(m, n) + 2 * m**3 + 2 * m**2 * n,
     "adadiag_pp": lambda m, n, r: left_singular(m, n) + qr(n, n) + 2 * (m**3 + n**3) + 2 * m * n * (m + n),
     "adafacdiag": lambda m, n, r: left_singular(m, n),
@@ -85,6 +90,8 @@ BESIDE = {
     "shampoo": lambda m, n: qr(m, m) + qr(n, n) + 2 * m * n * (m + n) + 2 * (m**3 + n**3),
     "osoap": lambda m, n: qr(m, m) + 2 * m**2 * n + 4 * m**2 * n,
     "soap": lambda m, n: 4 * m * n * (m + n),
+    "kl_shampoo": lambda m, n: 4 * m * n * (m + n),
+    "kl_soap": lambda m, n: 4 * m * n * (m + n),
     "adadiag": lambda m, n: qr(m, m) + 4 * m**2 * n,
     "adadiag_pp": lambda m, n: qr(m, m) + 4 * m * n * (m + n) + left_singular(m, n),
     "adafacdiag": lambda m, n: qr(m, m) + 4 * m**2 * n,
@@ -93,7 +100,7 @@ BESIDE = {
 
 # By how much the traced count may exceed the closed form: 1 % if not here. SWAN completes its basis at every step;
 # Low-rank SOAP takes one product of n r^2 in place of one of m r^2. Of the others, BESIDE accounts for the difference.
-OVER = {"shampoo": 0.15, "osoap": 0.12, "soap": 0.06, "swan": 0.06, "low_rank_soap": 0.04}
+OVER = {"shampoo": 0.15, "osoap": 0.12, "soap": 0.06, "kl_shampoo": 0.06, "kl_soap": 0.06, "swan": 0.06, "low_rank_soap": 0.04}
 
 
 def of(name, batch=cost.PAPERS_BATCH):

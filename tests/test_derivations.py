@@ -6,11 +6,12 @@ import textwrap
 
 import pytest
 
-from fimlens import derivations, structure
+from fimlens import derivations, divergence, structure
 from fimlens.fisher import dense_form, fisher, sample_form
 from fimlens.linalg import bases, spectral_functions
 from fimlens.proofs import theorem
-from fimlens.structures import Dense, blocks, kronecker, low_rank, rank_one, rotated, spectra
+from fimlens.solver import fit as solver_fit
+from fimlens.structures import Dense, blocks, kronecker, low_rank, marginals, rank_one, rotated, spectra
 from fimlens.transforms import compensation, low_rank_update, norms
 
 pytestmark = pytest.mark.proof
@@ -51,22 +52,22 @@ SLIPS = [  # derivation, owner of the shipped function, its name, code in it, an
     ("block_diagonal", Dense, "dense", "jnp.diag(lam) @ Q.T", "jnp.diag(lam) @ Q"),
     ("projections", spectra.Diagonal, "moments", "return V", "return V**2"),
     ("projections", spectra._Tied, "moments", "V.mean", "V.sum"),
-    ("shampoo_bound", rank_one.GeometricMarginals, "objective", "Rows().objective", "2 + Rows().objective"),
-    ("shampoo_bound", rank_one.GeometricMarginals, "dense", "r[:, 0] ** 0.5", "r[:, 0]"),
-    ("shampoo_bound", rank_one._RowAndColumnMeans, "moments", "Columns().moments(V)", "Columns().moments(V**2)"),
+    ("shampoo_bound", marginals.GeometricMarginals, "objective", "Rows().objective", "2 + Rows().objective"),
+    ("shampoo_bound", marginals.GeometricMarginals, "dense", "r[:, 0] ** 0.5", "r[:, 0]"),
+    ("shampoo_bound", marginals._RowAndColumnMeans, "moments", "Columns().moments(V)", "Columns().moments(V**2)"),
     ("osoap", bases, "cayley", "U + S @ U", "U - S @ U"),
     ("osoap", rotated.Rotated, "stats", "fisher.map(partial(rotate, member.frame))", "fisher"),
     ("soap", rotated, "rotate", "G @ right", "G @ right.T"),
     ("soap", rotated.Rotated, "dense", "@ B.T", "@ B"),
-    ("racs", rank_one, "nearest_factor", "q @ q", "jnp.sum(q)"),
+    ("racs", rank_one, "nearest_factor", "weight @ q", "jnp.sum(weight)"),
     ("racs", rank_one.RowColumn, "project", "s = s * largest", "s = s"),
     ("racs", rank_one.RowColumn, "project", "if self.cap is not None", "if False"),
     ("racs", rank_one, "least_factor", "(len(q) * cap)", "cap"),
     ("racs", rank_one, "capped_factor", "jnp.maximum", "jnp.minimum"),
     ("van_loan_pitsianis", dense_form.DenseFisher, "left", "self._tensor, A)", "self._tensor, 2 * A)"),
     ("van_loan_pitsianis", dense_form.DenseFisher, "right", "self._tensor, B)", "self._tensor, B**2)"),
-    ("van_loan_pitsianis", kronecker._Product, "stats", "(left * b) @ left.T", "(left * a[: len(b)]) @ left.T"),
-    ("diagonal_kronecker", kronecker._Product, "fit", "total = b @ rows", "total = b @ b"),
+    ("van_loan_pitsianis", kronecker._Product, "stats", "self._weight(left, b)", "self._weight(left, a[: len(b)])"),
+    ("diagonal_kronecker", kronecker._Product, "fit", "total = weights @ rows", "total = weights @ b"),
     ("diagonal_kronecker", kronecker.DiagonalKronecker, "_right", "fisher.right(B)", "fisher.right()"),
     ("compensation", low_rank.LowRank, "tied", "total / count", "total"),
     ("compensation", compensation, "nearest", "inverse_root(0.0)", "inverse_root(1e-8)"),
@@ -79,12 +80,37 @@ SLIPS = [  # derivation, owner of the shipped function, its name, code in it, an
     ("alice", low_rank_update, "squares_outside", "whole.columns - sums_of_squares(seen.X, -2)", "whole.columns"),
     ("low_rank_soap", low_rank_update, "low_rank_update", "(a + b - c) * X", "(a + b) * X"),
     ("low_rank_soap", low_rank_update, "squares_outside", "+ lead_rows.sum", "- lead_rows.sum"),
-    ("adafactor", rank_one.Marginals, "factors", "_over(r, mean)", "r"),
-    ("adafactor", rank_one.Marginals, "objective", "L - jnp", "2 * L - jnp"),
+    ("adafactor", marginals.Marginals, "factors", "over(r, mean)", "r"),
+    ("adafactor", structure.Structure, "objective", "return excess", "return 2 * excess"),
+    ("adafactor", rank_one, "nearest_factor", "weight @ q", "jnp.sum(weight)"),
+    ("shampoo_squared", kronecker._Product, "fit", "total = weights @ rows", "total = weights @ b"),
+    ("whitening", bases, "cayley", "z @ U.T - U @ z.T", "z @ U.T + U @ z.T"),
+    ("error_split", solver_fit, "split", "trace + excess(blocks", "trace - excess(blocks"),
+    ("error_split", solver_fit, "split", "c * jnp.sum(divergence.phi(V))", "jnp.sum(divergence.phi(V))"),
+    ("error_split", divergence.Divergence, "between", "self.phi(V) +", "2 * self.phi(V) +"),
+    ("error_split", divergence.Divergence, "excess", "jnp.where(steep, 0, slope) * V", "jnp.where(steep, slope, 0) * V"),
+    ("error_split", divergence.Frobenius, "excess", "value - 2 * V", "value - V"),
+    ("projections", divergence.Divergence, "excess", "-self.phi(inside)", "self.phi(inside)"),
+    ("rank_one", rank_one, "nearest_factor", "weight @ q", "jnp.sum(weight)"),
+    ("rank_one", divergence.Divergence, "weight", "x * self.curvature", "self.curvature"),
+    ("rank_one", divergence.Divergence, "excess", "(V - inside)", "(inside - V)"),
+    ("rank_one", divergence.Beta, "slope", "jnp.log(x) if", "2 * jnp.log(x) if"),
+    ("rank_one", divergence.Beta, "phi", "(self.b * (self.b - 1))", "(self.b - 1)"),
+    ("rank_one", divergence.Frobenius, "excess", "value - 2 * V", "value - V"),
+    ("rank_one", marginals.Marginals, "factors", "over(r, mean)", "r"),
+    ("sinkgd", rank_one, "nearest_factor", "weight @ V", "weight @ V**2"),
+    ("sinkgd", rank_one.RowColumn, "project", "s = s * largest", "s = s"),
+    ("sinkgd", rank_one.RowColumn, "project", "len(moments) > moments.shape[1]", "len(moments) < moments.shape[1]"),
+    ("sinkgd", divergence.Beta, "curvature", "self.b - 2", "self.b - 1"),
+    ("nearest_product", kronecker._Product, "_weight", "weights @ values", "jnp.sum(weights)"),
+    ("nearest_product", kronecker._Product, "eigenvalues", "b * a", "b + a"),
+    ("nearest_product", kronecker._Product, "fit", "total = weights @ rows", "total = weights @ b"),
+    ("nearest_product", kronecker.DiagonalKronecker, "_right", "fisher.right(B)", "fisher.right()"),
+    ("nearest_product", divergence.Beta, "slope", "x ** (self.b - 1)", "x**self.b"),
     ("shampoo_bound", rotated.Rotated, "objective", "fisher.map(partial(rotate, params.frame))", "fisher"),
     (
         "shampoo_squared",
-        rank_one.Marginals,
+        marginals.Marginals,
         "factors",
         "root(r.mean()) * root(c.mean())",
         "root(r.mean() * 2) * root(c.mean())",

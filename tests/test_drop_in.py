@@ -1,5 +1,7 @@
 """What a framework does to an optimizer's state and steps: each works for `optax.adamw`, and so for every optimizer here."""
 
+import contextlib
+
 import flax.serialization
 import jax
 import jax.numpy as jnp
@@ -115,10 +117,13 @@ def test_a_loss_has_a_derivative_by_the_rate(name):
 
     def loss(rate):
         tx, w, target = named(name)(rate, update_interval=1), tree(0)["kernel"].astype(float), tree(1)["kernel"]
-        state = tx.init(w)
-        for _ in range(3):
+
+        def step(carry, _):
+            w, state = carry
             updates, state = tx.update(w - target + 0.1 * w**3, state, w)
-            w = optax.apply_updates(w, updates)
+            return (optax.apply_updates(w, updates), state), None
+
+        (w, _), _ = jax.lax.scan(step, (w, tx.init(w)), length=3)
         return jnp.sum((w - target) ** 2)
 
     with jax.enable_x64(True):
@@ -163,6 +168,19 @@ def test_sharded_by_type_it_trains_in_scan(name):
         spread = jax.jit(train)(sharded, noise)
     for k in shapes:
         np.testing.assert_allclose(spread[k], alone[k], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("in_force", [True, False])
+@pytest.mark.parametrize("name", ALL)
+def test_weights_sharded_by_type_along_both_sides_have_updates_like_them(name, in_force):
+    """Whether or not their mesh is in force (`jax.set_mesh`)."""
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Explicit,) * 2)
+    params = {"kernel": jax.device_put(jnp.ones((8, 16)), NamedSharding(mesh, P("fsdp", "tensor")))}
+    tx = named(name)(0.1)
+    state = tx.init(params)
+    with jax.set_mesh(mesh) if in_force else contextlib.nullcontext():
+        updates, _ = jax.eval_shape(tx.update, params, state, params)
+    assert updates["kernel"].sharding.spec == P("fsdp", "tensor")
 
 
 @pytest.mark.parametrize("name", ["adam", "muon"])

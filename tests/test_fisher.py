@@ -37,7 +37,8 @@ def test_every_question_has_one_answer_in_both_forms(both):
         lambda f: f.scaled(3.0).dense(),
     ]
     for k, question in enumerate(questions):
-        np.testing.assert_allclose(question(samples), question(dense), atol=1e-12, err_msg=f"question {k}")
+        answers = jax.jit(lambda *fishers, question=question: [question(f) for f in fishers])(samples, dense)
+        np.testing.assert_allclose(*answers, atol=1e-12, err_msg=f"question {k}")
 
 
 def test_the_dense_form_is_the_mean_of_outer_products(both):
@@ -88,7 +89,7 @@ def logits(params, batch):
     return llama.logits(CONFIG, params, batch)
 
 
-PARAMS = llama.init(CONFIG, jax.random.key(0))
+PARAMS = jax.jit(llama.init, static_argnums=0)(CONFIG, jax.random.key(0))
 QUERY = "layers/0/attention/query"
 
 
@@ -163,6 +164,7 @@ def layered(params, x):
     return out @ params["head"]["w"] + params["head"]["b"]
 
 
+@jax.jit
 def mixed_parameters():
     keys = iter(jax.random.split(jax.random.key(3), 4))
     return {
@@ -189,7 +191,8 @@ def test_stacks_and_convolutions_have_fishers_by_name():
         "layers/w/0": (3, 3),
         "layers/w/1": (3, 3),
     }
-    loop = [jax.grad(squared)(params, x[None]) for x in X]
+    each = jax.jit(jax.grad(squared))
+    loop = [each(params, x[None]) for x in X]
     for k in (0, 1):
         np.testing.assert_allclose(fishers[f"layers/w/{k}"].samples, [g["layers"]["w"][k] for g in loop], rtol=1e-4, atol=1e-6)
     kernels = [np.asarray(g["conv"]["kernel"]).reshape(4, 4) for g in loop]
@@ -247,7 +250,7 @@ def test_the_gaussian_model_fisher_is_the_gauss_newton_matrix_of_a_regression():
         params = jax.tree.map(lambda x: x.astype(jnp.float64), mixed_parameters())
         x = X.astype(jnp.float64)
         exact = fl.model_fisher(layered, params, [x], likelihood="gaussian")["layers/w/1"]
-        J = np.asarray(jax.jacobian(layered)(params, x)["layers"]["w"])[:, :, 1].reshape(10, 3, 3)
+        J = np.asarray(jax.jit(jax.jacobian(layered))(params, x)["layers"]["w"])[:, :, 1].reshape(10, 3, 3)
         g = np.stack([j.reshape(-1, order="F") for j in J])
         np.testing.assert_allclose(exact.dense(), g.T @ g / len(x), atol=1e-12)
         assert str(exact).endswith("model, Gaussian labels summed exactly over 2 outputs, mean over 5 predictions")

@@ -148,7 +148,7 @@ def test_the_dtypes_count():
 def test_a_side_over_the_limit_has_no_basis():
     """A head of 512 x 32000 took 7.75 GiB, of which 7.63 were two 32000-square matrices."""
     head = {"layers": jax.ShapeDtypeStruct((512, 32000), jnp.float32)}
-    for name in ("shampoo", "soap", "osoap", "adadiag", "adadiag_pp", "adafacdiag"):
+    for name in ("shampoo", "soap", "osoap", "kl_shampoo", "kl_soap", "adadiag", "adadiag_pp", "adafacdiag"):
         row = account(head, [name], state_dtype=jnp.float32)[-1]
         stated = row.formula - sum(row.weights.values()) + 4 * CACHED.get(name, lambda m, n: 0)(512, 32000)
         assert 0 <= sum(row.state.values()) - stated <= 16  # counters

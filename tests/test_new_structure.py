@@ -37,6 +37,7 @@ def gradients():
     return jax.random.normal(jax.random.key(0), (20, 3, 4)) * (1 + where((3, 4)))
 
 
+@pytest.mark.slow  # a block of README has another such family checked by every law, at two shapes
 def test_it_passes_every_law():
     assert fl.check(AntiDiagonals(), shapes=[(3, 4)]).ok
 
@@ -77,6 +78,6 @@ def test_the_solver_cannot_beat_its_fit(gradients):
 def test_it_is_an_optimizer(gradients):
     tx = optax.chain(fl.scale_by_structure(AntiDiagonals(), b1=None, b2=0.5), optax.scale(-1.0))
     G = {"w": gradients[0]}
-    update, _ = tx.update(G, tx.init(G))
+    update, _ = jax.jit(lambda G: tx.update(G, tx.init(G)))(G)
     coords = fl.fit(AntiDiagonals(), fl.Fisher.from_gradients(gradients[:1])).coords
     np.testing.assert_allclose(update["w"], -gradients[0] / np.sqrt(coords)[where((3, 4))], rtol=1e-5)

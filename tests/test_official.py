@@ -26,12 +26,9 @@ def apart(name, *more, **options):
         pytest.skip(str(missing))
 
 
-NOT_EXPLAINED = {"SOAP": pytest.param("SOAP", marks=pytest.mark.xfail(strict=True, reason="0.024 apart; docs/differences.md"))}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("name", [NOT_EXPLAINED.get(name, name) for name, pair in official.PAIRS.items() if pair.agree])
+@pytest.mark.parametrize("name", [name for name, pair in official.PAIRS.items() if pair.agree])
 def test_it_makes_the_official_steps(name, transposed):
     assert apart(name, transposed=transposed) < 1e-5
 

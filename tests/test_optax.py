@@ -17,7 +17,7 @@ import fimlens as fl
 QUICK = ["adam", "racs", "alice"]
 LIKE_THEM = [
     "soap", "muon", "adafactor", "sgd", "adamw", "lars", "lamb", "swan", "shampoo", "osoap", "adadiag", "adadiag_pp",
-    "adafacdiag", "alice0", "galore", "fira", "apollo", "low_rank_soap",
+    "adafacdiag", "kl_shampoo", "kl_soap", "sinkgd", "alice0", "galore", "fira", "apollo", "low_rank_soap",
 ]  # fmt: skip
 NAMES = QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
 SIZES = {name: {"rank": 2, "leading": 1} for name in ("alice", "alice0", "low_rank_soap")}
@@ -169,7 +169,7 @@ def runs_under_vmap(make):
     """Two trainings at once are the two trainings."""
     tx = make(0.1)
     weights = jax.tree.map(lambda a, b: jnp.stack([a, b]), tree(0), tree(5))
-    state = jax.vmap(tx.init)(weights)
+    state = jax.jit(jax.vmap(tx.init))(weights)
     updates, _ = jax.jit(jax.vmap(tx.update))(jax.tree.map(lambda a, b: jnp.stack([a, b]), tree(1), tree(6)), state, weights)
     alone, _ = jax.jit(tx.update)(tree(6), tx.init(tree(5)), tree(5))
     same(jax.tree.map(lambda x: x[1], updates), alone, 2e-5)
@@ -190,7 +190,7 @@ def takes_bfloat16(make):
     """Gradients and weights in bfloat16: updates are, the state keeps its dtypes, and stays near the float32 run."""
     tx = make(0.1)
     weights = tree(0, jnp.bfloat16)
-    before = jax.tree.map(jnp.result_type, tx.init(weights))
+    before = jax.tree.map(jnp.result_type, jax.eval_shape(tx.init, weights))
     moved, state = run(tx, dtype=jnp.bfloat16)
     assert {x.dtype for x in jax.tree.leaves(moved)} == {jnp.dtype(jnp.bfloat16)}
     assert jax.tree.map(jnp.result_type, state) == before
@@ -260,10 +260,10 @@ DTYPES = {
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in DTYPES])
 def test_the_dtypes_of_the_state_are_chosen_and_stay(name):
     """Each choice changes some leaf, none from step to step, and the steps stay near those of float32."""
-    plain = jax.tree.map(jnp.result_type, named(name)(0.1).init(tree(0)))
+    plain = jax.tree.map(jnp.result_type, jax.eval_shape(named(name)(0.1).init, tree(0)))
     for kind in DTYPES[name]:
         tx = named(name)(0.1, dtypes=fl.StateDtypes(**{kind: jnp.bfloat16}))
-        chosen = jax.tree.map(jnp.result_type, tx.init(tree(0)))
+        chosen = jax.tree.map(jnp.result_type, jax.eval_shape(tx.init, tree(0)))
         assert chosen != plain
         moved, state = run(tx, steps=2)
         assert jax.tree.map(jnp.result_type, state) == chosen

@@ -138,6 +138,8 @@ IN_BASES = {
     "adadiag_pp": fl.scale_by_adadiag_pp,
     "osoap": fl.scale_by_osoap,
     "soap": fl.scale_by_soap,
+    "kl_shampoo": fl.scale_by_kl_shampoo,
+    "kl_soap": fl.scale_by_kl_soap,
     "original": functools.partial(fl.scale_by_structure, fl.Rotated(fl.Diagonal(), "LR")),
 }
 
@@ -150,6 +152,14 @@ def test_second_moments_follow_a_basis_that_turns(name):
     rank_one = jnp.einsum("ti,tj->tij", left * (jnp.abs(left) > 1), right)
     for gradients in (jnp.stack([*3 * [G], *4 * [H]]), rank_one):
         assert largest_entry(IN_BASES[name](update_interval=3), gradients) < 20
+
+
+def test_sums_of_squares_of_the_largest_entries_are_not_clipped():
+    """A covariance clipped in its diagonal alone would have negative eigenvalues."""
+    signs = jnp.sign(jnp.outer(*(jax.random.normal(jax.random.key(i), (k,)) for i, k in enumerate((8, 12)))))
+    B, C = (signs.at[3, j].multiply(-1) for j in (4, 5))
+    gradients = jnp.stack([signs, B, C, *5 * [signs], B, C, signs])
+    assert largest_entry(fl.scale_by_soap(update_interval=3), 1.8e16 * gradients) < 20
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -168,11 +178,11 @@ def test_a_number_beyond_a_dtype_becomes_its_largest():
     np.testing.assert_array_equal(found, np.array([65504, -65504, 1, np.inf, np.nan], np.float16))
 
 
-@pytest.mark.parametrize("name", ["racs", "adadiag_pp"])
-def test_fuzzed_gradients_of_ordinary_scale_are_survived(name):
-    """A small part of benchmarks/fuzz.py."""
-    lines = fuzz.fuzz([name], ["float16"], ["sparse", "repeated", "log normal"], 16, set())
-    assert all(line["ordinary"][what] == 0 for line in lines for what in ("not finite", "large"))
+@pytest.mark.parametrize(("name", "dtype"), [("racs", "float16"), ("adadiag_pp", "float16"), ("apollo", "float32")])
+def test_fuzzed_gradients_are_survived(name, dtype):
+    """A small part of benchmarks/fuzz.py, of ordinary and of any scale."""
+    for line in fuzz.fuzz([name], [dtype], ["sparse", "repeated", "log normal", "uneven steps"], 32):
+        assert [line[scales][what] for scales in fuzz.SCALES for what in fuzz.COUNTS] == [0] * 6
 
 
 INVARIANT = {
@@ -180,6 +190,8 @@ INVARIANT = {
     "muon": (("eps", 0.0),),
     "shampoo": (("eps", 0.0),),
     "soap": (("eps", 0.0),),
+    "kl_shampoo": (("eps", 0.0),),
+    "sinkgd": (("eps", 0.0),),
 }
 
 
@@ -193,7 +205,7 @@ def test_without_eps_updates_do_not_depend_on_the_scale_of_gradients(name, kind,
         assert np.abs(a - b).max() <= 2e-3 * np.abs(a).max(), f"at 1e{power:.1f}"
 
 
-@pytest.mark.parametrize("name", ["racs", "muon", "swan", "soap", "osoap", "adadiag_pp", "alice"])
+@pytest.mark.parametrize("name", ["racs", "muon", "swan", "soap", "osoap", "kl_shampoo", "adadiag_pp", "alice"])
 def test_nan_spreads_in_its_matrix_and_spares_the_others(name):
     tx = named(name)(1.0)
     weights = {"a": tree(0)["kernel"], "b": tree(1)["kernel"]}
@@ -221,7 +233,7 @@ def dots(jaxpr):
 def test_every_product_asks_for_the_highest_precision(name):
     """Accelerators default to fewer bits, which statistics and roots do not survive."""
     tx = named(name)(1.0)
-    jaxpr = jax.make_jaxpr(tx.update)(tree(1), tx.init(tree(0)), tree(0))
+    jaxpr = jax.make_jaxpr(tx.update)(tree(1), jax.eval_shape(tx.init, tree(0)), tree(0))
     found = list(dots(jaxpr.jaxpr))
     assert found or name == "swan"
     highest = jax.lax.Precision.HIGHEST

@@ -29,6 +29,7 @@ SHAPES = {
 }
 NAMES = [pytest.param("muon", marks=pytest.mark.slow), "soap", "alice"]
 LIKE_THEM = ["racs", "adafactor", "adam", "sgd", "lars", "lamb", "osoap", "adadiag", "adadiag_pp", "adafacdiag"]
+LIKE_THEM += ["kl_shampoo", "kl_soap", "sinkgd"]
 LIKE_THEM += ["galore", "apollo", "fira", "alice0", "low_rank_soap"]
 NAMES += [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
 
@@ -124,8 +125,8 @@ def test_each_device_decomposes_its_own_matrices(name):
 def test_a_shard_map_and_a_mesh_of_explicit_axes_change_nothing():
     """Data-parallel training as people write it: gradients averaged within a `shard_map` of their own."""
     tx, G = fl.osoap(1e-2), {"a": jnp.asarray(tree(1)["up"]["w0"]), "b": jnp.asarray(tree(2)["up"]["w0"])}
-    state = tx.init(G)
-    alone, _ = tx.update(G, state, G)
+    state = jax.jit(tx.init)(G)
+    alone, _ = jax.jit(tx.update)(G, state, G)
 
     def step(weight):
         return tx.update(jax.tree.map(lambda g: jax.lax.pmean(g * weight.mean(), "data"), G), state, G)[0]

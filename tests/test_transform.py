@@ -42,7 +42,7 @@ def test_matrices_of_one_shape_are_one_stack_and_each_is_its_own():
     together, state = run(tx, 3)
     assert sorted(state.bases) == ["1 x 1", "3 x 4", "7 x 1"]
     assert state.bases["3 x 4"].left.shape == (3, 3, 3)
-    alone, state = tx.init(gradients(0)["a"]), None
+    alone = jax.jit(tx.init)(gradients(0)["a"])
     for step in range(3):
         updates, alone = jax.jit(tx.update)(gradients(step)["a"], alone)
     np.testing.assert_allclose(updates, together["a"], atol=1e-5)
@@ -62,25 +62,27 @@ def test_each_structure_trains_a_regression(structure):
         return jnp.mean((X @ W - target) ** 2)
 
     @jax.jit
-    def step(W, state):
-        updates, state = tx.update(jax.grad(loss)(W), state)
-        return optax.apply_updates(W, updates), state
+    def losses(W):
+        def step(carry, _):
+            W, state = carry
+            updates, state = tx.update(jax.grad(loss)(W), state)
+            return (optax.apply_updates(W, updates), state), None
 
-    W = jnp.zeros((4, 8))
-    state = jax.jit(tx.init)(W)
-    for _ in range(60):
-        W, state = step(W, state)
+        (trained, _), _ = jax.lax.scan(step, (W, tx.init(W)), length=60)
+        return loss(W), loss(trained)
+
+    first, last = losses(jnp.zeros((4, 8)))
     floor = 0.75 if isinstance(structure, fl.LowRank) and isinstance(structure.complement, fl.Drop) else 0.1
-    assert loss(W) < floor * loss(jnp.zeros_like(W)), loss(W) / loss(jnp.zeros_like(W))
+    assert last < floor * first, last / first
 
 
 def test_averages_of_fits_keep_m_plus_n_numbers():
     tx = fl.scale_by_structure(fl.RowColumn(), b1=None, average="fits")
-    state = tx.init(jnp.ones((5, 7)))
+    state = jax.jit(tx.init)(jnp.ones((5, 7)))
     kept = sum(x.size for x in jax.tree.leaves((state.bases, state.averaged, state.momentum)))
     assert kept == fl.state_size(fl.RowColumn(), (5, 7), average="fits") == 12
     assert fl.state_size(fl.RowColumn(), (5, 7)) == 35
-    fitted = fl.members(fl.RowColumn(), tx.update(jnp.ones((5, 7)), state)[1], jnp.ones((5, 7)), average="fits")
+    fitted = fl.members(fl.RowColumn(), jax.jit(tx.update)(jnp.ones((5, 7)), state)[1], jnp.ones((5, 7)), average="fits")
     np.testing.assert_allclose(fl.RowColumn().expand(fitted.coords, (5, 7)), 1.0, rtol=1e-4)
 
 
@@ -96,7 +98,7 @@ def test_rotated_momentum_is_the_original_one_seen_in_the_basis():
 
 def test_the_basis_turns_at_the_refresh_interval_only():
     tx = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "L"), update_interval=4)
-    state, lefts = tx.init(gradients(0)["a"]), []
+    state, lefts = jax.jit(tx.init)(gradients(0)["a"]), []
     for step in range(9):
         _, state = jax.jit(tx.update)(gradients(step)["a"], state)
         lefts.append(state.bases["3 x 4"].left)
@@ -108,7 +110,7 @@ def test_the_first_step_is_measured_in_the_turned_basis():
     """SOAP's first update has unit eigenvalues in its own basis: rotated gradient over its own magnitude."""
     G = gradients(0)["a"]
     tx = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "LR"), eps=0.0)
-    update, state = tx.update(G, tx.init(G))
+    update, state = jax.jit(lambda G: tx.update(G, tx.init(G)))(G)
     left, right, _ = jax.tree.map(lambda x: x[0], state.bases["3 x 4"])
     seen = np.abs(left.T @ update @ right)[np.abs(left.T @ G @ right) > 1e-3]
     np.testing.assert_allclose(seen, 1.0, rtol=1e-3)
@@ -119,7 +121,9 @@ def test_dtypes_stay_put():
     updates, state = run(tx, 2, jnp.bfloat16)
     assert all(u.dtype == jnp.bfloat16 for u in jax.tree.leaves(updates))
     assert {x.dtype for x in jax.tree.leaves((state.bases, state.averaged, state.momentum))} == {jnp.dtype(jnp.float32)}
-    assert jax.tree.map(jnp.result_type, state) == jax.tree.map(jnp.result_type, tx.init(gradients(0, jnp.bfloat16)))
+    assert jax.tree.map(jnp.result_type, state) == jax.tree.map(
+        jnp.result_type, jax.eval_shape(tx.init, gradients(0, jnp.bfloat16))
+    )
 
 
 def test_it_chains_masks_and_partitions():
@@ -142,14 +146,14 @@ def test_nothing_in_the_library_flips_a_global_flag():
 def test_high_ranks_and_odd_blocks_are_served():
     for structure, shape in ((fl.LowRank(fl.Diagonal(), 16), (20, 24)), (fl.Blocks(fl.Rows(), columns=3), (4, 9))):
         tx = fl.scale_by_structure(structure)
-        updates, _ = jax.jit(tx.update)(jnp.ones(shape), tx.init(jnp.ones(shape)))
+        updates, _ = jax.jit(lambda G, tx=tx: tx.update(G, tx.init(G)))(jnp.ones(shape))
         assert bool(jnp.isfinite(updates).all())
 
 
 def test_a_state_made_for_other_matrices_is_refused():
     for structure in (fl.Diagonal(), fl.Rotated(fl.Diagonal())):
         tx = fl.scale_by_structure(structure)
-        state = tx.init([jnp.ones((3, 4))])
+        state = jax.jit(tx.init)([jnp.ones((3, 4))])
         for other in ([jnp.ones((3, 4))] * 2, [jnp.ones((4, 3))], {"w": jnp.ones((3, 5))}):
             with pytest.raises(ValueError, match="the state was made for others"):
                 tx.update(other, state)

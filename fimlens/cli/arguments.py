@@ -21,7 +21,7 @@ console, errors = Console(), Console(stderr=True)
 
 
 # Headings of columns of words, which are aligned to the left; numbers are aligned to the right.
-WORDS = ("structure", "optimizer", "claim", "head", "table", "arm", "statement", "sizes", "verdict")
+WORDS = ("structure", "family", "nearest in", "optimizer", "claim", "head", "table", "arm", "statement", "sizes", "verdict")
 
 
 def table(*headings: str) -> Table:

@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import optax
 import typer
-from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fimlens import __version__
-from fimlens.cli.arguments import attribute, console, errors, named_dtype, parse_structures, refusal, require_writable, table
+from fimlens.cli.arguments import attribute, console, errors, named_dtype, parse_structures, refusal, require_writable
+from fimlens.cli.lens_tables import LEGEND, print_tables
 from fimlens.fisher.fisher import Fisher
 from fimlens.language_model import llama, text
 from fimlens.lens.compare import SOLVE_UP_TO, Comparison, compare
-from fimlens.lens.figure import error_against_memory
+from fimlens.lens.figure import error_against_memory, error_in_each_divergence
 from fimlens.models.batches import count_examples, require_batches
 from fimlens.models.fishers import empirical_fisher, minibatch_fisher
 from fimlens.models.matrices import select_matrices
@@ -34,13 +34,6 @@ DEFAULT_MATRICES = ["layers/0/attention/query", "layers/1/attention/value", "lay
 
 
 FISHERS = ("empirical", "minibatch", "model", "model-exact")
-
-
-LEGEND = """
-error = basis + spectrum, relative to ||F||^2; ratio = error / optimum, the least error that the solver found. state: how \
-many numbers the optimizer stores if it averages statistics; of fits: if it averages fits. F~ off, update: distance of its \
-F~ from the fit, and of its update from F~^(-1/2) g, after the same gradients in the basis of the fit. free: distance of its \
-F~ from the fit with its own basis and decay; reported, but never a reason to fail."""
 
 
 def lens(
@@ -67,7 +60,7 @@ def lens(
     solve_up_to: Annotated[int, typer.Option(help="Solve matrices of at most this many entries.")] = SOLVE_UP_TO,
     dtype: Annotated[str, typer.Option(help="Data type assumed when reporting state size in bytes.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of the built-in model, its data, and all random draws.")] = 0,
-    out: Annotated[Path, typer.Option(help="Directory to write lens.png and lens.json to.")] = Path("lens-out"),
+    out: Annotated[Path, typer.Option(help="Directory to write both figures and lens.json to.")] = Path("lens-out"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file too.")] = None,
 ) -> None:
     """Compare structures, and their optimizers, on the Fishers of a model's matrices. Exit with 1 if a verdict fails.
@@ -82,7 +75,8 @@ def lens(
             raise ValueError(f"--fisher: one of {', '.join(FISHERS)}; got {fisher!r}")
         # Everything that can be refused is refused before minutes of work.
         out.mkdir(parents=True, exist_ok=True)
-        for option, path in (("--out", out / "lens.png"), ("--out", out / "lens.json"), ("--json", json_file)):
+        figures = {out / "lens.png": error_against_memory, out / "divergences.png": error_in_each_divergence}
+        for option, path in (*(("--out", path) for path in (*figures, out / "lens.json")), ("--json", json_file)):
             require_writable(option, path)
         with Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=errors
@@ -94,8 +88,9 @@ def lens(
                 found = _user_fishers(loss, params, batches, patterns or ["*"], fisher, samples, seed)
             comparisons = _compare(bar, chosen, found, seed, solve_up_to, state_dtype)
         for comparison in comparisons:
-            _print_tables(comparison, dtype)
-        error_against_memory(comparisons).savefig(out / "lens.png", dpi=150)
+            print_tables(comparison, dtype)
+        for path, figure in figures.items():
+            figure(comparisons).savefig(path, dpi=150)
         report = {
             "fimlens": __version__,
             "seed": seed,
@@ -109,7 +104,7 @@ def lens(
         errors.print(refusal("lens", error), style="red", markup=False)
         raise typer.Exit(2) from error
     console.print(LEGEND, style="dim", markup=False, highlight=False)
-    console.print(f"Figure and numbers: {out / 'lens.png'}, {out / 'lens.json'}", markup=False)
+    console.print(f"Figures and numbers: {', '.join(map(str, figures))}, {out / 'lens.json'}", markup=False)
     for comparison in comparisons:
         if not comparison.rows:
             errors.print(f"No structure suits {comparison.matrix}: nothing was judged.", style="red", markup=False)
@@ -206,28 +201,3 @@ def _compare(
         )
     bar.update(task, description="structures")
     return comparisons
-
-
-def _print_tables(comparison: Comparison, dtype: str) -> None:
-    """Print two tables of at most 80 columns, one of structures and one of their optimizers, and every doubt."""
-    m, n = comparison.shape
-    console.print(f"\n{comparison.matrix} ({m} x {n}). {comparison.fisher}.", style="bold", markup=False, highlight=False)
-    structures = table("structure", "error", "=basis", "+spectrum", "optimum", "ratio", "claim", "holds")
-    optimizers = table("optimizer", "state", dtype, "of fits", "F~ off", "update", "free", "holds")
-
-    def number(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    for row in sorted(comparison.rows, key=lambda row: (row.elements, row.relative)):
-        parts = (number(abs(x), ".4f") for x in (row.relative, row.basis, row.spectrum))
-        best = number(row.optimum, ".4f"), number(row.ratio, ".4f")
-        structures.add_row(row.name, *parts, *best, row.claim, "yes" if row.claim_holds else "NO")
-        sizes = f"{row.elements:,}", decimal(row.bytes), f"{row.fit_elements:,}"
-        off = number(row.streamed, ".0e"), number(row.update, ".0e"), number(row.free, ".2f")
-        optimizers.add_row(row.name, *sizes, *off, "yes" if row.optimizer_holds else "NO")
-    console.print(structures, optimizers)
-    for row in comparison.rows:
-        for doubt in row.doubts:
-            console.print(f"{row.name}: {doubt}.", markup=False)
-    for name, reason in comparison.unsuited.items():
-        console.print(f"{name} was left out. {reason}", markup=False)

@@ -39,18 +39,26 @@ def _reduction(fn: Callable[..., Any]) -> Rule:
 def _comparison(relation: Callable[..., Any], of_numbers: Callable[..., Any]) -> Rule:
     """The rule of a comparison. The symbols' assumptions decide it for expressions, NumPy's `of_numbers` for integers."""
 
-    def decided(a: Any, b: Any) -> bool:
-        truth = relation(a - b, 0)
-        if truth not in (sp.true, sp.false):  # terms that cancel only after expansion can hide the sign
-            truth = relation(sp.expand(a - b), 0)
-        if truth not in (sp.true, sp.false):
-            raise NoRule(
-                "symbolic: the symbols' assumptions do not decide the comparison "
-                f"{str(truth)[:80]}. Declare signs, as in sympy.Symbol('v', positive=True)."
-            )
-        return bool(truth)
+    def truth(a: Any, b: Any) -> Any:
+        open_or_not = relation(a - b, 0)  # terms that cancel only after expansion can hide the sign
+        return open_or_not if open_or_not in (sp.true, sp.false) else relation(sp.expand(a - b), 0)
 
-    return lambda equation, a, b: entrywise(decided, a, b).astype(bool) if object in (a.dtype, b.dtype) else of_numbers(a, b)
+    return lambda equation, a, b: _of_truths(entrywise(truth, a, b)) if object in (a.dtype, b.dtype) else of_numbers(a, b)
+
+
+def _of_truths(truths: Values) -> Values:
+    """As booleans, if all are decided."""
+    return truths.astype(bool) if all(truth in (sp.true, sp.false) for truth in truths.flat) else truths
+
+
+def _logic(connective: Callable[..., Any], of_booleans: Callable[..., Any]) -> Rule:
+    """The rule of "and", "or" and "not": what is open may not matter."""
+
+    def rule(equation: JaxprEqn, *values: Values) -> Any:
+        is_open = any(v.dtype == object for v in values)
+        return _of_truths(entrywise(connective, *values)) if is_open else of_booleans(*values)
+
+    return rule
 
 
 def _domain_positive(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,6 +70,13 @@ def _domain_positive(fn: Callable[..., Any]) -> Callable[..., Any]:
         return fn(x)
 
     return real
+
+
+def _is_finite(x: Any) -> bool:
+    """Whether an expression is finite, as its symbols' assumptions decide: phi'(0) is zoo for the logarithm."""
+    if x.is_finite is None:
+        raise NoRule(f"symbolic: nothing tells whether {str(x)[:80]} is finite. Declare the symbols' signs.")
+    return x.is_finite
 
 
 def _of_short(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,6 +123,10 @@ def _scatter_add(equation: JaxprEqn, x: Values, where: Values, updates: Values) 
     return total
 
 
+def _unknown_function(equation: JaxprEqn, x: Values) -> Any:
+    return entrywise(equation.params["function"], x)
+
+
 def _integer_pow(equation: JaxprEqn, x: Values) -> Any:
     return x ** equation.params["y"]
 
@@ -142,6 +161,8 @@ SCALAR_FUNCTIONS = {
 ARITHMETIC: dict[str, Rule] = {
     **{name: _scalar_rule(fn) for name, fn in SCALAR_FUNCTIONS.items()},
     "integer_pow": _integer_pow,
+    "is_finite": lambda equation, x: entrywise(_is_finite, x).astype(bool),
+    "unknown_function": _unknown_function,
     "reduce_sum": _reduction(sp.Add),
     "reduce_max": _reduction(MAX),
     "reduce_min": _reduction(MIN),
@@ -160,4 +181,7 @@ COMPARISONS: dict[str, Rule] = {
     "le": _comparison(sp.Le, operator.le),
     "eq": _comparison(sp.Eq, operator.eq),
     "ne": _comparison(sp.Ne, operator.ne),
+    "and": _logic(sp.And, np.bitwise_and),
+    "or": _logic(sp.Or, np.bitwise_or),
+    "not": _logic(sp.Not, np.invert),
 }

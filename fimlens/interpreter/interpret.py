@@ -14,7 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
 
 from fimlens.interpreter.arithmetic import ARITHMETIC, COMPARISONS
 from fimlens.interpreter.moves import MOVES, MOVES_BY_POSITION
-from fimlens.interpreter.values import NoRule, Rule, Values, exact, require_short
+from fimlens.interpreter.values import NoRule, Rule, Values, exact, require_decided, require_short
 
 LONGEST_WRITTEN = 300_000  # largest `size` of an expression; those of the proofs reach a third of it
 
@@ -54,7 +54,7 @@ def symbolic(fn: Callable[..., Any]) -> Callable[..., Any]:
         with jax.enable_x64(True):  # in float32, tracing would round the function's own constants
             avals = [jax.ShapeDtypeStruct(v.shape, np.float64 if v.dtype == object else v.dtype) for v in values]
             closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*jax.tree.unflatten(layout, avals))
-            results = _run(closed, values)
+            results = [require_decided(v) for v in _run(closed, values)]
         return jax.tree.unflatten(jax.tree.structure(shapes), [v if v.ndim else v.item() for v in results])
 
     return of_expressions
@@ -139,14 +139,14 @@ def _mentions(function: AnyJaxpr, primitive: Primitive) -> bool:
 
 
 def _cond(equation: JaxprEqn, which: Values, *values: Values) -> list[Values]:
-    return _run(equation.params["branches"][int(which)], values)
+    return _run(equation.params["branches"][int(require_decided(which))], values)
 
 
 def _while(equation: JaxprEqn, *values: Values) -> list[Values]:
     test, body = equation.params["cond_jaxpr"], equation.params["body_jaxpr"]
     a, b = equation.params["cond_nconsts"], equation.params["body_nconsts"]
     of_test, of_body, state = values[:a], values[a : a + b], list(values[a + b :])
-    while _run(test, [*of_test, *state])[0]:
+    while require_decided(_run(test, [*of_test, *state])[0]):
         state = _run(body, [*of_body, *state])
     return state
 

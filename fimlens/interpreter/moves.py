@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import sympy as sp
 from jax.extend.core import JaxprEqn
 
-from fimlens.interpreter.values import NoRule, Rule, Values, exact
+from fimlens.interpreter.values import NoRule, Rule, Undecided, Values, entrywise, exact, require_decided
 
 
 def _numpy(fn: Callable[..., Any], *names: str) -> Rule:
@@ -33,6 +34,8 @@ def _convert(equation: JaxprEqn, x: Values) -> Any:
     dtype = equation.params["new_dtype"]
     if x.dtype != object:
         return x.astype(dtype)
+    if not all(isinstance(entry, sp.Expr) for entry in x.flat):  # open comparisons, which are counted
+        return require_decided(x)
     if jnp.issubdtype(dtype, np.floating):  # expressions are exact, so float32 and float64 are the same here
         return x
     raise NoRule(f"symbolic: cannot make a {dtype} of expressions such as {x.ravel()[0]}. Leave them floats.")
@@ -43,7 +46,16 @@ def _iota(equation: JaxprEqn) -> Any:
 
 
 def _select(equation: JaxprEqn, which: Values, *cases: Values) -> Any:
-    return np.choose(which.astype(int), np.broadcast_arrays(*cases))
+    if which.dtype != object:
+        return np.choose(which.astype(int), np.broadcast_arrays(*cases))
+    return entrywise(_choose, which, *cases)
+
+
+def _choose(which: Any, if_false: Any, if_true: Any) -> Any:
+    """One of two cases, or a symbol for it if the comparison is open and they differ."""
+    if which in (sp.true, sp.false) or if_false == if_true:
+        return if_true if which == sp.true else if_false
+    return Undecided(str(which)[:80], real=True)
 
 
 def _slice(equation: JaxprEqn, x: Values) -> Any:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
-Values = np.ndarray  # dtype object (SymPy expressions), integer or boolean
+Values = np.ndarray  # dtype object (SymPy expressions, or comparisons of them that are open), integer or boolean
 
 Rule = Callable[..., Any]  # (equation of a jaxpr, *operands) -> the result, or the list of results
 
@@ -38,6 +38,28 @@ class NoRule(NotImplementedError):
 
 class TooLong(NoRule):
     """An expression grew too long to work with, most often because the function iterates."""
+
+
+class Undecided(sp.Symbol):
+    """The result of a choice by a comparison that is not decided. It may occur in what no result depends on."""
+
+
+def undecided(comparison: Any) -> NoRule:
+    """The error that says that the symbols' assumptions leave a comparison open."""
+    return NoRule(
+        f"symbolic: the symbols' assumptions do not decide the comparison {str(comparison)[:80]}. Declare signs, as in "
+        "sympy.Symbol('v', positive=True)."
+    )
+
+
+def require_decided(values: Values) -> Values:
+    """Return the values, and refuse comparisons that are open and expressions that depend on them."""
+    for entry in values.flat if values.dtype == object else ():
+        if not isinstance(entry, sp.Expr):
+            raise undecided(entry)
+        for choice in entry.atoms(Undecided):
+            raise undecided(choice)
+    return values
 
 
 @lru_cache(2**16)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from fimlens._validate import finite
+from fimlens._validate import as_json
 from fimlens.fisher.fisher import Fisher
-from fimlens.lens.row import Row, measure_row
+from fimlens.lens.row import EXACT, Row, measure_row
 from fimlens.solver.fit import require_structure_and_fisher
 from fimlens.structure import Structure
 
@@ -44,14 +44,25 @@ class Comparison:
     rows: tuple[Row, ...]
     unsuited: Mapping[str, str]
 
+    def best(self, divergence: str, *, scaled: bool = False) -> str | None:
+        """Return the name of the structure nearest to F in a divergence, of those that are not F itself.
+
+        Args:
+            divergence: "Frobenius", "von Neumann" or "LogDet".
+            scaled: whether every fit is first multiplied by its best scalar.
+        """
+        found = {row.name: row.divergences[divergence] for row in self.rows if row.relative > EXACT}
+        errors = {name: near.scaled if scaled else near.error for name, near in found.items()}
+        return min(errors, key=errors.get, default=None)
+
     @property
     def ok(self) -> bool:
         """Whether there are rows, and all their verdicts are good."""
         return bool(self.rows) and all(row.ok for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Return every number as plain data, ready for `json.dump`; None for what is not finite."""
-        rows = [{key: finite(value) for key, value in row._asdict().items()} | {"ok": row.ok} for row in self.rows]
+        """Return every number as plain data, ready for `json.dump`: "inf" or "-inf" for what is infinite, and None for NaN."""
+        rows = [as_json(row) | {"ok": row.ok} for row in self.rows]
         return {
             "matrix": self.matrix,
             "fisher": self.fisher,

@@ -136,22 +136,39 @@ def compilation(case: Case) -> Deviation:
 
 @jax.jit
 def streaming(case: Case) -> Deviation:
-    """In a fixed frame, the transform's state holds the exponential averages of `stats`, which are linear in F: what the basis
-    follows by the decay of its tracker, if that has one of its own."""
-    structure, G, b = case.structure, case.gradients[:5], 0.9
+    """For a given member `stats` are linear in F. In a fixed frame the transform's state holds their exponential averages, each
+    gradient seen by the member that the averages before it give: what the basis follows by the decay of its tracker, if that
+    has one of its own."""
+    structure, G, b, frame = case.structure, case.gradients[:5], 0.9, case.fitted.frame
     tx = scale_by_structure(structure, b1=None, b2=b, update_interval=None)
-    state = start_from(tx.init(G[0]), case.fitted.frame)
+    state = start_from(tx.init(G[0]), frame)
     state, _ = jax.lax.scan(lambda state, g: (tx.update(g, state)[1], None), state, G)
-
-    def averaged(b: Any) -> Statistics:
-        weights = (1 - b) * b ** jnp.arange(len(G) - 1, -1, -1.0)
-        weighted = Fisher.from_gradients(G * jnp.sqrt(len(G) * weights)[:, None, None])
-        return structure.stats(weighted, case.fitted)
-
     b3 = tracker_decay(structure)
-    expected = jax.tree.leaves((averaged(b if b3 is None else b3).basis, averaged(b).spectrum))
+    decays = Statistics(b if b3 is None else b3, b)
+
+    def mixed(averages: Statistics, seen: Statistics) -> Statistics:
+        return Statistics(
+            *(
+                jax.tree.map(lambda x, new, b=b: b * x + (1 - b) * new, *part)
+                for *part, b in zip(averages, seen, decays, strict=True)
+            )
+        )
+
+    def observed(averages: Statistics, at: tuple[Array, Array]) -> tuple[Statistics, None]:
+        t, g = at
+        spectrum = jax.tree.map(lambda x: x / jnp.where(t == 0, 1, 1 - b**t), averages.spectrum)
+        before = structure.fit(Statistics(averages.basis, spectrum), frame)
+        return mixed(averages, structure.stats(Fisher.from_gradients(g[None]), before)), None
+
+    each = jax.lax.map(lambda g: structure.stats(Fisher.from_gradients(g[None]), case.fitted), G)
+    mean = jax.tree.map(lambda x: x.mean(0), each)
+    expected, _ = jax.lax.scan(observed, jax.tree.map(jnp.zeros_like, mean), (jnp.arange(len(G)), G))
+    expected = jax.tree.leaves(expected)
     kept = jax.tree.leaves((state.covariances, state.averaged))
-    return distance([k.reshape(e.shape) for k, e in zip(kept, expected, strict=True)], expected)
+    return worst(
+        distance(structure.stats(Fisher.from_gradients(G), case.fitted), mean),
+        distance([k.reshape(e.shape) for k, e in zip(kept, expected, strict=True)], expected),
+    )
 
 
 def forms(case: Case) -> Deviation:

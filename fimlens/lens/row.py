@@ -1,5 +1,6 @@
 """One row of a comparison: everything that is measured of one structure, and the verdicts."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -8,12 +9,16 @@ from jaxtyping import Array
 
 from fimlens.divergence import FROBENIUS
 from fimlens.fisher.fisher import Fisher
+from fimlens.lens.nearness import Nearness, measure_nearness
 from fimlens.lens.run_optimizer import optimizer_deviations
 from fimlens.solver.fit import fit, gap, is_member, least_eigenvalue
 from fimlens.solver.sizes import state_size
 from fimlens.solver.solve import solve
 from fimlens.solver.stationarity import stationarity
 from fimlens.structure import Claim, Structure
+
+EXACT = 1e-12  # a fit with a smaller relative error is F itself
+
 
 TOLERANCE = 1e-8  # a larger slope, excess or deviation fails the verdict
 
@@ -26,7 +31,7 @@ class Row(NamedTuple):
     Attributes:
         name: the name that the structure was given.
         structure: the structure, as it prints.
-        claim: the name of its claim.
+        claim: the name of its claim, which is about the divergence that its fit minimises.
         relative: the error of its fit, basis + spectrum.
         basis: the part of the error that the best eigenvalues in that basis would leave.
         spectrum: the part that the eigenvalues add.
@@ -45,6 +50,7 @@ class Row(NamedTuple):
         claim_holds: whether the fit is a member, is stationary, and is not beaten if its claim says so.
         optimizer_holds: whether `streamed` and `update` are rounding.
         doubts: why a verdict failed, in words.
+        divergences: how near the fit is in each divergence, a `Nearness` by name: "Frobenius", "von Neumann", "LogDet".
     """
 
     name: str
@@ -68,6 +74,7 @@ class Row(NamedTuple):
     claim_holds: bool
     optimizer_holds: bool
     doubts: tuple[str, ...]
+    divergences: Mapping[str, Nearness]
 
     @property
     def ok(self) -> bool:
@@ -83,7 +90,7 @@ def measure_row(name: str, structure: Structure, fisher: Fisher, key: Array, sol
     slope, least = stationarity(structure, fisher, fitted), float(least_eigenvalue(structure, fitted))
     member = bool(is_member(structure, fitted))
     solution = None  # the solver is by far the most expensive part, so it runs on small matrices only
-    if member and np.prod(fisher.shape) <= solve_up_to and float(error.relative) > 1e-12:  # no member beats an exact one
+    if member and np.prod(fisher.shape) <= solve_up_to and float(error.relative) > EXACT:  # no member beats an exact one
         solution = solve(structure, fisher, key=key, starts=1)
     # Other claims do not say that the fit is nearest, so a nearer member is no contradiction.
     optimal = structure.claim_in(FROBENIUS) in (Claim.EXACT, Claim.LIMIT)
@@ -101,7 +108,7 @@ def measure_row(name: str, structure: Structure, fisher: Fisher, key: Array, sol
         basis=float(error.basis) / norm,
         spectrum=float(error.spectrum) / norm,
         optimum=optimum,
-        ratio=None if optimum is None or optimum < 1e-12 else float(error.relative) / optimum,
+        ratio=None if optimum is None or optimum < EXACT else float(error.relative) / optimum,
         starts=None if solution is None else len(solution.certificate.values),
         reached=None if solution is None else solution.certificate.reached,
         slope=slope,
@@ -115,6 +122,7 @@ def measure_row(name: str, structure: Structure, fisher: Fisher, key: Array, sol
         claim_holds=not claim_doubts,
         optimizer_holds=not optimizer_doubts,
         doubts=(*claim_doubts, *optimizer_doubts),
+        divergences=measure_nearness(structure, fitted, fisher),
     )
 
 

@@ -1,6 +1,6 @@
 """How the gradients of a model are computed from batches, in chunks, and collected."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from fimlens.fisher.fisher import Fisher
-from fimlens.models.matrices import Matrices
+from fimlens.models.matrices import Matrices, Selection, select_matrices
+from fimlens.transforms.axes import Axes
+from fimlens.transforms.leaf_rules import Rule
 
 MAX_BYTES = 2**30  # default bound on the memory of gradients
 
@@ -19,6 +21,21 @@ REDUCTIONS = ("mean", "sum")
 
 
 Loss = Callable[[PyTree, PyTree], Array]  # of parameters and a batch
+
+
+def open_model(
+    call: str,
+    params: PyTree,
+    batches: object,
+    matrices: Sequence[str],
+    route: Rule | str | PyTree | None,
+    axes: Axes | Rule | PyTree | None,
+    reduction: str,
+) -> Selection:
+    """Check the arguments that every Fisher of a model takes, and choose its matrices."""
+    require_choice(call, "reduction", reduction, REDUCTIONS)
+    require_batches(call, batches)
+    return select_matrices(call, params, matrices, route, axes)
 
 
 def require_batches(call: str, batches: object) -> None:

@@ -11,17 +11,15 @@ from jaxtyping import PyTree
 from fimlens.fisher.fisher import Fisher
 from fimlens.models.batches import (
     MAX_BYTES,
-    REDUCTIONS,
     Loss,
     collect,
     count_examples,
     make_fishers,
     map_in_chunks,
-    require_batches,
-    require_choice,
+    open_model,
     require_scalar_loss,
 )
-from fimlens.models.matrices import Matrices, select_matrices
+from fimlens.models.matrices import Matrices
 from fimlens.transforms.axes import Axes
 from fimlens.transforms.leaf_rules import Rule
 
@@ -71,9 +69,7 @@ def empirical_fisher(
         >>> fl.empirical_fisher(loss, {"w": jnp.ones((3, 2))}, [batch])["w"]
         Fisher of a 3 x 2 matrix from 6 samples: empirical, one gradient an example, mean over 6 examples
     """
-    require_choice("empirical_fisher", "reduction", reduction, REDUCTIONS)
-    require_batches("empirical_fisher", batches)
-    chosen, merge, take_apart = select_matrices("empirical_fisher", params, matrices, route, axes)
+    chosen, merge, take_apart = open_model("empirical_fisher", params, batches, matrices, route, axes, reduction)
 
     def one(example: PyTree, chosen: Matrices) -> Matrices:
         return take_apart(jax.grad(lambda W: loss(merge(W), jax.tree.map(lambda x: x[None], example)))(chosen))
@@ -112,9 +108,7 @@ def minibatch_fisher(
         >>> fl.minibatch_fisher(loss, {"w": jnp.ones((3, 2))}, [jnp.ones((6, 3)), jnp.zeros((6, 3))])["w"]
         Fisher of a 3 x 2 matrix from 2 samples: empirical, one gradient a minibatch, mean over 2 minibatches
     """
-    require_choice("minibatch_fisher", "reduction", reduction, REDUCTIONS)
-    require_batches("minibatch_fisher", batches)
-    chosen, merge, take_apart = select_matrices("minibatch_fisher", params, matrices, route, axes)
+    chosen, merge, take_apart = open_model("minibatch_fisher", params, batches, matrices, route, axes, reduction)
     gradient = jax.jit(lambda W, batch: take_apart(jax.grad(lambda W: loss(merge(W), batch))(W)))
 
     def one(batch: PyTree) -> Matrices:

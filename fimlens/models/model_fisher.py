@@ -11,16 +11,15 @@ from jaxtyping import Array, Float, PyTree
 from fimlens.fisher.fisher import Fisher
 from fimlens.models.batches import (
     MAX_BYTES,
-    REDUCTIONS,
     collect,
     count_examples,
     make_fishers,
     map_in_chunks,
-    require_batches,
+    open_model,
     require_choice,
     trace_shapes,
 )
-from fimlens.models.matrices import Matrices, select_matrices
+from fimlens.models.matrices import Matrices
 from fimlens.transforms.axes import Axes
 from fimlens.transforms.leaf_rules import Rule
 
@@ -111,9 +110,7 @@ def model_fisher(
     """
     require_choice("model_fisher", "likelihood", likelihood, tuple(LIKELIHOODS))
     require_choice("model_fisher", "labels", labels, LABELS)
-    require_choice("model_fisher", "reduction", reduction, REDUCTIONS)
-    require_batches("model_fisher", batches)
-    chosen, merge, take_apart = select_matrices("model_fisher", params, matrices, route, axes)
+    chosen, merge, take_apart = open_model("model_fisher", params, batches, matrices, route, axes, reduction)
 
     p = LIKELIHOODS[likelihood]
 

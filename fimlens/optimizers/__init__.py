@@ -23,7 +23,10 @@ from fimlens.optimizers.whitening import swan as swan
 from fimlens.optimizers.eigenbasis import shampoo as shampoo
 from fimlens.optimizers.eigenbasis import osoap as osoap
 from fimlens.optimizers.eigenbasis import soap as soap
+from fimlens.optimizers.kl_shampoo import kl_shampoo as kl_shampoo
+from fimlens.optimizers.kl_shampoo import kl_soap as kl_soap
 from fimlens.optimizers.rank_one import racs as racs
+from fimlens.optimizers.rank_one import sinkgd as sinkgd
 from fimlens.optimizers.adadiag import adadiag as adadiag
 from fimlens.optimizers.adadiag import adadiag_pp as adadiag_pp
 from fimlens.optimizers.adadiag import adafacdiag as adafacdiag
@@ -46,7 +49,10 @@ from fimlens.optimizers.galore import scale_by_apollo as scale_by_apollo
 from fimlens.optimizers.galore import scale_by_fira as scale_by_fira
 from fimlens.optimizers.galore import scale_by_galore as scale_by_galore
 from fimlens.optimizers.low_rank_soap import scale_by_low_rank_soap as scale_by_low_rank_soap
+from fimlens.optimizers.kl_shampoo import scale_by_kl_shampoo as scale_by_kl_shampoo
+from fimlens.optimizers.kl_shampoo import scale_by_kl_soap as scale_by_kl_soap
 from fimlens.optimizers.rank_one import scale_by_racs as scale_by_racs
+from fimlens.optimizers.rank_one import scale_by_sinkgd as scale_by_sinkgd
 from fimlens.optimizers.whitening import scale_by_muon as scale_by_muon
 from fimlens.optimizers.whitening import scale_by_swan as scale_by_swan
 from fimlens.optimizers.whitening import whiten as whiten

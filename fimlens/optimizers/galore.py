@@ -78,8 +78,9 @@ def scale_by_fira(
 
     The factor alpha is that of the authors' code: it multiplies the lead U D alone, and what is scaled and limited is G - alpha
     U U^T G, in full strength. The paper and [G] write G - U U^T G; [G] gives alpha = 0.3 and does not say what it multiplies.
-    As in that code, the limiter sees norms before bias correction. Unlike there, a norm may return to where it was after a tiny
-    update (`fl.limit_norm_growth`), eps is added to the bias-corrected root, and signs of U are fixed.
+    As in that code, the limiter sees norms before bias correction. Unlike there, it sees them without eps, so that a tiny first
+    gradient freezes nothing, and a norm may return to where it was after a tiny update (`fl.limit_norm_growth`); eps is added
+    to the bias-corrected root, and signs of U are fixed.
 
     Args:
         rank: dimension r of the subspace. [G] takes 128 at 60M parameters, 256 at 130M and 350M, 512 at 1.3B.
@@ -104,8 +105,8 @@ def scale_by_fira(
         >>> import jax, jax.numpy as jnp, fimlens as fl
         >>> w = jnp.ones((3, 4))
         >>> fira_plus, galore = fl.scale_by_fira(rank=2, plus=True), fl.scale_by_galore(rank=2)
-        >>> [sum(x.size for x in jax.tree.leaves(tx.init(w))) for tx in (fira_plus, galore)]  # three more, for the limiter
-        [27, 24]
+        >>> [sum(x.size for x in jax.tree.leaves(tx.init(w))) for tx in (fira_plus, galore)]  # four more, for the limiter
+        [28, 24]
     """
     options = locals()
     if options.pop("plus"):
@@ -133,8 +134,9 @@ def scale_by_apollo(
     the update's norm is limited. This update belongs to no structure. State: 2 n r with r = rank (2 n for "mini"), and m r
     more for "svd"; a random P is stored as its key.
 
-    As in the authors' code, the limiter sees norms before alpha and before bias correction. Unlike there, a norm may return to
-    where it was after a tiny update (`fl.limit_norm_growth`), and eps is added to the bias-corrected root.
+    As in the authors' code, the limiter sees norms before alpha and before bias correction. Unlike there, it sees them without
+    eps, so that a tiny first gradient freezes nothing, and a norm may return to where it was after a tiny update
+    (`fl.limit_norm_growth`); eps is added to the bias-corrected root.
 
     Args:
         rank: dimension r of the subspace; it has no effect on "mini", whose rank is 1. Default: None, for "mini" alone.

@@ -1,4 +1,4 @@
-"""RACS and Adafactor: one factor for each row and one for each column."""
+"""RACS, Adafactor and SinkGD: one factor for each row and one for each column."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import optax
 from jax.typing import DTypeLike
 
 from fimlens._validate import require_number
+from fimlens.divergence import FROBENIUS, Divergence, LogDet, require_degree
 from fimlens.optimizers.full_chain import Number, Rate, Transform, Whole, full_chain, require_rate
 from fimlens.optimizers.links import decay_weights
 from fimlens.optimizers.signature import takes_optax_names
@@ -89,6 +90,7 @@ def scale_by_racs(
     gamma: Number = 1.01,
     sweeps: Whole = 5,
     cap: Number | None = 30.0,
+    divergence: Divergence = FROBENIUS,
     eps: Number = 0.0,
     bias_correction: bool = False,
     dtypes: StateDtypes | DTypeLike | None = None,
@@ -111,6 +113,8 @@ def scale_by_racs(
         sweeps: alternations between row and column factors that fit one gradient. Default: 5, as in [G].
         cap: largest mean squared update of a row or column of one gradient; None for no limit, as in [G]. Default: 30, which
             Gaussian and low-rank gradients do not reach.
+        divergence: the sense in which the factors of a gradient are nearest, of degree 0 to 2; its sweeps start from ones along
+            the shorter side and nothing is normalised before factors are averaged. Default: `fl.Frobenius()`, as in [G].
         eps: number added to the root of each eigenvalue. Default: 0, as in [G].
         bias_correction: whether the averages are divided by the weight that they have gathered. Default: False, as in [G],
             although the first update is then 1/(1-beta) times too large: without it a small language model ended 0.004 to
@@ -132,10 +136,43 @@ def scale_by_racs(
     require_number("racs", "sweeps", sweeps, 1, whole=True)
     require_number("racs", "cap", cap, 1)
     require_number("racs", "eps", eps, 0)
+    require_degree("racs", divergence)
+    structure = RowColumn(sweeps, cap, divergence)
     direction = scale_by_structure(
-        RowColumn(sweeps, cap), b1=None, b2=beta, eps=eps, average="fits", bias_correction=bias_correction, dtypes=dtypes
+        structure, b1=None, b2=beta, eps=eps, average="fits", bias_correction=bias_correction, dtypes=dtypes
     )
     return compute_in_float32(optax.chain(direction, limit_norm_growth(gamma), optax.scale(alpha)))
 
 
+def scale_by_sinkgd(*, sweeps: Whole = 5, eps: Number = 0.0) -> Transform:
+    """SinkGD (Scetbon et al., 2025): rows and columns of each gradient normalised in turns. Use it for updates without state.
+
+    H = {S (x) Q}, both diagonal, LIMIT under LogDet: k rounds are k sweeps of `fl.RowColumn(k, divergence=fl.LogDet())` on the
+    squares of the current gradient. State: nothing. The root mean square of the update is 1 along each row of the shorter side,
+    and nearly along the other. Difference from Scetbon et al.: a round begins with the vectors of the longer side, in which
+    the shorter side's entries lie, whatever the layout; theirs begins with rows.
+
+    Args:
+        sweeps: number of rounds. Default: 5, as in Scetbon et al.
+        eps: number added to the root of each eigenvalue. Default: 0.
+
+    Raises:
+        TypeError: (at init) a parameter is not of real floating point.
+        ValueError: an option is out of its range.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, fimlens as fl
+        >>> tx, G = fl.scale_by_sinkgd(), jnp.array([[1.0, 20.0, 3.0], [400.0, 5.0, 6.0]])
+        >>> updates, state = tx.update(G, tx.init(G))
+        >>> print(jnp.mean(updates**2, axis=1).round(3), jax.tree.leaves(state.averaged))  # no state
+        [1. 1.] []
+    """
+    require_number("sinkgd", "sweeps", sweeps, 1, whole=True)
+    require_number("sinkgd", "eps", eps, 0)
+    return scale_by_structure(RowColumn(sweeps, divergence=LogDet()), b1=None, b2=None, eps=eps)
+
+
 racs = full_chain(scale_by_racs, adam_factor=0.5)
+
+
+sinkgd = full_chain(scale_by_sinkgd)

@@ -48,9 +48,9 @@ def table() -> str:
 def _first_coordinates(derived: Derived) -> str:
     """The first coordinate of each part of the tree, in closed form or given the others.
 
-    A structure that minimises another objective than the gap shows the coordinates of its shipped fit.
+    A structure that minimises another objective than the gap, or whose equations are not solved, shows its shipped fit.
     """
-    own = derived.structure.claim is Claim.BOUND
+    own = derived.structure.claim is Claim.BOUND or not derived.found.solution
     places = [np.ravel(leaf)[0] for leaf in jax.tree.leaves(derived.coordinates)]
     shipped = [np.ravel(leaf)[0] for leaf in jax.tree.leaves(derived.shipped)]
     values = map(sp.factor_terms, shipped) if own else (derived.found.solution[c] for c in places)

@@ -19,8 +19,12 @@ LARGEST = 10**6  # numerator and denominator of a fraction that is printed in fu
 
 
 def is_rounded(expressions: Iterable[Any]) -> bool:
-    """Whether some expression has a float, so that what it says is known to rounding alone."""
-    return any(sp.sympify(expression).has(sp.Float) for expression in expressions)
+    """Whether an expression has a float or a function of a number, such as cos(1/10), so that it is decided to rounding alone.
+
+    The polynomial ring takes such functions for unrelated generators: it does not know that sin^2 + cos^2 = 1.
+    """
+    exprs = map(sp.sympify, expressions)
+    return any(e.has(sp.Float) or any(f.is_number for f in e.atoms(sp.Function)) for e in exprs)
 
 
 def are_equal(a: Any, b: Any) -> bool:

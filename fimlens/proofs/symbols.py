@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import sympy as sp
 
+from fimlens.divergence import Divergence, Numbers
 from fimlens.fisher.dense_form import DenseFisher
 from fimlens.fisher.sample_form import SampleFisher
 from fimlens.interpreter.interpret import symbolic
+from fimlens.interpreter.unknown import unknown
 from fimlens.solver.sizes import zero_state
 from fimlens.structure import Frame, Structure, Tree
 
@@ -57,6 +59,22 @@ def fisher_in_eigenbases(m: int, n: int, left: bool = False, right: bool = False
 def diagonal_fisher(V: Symbols) -> DenseFisher:
     """The diagonal Fisher with second moments V, m x n. For a structure without bases, the fit depends on F through V alone."""
     return DenseFisher("every second moment", "as symbols", np.diag(V.T.ravel()), V.shape)
+
+
+PHI = (*(sp.Function(name, real=True) for name in ("phi", "phi'")), sp.Function("phi''", positive=True))
+
+
+class AnyDivergence(Divergence):
+    """The divergence of a convex function phi of which nothing else is known: what is proved in it holds in every one."""
+
+    def phi(self, x: Numbers) -> Numbers:
+        return unknown(*PHI)(x)
+
+    def slope(self, x: Numbers) -> Numbers:
+        return unknown(*PHI[1:])(x)
+
+    def curvature(self, x: Numbers) -> Numbers:
+        return unknown(*PHI[2:])(x)
 
 
 def one_gradient(G: Symbols) -> SampleFisher:

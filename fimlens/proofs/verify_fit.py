@@ -10,31 +10,22 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
+from fimlens.divergence import Divergence
 from fimlens.fisher.dense_form import DenseFisher
-from fimlens.fisher.fisher import Fisher
 from fimlens.interpreter.identity import is_zero
 from fimlens.interpreter.interpret import symbolic
 from fimlens.interpreter.values import NoRule, TooLong, require_short
-from fimlens.proofs.evaluate import Measure, dense, error, fitted, objective, slope, squared_error
+from fimlens.proofs.evaluate import dense, eigenbasis, error, fitted, objective, slope, stationarity
+from fimlens.proofs.measure_fit import measure_fit
 from fimlens.proofs.rounding import accuracy, all_vanish, are_equal, is_rounded, shown, tidy
-from fimlens.proofs.stationary import Stationary
+from fimlens.proofs.stationary import Stationary, is_whole
 from fimlens.proofs.symbols import entries_of, frame
-from fimlens.solver.fit import fit, gap, is_member, least_eigenvalue
-from fimlens.solver.solve import solve
 from fimlens.structure import Claim, Frame, Params, Structure, Tree
-from fimlens.structures.spectra import Spectrum
 
 ROTATED_UP_TO = 2  # rows of the bases that are rotated; with larger ones, a fit is verified in the initial frame alone
-
-
-MEASURED = 1e-9  # bound on a measured gradient, relative to its largest term, and on differences of relative gaps
-
-
-NEAR = 0.01  # how much larger than the limit's the relative gap may be after a few iterations
 
 
 LONGEST_FIT = 2000  # operations and operands of a fit that is put into the equations; a longer fit is measured
@@ -55,12 +46,13 @@ def shorten(expression: Any, place: str) -> str:
 
 
 def verify_fit(
-    structure: Structure, F: DenseFisher, at: Frame, found: Stationary, coords: Tree
+    structure: Structure, divergence: Divergence, F: DenseFisher, at: Frame, found: Stationary, coords: Tree
 ) -> tuple[Tree | None, str, bool]:
     """Compare the shipped fit with the stationary points of the gap.
 
     Args:
         structure: the structure.
+        divergence: the divergence of the gap.
         F: the Fisher in symbols that the gap was formed for.
         at: the initial frame.
         found: the stationary points of the gap.
@@ -69,20 +61,34 @@ def verify_fit(
     Returns:
         The coordinates of the fit (None if it cannot be traced), the verdict as text, and whether the fit passes.
     """
+    shipped, verdict, ok = _verify(structure, divergence, F, at, found, coords)
+    if not ok and structure.claim_in(divergence) is None:
+        return shipped, f"not verified: the fit is for {structure.divergence}, and claims nothing in {divergence}", True
+    return shipped, verdict, ok
+
+
+def _verify(
+    structure: Structure, divergence: Divergence, F: DenseFisher, at: Frame, found: Stationary, coords: Tree
+) -> tuple[Tree | None, str, bool]:
+    measured = partial(measure_fit, structure, divergence, F.shape)
+    slopes_of = symbolic(partial(stationarity, structure, divergence))
     try:
+        if not is_whole(divergence.degree):
+            return None, *measured(f"the degree of {divergence}, {divergence.degree}, is no whole number")
         member = fitted(structure, F, at)
         require_short(entries_of(member.coords), LONGEST_FIT)
-        slopes = slope(structure, member, F)
+        slopes = slopes_of(member, F)
     except TooLong as error:
-        return None, *_measure(structure, F.shape, _cause(error), stops=True)
+        return None, *measured(_cause(error), stops=True)
     except NoRule as error:
         why = "it iterates" if structure.claim is Claim.LIMIT else _cause(error)
-        return None, *_measure(structure, F.shape, why)
+        return None, *measured(why)
     except NotImplementedError:
         return None, "there is no fit to verify", True
-    verdict, ok = _decide(structure, F, member, slopes, found, coords)
+    terms = lambda: entries_of(slopes_of(member, _zero(F)))  # noqa: E731
+    verdict, ok = _decide(structure, divergence, F, member, (slopes, terms), found, coords)
     if is_rounded(entries_of((member.coords, dense(structure, Params(at, coords))))):
-        to = f"equal to {accuracy(entries_of(slopes), _terms(structure, member, F))}, not proved, as its constants are rounded"
+        to = f"equal to {accuracy(entries_of(slopes), terms())}, not proved, as its constants are rounded"
         verdict = verdict.replace("proved", to, 1) if verdict.startswith("proved") else verdict
         member = Params(member.frame, jax.tree.map(lambda leaf: _map_entries(tidy, leaf), member.coords))
     return member.coords, verdict, ok
@@ -94,22 +100,32 @@ def _cause(error: NoRule) -> str:
 
 
 def _decide(
-    structure: Structure, F: DenseFisher, member: Params, slopes: Tree, found: Stationary, coords: Tree
+    structure: Structure,
+    divergence: Divergence,
+    F: DenseFisher,
+    member: Params,
+    slopes_and_terms: tuple[Tree, Callable[[], list[sp.Expr]]],
+    found: Stationary,
+    coords: Tree,
 ) -> tuple[str, bool]:
-    """The verdict on a fit that was traced, given the gradient of the gap there."""
-    terms = partial(_terms, structure, member, F)
+    """The verdict on a fit that was traced, given the derivatives of the gap there and the terms that they sum."""
+    slopes, terms = slopes_and_terms
     if all_vanish(entries_of(slopes), terms):
-        # A stationary point may be a maximum, so a closed form must also have the same gap as the fit.
-        if found.closed and not _has_gap_of(found, structure, member, coords, F):
+        # A stationary point may be a maximum, so a closed form must also have the same eigenvalues as the fit.
+        if found.closed and not _has_eigenvalues_of(found, structure, member, coords):
             return _explain_refusal(member, found, coords), False
         if negative := _negative_eigenvalue(structure, member, F):
             return f"refused: the fit solves the equations, but {negative}", False
-        verdict, ok = _verify_in_rotated_bases(structure, F)
+        verdict, ok = _verify_in_rotated_bases(structure, divergence, F, coords)
         return verdict if found.closed else f"{verdict}; that its gap is the smallest is not shown", ok
     own = error(structure, Params(member.frame, coords), F, objective)
     depends = bool(own.free_symbols & set(entries_of(coords)))  # a constant objective is stationary everywhere
-    owns = structure.claim is Claim.BOUND and depends
-    if owns and all_vanish(entries_of(slope(structure, member, F, objective)), partial(terms, objective)):
+    of_objective = partial(slope, structure, member, measure=objective)
+    if (
+        structure.claim is Claim.BOUND
+        and depends
+        and all_vanish(entries_of(of_objective(F)), lambda: entries_of(of_objective(_zero(F))))
+    ):
         if negative := _negative_eigenvalue(structure, member, F):
             return f"refused: the structure's own objective is stationary at the fit, but {negative}", False
         return (
@@ -119,17 +135,23 @@ def _decide(
     bounded = any(c.has(sp.Max, sp.Min) for c in entries_of(member.coords))
     blocks = _solved_blocks(slopes, coords, terms) if structure.claim is Claim.LIMIT and not found.closed else ""
     if structure.claim in (Claim.EXACT, Claim.LIMIT) and bounded and not blocks:
-        return _measure(structure, F.shape, "it stops at a bound in places", stops=True)
+        return measure_fit(structure, divergence, F.shape, "it stops at a bound in places", stops=True)
     if structure.claim is Claim.LIMIT and not found.closed:
-        return _measure(structure, F.shape, "it is exact in the limit only", blocks)
+        return measure_fit(structure, divergence, F.shape, "it is exact in the limit only", blocks)
     return _explain_refusal(member, found, coords), False
 
 
-def _has_gap_of(found: Stationary, structure: Structure, member: Params, coords: Tree, F: DenseFisher) -> bool:
-    """Whether the fit has the gap of the solution. Equal coordinates would be too much to ask: they may be redundant."""
+def _zero(F: DenseFisher) -> DenseFisher:
+    """The Fisher 0, at which a derivative is one of the two terms whose difference it is: it sets the scale for rounding."""
+    return replace(F, matrix=F.matrix * 0)
+
+
+def _has_eigenvalues_of(found: Stationary, structure: Structure, member: Params, coords: Tree) -> bool:
+    """Whether the fit has the eigenvalues of the solution. Equal coordinates are too much to ask: they may be redundant."""
     solved = dict(zip(entries_of(coords), entries_of(coords), strict=True)) | found.solution
     best = jax.tree.map(lambda leaf: _map_entries(lambda c: solved[c], leaf), coords)
-    return are_equal(error(structure, member, F), error(structure, Params(member.frame, best), F))
+    both = (entries_of(symbolic(structure.eigenvalues)(Params(member.frame, c))) for c in (member.coords, best))
+    return all(are_equal(a, b) for a, b in zip(*both, strict=True))
 
 
 def _negative_eigenvalue(structure: Structure, member: Params, F: DenseFisher) -> str:
@@ -158,67 +180,32 @@ def _solved_blocks(slopes: Tree, coords: Tree, terms: Callable[[], list[sp.Expr]
     return f"proved: block {' and '.join(names)} solves its equations given the others; " if names else ""
 
 
-def _verify_in_rotated_bases(structure: Structure, F: DenseFisher) -> tuple[str, bool]:
+def _verify_in_rotated_bases(structure: Structure, divergence: Divergence, F: DenseFisher, coords: Tree) -> tuple[str, bool]:
     """The verdict on a fit that solves the equations in the initial frame: verify small bases rotated, too."""
     proved = "proved: the fit solves the equations, for all entries at this size"
     bases = jax.tree.leaves(structure.frame(*F.shape))
     if not bases:
         return proved, True
+    alone = f"{proved}, in the initial frame alone"
     if any(U.ndim > 1 and U.shape[-2] > ROTATED_UP_TO for U in bases):
-        return f"{proved}, in the initial frame alone", True
+        return alone, True
     rotated = frame(structure, *F.shape)
-    member = fitted(structure, F, rotated)
-    if all_vanish(entries_of(slope(structure, member, F)), partial(_terms, structure, member, F)):
+    (B, L), written = eigenbasis(structure, Params(rotated, coords)), dense(structure, Params(rotated, coords))
+    same = all_vanish(entries_of(B * L @ B.T - written), lambda: entries_of(written))
+    try:
+        member, slopes_of = fitted(structure, F, rotated), symbolic(partial(stationarity, structure, divergence))
+        slopes = entries_of(slopes_of(member, F))
+    except NoRule:  # no sign of a rotated second moment is known
+        return alone, same
+    if any(c.has(sp.Max, sp.Min) for c in entries_of(member.coords)):
+        return alone, same
+    if same and all_vanish(slopes, lambda: entries_of(slopes_of(member, _zero(F)))):
         return f"{proved}, in every basis", True
     return (
         "refused: the fit solves the equations in the initial frame but not in rotated bases; check `stats`, `to_eigenbasis` "
         "and `dense`",
         False,
     )
-
-
-def _measure(structure: Structure, shape: tuple[int, int], why: str, known: str = "", stops: bool = False) -> tuple[str, bool]:
-    """The verdict on a fit that is not an expression: measure the gradient of the gap at the fit of one Fisher.
-
-    Args:
-        structure: the structure.
-        shape: rows and columns of the matrix.
-        why: why the fit is measured, a clause about the fit.
-        known: a verdict on a part of the fit, which is proved.
-        stops: the fit stops after a number of iterations. It may then, as with `known`, stay near the limit that it claims.
-    """
-    with jax.enable_x64(True):
-        uneven = 1 / (1 + np.add.outer(*map(np.arange, shape)))  # so that a fit with bounds meets them
-        F = Fisher.from_gradients(uneven * np.random.default_rng(0).normal(size=(3 * shape[0] * shape[1], *shape)) ** 2)
-        if isinstance(structure, Spectrum):
-            F = DenseFisher(F.kind, F.normalisation, jnp.diag(jnp.diagonal(F.dense())), shape)
-        member = fit(structure, F)
-        if not is_member(structure, member):
-            least = f"{least_eigenvalue(structure, member):.2g} of the largest, and no Fisher has a negative eigenvalue"
-            return f"refused: {why}, and at one Fisher an eigenvalue is {least}", False
-
-        def slope_from(F: Fisher) -> Any:
-            return jax.grad(lambda coords: squared_error(structure, Params(member.frame, coords), F))(member.coords)
-
-        def largest(tree: Any) -> float:
-            return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
-
-        # The gradient is a difference of two terms; that of F = 0 is the first of them, and sets the scale for rounding errors.
-        nothing = DenseFisher(F.kind, F.normalisation, jnp.zeros_like(F.dense()), shape)
-        # A coordinate of exactly 0 is at its bound, where the gap may still fall in the direction that is not allowed.
-        free = jax.tree.map(lambda c, g: jnp.where(c == 0, jnp.minimum(g, 0), g), member.coords, slope_from(F))
-        terms = largest(slope_from(nothing))
-        relative = largest(free) / terms if terms else float("inf")
-        gaps = [float(gap(structure, p, F).relative) for p in (member, solve(structure, F, key=jax.random.key(0)).params)]
-    measured = f"measured, not proved, because {why}: "
-    slope_text = f"at one Fisher the gradient is {relative:.0e} of its terms"
-    any_basis = structure.claim in (Claim.EXACT, Claim.LIMIT)  # the other claims hold for the given bases only
-    if relative <= MEASURED and (not any_basis or gaps[0] <= gaps[1] + MEASURED):
-        return f"{known}{measured}{slope_text}", True
-    if (known or stops) and structure.claim is Claim.LIMIT:
-        return f"{known or measured}the limit is not reached, {slope_text}", gaps[0] < gaps[1] + NEAR
-    gap_text = f"the relative gap is {gaps[0]:.3g} while `solve` reaches {gaps[1]:.3g}"
-    return f"refused: {why}, and {slope_text}; {gap_text}", False
 
 
 def _explain_refusal(member: Params, found: Stationary, coords: Tree) -> str:
@@ -233,11 +220,6 @@ def _explain_refusal(member: Params, found: Stationary, coords: Tree) -> str:
     if broken:
         return f"refused: the fit does not solve {shorten(broken[0].lhs, '.found')} = 0"
     return "refused: the gap of the fit is not the smallest"
-
-
-def _terms(structure: Structure, member: Params, F: DenseFisher, measure: Measure = squared_error) -> list[sp.Expr]:
-    """One of the two terms that a slope is the difference of, which sets the scale for rounding: the slope at F = 0."""
-    return entries_of(slope(structure, member, replace(F, matrix=F.matrix * 0), measure))
 
 
 def _map_entries(fn: Callable[[Any], Any], leaf: np.ndarray) -> np.ndarray:

@@ -161,12 +161,7 @@ def gap_in_units(
     """
     with jax.default_matmul_precision("highest"):
         blocks = in_units(structure.eigenvalue_blocks(params, fisher), unit)
-        seen = [block for block in blocks if block.eigenvalue is not None]
-        spectrum = sum(c * jnp.sum(divergence.between(V, value)) for value, V, c in seen)
-        # Directions outside the range have no eigenvalue that could be better: their error is the basis'.
-        outside = excess([block for block in blocks if block.eigenvalue is None], divergence)
-        basis = trace - sum(c * jnp.sum(divergence.phi(V)) for _, V, c in seen) + outside
-        total = trace + excess(blocks, divergence)
+        total, basis, spectrum = split(blocks, divergence, trace)
         mean = jnp.mean(fisher.second_moment()) / unit
         isotropic = trace + excess([EigenvalueBlock(mean, mean, math.prod(fisher.shape))], divergence)
         # An infinite tr phi(F) is the whole answer, from which nothing can be subtracted.
@@ -175,6 +170,18 @@ def gap_in_units(
         relative = total / divergence.size(trace, mean, math.prod(fisher.shape))
         absolute = [_times_power(unit, divergence.degree, part) for part in (total, basis, spectrum)]
         return Gap(*absolute, relative, share)
+
+
+def split(
+    blocks: list[EigenvalueBlock], divergence: Divergence, trace: Float[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Return D(F, F~), the basis error and the spectrum error, given the eigenvalue blocks of F~ and tr phi(F)."""
+    seen = [block for block in blocks if block.eigenvalue is not None]
+    spectrum = sum(c * jnp.sum(divergence.between(V, value)) for value, V, c in seen)
+    # Directions outside the range have no eigenvalue that could be better: their error is the basis'.
+    outside = excess([block for block in blocks if block.eigenvalue is None], divergence)
+    basis = trace - sum(c * jnp.sum(divergence.phi(V)) for _, V, c in seen) + outside
+    return trace + excess(blocks, divergence), basis, spectrum
 
 
 def in_units(blocks: list[EigenvalueBlock], unit: Float[Array, ""]) -> list[EigenvalueBlock]:

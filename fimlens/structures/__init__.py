@@ -3,13 +3,14 @@
 A new family is one file here and one line below. EXAMPLES is the fixture of every law.
 """
 
+from fimlens.divergence import LogDet
 from fimlens.structures.blocks import Blocks as Blocks
 from fimlens.structures.dense import Dense as Dense
 from fimlens.structures.kronecker import DiagonalKronecker as DiagonalKronecker
 from fimlens.structures.kronecker import Kronecker as Kronecker
 from fimlens.structures.low_rank import LowRank as LowRank
-from fimlens.structures.rank_one import GeometricMarginals as GeometricMarginals
-from fimlens.structures.rank_one import Marginals as Marginals
+from fimlens.structures.marginals import GeometricMarginals as GeometricMarginals
+from fimlens.structures.marginals import Marginals as Marginals
 from fimlens.structures.rank_one import RowColumn as RowColumn
 from fimlens.structures.rotated import Rotated as Rotated
 from fimlens.structures.spectra import Columns as Columns
@@ -19,6 +20,7 @@ from fimlens.structures.spectra import Rows as Rows
 from fimlens.structures.spectra import Scalar as Scalar
 from fimlens.structures.spectra import Spectrum as Spectrum
 from fimlens.structures.subspace_iteration import SubspaceIteration as SubspaceIteration
+from fimlens.structures.through import Through as Through
 from fimlens.structures.trackers import Eigen as Eigen
 from fimlens.structures.trackers import PowerStep as PowerStep
 from fimlens.structures.trackers import RandomProjection as RandomProjection
@@ -32,6 +34,7 @@ EXAMPLES = (
     Scalar(),
     RowColumn(),
     Marginals(),
+    Marginals(LogDet()),
     GeometricMarginals(),
     Rotated(Diagonal(), "L"),
     Rotated(Diagonal(), "short"),
@@ -42,6 +45,8 @@ EXAMPLES = (
     Rotated(Columns(), "R"),
     Rotated(RowColumn(), "LR"),
     Rotated(Marginals(), "L"),
+    Rotated(Marginals(LogDet()), "LR", PowerStep()),
+    Rotated(Through(Diagonal(), Marginals(LogDet())), "LR"),
     Rotated(GeometricMarginals(), "LR"),
     LowRank(Diagonal(), 2),
     LowRank(RowColumn(), 2, Drop()),

@@ -9,8 +9,7 @@ from jaxtyping import Array, Float, Shaped
 from fimlens.divergence import Divergence
 from fimlens.fisher.fisher import Fisher, vec
 from fimlens.member import BasisStep, Claim, EigenvalueBlock, Frame, Params, Statistics, Symmetry, Tree
-from fimlens.structure import Structure, require_structure
-from fimlens.structures.combinator import Combinator
+from fimlens.structure import Combinator, require_structure
 from fimlens.structures.move import Move
 
 Matrix = Float[Array, "m n"]
@@ -35,7 +34,6 @@ class Blocks(Combinator):
         [[0.5, 20.5], [6.5, 42.5]]
     """
 
-    inner: Structure
     rows: int = 1
     columns: int = 1
 

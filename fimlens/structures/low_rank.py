@@ -14,8 +14,7 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley, short_side_first
 from fimlens.linalg.decompositions import eigenbasis
 from fimlens.member import BasisStep, Claim, EigenvalueBlock, Frame, Params, Statistics, Symmetry
-from fimlens.structure import Structure, require_structure
-from fimlens.structures.combinator import Combinator
+from fimlens.structure import Combinator, require_structure
 from fimlens.structures.move import Move
 from fimlens.structures.parts import Bases, Parts, spread
 from fimlens.structures.spectra import Columns, Drop, Rows, Scalar, Spectrum
@@ -59,7 +58,6 @@ class LowRank(Combinator):
         [36, 0, 0, 5]
     """
 
-    inner: Structure
     rank: int
     complement: Spectrum = Columns()
     sides: str = "short"
@@ -82,8 +80,6 @@ class LowRank(Combinator):
     def symmetry(self) -> tuple[Symmetry, Symmetry]:
         kind = "permutation" if self.sides == "short" else "orthogonal"
         return (None, None) if None in self.inner.symmetry else (kind, kind)
-
-    # --- the parts of a gradient ----------------------------------------------------------------------
 
     def seen(self, shape: tuple[int, int]) -> tuple[int, int]:
         """The shape of a matrix as the bases see it: with one side tracked, the shorter one comes first."""
@@ -224,12 +220,12 @@ class LowRank(Combinator):
         return [EigenvalueBlock(value, V, count * total.size / V.size) for value, V, total, count in blocks if count]
 
     def eigenvalue_blocks(self, params: Params, fisher: Fisher) -> list[EigenvalueBlock]:
-        lead = self.inner.eigenvalue_blocks(self._inner(params), self._lead(fisher, params.frame))
-        return lead + self._tied_blocks(params, fisher)
+        lead = self._inner(params), self._lead(fisher, params.frame)
+        return self.inner.eigenvalue_blocks(*lead) + self._tied_blocks(params, fisher)
 
     def no_minimum(self, params: Params, fisher: Fisher, divergence: Divergence) -> str | None:
-        reason = self.inner.no_minimum(self._inner(params), self._lead(fisher, params.frame), divergence)
-        return reason or zero_means(self._tied_blocks(params, fisher), fisher)
+        lead = self._inner(params), self._lead(fisher, params.frame)
+        return self.inner.no_minimum(*lead, divergence) or zero_means(self._tied_blocks(params, fisher), fisher)
 
     def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
         lead = self.inner.objective(self._inner(params), self._lead(fisher, params.frame))

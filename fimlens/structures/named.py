@@ -1,5 +1,6 @@
 """The structures behind optimizers that people know, by name: one table for the lens, the gallery and the proofs."""
 
+from fimlens.divergence import LogDet
 from fimlens.structure import Structure
 from fimlens.structures import (
     Columns,
@@ -30,8 +31,9 @@ def named_structures(rank: int = 4) -> dict[str, Structure]:
         "sgd": Scalar(),
         "rows": Rows(),
         "columns": Columns(),
-        "adafactor": Marginals(),
         "racs": RowColumn(),
+        "adafactor": Marginals(),
+        "sinkgd": RowColumn(divergence=LogDet()),
         "adam": Diagonal(),
         "muon": Rotated(Rows(), "L"),
         "right whitening": Rotated(Columns(), "R"),
@@ -40,8 +42,9 @@ def named_structures(rank: int = 4) -> dict[str, Structure]:
         "alice": LowRank(Diagonal(), rank, Columns()),
         "osoap": Rotated(Diagonal(), "L"),
         "shampoo": Rotated(GeometricMarginals(), "LR"),
-        "shampoo squared": Rotated(Marginals(), "LR"),
         "kronecker": Kronecker(),
+        "shampoo squared": Rotated(Marginals(), "LR"),
+        "kl-shampoo": Kronecker(LogDet()),
         "soap": Rotated(Diagonal(), "LR"),
         "dense": Dense(),
     }

@@ -1,4 +1,4 @@
-"""Eigenvalues that are a product of one factor per row and one per column."""
+"""Eigenvalues that are a product of one factor per row and one per column: the nearest to all second moments."""
 
 import abc
 from dataclasses import dataclass
@@ -8,20 +8,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from fimlens.divergence import Divergence, Frobenius, VonNeumann, require_degree
+from fimlens.divergence import Divergence, Frobenius, require_degree
 from fimlens.edges import zero_block
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.fixed_point import fixed_point
 from fimlens.linalg.perron import perron
-from fimlens.linalg.spectral_functions import inverse_root, root
-from fimlens.structure import Claim, Params, Statistics, Symmetry, Tree
-from fimlens.structures.move import Move
-from fimlens.structures.spectra import Columns, Matrix, Rows, Spectrum
+from fimlens.linalg.spectral_functions import inverse_root
+from fimlens.structure import Claim, Params, Symmetry, Tree
+from fimlens.structures.spectra import Matrix, Spectrum
 
 
 @dataclass(frozen=True)
-class _RankOne(Spectrum):
-    """Eigenvalues that are a product of one factor a row and one a column."""
+class RankOne(Spectrum):
+    """Base of the eigenvalues that are a product of one factor a row and one a column."""
 
     symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("permutation", "permutation")
 
@@ -46,7 +45,7 @@ class _RankOne(Spectrum):
 
 
 @dataclass(frozen=True)
-class RowColumn(_RankOne):
+class RowColumn(RankOne):
     """Diag(s) (x) Diag(q): the best rank-one q s^T of V = E[G^2]. RACS, Adafactor and SinkGD are three divergences of it.
 
     In every divergence of a degree b the best factors are q = V s^(b-1) / sum s^b and s = V^T q^(b-1) / sum q^b. Frobenius: the
@@ -99,7 +98,7 @@ class RowColumn(_RankOne):
             s, q = self.project(moments.T)
             return q.T, s.T
         largest = moments.max()
-        V = _over(moments, largest)  # so that no square leaves float32
+        V = over(moments, largest)  # so that no square leaves float32
 
         def sweep(pair: tuple[Array, Array]) -> tuple[Array, Array]:
             s = nearest_factor(self.divergence, V, pair[0])
@@ -130,100 +129,15 @@ class RowColumn(_RankOne):
         return jnp.kron(jnp.diag(s[0]), jnp.diag(q[:, 0]))
 
 
-@dataclass(frozen=True)
-class _RowAndColumnMeans(_RankOne):
-    """Spectra that keep the row means r and the column means c of V: m + n numbers."""
-
-    def moments(self, V: Matrix) -> tuple[Float[Array, "m 1"], Float[Array, "1 n"]]:
-        return Rows().moments(V), Columns().moments(V)
-
-    def project(self, moments: tuple[Array, Array]) -> tuple[Array, Array]:
-        return moments
-
-    def transport(self, stats: Statistics, move: Move) -> Statistics:
-        parts = zip((Rows(), Columns()), stats.spectrum, strict=True)
-        return Statistics(None, tuple(mean.transport(Statistics(None, part), move).spectrum for mean, part in parts))
-
-
-@dataclass(frozen=True)
-class Marginals(_RowAndColumnMeans):
-    """The product of the marginals, r c^T / mean: Adafactor.
-
-    The best rank-one q s^T of V in generalised Kullback-Leibler divergence, sum V log(V/L) - V + L; rotated on
-    both sides, Shampoo squared, the best Kronecker product in von Neumann divergence, of which the former is
-    the diagonal case: D(F || F~) = tr(F log F - F log F~ - F + F~). Not Frobenius-optimal.
-
-    Examples:
-        >>> import jax.numpy as jnp, fimlens as fl
-        >>> fisher = fl.Fisher.from_gradients(jnp.array([[[10.0, 20.0], [30.0, 40.0]]]))
-        >>> params = fl.fit(fl.Marginals(), fisher)
-        >>> [means.tolist() for means in params.coords]  # of rows and of columns of [[100, 400], [900, 1600]]
-        [[[250.0], [1250.0]], [[500.0, 1000.0]]]
-        >>> print(fl.Marginals().eigenvalues(params).round())
-        [[ 167.  333.]
-         [ 833. 1667.]]
-    """
-
-    claim: ClassVar[Claim] = Claim.EXACT
-    divergence: ClassVar[Divergence] = VonNeumann()
-
-    @property
-    def rotated_claim(self) -> Claim:
-        return Claim.EXACT  # the traces over the other side are the nearest product's factors, in every basis
-
-    def factors(self, coords: tuple[Array, Array]) -> tuple[Array, Array]:
-        r, c = coords
-        mean = root(r.mean()) * root(c.mean())  # equal at the fit, and apart only along the chart
-        return _over(r, mean), c
-
-    def dense(self, params: Params) -> Float[Array, "mn mn"]:
-        r, c = params.coords
-        m, n = params.frame.shape
-        total = jnp.sqrt(m * r.sum() * n * c.sum())
-        return jnp.kron(jnp.diag(m * c[0]), jnp.diag(n * r[:, 0])) / jnp.where(total > 0, total, 1)
-
-
-@dataclass(frozen=True)
-class GeometricMarginals(_RowAndColumnMeans):
-    """The geometric mean of the two marginals, sqrt(r c^T). Rotated on both sides: Shampoo. [G] Theorem 3.1.
-
-    The theorem bounds ||F~ - F|| by a function that grows with the gaps of Diag(r) (x) I and I (x) Diag(c), each of
-    which the marginals minimise. It is *not* Frobenius-optimal: even where F is a Kronecker product, this is
-    not F.
-
-    Examples:
-        >>> import jax.numpy as jnp, fimlens as fl
-        >>> fisher = fl.Fisher.from_gradients(jnp.array([[[1.0, 1.0], [7.0, 7.0]]]))
-        >>> params = fl.fit(fl.GeometricMarginals(), fisher)
-        >>> print(fl.GeometricMarginals().eigenvalues(params).round())  # not the product that E[G^2] is: [[1, 1], [49, 49]]
-        [[ 5.  5.]
-         [35. 35.]]
-    """
-
-    claim: ClassVar[Claim] = Claim.BOUND
-
-    def factors(self, coords: tuple[Array, Array]) -> tuple[Array, Array]:
-        r, c = coords
-        return root(r), root(c)
-
-    def objective(self, params: Params, fisher: Fisher) -> Float[Array, ""]:
-        rows, columns = params.coords
-        return Rows().objective(Params(params.frame, rows), fisher) + Columns().objective(Params(params.frame, columns), fisher)
-
-    def dense(self, params: Params) -> Float[Array, "mn mn"]:
-        r, c = params.coords
-        return jnp.kron(jnp.diag(c[0] ** 0.5), jnp.diag(r[:, 0] ** 0.5))
-
-
 def nearest_factor(divergence: Divergence, V: Matrix, q: Float[Array, " m"]) -> Float[Array, " n"]:
     """The s of the q s^T nearest to V, for this q: half a sweep."""
     weight = divergence.weight(q)
-    return _over(weight @ V, weight @ q)
+    return over(weight @ V, weight @ q)
 
 
 def least_factor(V: Matrix, q: Float[Array, " m"], cap: Float[ArrayLike, ""]) -> Float[Array, " n"]:
     """The s with which each column of V / q s^T has the mean `cap`, for this q: 1 / cap of the nearest in LogDet."""
-    return _over(jnp.ones_like(q), q) @ V / (len(q) * cap)
+    return over(jnp.ones_like(q), q) @ V / (len(q) * cap)
 
 
 def capped_factor(
@@ -237,6 +151,6 @@ def capped_factor(
     return nearest if cap is None else jnp.maximum(nearest, least_factor(V, q, cap))
 
 
-def _over(x: Array, size: Array) -> Array:
+def over(x: Array, size: Array) -> Array:
     """x / size, and 0 where size is."""
     return x / jnp.where(size == 0, 1, size)

@@ -13,8 +13,19 @@ from fimlens._validate import require_size
 from fimlens.divergence import Divergence
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley
-from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry, Tree, require_structure
-from fimlens.structures.combinator import Combinator
+from fimlens.linalg.spectral_functions import root
+from fimlens.structure import (
+    BasisStep,
+    Claim,
+    Combinator,
+    Frame,
+    Params,
+    Statistics,
+    Symmetry,
+    Tree,
+    require_structure,
+    update_basis_until_converged,
+)
 from fimlens.structures.move import Move, change_of_basis
 from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker
 
@@ -59,7 +70,6 @@ class Rotated(Combinator):
         ('ONE_STEP', 'EXACT')
     """
 
-    inner: Structure
     sides: str = "LR"
     tracker: Tracker = Eigen()
     max_dim: int | None = None
@@ -118,9 +128,21 @@ class Rotated(Combinator):
         left, right, _ = member.frame.bases
         rotated = fisher.map(partial(rotate, member.frame))
         within = self.inner.stats(rotated, self._inner(member))
-        left = None if left is None else self.tracker.observe(Side(fisher), lambda: Side(rotated))
-        right = None if right is None else self.tracker.observe(Side(fisher, right=True), lambda: Side(rotated, right=True))
-        return Statistics(SideAverages(left, right, within.basis), within.spectrum)
+        pairs = zip((left, right), self._sides(fisher, member), strict=True)
+        averages = (None if U is None else self.tracker.observe(side, partial(side.projected, U)) for U, side in pairs)
+        return Statistics(SideAverages(*averages, within.basis), within.spectrum)
+
+    def _sides(self, fisher: Fisher, member: Params) -> tuple[Side, Side]:
+        """The Fisher from both sides, each seen through the inner structure's weights of the other."""
+        weights = self.inner.side_weights(fisher.map(partial(rotate, member.frame)), self._inner(member))
+        if weights is None:
+            return Side(fisher), Side(fisher, right=True)
+        left, right, _ = member.frame.bases
+        rows, columns = map(root, weights)
+        return (
+            Side(fisher.map(lambda G: (G if right is None else G @ right) * columns)),
+            Side(fisher.map(lambda G: (G if left is None else left.T @ G) * rows), right=True),
+        )
 
     def update_basis(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, Statistics]:
         moved, carried = self._moved(stats, frame, fisher, step)
@@ -137,7 +159,7 @@ class Rotated(Combinator):
 
     def _moved(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, SideAverages]:
         """The bases of both sides as the tracker moves them, and its averages."""
-        sides = Side(fisher), Side(fisher, right=True)
+        sides = self._sides(fisher, Params(frame, step.coords))
         moved, averages = moved_bases(self.tracker, stats.basis, frame.bases, sides, step)
         return Frame(Bases(*moved, frame.bases.inner), frame.shape), averages
 
@@ -154,7 +176,10 @@ class Rotated(Combinator):
         frame = jax.tree.map(lambda U: U.astype(fisher.dtype), self.frame(*fisher.shape))
         stats = self.stats(fisher, Params(frame, None))
         moved, _ = self._moved(stats, frame, fisher, BasisStep(key, first=True))
-        return _with_inner(moved, self.inner.converged_basis(fisher.map(partial(rotate, moved)), key))
+        rotated = fisher.map(partial(rotate, moved))
+        found = _with_inner(moved, self.inner.converged_basis(rotated, key))
+        coupled = self.inner.side_weights(rotated, self._inner(Params(found, None))) is not None
+        return update_basis_until_converged(self, found, fisher, key) if coupled else found
 
     def fit(self, stats: Statistics, frame: Frame) -> Params:
         return Params(frame, self.inner.fit(Statistics(stats.basis.inner, stats.spectrum), frame.bases.inner).coords)

@@ -151,7 +151,7 @@ class Rows(_Tied):
     symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("permutation", "orthogonal")
 
     def transport(self, stats: Statistics, move: Move) -> Statistics:
-        return super().transport(stats, move) if move.rows is None else Statistics(None, move.rows)
+        return super().transport(stats, move) if move.rows is None else Statistics(None, _of_sum(move.rows, stats.spectrum))
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         return jnp.kron(jnp.eye(params.frame.shape[1]), jnp.diag(params.coords[:, 0]))
@@ -176,7 +176,9 @@ class Columns(_Tied):
     symmetry: ClassVar[tuple[Symmetry, Symmetry]] = ("orthogonal", "permutation")
 
     def transport(self, stats: Statistics, move: Move) -> Statistics:
-        return super().transport(stats, move) if move.columns is None else Statistics(None, move.columns)
+        return (
+            super().transport(stats, move) if move.columns is None else Statistics(None, _of_sum(move.columns, stats.spectrum))
+        )
 
     def dense(self, params: Params) -> Float[Array, "mn mn"]:
         return jnp.kron(jnp.diag(params.coords[0]), jnp.eye(params.frame.shape[0]))
@@ -226,3 +228,9 @@ class Drop(Spectrum):
 
     def expand(self, coords: None, shape: tuple[int, int]) -> None:
         return None
+
+
+def _of_sum(known: Float[Array, "..."], means: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The known means, scaled to the sum of others: a rotation keeps the trace, and the known ones may have other weights."""
+    total = known.sum()
+    return known * (means.sum() / jnp.where(total == 0, 1, total))

@@ -37,23 +37,32 @@ def drop_in(init: Callable[[PyTree], Any], update: Callable[[PyTree, Any], tuple
         specs = jax.tree.map(lambda _, own: own or PartitionSpec(), params, shardings)
         specs = state_partition_specs(optax.GradientTransformation(init, update), shapes, specs, mesh=mesh)
         if not isinstance(mesh, Mesh):  # the parameters are traced
-            return jax.tree.map(jax.sharding.reshard, init(shapes), specs)
+            return jax.tree.map(lambda x, spec: jax.sharding.reshard(x, NamedSharding(mesh, spec)), init(shapes), specs)
         return jax.jit(lambda: init(shapes), out_shardings=jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))()
 
-    @jax.jit
-    def compiled(updates: PyTree, state: Any) -> tuple[PyTree, Any]:
-        mesh = jax.sharding.get_abstract_mesh()
-        if AxisType.Explicit not in mesh.axis_types:
-            return update(updates, state)
-        # Within the step XLA chooses; what it returns is sharded by type as what it was given.
-        types = jax.tree.map(lambda x: NamedSharding(mesh, jax.typeof(x).sharding.spec), (updates, state))
-        return jax.sharding.auto_axes(update, out_sharding=types)(updates, state)
+    compiled = jax.jit(with_auto_axes(update))
 
     def update_alone(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         del params
         return compiled(updates, state)
 
     return optax.GradientTransformation(init_beside, update_alone)
+
+
+def with_auto_axes(step: Callable[..., Any]) -> Callable[..., Any]:
+    """`step` on meshes of explicit axes: XLA chooses within it, and its results are sharded by type as its arguments."""
+
+    def chosen(*given: PyTree) -> Any:
+        types = [jax.typeof(x).sharding for x in jax.tree.leaves(given)]
+        # Arrays sharded by type name their mesh, which need not be the one in force (`jax.set_mesh`).
+        mesh = next((t.mesh for t in types if not t.mesh.empty), jax.sharding.get_abstract_mesh())
+        if AxisType.Explicit not in mesh.axis_types:
+            return step(*given)
+        types = jax.tree.map(lambda x: NamedSharding(mesh, jax.typeof(x).sharding.spec), given)
+        with jax.sharding.use_abstract_mesh(mesh):
+            return jax.sharding.auto_axes(step, out_sharding=types if len(given) > 1 else types[0])(*given)
+
+    return chosen
 
 
 def _sharding(leaf: Any) -> NamedSharding | None:

@@ -36,8 +36,8 @@ def step_stack(
     eigenvalues, complement = _averaged(recipe, kept.complement, rest, given.shape[1:], now, count)
     squares = _squares_compensated(recipe, rest, whole)
     measured = Seen(seen.X, D, squares.columns, eigenvalues.columns)
-    scales, growth = _scales(recipe, measured, eigenvalues, squares, now, kept.growth)
-    update = _update(recipe, G, seen, D, scales)
+    scales, growth = _scales(recipe, measured, _limited(recipe, kept.lead, seen.X, now), eigenvalues, squares, kept.growth)
+    update = _update(recipe, clip_for_squaring(G), seen, D, scales)
     left = _followed(recipe, kept.left, G, seen.A, False)
     right = None if kept.right is None else _followed(recipe, kept.right, G, seen.B, True)
     return StackState(left, right, lead, complement, growth), recipe.structure.see(update, like=given)
@@ -95,12 +95,23 @@ def _update(recipe: LowRankRecipe, G: Stack, seen: Projections, D: Float[Array, 
     return lifted if recipe.lift is True else recipe.lift * lifted + (1 - recipe.lift) * (G * scales.columns)
 
 
+def _limited(recipe: LowRankRecipe, lead: MatrixState, X: Stack, now: StepCoefficients) -> Float[Array, "k r s"] | None:
+    """The lead's update whose compensation the limiter measures: before bias correction, as in the codes of Fira and Apollo.
+
+    It has no eps, which would make a norm tiny where a gradient is, and the first of them has no norm to return to.
+    """
+    if recipe.gamma is None:
+        return None
+    _, D = step_matrices(recipe.lead._replace(eps=0.0), lead, X, now)  # XLA computes what both share once
+    return D * jnp.asarray(now.weight_1 / now.weight_2**0.5, D.dtype)
+
+
 def _scales(
     recipe: LowRankRecipe,
     seen: Seen,
+    limited: Float[Array, "k r s"] | None,
     eigenvalues: Parts,
     squares: Parts,
-    now: StepCoefficients,
     growth: NormGrowthState | None,
 ) -> tuple[Parts, NormGrowthState | None]:
     """The scale of each part, zero where nothing is left, times alpha_c and the limit of growth; and the limiter's state."""
@@ -115,10 +126,8 @@ def _scales(
     scales, eta = found(seen.update), recipe.alpha_c
     if all(d is None for d in scales):
         return Parts(None, None, None, None), growth
-    if recipe.gamma is not None:
-        # The codes of Fira and Apollo limit norms before bias correction, which comes with the learning rate.
-        uncorrected = found(seen.update * jnp.asarray(now.weight_1 / now.weight_2**0.5, seen.update.dtype))
-        parts = [(d, V) for d, V in zip(uncorrected, squares[1:], strict=True) if d is not None]
+    if limited is not None:
+        parts = [(d, V) for d, V in zip(found(limited), squares[1:], strict=True) if d is not None]
         norm = jnp.sqrt(sum(jnp.sum(d**2 * V, (-2, -1), keepdims=True) for d, V in parts))
         limit, growth = limit_growth(norm, growth, recipe.gamma)
         eta = eta * limit

@@ -82,7 +82,7 @@ def scale_by_low_rank(
         alpha_c: scale of the compensation.
         gamma: by how much the norm of the compensation may grow in a step, as `fl.limit_norm_growth` says; None for no limit.
             A compensation that is made of the lead's update is measured before bias correction, as in the codes of Fira and
-            Apollo.
+            Apollo, and without eps.
         eps: added to the roots of the lead's eigenvalues.
         update_interval: steps between updates of the subspaces, the first at the first step; None for that one alone.
         moments: what becomes of averages measured in a basis that moved: "keep" (as if it had not), "rotate" (into the

@@ -174,22 +174,21 @@ def _refreshed(
     recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients, mix: Mix | None, first: Bool[ArrayLike, ""]
 ) -> MatrixState:
     structure, stats = recipe.structure, Statistics(state.covariances, state.averaged)
+    members = fitted_members(structure, state, now.before, recipe.average, G)
     if recipe.average == "fits":  # no statistics are averaged: the bases follow the current gradient alone
         (_, stats), mix = _observed(recipe, state, G, now), Mix(1.0, 0.0)
 
-    def update(stats: Statistics, frame: Frame, g: Array, key: Array) -> tuple[Frame, Statistics]:
-        return structure.update_basis(stats, frame, Fisher.of_one(g), BasisStep(key, mix, first))
+    def update(stats: Statistics, member: Params, g: Array, key: Array) -> tuple[Frame, Statistics]:
+        return structure.update_basis(stats, member.frame, Fisher.of_one(g), BasisStep(key, mix, first, member.coords))
 
     key = jax.random.PRNGKey(0) if now.key is None else now.key  # no tracker draws from the former
     keys = jax.random.split(jax.random.fold_in(key, now.count), G.shape[:-2])
-    old = frame_of(structure, G.shape[-2:], state.bases)
-    frame, moved = vmap_leading(G, update)(stats, old, G, keys)
+    frame, moved = vmap_leading(G, update)(stats, members, G, keys)
     momentum = state.momentum
     if recipe.momentum == "rotated" and momentum is not None:
-        back = vmap_leading(G, structure.from_eigenbasis)(old, momentum)
+        back = vmap_leading(G, structure.from_eigenbasis)(members.frame, momentum)
         momentum = vmap_leading(G, structure.to_eigenbasis)(frame, back)
-    averages = (state.covariances, state.averaged) if recipe.average == "fits" else moved
-    return MatrixState(bases_of(frame), *averages, momentum)
+    return MatrixState(bases_of(frame), *(state[1:3] if recipe.average == "fits" else moved), momentum)
 
 
 def refresh_if_due(count: Array, interval: Any, kept: Tree, refreshed: Callable[[Bool[ArrayLike, ""]], Tree]) -> Tree:

@@ -7,6 +7,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens.linalg.bases import short_side_first
 from fimlens.linalg.decompositions import unit_of
+from fimlens.transforms.drop_in import with_auto_axes
 from fimlens.transforms.norms import Matrix, matrix_norm
 from fimlens.transforms.stacking import sides, stack_matrices, unstack
 
@@ -32,6 +33,7 @@ def orthogonalize(steps: Int[ArrayLike, ""] = 5, eps: Float[ArrayLike, ""] = 1e-
         return jax.lax.fori_loop(0, steps, iterate, X, unroll=True if isinstance(steps, int) else None)
 
     @jax.jit
+    @with_auto_axes
     def factors(updates: PyTree) -> PyTree:
         with jax.default_matmul_precision("highest"):
             return unstack(jax.tree.map(factor, stack_matrices(updates)), updates)

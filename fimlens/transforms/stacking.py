@@ -86,8 +86,9 @@ def _matrices(leaf: ArrayLike) -> Matrices:
 
 
 def clip_for_squaring(G: Float[Array, "..."]) -> Float[Array, "..."]:
-    """G within bounds whose products, summed, stay in its dtype; what is not finite becomes NaN, so that it is seen."""
-    bound = float(jnp.finfo(G.dtype).max) ** 0.5 / 1e3
+    """G within bounds whose squares, summed over a matrix, pass `clip_squares`; what is not finite becomes NaN, so that it is
+    seen. A covariance with its diagonal clipped, and not the rest of it, would have negative eigenvalues."""
+    bound = (float(jnp.finfo(G.dtype).max) / 1e6 / max(1, math.prod(sides(G.shape)))) ** 0.5
     return jnp.where(jnp.isfinite(G), jnp.clip(G, -bound, bound), jnp.nan)
 
 

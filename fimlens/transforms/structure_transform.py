@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import jax
@@ -99,7 +100,8 @@ def scale_by_structure(
                 return updates, state._replace(count=optax.safe_increment(state.count))
             states = unpack_state(layout, treedef, matrices, state)
             now = coefficients(recipe, state.count, state.key)
-            steps = [step_matrices(recipe, kept, G, now) for kept, G in zip(states, matrices, strict=True)]
+            step = jax.jit(partial(step_matrices, recipe, now=now))  # traced once for each shape
+            steps = [step(kept, G) for kept, G in zip(states, matrices, strict=True)]
             states, moved = zip(*steps, strict=True)
             kept = pack_state(layout, treedef, states, updates)
             scaled = unstack(treedef.unflatten(moved), updates, layout.stacked)

@@ -1,0 +1,95 @@
+"""What fimlens lens prints of one matrix: tables of at most 80 columns, and every doubt."""
+
+import math
+
+from rich.filesize import decimal
+
+from fimlens.cli.arguments import console, table
+from fimlens.lens.compare import Comparison
+from fimlens.lens.crossed import FAMILIES, crossed_errors
+from fimlens.lens.nearness import DIVERGENCES
+from fimlens.lens.row import Row
+
+LETTERS = {"EXACT": "E", "LIMIT": "L", "ONE_STEP": "O", "BOUND": "B"}  # of claims, where there is no room for words
+
+
+LEGEND = """
+error = basis + spectrum, relative to ||F||^2; ratio = error / optimum, the least error that the solver found; claim: in the \
+Frobenius norm. Below that, each divergence D has three columns: the error D(F, F~) / D(F, c I), which is 1 for the best \
+multiple of the identity and 0 for F; its basis part; and the error of t F~ at the best scalar t. * marks the least of a \
+column, F itself aside. E, L, O, B: the claims EXACT, LIMIT, ONE_STEP and BOUND, where the structure makes one in that \
+divergence. In nats: F is singular, so that D is infinite, and the error is a gradient's negative log-likelihood under F~, \
+per entry, less that under c I. state: how many numbers the optimizer stores if it averages statistics; of fits: if it \
+averages fits. F~ off, update: distance of its F~ from the fit, and of its update from F~^(-1/2) g, after the same gradients \
+in the basis of the fit. free: distance of its F~ from the fit with its own basis and decay; reported, but never a reason to \
+fail."""
+
+
+def print_tables(comparison: Comparison, dtype: str) -> None:
+    """Print the tables of structures, of divergences, of optimizers and of families, and every doubt."""
+    m, n = comparison.shape
+    console.print(f"\n{comparison.matrix} ({m} x {n}). {comparison.fisher}.", style="bold", markup=False, highlight=False)
+    structures = table("structure", "error", "=basis", "+spectrum", "optimum", "ratio", "claim", "holds")
+    optimizers = table("optimizer", "state", dtype, "of fits", "F~ off", "update", "free", "holds")
+    ordered = sorted(comparison.rows, key=lambda row: (row.elements, row.relative))
+    for row in ordered:
+        parts = (_number(abs(x), ".4f") for x in (row.relative, row.basis, row.spectrum))
+        best = _number(row.optimum, ".4f"), _number(row.ratio, ".4f")
+        claim = row.divergences["Frobenius"].claim or "-"
+        structures.add_row(row.name, *parts, *best, claim, "yes" if row.claim_holds else "NO")
+        sizes = f"{row.elements:,}", decimal(row.bytes), f"{row.fit_elements:,}"
+        off = _number(row.streamed, ".0e"), _number(row.update, ".0e"), _number(row.free, ".2f")
+        optimizers.add_row(row.name, *sizes, *off, "yes" if row.optimizer_holds else "NO")
+    console.print(structures)
+    _print_divergences(comparison, ordered)
+    console.print(optimizers)
+    _print_families(comparison)
+    for row in comparison.rows:
+        for doubt in row.doubts:
+            console.print(f"{row.name}: {doubt}.", markup=False)
+    for name, reason in comparison.unsuited.items():
+        console.print(f"{name} was left out. {reason}", markup=False)
+
+
+def _print_divergences(comparison: Comparison, ordered: list[Row]) -> None:
+    """Print how near each structure is in each divergence."""
+    if not ordered:
+        return
+    titles = [f"{d}{', nats' if ordered[0].divergences[d].unit == 'nats' else ''}".replace(" ", "\n") for d in DIVERGENCES]
+    shown = table("structure", *(heading for title in titles for heading in (title, "basis", "at t")))
+    shown.padding = 0  # ten columns
+    best = {(d, scaled): comparison.best(d, scaled=scaled) for d in DIVERGENCES for scaled in (False, True)}
+    for row in ordered:
+        cells = []
+        for d, near in row.divergences.items():
+            marks = ["*" if best[d, scaled] == row.name else " " for scaled in (False, True)]
+            cells += [
+                _short(near.error) + marks[0] + LETTERS.get(near.claim, " "),
+                _short(near.basis),
+                _short(near.scaled) + marks[1],
+            ]
+        shown.add_row(row.name, *cells)
+    console.print(shown)
+
+
+def _print_families(comparison: Comparison) -> None:
+    """Print the fit of a family in each divergence, seen in all three, for families whose three fits are among the rows."""
+    shown = table("structure", "family", "nearest in", *DIVERGENCES)
+    for family, lines in crossed_errors({row.name: row.divergences for row in comparison.rows}).items():
+        for (divergence, name), line in zip(FAMILIES[family].items(), lines, strict=True):
+            shown.add_row(name, family, divergence, *map(_short, line))
+    if shown.rows:
+        console.print(shown)
+
+
+def _short(x: float | None) -> str:
+    """The number in at most four characters and a sign: .123, 1.23, 12.3, 123 or 1e+04."""
+    if x is None or not math.isfinite(x):
+        return "-" if x is None else str(x)
+    if abs(x) < 0.9995:
+        return f"{x:.3f}".replace("0.", ".", 1) if abs(x) >= 5e-4 else "0"
+    return f"{x:.3g}" if abs(x) < 999.5 else f"{x:.0e}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
