@@ -34,7 +34,7 @@ class Divergence(OnlyFields, abc.ABC):
         ...     def phi(self, x): return jnp.exp(x)
         >>> fisher = fl.Fisher.from_gradients(jnp.array([[[1.0, 2.0], [3.0, 1.0]]]) / 10)
         >>> print(f"{fl.gap(fl.Rows(), fl.fit(fl.Rows(), fisher), fisher, divergence=Exponential()).total:.4f}")
-        0.0099
+        0.0087
     """
 
     @property

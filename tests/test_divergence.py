@@ -134,11 +134,11 @@ class WrongDegree(fl.LogDet):
     degree = 1.0
 
 
-class SlopeOfHalf(fl.Frobenius):
-    """Forgets the 2 of 2x."""
+class HalfTheSpectrum(fl.Frobenius):
+    """Counts half of what the eigenvalues miss."""
 
-    def slope(self, x):
-        return x
+    def between(self, V, value):
+        return super().between(V, value) / 2
 
 
 class ForgetsItsUnit(fl.VonNeumann):
@@ -174,7 +174,7 @@ SLIPS = [
     (definition, ForgetsItsUnit()),
     (identity, ForgetsItsUnit()),
     (sign, Concave()),
-    (split, SlopeOfHalf()),
+    (split, HalfTheSpectrum()),
     (stationarity, CurvatureOfAnother()),
     (continuity, ForgetsTheLimit()),
     (invariance, fl.Beta(0.1)),

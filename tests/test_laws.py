@@ -171,10 +171,14 @@ class OneStepCalledExact(fl.Rotated):
     claim = fl.Claim.EXACT
 
 
+@dataclass(frozen=True)
 class AdafactorCalledExact(fl.Marginals):
     """Calls the best product in Kullback-Leibler divergence the nearest one in the Frobenius norm."""
 
-    divergence = fl.Frobenius()
+    divergence: fl.Divergence = fl.Frobenius()
+
+    def side_weights(self, fisher, member):
+        return None  # as under von Neumann
 
 
 class ShrunkMarginals(fl.Marginals):

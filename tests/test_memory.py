@@ -17,6 +17,7 @@ from fimlens.cli.app import app
 from fimlens.costs import papers
 from fimlens.costs.memory import GIB, NAMED, account, grouped
 from fimlens.language_model import llama
+from fimlens.transforms.norms import NormGrowthState
 
 
 def low_rank_soap(m, n, rank):
@@ -28,7 +29,7 @@ def low_rank_soap(m, n, rank):
 FORMULAS = papers.FORMULAS | {"low_rank_soap": low_rank_soap}
 VARIANTS = {"apollo": {"variant": "svd"}, "apollo-mini": {"variant": "mini"}}
 CACHED = {"shampoo": lambda m, n: papers.rotated(m) ** 2 + papers.rotated(n) ** 2 + m + n}  # the roots: bases and eigenvalues
-BESIDE = ("count", "lead_count", "weight", "key", "growth", "norms", "peaks", "faded")  # counters, keys, the limiter's scalars
+BESIDE = ("count", "lead_count", "weight", "key", "growth", *NormGrowthState._fields)  # counters, keys, the limiter's scalars
 
 
 SIZES = {"rank": 128, "leading": 40}
