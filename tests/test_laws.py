@@ -1,6 +1,6 @@
 """Every law, of every structure; and for every law a slip, made on purpose, that it catches."""
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import jax
 import jax.numpy as jnp

@@ -90,8 +90,10 @@ def measure_row(
     norm = float(fisher.norm_squared) or 1.0  # the errors of a zero Fisher are zero, not 0/0
     slope, least = stationarity(structure, fisher, fitted), float(least_eigenvalue(structure, fitted))
     member = bool(is_member(structure, fitted))
-    solution = None  # the solver is by far the most expensive part, so it runs on small matrices only
-    if member and np.prod(fisher.shape) <= solve_up_to and float(error.relative) > EXACT:  # no member beats an exact one
+    # The solver is by far the most expensive part. It runs on small matrices whose fit is not exact, and once for a family:
+    # what is nearest in LogDet has a twin in the Frobenius norm.
+    solution, small = None, np.prod(fisher.shape) <= solve_up_to
+    if member and small and float(error.relative) > EXACT and structure.divergence.degree != 0:
         solution = solve(structure, fisher, key=key, starts=1)
     # Other claims do not say that the fit is nearest, so a nearer member is no contradiction.
     optimal = structure.claim_in(FROBENIUS) in (Claim.EXACT, Claim.LIMIT)
