@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from fimlens.divergence import FROBENIUS
 from fimlens.fisher.sample_form import SampleFisher
 from fimlens.linalg.bases import short_side_first
 from fimlens.structure import Claim, Frame, Params, Structure
@@ -27,7 +28,7 @@ def rotated_sides(structure: Structure, shape: tuple[int, int]) -> tuple[bool, b
     """Return whether a sweep rotates the left and the right side; None if sweeps do not suit the family (see above)."""
     if not isinstance(structure, Rotated | LowRank) or not isinstance(structure.inner, Spectrum):
         return None
-    if structure.inner.claim is not Claim.EXACT:
+    if structure.inner.claim_in(FROBENIUS) is not Claim.EXACT:
         return None
     if isinstance(structure, LowRank) and structure.sides == "LR":  # what it ties depends on both bases at once
         return None
