@@ -39,7 +39,7 @@ class Divergence(OnlyFields, abc.ABC):
 
     @property
     def degree(self) -> float | None:
-        """The b of D(tF, tF~) = t^b D(F, F~); None where there is none. Then phi'' is a multiple of x^(b-2)."""
+        """The b of D(tF, tF~) = t^b D(F, F~), with which phi'' is a multiple of x^(b-2). Default: None, no such law."""
         return None
 
     @abc.abstractmethod

@@ -359,17 +359,8 @@ def test_a_one_step_fit_is_not_compared_with_other_bases():
     assert "measured, not proved, because the symbols' assumptions do not decide the comparison" in derived.fit
 
 
-@dataclass(frozen=True)
-class Circulants(fl.Structure):
-    """Symmetric circulants on 1 x 3: eigenvalues c_1 and twice c_2, in the real Fourier basis, written with cosines."""
-
-    off: float = 0.0  # the relative error of the fit
-    claim = fl.Claim.EXACT
-
-    @property
-    def Q(self):
-        k = 2 * jnp.pi / 3 * jnp.arange(3)
-        return jnp.stack([jnp.full(3, 3**-0.5), (2 / 3) ** 0.5 * jnp.cos(k), (2 / 3) ** 0.5 * jnp.sin(k)], 1)
+class OfColumns(fl.Structure):
+    """Base of families that are diagonal in fixed coordinates G Q."""
 
     def frame(self, m, n):
         return Frame((), (m, n))
@@ -379,6 +370,19 @@ class Circulants(fl.Structure):
 
     def from_eigenbasis(self, frame, X):
         return X @ self.Q.T
+
+
+@dataclass(frozen=True)
+class Circulants(OfColumns):
+    """Symmetric circulants on 1 x 3: eigenvalues c_1 and twice c_2, in the real Fourier basis, written with cosines."""
+
+    off: float = 0.0  # the relative error of the fit
+    claim = fl.Claim.EXACT
+
+    @property
+    def Q(self):
+        k = 2 * jnp.pi / 3 * jnp.arange(3)
+        return jnp.stack([jnp.full(3, 3**-0.5), (2 / 3) ** 0.5 * jnp.cos(k), (2 / 3) ** 0.5 * jnp.sin(k)], 1)
 
     def eigenvalues(self, params):
         return params.coords[jnp.array([[0, 1, 1]])]
@@ -450,7 +454,7 @@ def test_constants_that_can_be_written_down_are_proved():
 
 
 @dataclass(frozen=True)
-class Turned(fl.Structure):
+class Turned(OfColumns):
     """Two eigenvalues in the basis that an angle turns: its sine and cosine stay functions of a fraction."""
 
     off: float = 0.0  # the relative error of the second eigenvalue
@@ -459,15 +463,6 @@ class Turned(fl.Structure):
     @property
     def Q(self):
         return jnp.array([[jnp.cos(0.1), -jnp.sin(0.1)], [jnp.sin(0.1), jnp.cos(0.1)]])
-
-    def frame(self, m, n):
-        return Frame((), (m, n))
-
-    def to_eigenbasis(self, frame, G):
-        return G @ self.Q
-
-    def from_eigenbasis(self, frame, X):
-        return X @ self.Q.T
 
     def eigenvalues(self, params):
         return params.coords[None]

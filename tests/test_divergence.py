@@ -10,7 +10,7 @@ import pytest
 import fimlens as fl
 from fimlens.lens.laws import written_out
 
-EVERY = [fl.Frobenius(), fl.VonNeumann(), fl.LogDet(), fl.Beta(0.5)]
+EVERY = [fl.Frobenius(), fl.VonNeumann(), fl.LogDet(), fl.Beta(0.5), fl.Beta(-0.5), fl.Beta(3.0)]
 RANDOM = np.random.default_rng(0)
 G = RANDOM.normal(size=(2, 2)) @ RANDOM.normal(size=(12, 2, 3)) @ RANDOM.normal(size=(3, 3))
 
@@ -28,7 +28,7 @@ def fisher():
 
 @cache
 def other():
-    """A member of the family of diagonals in the covariances' bases that fits another Fisher."""
+    """A member that is diagonal in the covariances' bases. It is fitted to another Fisher."""
     return fl.fit(fl.Rotated(fl.Diagonal()), fl.Fisher.from_gradients(G[:5] + 1))
 
 

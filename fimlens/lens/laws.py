@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from fimlens.divergence import Divergence, Frobenius, LogDet, VonNeumann
+from fimlens.divergence import Divergence
 from fimlens.fisher.fisher import Fisher
 from fimlens.lens.basis_laws import rest, symmetry, trackers, tracking, transport
 from fimlens.lens.case import Case, Deviation, distance, worst
 from fimlens.lens.member_laws import application, chart, cone, isometry, update
+from fimlens.lens.nearness import DIVERGENCES
 from fimlens.linalg.spectral_functions import inverse_root
 from fimlens.solver.fit import Gap, fit, unchecked_gap
 from fimlens.solver.newton import aim_at, scale_coordinates
@@ -203,7 +204,7 @@ def gaps(case: Case) -> Deviation:
 def _gaps_written_out(case: Case) -> Iterator[tuple[Gap, Array, Array]]:
     """The gap of the random member in each divergence, the same written out, and the size of F in it."""
     F, approximation = case.fisher.dense(), _dense(case.structure, case.member)
-    for divergence in (Frobenius(), VonNeumann(), LogDet()):
+    for divergence in DIVERGENCES.values():
         expected = _written_out(divergence, F, approximation)
         yield (
             unchecked_gap(case.structure, case.member, case.fisher, divergence),

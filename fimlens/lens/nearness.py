@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fimlens.divergence import Divergence, Frobenius, LogDet, VonNeumann, excess
+from fimlens.divergence import Divergence, Frobenius, LogDet, VonNeumann
 from fimlens.fisher.fisher import Fisher
 from fimlens.member import EigenvalueBlock
-from fimlens.solver.fit import in_units, split
+from fimlens.solver.fit import in_units, isotropic_excess, split
 from fimlens.structure import Params, Structure
 
 DIVERGENCES = {"Frobenius": Frobenius(), "von Neumann": VonNeumann(), "LogDet": LogDet()}
@@ -73,7 +73,7 @@ def _errors(
 ) -> tuple[Array, Array, Array, Array]:
     """Return the error, its two parts and the error at the best scale."""
     mean = jnp.where(mean > 0, mean, 1)
-    of_isotropic = excess([EigenvalueBlock(mean, mean, count)], divergence)
+    of_isotropic = isotropic_excess(divergence, mean, count)
     singular = jnp.isinf(trace)
     # D less an infinite tr phi(F) is twice a log-likelihood, up to a constant that cancels in the difference to c I's.
     trace = jnp.where(singular, -of_isotropic, trace)

@@ -90,10 +90,12 @@ def require_minimum(call: str, structure: Structure, params: Params, fisher: Fis
     if divergence.finite_at_zero or any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, fisher))):
         return
     if reason := structure.no_minimum(params, fisher, divergence):
-        raise ValueError(
-            f"{call}: {divergence} has no minimum over {structure} here: {reason}. "
-            "Take more gradients, or a divergence that is finite at 0, such as fl.Beta(0.5)."
-        )
+        raise no_minimum(f"{call}: {divergence} has no minimum over {structure} here: {reason}")
+
+
+def no_minimum(finding: str) -> ValueError:
+    """Return the error of a divergence that has no minimum, with the remedy."""
+    return ValueError(f"{finding}. Take more gradients, or a divergence that is finite at 0, such as fl.Beta(0.5).")
 
 
 def gap(structure: Structure, params: Params, fisher: Fisher, *, divergence: Divergence = FROBENIUS) -> Gap:
@@ -163,13 +165,14 @@ def gap_in_units(
         blocks = in_units(structure.eigenvalue_blocks(params, fisher), unit)
         total, basis, spectrum = split(blocks, divergence, trace)
         mean = jnp.mean(fisher.second_moment()) / unit
-        isotropic = trace + excess([EigenvalueBlock(mean, mean, math.prod(fisher.shape))], divergence)
+        isotropic = trace + isotropic_excess(divergence, mean, math.prod(fisher.shape))
         # An infinite tr phi(F) is the whole answer, from which nothing can be subtracted.
         total, basis, spectrum = (jnp.where(jnp.isinf(trace), jnp.inf, part) for part in (total, basis, spectrum))
         share = jnp.where(jnp.isinf(total), jnp.inf, total / jnp.where(isotropic > 0, isotropic, 1))
         relative = total / divergence.size(trace, mean, math.prod(fisher.shape))
-        absolute = [_times_power(unit, divergence.degree, part) for part in (total, basis, spectrum)]
-        return Gap(*absolute, relative, share)
+        # unit^degree in two factors: unit^2 may overflow where its product with a part does not.
+        half = unit ** ((divergence.degree or 0) / 2)
+        return Gap(*(half * (half * part) for part in (total, basis, spectrum)), relative, share)
 
 
 def split(
@@ -182,6 +185,11 @@ def split(
     outside = excess([block for block in blocks if block.eigenvalue is None], divergence)
     basis = trace - sum(c * jnp.sum(divergence.phi(V)) for _, V, c in seen) + outside
     return trace + excess(blocks, divergence), basis, spectrum
+
+
+def isotropic_excess(divergence: Divergence, mean: Float[Array, ""], count: int) -> Float[Array, ""]:
+    """Return D(F, c I) - tr phi(F) for the nearest c, which is the mean of F's `count` eigenvalues."""
+    return excess([EigenvalueBlock(mean, mean, count)], divergence)
 
 
 def in_units(blocks: list[EigenvalueBlock], unit: Float[Array, ""]) -> list[EigenvalueBlock]:
@@ -198,13 +206,6 @@ def without_rounding(blocks: list[EigenvalueBlock], unit: Float[ArrayLike, ""]) 
         return EigenvalueBlock(value, jnp.where(rounding, 0, V), count)
 
     return [cleaned(*block) for block in blocks]
-
-
-def _times_power(unit: Float[Array, ""], degree: float | None, part: Float[Array, ""]) -> Float[Array, ""]:
-    """unit^degree * part, by one factor of at most unit^1 at a time: unit^2 may overflow where the product does not."""
-    for power in (1.0,) * int(degree or 0) + ((degree or 0) % 1,):
-        part = unit**power * part
-    return part
 
 
 def least_eigenvalue(structure: Structure, params: Params) -> Float[Array, ""]:

@@ -50,7 +50,7 @@ class Aim:
     divergence: Divergence = field(metadata={"static": True})
     size: Float[ArrayLike, ""]
     offset: Float[ArrayLike, ""]
-    unit: Float[ArrayLike, ""]  # the largest second moment, by which rounding is told
+    unit: Float[ArrayLike, ""]  # the largest second moment, which sets the size of rounding
 
 
 def aim_at(divergence: Divergence, fisher: Fisher) -> Aim:

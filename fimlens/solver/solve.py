@@ -17,7 +17,7 @@ from fimlens.divergence import FROBENIUS, Divergence, require_divergence
 from fimlens.fisher.fisher import Fisher, unvec
 from fimlens.fisher.limits import require_dense
 from fimlens.fisher.sample_form import SampleFisher
-from fimlens.solver.fit import least_eigenvalue, require_minimum, require_structure_and_fisher, unchecked_fit
+from fimlens.solver.fit import least_eigenvalue, no_minimum, require_minimum, require_structure_and_fisher, unchecked_fit
 from fimlens.solver.jacobi import jacobi, rotated_sides
 from fimlens.solver.newton import aim_at, descend, relative_gap, scale_coordinates
 from fimlens.solver.sizes import isotropic
@@ -145,10 +145,9 @@ def solve(
         end = jax.tree.map(lambda x: x[best], ends)
         # Where bases can turn an eigenvalue to zero, a descent stops far from rest.
         if not divergence.finite_at_zero and slopes[best] > 1 and least_eigenvalue(structure, end) < 1e-6:
-            raise ValueError(
+            raise no_minimum(
                 f"solve: {divergence} seems to have no minimum over {structure} here: it still falls, by a slope of "
-                f"{slopes[best]:.1g}, with an eigenvalue that is {least_eigenvalue(structure, end):.1g} of the largest. "
-                "Take more gradients, or a divergence that is finite at 0, such as fl.Beta(0.5)."
+                f"{slopes[best]:.1g}, with an eigenvalue that is {least_eigenvalue(structure, end):.1g} of the largest"
             )
         size = float(aim.size)
         certificate = Certificate(
