@@ -21,6 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import jax
 import optax
 from rich.console import Console
 from rich.table import Table
@@ -98,6 +99,7 @@ def main() -> None:
                 console.print(f"{name} at {rate:g}, seed {seed}: {done[key]:.4f} in {seconds:.0f} s", highlight=False)
                 finite = done[key] if math.isfinite(done[key]) else None  # JSON knows no infinity
                 line = {"arm": name, "power": power, "rate": rate, "seed": seed, "steps": options.steps, "loss": finite}
+                line["device"] = jax.devices()[0].device_kind
                 with options.json.open("a") as file:
                     file.write(json.dumps(line | {"seconds": round(seconds, 1)}) + "\n")
             return done[key]
