@@ -12,6 +12,9 @@ from fimlens.lens.check import LawBroken as LawBroken
 from fimlens.lens.check import check as check
 from fimlens.lens.compare import Comparison as Comparison
 from fimlens.lens.compare import compare as compare
+from fimlens.lens.estimate import estimate as estimate
+from fimlens.lens.estimates import Estimate as Estimate
+from fimlens.lens.estimates import Estimates as Estimates
 from fimlens.models.fishers import empirical_fisher as empirical_fisher
 from fimlens.models.fishers import minibatch_fisher as minibatch_fisher
 from fimlens.models.model_fisher import model_fisher as model_fisher

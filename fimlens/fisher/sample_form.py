@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from fimlens.fisher.fisher import Fisher, Linear, vec
 from fimlens.fisher.limits import DENSE_BYTES, require_dense
@@ -57,6 +58,14 @@ class SampleFisher(Fisher):
 
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(total, chunks[0]))
         return jax.tree.map(lambda x: x / N, jax.lax.scan(add, zero, chunks)[0])
+
+    def scan(self, step: Callable[[Any, Float[Array, "m n"], Any], Any], carry: Any, beside: Any) -> Any:
+        """Return carry after carry = step(carry, sample, entry) for each sample and its entry of the arrays `beside`."""
+        return jax.lax.scan(lambda carry, pair: (step(carry, *pair), None), carry, (self.samples, beside))[0]
+
+    def take(self, chosen: Int[np.ndarray, " k"]) -> "SampleFisher":
+        """Return the Fisher of some of the samples."""
+        return replace(self, samples=self.samples[chosen], normalisation=f"mean over {len(chosen)} gradients")
 
     def second_moment(self, into: Linear = lambda G: G) -> Any:
         return self._mean(lambda G: jax.tree.map(lambda x: jnp.sum(x**2, 0), jax.vmap(into)(G)))

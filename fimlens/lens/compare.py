@@ -13,6 +13,7 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.lens.row import EXACT, Row, measure_row
 from fimlens.solver.fit import fit, require_structure_and_fisher
 from fimlens.structure import Structure
+from fimlens.structures.named import name_structures
 
 SOLVE_UP_TO = 256  # entries of the largest matrix that the solver runs on by default
 
@@ -106,21 +107,15 @@ def compare(
         >>> fl.compare([fl.Diagonal(), fl.Rows()], fisher).ok
         True
     """
-    named = list(structures.items()) if isinstance(structures, Mapping) else [(str(s), s) for s in structures]
-    if not named:
-        raise ValueError("compare: there are no structures. Give some, such as [fl.Diagonal(), fl.Rows()].")
-    for k, (name, structure) in enumerate(named):
+    named = name_structures("compare", structures)
+    for structure in named.values():
         require_structure_and_fisher("compare", structure, fisher)
-        if any(name == other for other, _ in named[:k]):
-            raise ValueError(
-                f"compare: two structures are named {name}. Give them names, as in {{'first': ..., 'second': ...}}."
-            )
     key_data = jax.random.key_data(jax.random.key(0) if key is None else key)
     rows, unsuited = [], {}
     # In float64, so that a verdict at 1e-8 tells a wrong formula from rounding.
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         exact = jax.tree.map(lambda x: x.astype(jnp.float64), fisher)
-        for name, structure in named:
+        for name, structure in named.items():
             key = jax.random.wrap_key_data(key_data)
             try:
                 fitted = fit(structure, exact, key=key)

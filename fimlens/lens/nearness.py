@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from fimlens.divergence import Divergence, Frobenius, LogDet, VonNeumann
 from fimlens.fisher.fisher import Fisher
@@ -58,13 +58,17 @@ def measure_nearness(structure: Structure, fitted: Params, fisher: Fisher) -> di
 
 @partial(jax.jit, static_argnums=0)
 def _blocks(structure: Structure, fitted: Params, fisher: Fisher, unit: Float[Array, ""]) -> list[EigenvalueBlock]:
-    """Return the eigenvalue blocks in units of F, with eigenvalues of rounding size set to 0, whose logarithm means nothing."""
+    return in_units(without_small(structure.eigenvalue_blocks(fitted, fisher), unit), unit)
+
+
+def without_small(blocks: list[EigenvalueBlock], unit: Float[ArrayLike, ""]) -> list[EigenvalueBlock]:
+    """Return the blocks with eigenvalues of rounding size set to 0, as their logarithm means nothing."""
 
     def cleaned(value: Array | None, V: Array, count: float) -> EigenvalueBlock:
         rounding = None if value is None else 1000 * jnp.finfo(value.dtype).eps * unit > jnp.abs(value)
         return EigenvalueBlock(None if value is None else jnp.where(rounding, 0, value), V, count)
 
-    return in_units([cleaned(*block) for block in structure.eigenvalue_blocks(fitted, fisher)], unit)
+    return [cleaned(*block) for block in blocks]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -84,10 +88,15 @@ def _errors(
 
 
 def at_best_scale(blocks: list[EigenvalueBlock], divergence: Divergence) -> list[EigenvalueBlock]:
-    """Return the blocks of t F~ with t = tr(F F~^(b-1)) / tr F~^b, the nearest multiple in a divergence of degree b."""
+    """Return the blocks of t F~, the nearest multiple."""
+    t = best_scale(blocks, divergence)
+    return [block._replace(eigenvalue=None if block.eigenvalue is None else t * block.eigenvalue) for block in blocks]
+
+
+def best_scale(blocks: list[EigenvalueBlock], divergence: Divergence) -> Float[Array, ""]:
+    """Return t = tr(F F~^(b-1)) / tr F~^b, for which t F~ is nearest to F in a divergence of degree b; 1 where it is 0."""
     seen = [block for block in blocks if block.eigenvalue is not None]
     weights = [c * divergence.weight(value) for value, _, c in seen]
     of_F, of_member = (sum(jnp.vdot(w, block[k]) for w, block in zip(weights, seen, strict=True)) for k in (1, 0))
     t = of_F / jnp.where(of_member > 0, of_member, 1)
-    t = jnp.where(t > 0, t, 1)
-    return [block._replace(eigenvalue=None if block.eigenvalue is None else t * block.eigenvalue) for block in blocks]
+    return jnp.where(t > 0, t, 1)

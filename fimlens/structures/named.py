@@ -1,7 +1,9 @@
 """The structures behind optimizers that people know, by name: one table for the lens, the gallery and the proofs."""
 
+from collections.abc import Iterable, Mapping
+
 from fimlens.divergence import LogDet
-from fimlens.structure import Structure
+from fimlens.structure import Structure, require_structure
 from fimlens.structures import (
     Columns,
     Dense,
@@ -51,3 +53,28 @@ def named_structures(rank: int = 4) -> dict[str, Structure]:
 
 
 STRUCTURES = named_structures()
+
+
+def name_structures(call: str, structures: Mapping[str, Structure] | Iterable[Structure]) -> dict[str, Structure]:
+    """Return structures by name; those without names are named as they print.
+
+    Args:
+        call: the public function that was given them, named in the message.
+        structures: the structures.
+
+    Raises:
+        TypeError: one is not a Structure instance.
+        ValueError: there are none, or two have the same name.
+    """
+    given = list(structures.items()) if isinstance(structures, Mapping) else [(str(s), s) for s in structures]
+    if not given:
+        raise ValueError(f"{call}: there are no structures. Give some, such as [fl.Diagonal(), fl.Rows()].")
+    named: dict[str, Structure] = {}
+    for name, structure in given:
+        require_structure(call, structure)
+        if name in named:
+            raise ValueError(
+                f"{call}: two structures are named {name}. Give them names, as in {{'first': ..., 'second': ...}}."
+            )
+        named[name] = structure
+    return named

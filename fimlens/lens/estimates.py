@@ -1,0 +1,128 @@
+"""The answer of `estimate`: one estimate for each structure, with its error, and differences between them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import t as student
+
+from fimlens._validate import as_json
+from fimlens.lens.folds import standard_error
+
+
+class Estimate(NamedTuple):
+    """How near fits of one structure are to the Fisher of the population, estimated from samples that they have not seen.
+
+    In the Frobenius norm an error is ||F~ - F||^2 / ||F||^2. In another divergence it is D(F, F~) - D(F, c I), with the best
+    multiple c I of the identity: per entry, in nats under LogDet, and relative to the mean eigenvalue under von Neumann. It
+    may be negative, by noise, or where F~ is nearer than c I; it is infinite where samples lie outside the range of F~.
+
+    Attributes:
+        relative: the mean error of the fits, of which each was tested on the fold that it was not fitted to.
+        se: the standard error of `relative`.
+        basis: what the best eigenvalues in those bases would leave; None where it cannot be estimated.
+        spectrum: what the eigenvalues add; None where `basis` is.
+        plug_in: the error of the fit of all samples, measured on the same samples. It flatters large families.
+        fitted_on: how many samples a fit has seen.
+        low: lower end of the interval that covers the mean error with a probability of about 0.95.
+        high: upper end.
+        shrinkage: the mean rho of (1 - rho) F~ + rho c I; None where it was not asked for.
+        pseudo: the jackknife's pseudo-values of `relative`, one a fold.
+    """
+
+    relative: float
+    se: float
+    basis: float | None
+    spectrum: float | None
+    plug_in: float
+    fitted_on: int
+    low: float
+    high: float
+    shrinkage: float | None
+    pseudo: tuple[float, ...]
+
+
+def make_estimate(
+    pseudo: np.ndarray, basis: np.ndarray, plug_in: float, fitted_on: int, shrinkage: float | None
+) -> Estimate:
+    """Make an estimate from pseudo-values of the error and of its basis part."""
+    relative, of_basis = float(np.mean(pseudo)), float(np.mean(basis))
+    known = math.isfinite(of_basis) and math.isfinite(relative)
+    parts = (of_basis, relative - of_basis) if known else (None, None)
+    se = standard_error(pseudo)
+    reach = float(student.ppf(0.975, len(pseudo) - 1)) * se
+    values = tuple(map(float, pseudo))
+    return Estimate(relative, se, *parts, plug_in, fitted_on, relative - reach, relative + reach, shrinkage, values)
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """The answer of `estimate`.
+
+    Attributes:
+        rows: an `Estimate` by the name of each structure that has a fit.
+        unsuited: the reason why a structure has no fit, by its name.
+        divergence: the divergence, as it prints.
+        shape: (m, n) of the matrix.
+        samples: the number of samples.
+        folds: the number of folds.
+        norm_squared: ||F||^2 and its standard error.
+
+    Examples:
+        >>> import jax, fimlens as fl
+        >>> fisher = fl.Fisher.from_gradients(jax.random.normal(jax.random.key(0), (64, 3, 4)))
+        >>> estimates = fl.estimate({"adam": fl.Diagonal(), "sgd": fl.Scalar()}, fisher)
+        >>> row = estimates.rows["sgd"]
+        >>> print(f"{row.relative:.2f} +- {row.se:.2f}, of which basis {row.basis:.2f}; fitted on {row.fitted_on}")
+        0.20 +- 0.16, of which basis 0.12; fitted on 56
+        >>> difference, se = estimates.difference("adam", "sgd")  # both share ||F||^2, so it is known far better
+        >>> print(f"{difference:.3f} +- {se:.3f}")
+        0.032 +- 0.009
+    """
+
+    rows: Mapping[str, Estimate]
+    unsuited: Mapping[str, str]
+    divergence: str
+    shape: tuple[int, int]
+    samples: int
+    folds: int
+    norm_squared: tuple[float, float]
+
+    @property
+    def reliable(self) -> bool:
+        """Whether ||F||^2 is known to half of itself. The errors of the Frobenius norm are divided by it."""
+        value, se = self.norm_squared
+        return se <= value / 2
+
+    def difference(self, first: str, second: str) -> tuple[float, float]:
+        """Return the error of one structure less that of another, and the standard error of this difference.
+
+        Errors on the same samples move together, so that their difference is known better than either. It is not a number if
+        either is infinite.
+
+        Args:
+            first: the name of a structure.
+            second: the name of the structure to subtract.
+
+        Raises:
+            KeyError: there is no estimate of that name.
+        """
+        for name in (first, second):
+            if name not in self.rows:
+                raise KeyError(f"difference: there is no estimate of {name!r}; there are {', '.join(self.rows)}")
+        pairs = zip(self.rows[first].pseudo, self.rows[second].pseudo, strict=True)
+        pseudo = np.array([math.nan if math.isinf(a) or math.isinf(b) else a - b for a, b in pairs])
+        return float(np.mean(pseudo)), standard_error(pseudo)
+
+    def ranked(self) -> list[str]:
+        """Return the names in the order of their errors, the nearest first and what is infinite last."""
+        return sorted(self.rows, key=lambda name: (not math.isfinite(self.rows[name].relative), self.rows[name].relative))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every number as plain data, ready for `json.dump`: "inf" for what is infinite, and None for NaN."""
+        plain = {name: getattr(self, name) for name in ("divergence", "samples", "folds", "reliable")}
+        rows = {name: as_json(row) | {"pseudo": [as_json(x) for x in row.pseudo]} for name, row in self.rows.items()}
+        lists = {"shape": list(self.shape), "norm_squared": list(self.norm_squared)}
+        return plain | lists | {"rows": rows, "unsuited": dict(self.unsuited)}

@@ -1,0 +1,116 @@
+"""How well a member describes samples that it was not fitted to: sums over those samples, without bias."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from fimlens.divergence import Divergence, excess
+from fimlens.fisher.fisher import Fisher
+from fimlens.fisher.sample_form import SampleFisher
+from fimlens.lens.nearness import best_scale, without_small
+from fimlens.solver.fit import in_units
+from fimlens.structure import EigenvalueBlock, Params, Structure
+
+
+class Sampled(NamedTuple):
+    """Samples as a test takes them.
+
+    Attributes:
+        fisher: the samples, those of a sampling unit after each other.
+        starts: whether a sample is the first of its unit.
+        pairs: the number of ordered pairs of samples of different units.
+    """
+
+    fisher: SampleFisher
+    starts: Bool[Array, " k"]
+    pairs: Float[Array, ""]
+
+
+class Adjustment(NamedTuple):
+    """What a fit becomes before it is tested: (1 - rho) t F~ + rho c I, with t the scale, rho the share and c the level."""
+
+    scale: Float[Array, ""]
+    share: Float[Array, ""]
+    level: Float[Array, ""]
+
+    def __call__(self, block: EigenvalueBlock) -> EigenvalueBlock:
+        value = jnp.zeros_like(block.moment) if block.eigenvalue is None else block.eigenvalue
+        return block._replace(eigenvalue=(1 - self.share) * self.scale * value + self.share * self.level)
+
+
+class HeldOut(NamedTuple):
+    """What samples say of a member that has not seen them, in units of F.
+
+    Attributes:
+        linear: D(F, F~) - tr phi(F), which is linear in F and therefore has no bias.
+        basis: the part of it that no eigenvalues in this basis change: minus the sum of phi(V), and what lies outside the range.
+    """
+
+    linear: Float[Array, ""]
+    basis: Float[Array, ""]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def held_out(
+    structure: Structure,
+    divergence: Divergence,
+    params: Params,
+    sampled: Sampled,
+    adjustment: Adjustment,
+    unit: Float[Array, ""],
+) -> HeldOut:
+    """Test a member on samples that it was not fitted to.
+
+    phi(V) of an estimate V is too large by phi''(V) / 2 times the variance of V, to second order. That is subtracted, which
+    is exact in the Frobenius norm.
+    """
+    blocks, variances = _blocks(structure, params, sampled, unit)
+    adjusted = [adjustment(block) for block in blocks]
+    basis = jnp.zeros([])
+    for old, new, variance in zip(blocks, adjusted, variances, strict=True):
+        _, V, c = new
+        if old.eigenvalue is None:
+            basis += excess([new], divergence)
+        else:
+            basis -= c * jnp.sum(divergence.phi(V) - divergence.curvature(V) * variance / 2)
+    return HeldOut(excess(adjusted, divergence), basis)
+
+
+def _blocks(
+    structure: Structure, params: Params, sampled: Sampled, unit: Float[Array, ""]
+) -> tuple[list[EigenvalueBlock], list[Array]]:
+    """Return the eigenvalues of a member beside the second moments of the samples, and the variances of those moments."""
+    fisher, starts, pairs = sampled
+
+    def blocks_of(G: Float[Array, "m n"]) -> list[EigenvalueBlock]:
+        return structure.eigenvalue_blocks(params, Fisher.of_one(G))
+
+    def add(sums: tuple, G: Float[Array, "m n"], start: Bool[Array, ""]) -> tuple:
+        total, squares, own = sums
+        V = [block.moment for block in blocks_of(G / jnp.sqrt(unit))]
+        squares = [q + jnp.where(start, s**2, 0) for q, s in zip(squares, own, strict=True)]
+        own = [jnp.where(start, 0, s) + v for s, v in zip(own, V, strict=True)]
+        return [s + v for s, v in zip(total, V, strict=True)], squares, own
+
+    with jax.default_matmul_precision("highest"):
+        known = blocks_of(jnp.zeros(fisher.shape, fisher.dtype))
+        zero = [jnp.zeros_like(block.moment) for block in known]
+        total, squares, own = fisher.scan(add, (zero, zero, zero), starts)
+    means = [s / len(starts) for s in total]
+    # The product of the moments of samples of two units has the mean V^2.
+    products = [(s**2 - q - last**2) / pairs for s, q, last in zip(total, squares, own, strict=True)]
+    blocks = [block._replace(moment=unit * V) for block, V in zip(known, means, strict=True)]
+    return in_units(without_small(blocks, unit), unit), [V**2 - square for V, square in zip(means, products, strict=True)]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def scale_of(
+    structure: Structure, divergence: Divergence, params: Params, fisher: Fisher, unit: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Return the t for which t F~ is nearest to a Fisher."""
+    with jax.default_matmul_precision("highest"):
+        blocks = structure.eigenvalue_blocks(params, fisher)
+    return best_scale(in_units(without_small(blocks, unit), unit), divergence)
