@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fimlens import __version__
 from fimlens.cli.arguments import attribute, console, errors, named_dtype, parse_structures, refusal, require_writable
+from fimlens.cli.lens_estimates import estimate_gradients
 from fimlens.cli.lens_tables import LEGEND, print_tables
 from fimlens.fisher.fisher import Fisher
 from fimlens.language_model import llama, text
@@ -22,6 +23,7 @@ from fimlens.lens.compare import SOLVE_UP_TO, Comparison, compare
 from fimlens.lens.figure import error_against_memory, error_in_each_divergence
 from fimlens.models.batches import count_examples, require_batches
 from fimlens.models.fishers import empirical_fisher, minibatch_fisher
+from fimlens.models.gradient_files import read_gradients
 from fimlens.models.matrices import select_matrices
 from fimlens.models.model_fisher import model_fisher
 from fimlens.structure import Structure
@@ -57,6 +59,13 @@ def lens(
     ] = None,
     params: Annotated[str | None, typer.Option(help="module:attribute. Default: `params` beside --loss.")] = None,
     batches: Annotated[str | None, typer.Option(help="module:attribute. Default: `batches` beside --loss.")] = None,
+    gradients: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory with an array (N, m, n) a matrix (.npy, .safetensors), of any framework: held-out errors."
+        ),
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, help="With --gradients: each fit sees all folds but one.")] = 8,
     solve_up_to: Annotated[int, typer.Option(help="Solve matrices of at most this many entries.")] = SOLVE_UP_TO,
     dtype: Annotated[str, typer.Option(help="Data type assumed when reporting state size in bytes.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of the built-in model, its data, and all random draws.")] = 0,
@@ -78,6 +87,12 @@ def lens(
         figures = {out / "lens.png": error_against_memory, out / "divergences.png": error_in_each_divergence}
         for option, path in (*(("--out", path) for path in (*figures, out / "lens.json")), ("--json", json_file)):
             require_writable(option, path)
+        if gradients is not None:
+            named = ["*"] if matrices is None else [part.strip() for part in matrices.split(",")]
+            report = estimate_gradients(chosen, read_gradients(gradients), patterns=named, folds=folds, seed=seed, out=out)
+            if json_file is not None:
+                json_file.write_text(json.dumps(report, indent=2) + "\n")
+            return
         with Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=errors
         ) as bar:

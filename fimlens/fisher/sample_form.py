@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from fimlens.fisher.fisher import Fisher, Linear, vec
+from fimlens.fisher.fisher import Linear, vec
 from fimlens.fisher.limits import DENSE_BYTES, require_dense
+from fimlens.fisher.samples import Samples
 from fimlens.linalg.decompositions import eigh, singular_basis
 
 CHUNK_BYTES = 2**26  # bound on the samples that a linear map is applied to at once
@@ -18,7 +19,7 @@ CHUNK_BYTES = 2**26  # bound on the samples that a linear map is applied to at o
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, repr=False)
-class SampleFisher(Fisher):
+class SampleFisher(Samples):
     """F = (1/N) sum of g g^T over N samples g = Vec(G).
 
     Time and memory of every question are linear in N, except ||F||^2, which needs the Gram matrix of the samples.
@@ -43,7 +44,6 @@ class SampleFisher(Fisher):
         return max(1, min(len(self.samples), CHUNK_BYTES // (m * n * self.dtype.itemsize)))
 
     def _mean(self, total: Callable[[Float[Array, "k m n"]], Any]) -> Any:
-        """Return 1/N of the sum of total(chunk) over chunks of samples; `total` must be quadratic in its samples."""
         N = len(self.samples)
         if N == 1:  # in training: one gradient
             return total(self.samples)
@@ -59,31 +59,26 @@ class SampleFisher(Fisher):
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(total, chunks[0]))
         return jax.tree.map(lambda x: x / N, jax.lax.scan(add, zero, chunks)[0])
 
-    def scan(self, step: Callable[[Any, Float[Array, "m n"], Any], Any], carry: Any, beside: Any) -> Any:
-        """Return carry after carry = step(carry, sample, entry) for each sample and its entry of the arrays `beside`."""
+    def scan(self, step: Callable[[Any, Float[Array, "m n"], Any], Any], carry: Any, beside: Array) -> Any:
         return jax.lax.scan(lambda carry, pair: (step(carry, *pair), None), carry, (self.samples, beside))[0]
 
     def take(self, chosen: Int[np.ndarray, " k"]) -> "SampleFisher":
-        """Return the Fisher of some of the samples."""
         return replace(self, samples=self.samples[chosen], normalisation=f"mean over {len(chosen)} gradients")
 
-    def second_moment(self, into: Linear = lambda G: G) -> Any:
-        return self._mean(lambda G: jax.tree.map(lambda x: jnp.sum(x**2, 0), jax.vmap(into)(G)))
+    def mean_squares(self) -> Float[Array, " N"]:
+        return jnp.mean(jnp.square(self.samples), (1, 2))
 
-    def left(self, A: Float[Array, "n n"] | None = None) -> Float[Array, "m m"]:
-        return self._mean(lambda G: jnp.einsum("kij,klj->il", G if A is None else G @ A, G))
+    def gram(self) -> Float[Array, "N N"]:
+        return _inner_products(self.samples)
 
-    def right(self, B: Float[Array, "m m"] | None = None) -> Float[Array, "n n"]:
-        return self._mean(lambda G: jnp.einsum("kji,kjl->il", G if B is None else B.T @ G, G))
+    def __len__(self) -> int:
+        return len(self.samples)
 
     def left_singular(self) -> Float[Array, "m m"]:
         return singular_basis(self.samples.swapaxes(0, 1).reshape(self.shape[0], -1), self.shape[0])
 
     def right_singular(self) -> Float[Array, "n n"]:
         return singular_basis(self.samples.reshape(-1, self.shape[1]), self.shape[1], right=True)
-
-    def inner(self, operator: Linear) -> Float[Array, ""]:
-        return self._mean(lambda G: jnp.sum(G * jax.vmap(operator)(G)))
 
     def map(self, linear: Linear) -> "SampleFisher":
         if len(self.samples) == 1 or self._chunk == len(self.samples):
@@ -116,6 +111,12 @@ def _gram_norm_squared(samples: Float[Array, "N m n"], unit: Float[Array, ""]) -
 @jax.jit
 def _gram_spectrum(samples: Float[Array, "N m n"]) -> Float[Array, " k"]:
     return eigh(_gram(samples) / len(samples))[0]
+
+
+@jax.jit
+def _inner_products(samples: Float[Array, "N m n"]) -> Float[Array, "N N"]:
+    g = samples.reshape(len(samples), -1)
+    return jnp.matmul(g, g.T, precision="highest")
 
 
 def _gram(samples: Float[Array, "N m n"]) -> Float[Array, "k k"]:

@@ -28,6 +28,7 @@ class Estimate(NamedTuple):
         fitted_on: how many samples a fit has seen.
         low: lower end of the interval that covers the mean error with a probability of about 0.95.
         high: upper end.
+        total: the error in the units of D, not divided by the size of F.
         shrinkage: the mean rho of (1 - rho) F~ + rho c I; None where it was not asked for.
         pseudo: the jackknife's pseudo-values of `relative`, one a fold.
     """
@@ -40,12 +41,13 @@ class Estimate(NamedTuple):
     fitted_on: int
     low: float
     high: float
+    total: float
     shrinkage: float | None
     pseudo: tuple[float, ...]
 
 
 def make_estimate(
-    pseudo: np.ndarray, basis: np.ndarray, plug_in: float, fitted_on: int, shrinkage: float | None
+    pseudo: np.ndarray, basis: np.ndarray, total: float, plug_in: float, fitted_on: int, shrinkage: float | None
 ) -> Estimate:
     """Make an estimate from pseudo-values of the error and of its basis part."""
     relative, of_basis = float(np.mean(pseudo)), float(np.mean(basis))
@@ -54,7 +56,7 @@ def make_estimate(
     se = standard_error(pseudo)
     reach = float(student.ppf(0.975, len(pseudo) - 1)) * se
     values = tuple(map(float, pseudo))
-    return Estimate(relative, se, *parts, plug_in, fitted_on, relative - reach, relative + reach, shrinkage, values)
+    return Estimate(relative, se, *parts, plug_in, fitted_on, relative - reach, relative + reach, total, shrinkage, values)
 
 
 @dataclass(frozen=True)

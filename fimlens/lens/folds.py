@@ -2,14 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-
-ROWS = 256  # rows of the Gram matrix that are in memory at once
 
 
 @dataclass(frozen=True)
@@ -52,25 +48,20 @@ def divide(folds: int, units: Int[np.ndarray, " N"], key: Array) -> Folds:
     return Folds(order[unit] % folds, unit, folds)
 
 
-@partial(jax.jit, static_argnums=3)
 def pair_sums(
-    samples: Float[Array, "N m n"], fold: Int[Array, " N"], unit: Int[Array, " N"], folds: int
-) -> tuple[Float[Array, "folds folds"], Float[Array, "folds folds"]]:
+    gram: Float[np.ndarray, "N N"], folds: Folds
+) -> tuple[Float[np.ndarray, "folds folds"], Float[np.ndarray, "folds folds"]]:
     """Return the sums of <g, g'>^2 over pairs of samples of different units, fold by fold, and the numbers of those pairs.
 
     Their ratio has the mean ||F||^2, as E<g, g'>^2 = <F, F> for independent g and g'.
+
+    Args:
+        gram: <g, g'> of all pairs.
+        folds: the division of the samples.
     """
-    N = len(samples)
-    member = jax.nn.one_hot(fold, folds, dtype=samples.dtype)
-    g = samples.reshape(N, -1)
-
-    def rows(i: Int[Array, ""]) -> tuple[Array, Array]:
-        different = (unit != unit[i]).astype(samples.dtype)
-        products = jnp.matmul(g, g[i], precision="highest")
-        return (different * products**2) @ member, different @ member
-
-    sums, counts = jax.lax.map(rows, jnp.arange(N), batch_size=ROWS)
-    return member.T @ sums, member.T @ counts
+    different = folds.unit[:, None] != folds.unit
+    member = np.eye(folds.count)[folds.fold]
+    return tuple(member.T @ pairs @ member for pairs in (np.where(different, gram, 0) ** 2, different.astype(float)))
 
 
 def pseudo_values(statistic: Callable[[Bool[np.ndarray, " folds"]], float], folds: int) -> Float[np.ndarray, " folds"]:

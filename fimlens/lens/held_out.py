@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from fimlens.divergence import Divergence, excess
 from fimlens.fisher.fisher import Fisher
-from fimlens.fisher.sample_form import SampleFisher
+from fimlens.fisher.samples import Samples
 from fimlens.lens.nearness import best_scale, without_small
 from fimlens.solver.fit import in_units
 from fimlens.structure import EigenvalueBlock, Params, Structure
@@ -24,7 +24,7 @@ class Sampled(NamedTuple):
         pairs: the number of ordered pairs of samples of different units.
     """
 
-    fisher: SampleFisher
+    fisher: Samples
     starts: Bool[Array, " k"]
     pairs: Float[Array, ""]
 
@@ -46,7 +46,7 @@ class HeldOut(NamedTuple):
 
     Attributes:
         linear: D(F, F~) - tr phi(F), which is linear in F and therefore has no bias.
-        basis: the part of it that no eigenvalues in this basis change: minus the sum of phi(V), and what lies outside the range.
+        basis: the part of it that no eigenvalues can change: minus the sum of phi(V), and what lies outside the range.
     """
 
     linear: Float[Array, ""]

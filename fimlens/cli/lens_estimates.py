@@ -1,0 +1,141 @@
+"""fimlens lens --gradients: estimates on gradients from files, for which held-out samples and error bars are needed."""
+
+import fnmatch
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fimlens import __version__
+from fimlens.cli.arguments import console, errors, table
+from fimlens.fisher.stored_form import samples_of
+from fimlens.lens.conclusions import conclude
+from fimlens.lens.estimate import MAX_BYTES, estimate_each, folds_of
+from fimlens.lens.estimate_figure import error_map, errors_with_bars
+from fimlens.lens.estimates import Estimate, Estimates
+from fimlens.lens.nearness import DIVERGENCES
+from fimlens.lens.trial import Trial
+from fimlens.models.gradient_files import GradientFiles
+from fimlens.solver.sizes import state_size
+from fimlens.structure import Structure
+
+LEGEND = """
+error: of fits to all folds but one, on the one that they have not seen, with its standard error and its parts; plug-in: of \
+the fit of all gradients on the same gradients, which flatters large families; kept: how many numbers store F~. Frobenius: \
+relative to ||F||^2. Others: per entry, less that of the best multiple of the identity, in nats under LogDet."""
+
+
+def estimate_gradients(
+    structures: Mapping[str, Structure], files: GradientFiles, *, patterns: list[str], folds: int, seed: int, out: Path
+) -> dict[str, Any]:
+    """Estimate every structure on the gradients of every matrix, print tables and conclusions, and write figures.
+
+    The numbers of a matrix are written to estimates.json in `out` as soon as they are known; a second run continues there.
+
+    Args:
+        structures: by name.
+        files: the gradients.
+        patterns: which matrices, such as "layers/*".
+        folds: the number of folds.
+        seed: of folds and random bases.
+        out: an existing directory.
+
+    Returns:
+        What estimates.json holds.
+
+    Raises:
+        ValueError: no matrix has a name like the patterns, or the gradients cannot be divided into folds.
+    """
+    chosen = {name: G for name, G in files.matrices.items() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
+    if not chosen:
+        raise ValueError(f"--matrices: none is like {', '.join(patterns)}. There are {', '.join(files.matrices)}.")
+    path, count = out / "estimates.json", len(next(iter(chosen.values())))
+    about = {"fimlens": __version__, "kind": files.kind, "samples": count, "folds": folds, "seed": seed}
+    known = json.loads(path.read_text()) if path.exists() else {}
+    done = known.get("matrices", {}) if about.items() <= known.items() else {}
+    found: dict[str, dict[str, Estimates]] = {}
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+    ) as bar:
+        task = bar.add_task("structures", total=len(chosen) * len(structures))
+        for name, gradients in chosen.items():
+            old = done.get(name, {})
+            if all(set(structures) <= {*part["rows"], *part["unsuited"]} for part in old.values()) and old:
+                found[name] = {d: _read(part, structures) for d, part in old.items()}
+                bar.update(task, advance=len(structures))
+                continue
+            fisher, kept = samples_of("lens", gradients, MAX_BYTES)
+            units = kept if files.units is None else files.units[kept]
+            divided, key = folds_of(units, folds, jax.random.key(seed))
+            trials = {d: Trial(fisher, divided, sense, False, False) for d, sense in DIVERGENCES.items()}
+
+            def advance(structure: str, matrix: str = name) -> None:
+                bar.update(task, advance=1, description=f"{matrix}: {structure}")
+
+            found[name] = estimate_each(structures, trials, key, advance)
+            done = done | {name: {d: part.to_json() for d, part in found[name].items()}}
+            path.write_text(json.dumps(about | {"matrices": done}, indent=1) + "\n")
+    for name, parts in found.items():
+        _print(name, parts, structures, files)
+    by_divergence = {d: {name: parts[d] for name, parts in found.items()} for d in DIVERGENCES}
+    for d, estimates in by_divergence.items():
+        stem = d.lower().replace(" ", "-")
+        errors_with_bars(estimates, structures).savefig(out / f"estimates-{stem}.png", dpi=150)
+        error_map(estimates).savefig(out / f"map-{stem}.png", dpi=150)
+    console.print(LEGEND, style="dim", markup=False, highlight=False)
+    for estimates in by_divergence.values():
+        console.print(" ".join(conclude(estimates, structures)), markup=False, highlight=False)
+    console.print(f"Numbers and figures: {path} and *.png beside it.", markup=False, highlight=False)
+    return about | {"matrices": done}
+
+
+def _read(plain: Mapping[str, Any], structures: Mapping[str, Structure]) -> Estimates:
+    """Return estimates of a file, of these structures."""
+
+    def number(x: Any) -> Any:
+        return math.nan if x is None else float(x) if isinstance(x, str) else x
+
+    rows = {}
+    for name, row in plain["rows"].items():
+        if name in structures:
+            none = ("basis", "spectrum", "shrinkage")
+            fields = {key: x if key in none else number(x) for key, x in row.items() if key != "pseudo"}
+            rows[name] = Estimate(**fields, pseudo=tuple(map(number, row["pseudo"])))
+    unsuited = {name: reason for name, reason in plain["unsuited"].items() if name in structures}
+    about = plain["divergence"], tuple(plain["shape"]), plain["samples"], plain["folds"], tuple(plain["norm_squared"])
+    return Estimates(rows, unsuited, *about)
+
+
+def _print(matrix: str, parts: Mapping[str, Estimates], structures: Mapping[str, Structure], files: GradientFiles) -> None:
+    """Print one table a divergence, the nearest structure first."""
+    first = next(iter(parts.values()))
+    m, n = first.shape
+    about = f"{first.samples} gradients in {first.folds} folds: {files.kind}, {files.normalisation}"
+    console.print(f"\n{matrix} ({m} x {n}). {about}.", style="bold", markup=False, highlight=False)
+    for name, found in parts.items():
+        shown = table("structure", name, "+-", "basis", "spectrum", "plug-in", "kept")
+        for structure in found.ranked():
+            row = found.rows[structure]
+            cells = [_number(x) for x in (row.relative, row.se, row.basis, row.spectrum, row.plug_in)]
+            shown.add_row(structure, *cells, f"{state_size(structures[structure], found.shape, average='fits'):,}")
+        console.print(shown)
+    for name, reason in first.unsuited.items():
+        console.print(f"{name} was left out. {reason}", markup=False)
+    norm, se = first.norm_squared
+    if not first.reliable:
+        words = "so that errors in the Frobenius norm mean little here: take more gradients, or read the other tables"
+        console.print(f"||F||^2 is {norm:.2g} with a standard error of {se:.2g}, {words}.", style="red", markup=False)
+
+
+def _number(x: float | None) -> str:
+    return "" if x is None else "inf" if np.isinf(x) else "-" if np.isnan(x) else f"{x:.3f}"

@@ -1,0 +1,54 @@
+"""A Fisher of samples, wherever they are: what a mean over samples answers, and what only samples can say."""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from fimlens.fisher.fisher import Fisher, Linear
+
+
+@dataclass(frozen=True, repr=False)
+class Samples(Fisher):
+    """F = (1/N) sum of g g^T over N samples g = Vec(G)."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """N."""
+
+    @abc.abstractmethod
+    def _mean(self, total: Callable[[Float[Array, "k m n"]], Any]) -> Any:
+        """Return 1/N of the sum of total(chunk) over chunks of samples; `total` must be quadratic in its samples."""
+
+    @abc.abstractmethod
+    def take(self, chosen: Int[np.ndarray, " k"]) -> "Samples":
+        """Return the Fisher of some of the samples, by their numbers."""
+
+    @abc.abstractmethod
+    def scan(self, step: Callable[[Any, Float[Array, "m n"], Any], Any], carry: Any, beside: Array) -> Any:
+        """Return carry after carry = step(carry, sample, entry) for each sample and its entry of the array `beside`."""
+
+    @abc.abstractmethod
+    def gram(self) -> Float[Array, "N N"]:
+        """Return <g, g'> of all pairs of samples."""
+
+    @abc.abstractmethod
+    def mean_squares(self) -> Float[Array, " N"]:
+        """Return the mean square of the entries of each sample."""
+
+    def second_moment(self, into: Linear = lambda G: G) -> Any:
+        return self._mean(lambda G: jax.tree.map(lambda x: jnp.sum(x**2, 0), jax.vmap(into)(G)))
+
+    def left(self, A: Float[Array, "n n"] | None = None) -> Float[Array, "m m"]:
+        return self._mean(lambda G: jnp.einsum("kij,klj->il", G if A is None else G @ A, G))
+
+    def right(self, B: Float[Array, "m m"] | None = None) -> Float[Array, "n n"]:
+        return self._mean(lambda G: jnp.einsum("kji,kjl->il", G if B is None else B.T @ G, G))
+
+    def inner(self, operator: Linear) -> Float[Array, ""]:
+        return self._mean(lambda G: jnp.sum(G * jax.vmap(operator)(G)))

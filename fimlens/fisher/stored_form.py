@@ -1,0 +1,207 @@
+"""The Fisher of samples that are too many for memory: kept in a file, and read a block at a time wherever they are summed."""
+
+import math
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from fimlens.fisher.fisher import Linear
+from fimlens.fisher.limits import DENSE_BYTES
+from fimlens.fisher.sample_form import SampleFisher
+from fimlens.fisher.samples import Samples
+from fimlens.linalg.decompositions import eigh
+
+COPIES = 6  # arrays of the size of a block that a sum has in memory at once
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """Samples on disk, or in any array of the host that is read by indices. Two are equal only if they are one.
+
+    Attributes:
+        samples: (N, m, n), such as a `numpy.memmap`.
+        block: how many are read at once.
+    """
+
+    samples: Any
+    block: int
+
+    def read(self, chosen: Int[np.ndarray, " k"]) -> Float[np.ndarray, "k m n"]:
+        """Return samples by their numbers; zeros for the number -1."""
+        chosen = np.asarray(chosen)
+        found = np.zeros((len(chosen), *self.samples.shape[1:]), np.float32)
+        found[chosen >= 0] = self.samples[chosen[chosen >= 0]]
+        return found
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, repr=False)
+class StoredFisher(Samples):
+    """F = (1/k) sum of factor g g^T over k chosen samples of a store. Every question reads them once, in float32.
+
+    What `map` returns is applied to each block as it is read, and lives inside one program.
+    """
+
+    store: Store = field(metadata={"static": True})
+    chosen: Int[Array, " k"]
+    factor: Float[Array, ""]
+    linear: Linear | None = field(default=None, metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        sides = self.store.samples.shape[1:]
+        return sides if self.linear is None else jax.eval_shape(self.linear, jax.ShapeDtypeStruct(sides, self.dtype)).shape
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(jnp.float32)
+
+    def _form(self) -> str:
+        return f"from {len(self)} stored samples"
+
+    def __len__(self) -> int:
+        return self.chosen.shape[0]
+
+    def _blocks(self) -> Int[Array, "blocks block"]:
+        """The numbers of the samples, block by block; the last is filled with -1."""
+        return jnp.pad(self.chosen, (0, -len(self) % self.store.block), constant_values=-1).reshape(-1, self.store.block)
+
+    def _read(self, chosen: Int[Array, " block"]) -> Float[Array, "block m n"]:
+        sides = self.store.samples.shape[1:]
+        found = jax.ShapeDtypeStruct((self.store.block, *sides), self.dtype)
+        return jax.pure_callback(self.store.read, found, chosen, vmap_method="sequential") * jnp.sqrt(self.factor)
+
+    def _mean(self, total: Callable[[Float[Array, "block m n"]], Any]) -> Any:
+        def of_block(chosen: Int[Array, " block"]) -> Any:
+            G = self._read(chosen)
+            return total(G if self.linear is None else jax.vmap(self.linear)(G))
+
+        def add(sums: Any, chosen: Int[Array, " block"]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, of_block(chosen)), None
+
+        blocks = self._blocks()
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_block, blocks[0]))
+        return jax.tree.map(lambda x: x / len(self), jax.lax.scan(add, zero, blocks)[0])
+
+    def scan(self, step: Callable[[Any, Float[Array, "m n"], Any], Any], carry: Any, beside: Array) -> Any:
+        blocks = self._blocks()
+        entries = jnp.pad(beside, (0, blocks.size - len(self))).reshape(blocks.shape)
+
+        def one(carry: Any, sample: tuple) -> tuple[Any, None]:
+            number, G, entry = sample
+            return jax.lax.cond(number < 0, lambda: carry, lambda: step(carry, G, entry)), None
+
+        def block(carry: Any, part: tuple) -> tuple[Any, None]:
+            chosen, entries = part
+            return jax.lax.scan(one, carry, (chosen, self._read(chosen), entries))
+
+        return jax.lax.scan(lambda carry, part: (block(carry, part)[0], None), carry, (blocks, entries))[0]
+
+    def take(self, chosen: Int[np.ndarray, " k"]) -> "StoredFisher":
+        return replace(self, chosen=self.chosen[chosen], normalisation=f"mean over {len(chosen)} gradients")
+
+    def left_singular(self) -> Float[Array, "m m"]:
+        return eigh(self.left())[1][:, ::-1]
+
+    def right_singular(self) -> Float[Array, "n n"]:
+        return eigh(self.right())[1][:, ::-1]
+
+    def map(self, linear: Linear) -> "StoredFisher":
+        own = self.linear
+        return replace(self, linear=linear if own is None else lambda G: linear(own(G)))
+
+    def scaled(self, factor: Float[ArrayLike, ""]) -> "StoredFisher":
+        return replace(self, factor=self.factor * factor, normalisation=f"{self.normalisation}, scaled")
+
+    def dense(self, *, max_bytes: int = DENSE_BYTES) -> Float[Array, "mn mn"]:
+        raise ValueError("Fisher.dense: samples on disk are too large for a dense Fisher. Take fewer, in memory.")
+
+    def mean_squares(self) -> Float[Array, " k"]:
+        read = jax.jit(lambda chosen: jnp.mean(jnp.square(self._read(chosen)), (1, 2)))
+        return jnp.concatenate([read(block) for block in self._blocks()])[: len(self)]
+
+    def gram(self) -> Float[Array, "k k"]:
+        # A sum over bands of rows, so that each entry is read once.
+        N, m, _ = self.store.samples.shape
+        chosen = np.asarray(self.chosen)
+        rows = max(1, self.store.block * m // N)
+        product = jax.jit(partial(jnp.matmul, precision="highest"))
+        found = jnp.zeros((len(self), len(self)))
+        for first in range(0, m, rows):
+            band = np.asarray(self.store.samples[:, first : first + rows])[chosen].reshape(len(self), -1)
+            found += product(band, band.T)
+        return found * self.factor
+
+    def _norm_squared(self, unit: Float[Array, ""]) -> Float[Array, ""]:
+        return jnp.sum(jnp.square(self.gram() / (len(self) * unit)))
+
+    def _spectrum(self) -> Float[Array, " k"]:
+        return eigh(self.gram() / len(self))[0]
+
+
+def keep(call: str, blocks: Iterable[Float[np.ndarray, "k m n"]], max_bytes: int) -> np.ndarray:
+    """Collect blocks of gradients: in memory up to `max_bytes`, beyond that in a temporary file, which ends with the array.
+
+    Raises:
+        ValueError: there are no blocks, their shapes differ, or the disk is full.
+    """
+    sides, count = None, 0
+    with tempfile.TemporaryFile() as file:
+        try:
+            for block in map(np.asarray, blocks):
+                if block.ndim != 3 or (sides is not None and block.shape[1:] != sides):
+                    expected = (
+                        "k gradients (k, m, n)" if sides is None else f"gradients of shape {sides}, as the first block does"
+                    )
+                    raise ValueError(f"{call}: a block holds {expected}; got shape {block.shape}")
+                sides, count = block.shape[1:], count + len(block)
+                file.write(np.ascontiguousarray(block, np.float32).data)
+            file.flush()
+        except OSError as error:
+            raise ValueError(
+                f"{call}: {count} gradients do not fit in the directory of temporary files, {tempfile.gettempdir()}: {error}. "
+                "Free space, or name another by the variable TMPDIR."
+            ) from error
+        if not count:
+            raise ValueError(f"{call}: there are no blocks of gradients. An iterator can be used only once: make it anew.")
+        kept = np.memmap(file, np.float32, "r", shape=(count, *sides))
+    return kept if kept.nbytes > max_bytes else np.array(kept)
+
+
+def samples_of(call: str, gradients: Any, max_bytes: int, skip: bool = False) -> tuple[Samples, Int[np.ndarray, " N"]]:
+    """Return the Fisher of gradients (N, m, n), which stay on disk beyond `max_bytes`, and the numbers of those that it has.
+
+    Args:
+        call: the public function that was given them, named in messages.
+        gradients: an array, such as a `numpy.memmap`.
+        max_bytes: bound on the memory of samples.
+        skip: leave out gradients that are not finite, with a warning that names them.
+
+    Raises:
+        ValueError: the array is not (N, m, n), or has gradients that are not finite.
+    """
+    if gradients.ndim != 3 or 0 in gradients.shape:
+        raise ValueError(f"{call}: expected N > 0 gradients of one m x n matrix, (N, m, n); got shape {gradients.shape}")
+    block = max(1, min(len(gradients), max_bytes // (COPIES * 4 * math.prod(gradients.shape[1:]))))
+    finite = [np.isfinite(np.asarray(gradients[k : k + block])).all((1, 2)) for k in range(0, len(gradients), block)]
+    bad = np.flatnonzero(~np.concatenate(finite))
+    if len(bad) and (not skip or len(bad) == len(gradients)):
+        raise ValueError(
+            f"{call}: {len(bad)} of {len(gradients)} gradients are not finite (the first: number {bad[0]}). "
+            "Find the batch that made them, or leave them out by skip_nonfinite=True."
+        )
+    if len(bad):
+        warnings.warn(f"{call}: {len(bad)} gradients are not finite and are left out: {bad.tolist()}", stacklevel=3)
+    good = np.setdiff1d(np.arange(len(gradients)), bad)
+    about = "given gradients", f"mean over {len(good)} gradients"
+    if gradients.nbytes <= max_bytes:
+        return SampleFisher(*about, jnp.asarray(gradients)[good]), good
+    return StoredFisher(*about, Store(gradients, block), jnp.asarray(good), jnp.ones([])), good

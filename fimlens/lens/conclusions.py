@@ -1,0 +1,80 @@
+"""What estimates say, in words: which structure is nearest, what a second side and Adam's numbers are worth, what is unclear."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from fimlens.lens.estimates import Estimates
+from fimlens.solver.sizes import state_size
+from fimlens.structure import Structure
+
+SMALL = 2.0  # a structure is small if it keeps at most this many times m + n numbers
+PAIRS = {  # what a pair of structures tells: the second less the first
+    "A second basis (SOAP over one-sided SOAP)": ("osoap", "soap"),
+    "Adam's m n numbers over RACS' m + n": ("racs", "adam"),
+    "Second moments in Shampoo's bases over its m + n (SOAP over Shampoo squared)": ("shampoo squared", "soap"),
+}
+
+
+def conclude(estimates: Mapping[str, Estimates], structures: Mapping[str, Structure]) -> list[str]:
+    """Return sentences about estimates of several matrices in one divergence.
+
+    Args:
+        estimates: by the name of the matrix.
+        structures: those that were estimated, by name.
+    """
+    divergence = next(iter(estimates.values())).divergence
+    nearest = _count(found.ranked()[:1] for found in estimates.values())
+    sentences = [f"In {divergence}, nearest on held-out gradients: {nearest}."]
+    small = _count(_small(found, structures)[:1] for found in estimates.values())
+    sentences += [f"Of those that keep at most {SMALL:g} (m + n) numbers: {small}."] if small else []
+    for words, (first, second) in PAIRS.items():
+        known = [found.difference(second, first) for found in estimates.values() if {first, second} <= set(found.rows)]
+        known = [(value, se) for value, se in known if math.isfinite(value) and math.isfinite(se)]
+        if known:
+            sentences.append(_worth(words, *map(np.array, zip(*known, strict=True))))
+    unclear = [name for name, found in estimates.items() if _unclear(found)]
+    if unclear:
+        sentences.append(f"On {len(unclear)} of {len(estimates)} matrices the error bars do not tell the best two apart.")
+    flattered = [name for name, found in estimates.items() if _flattered(found)]
+    if flattered:
+        sentences.append(f"On {len(flattered)} of {len(estimates)} the plug-in error names another structure as nearest.")
+    return sentences
+
+
+def _count(leaders: object) -> str:
+    """Return how often each name leads, such as "soap on 5, kronecker on 2"."""
+    names = [name for leader in leaders for name in leader]
+    counts = {name: names.count(name) for name in sorted(set(names), key=lambda name: -names.count(name))}
+    return ", ".join(f"{name} on {count}" for name, count in counts.items())
+
+
+def _small(found: Estimates, structures: Mapping[str, Structure]) -> list[str]:
+    """The names of small structures, the nearest first."""
+    most = SMALL * sum(found.shape)
+    return [name for name in found.ranked() if state_size(structures[name], found.shape, average="fits") <= most]
+
+
+def _worth(words: str, values: np.ndarray, ses: np.ndarray) -> str:
+    """Say how much a pair differs over all matrices."""
+    mean, clear = values.mean(), np.abs(values) > 2 * ses
+    gained, lost = int(np.sum(clear & (values < 0))), int(np.sum(clear & (values > 0)))
+    of = f"of {len(values)} matri{'x' if len(values) == 1 else 'ces'}"
+    return (
+        f"{words}: the error changes by {mean:+.3f} on average, from {values.min():+.3f} to {values.max():+.3f}; "
+        f"clearly less on {gained} {of}, clearly more on {lost}."
+    )
+
+
+def _unclear(found: Estimates) -> bool:
+    """Whether the nearest two are within two standard errors of each other."""
+    if len(found.rows) < 2:
+        return False
+    value, se = found.difference(*found.ranked()[:2])
+    return not abs(value) > 2 * se
+
+
+def _flattered(found: Estimates) -> bool:
+    plug_in = min(found.rows, key=lambda name: found.rows[name].plug_in, default=None)
+    return bool(found.rows) and plug_in != found.ranked()[0]

@@ -1,0 +1,71 @@
+"""The figures of estimates: error against memory with error bars, and a map of layers and structures."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fimlens.lens.estimates import Estimates
+from fimlens.plotting import AMOUNT, BASIS, SPECTRUM, legend_below, panels, sheet
+from fimlens.solver.sizes import state_size
+from fimlens.structure import Structure
+
+WIDEST = 1.5  # errors beyond are left out of the first figure
+
+
+def errors_with_bars(estimates: Mapping[str, Estimates], structures: Mapping[str, Structure]) -> Figure:
+    """Draw one panel for each matrix: the error of each structure with its interval, against the numbers that it keeps.
+
+    Args:
+        estimates: by the name of the matrix.
+        structures: those that were estimated, by name.
+    """
+    figure = panels(len(estimates), height=2.9)
+    for axes, (matrix, found) in zip(figure.axes, estimates.items(), strict=True):
+        for name, row in found.rows.items():
+            if not math.isfinite(row.relative) or row.relative > WIDEST:
+                continue
+            kept = max(1, state_size(structures[name], found.shape, average="fits"))
+            bars = [[max(row.relative - row.low, 0)], [max(row.high - row.relative, 0)]]
+            axes.errorbar(kept, row.relative, bars, fmt="o", color=BASIS, markersize=3, label="held out, with its interval")
+            axes.plot(kept, row.plug_in, "x", color=SPECTRUM, markersize=4, label="plug-in: the same samples")
+            axes.annotate(name.replace("$", r"\$"), (kept, row.relative), (3, 3), textcoords="offset points", fontsize=6)
+        axes.set_xscale("log")
+        axes.axhline(0, color="0.7", linewidth=0.6)
+        axes.set_xlabel(r"numbers that store $\tilde F$", fontsize=8)
+        m, n = found.shape
+        axes.set_title(f"{matrix.replace('$', chr(92) + '$')}\n{m} x {n}", fontsize=8)
+    figure.suptitle(f"Error in {next(iter(estimates.values())).divergence}", fontsize=9)
+    legend_below(figure)
+    return figure
+
+
+def error_map(estimates: Mapping[str, Estimates]) -> Figure:
+    """Draw the errors of all structures (columns) on all matrices (rows) as a map, the nearest of a row in bold.
+
+    Args:
+        estimates: by the name of the matrix.
+    """
+    names = list(dict.fromkeys(name for found in estimates.values() for name in found.rows))
+    figure = sheet(width=0.5 * len(names) + 2.2, height=0.28 * len(estimates) + 1.6)
+    (axes,) = figure.axes
+    errors = np.full((len(estimates), len(names)), np.nan)
+    for i, found in enumerate(estimates.values()):
+        for name, row in found.rows.items():
+            errors[i, names.index(name)] = row.relative if math.isfinite(row.relative) else np.nan
+    finite = errors[np.isfinite(errors)]
+    low, high = (finite.min(), min(finite.max(), WIDEST)) if finite.size else (0, 1)
+    axes.imshow(errors, cmap=AMOUNT, vmin=low, vmax=high, aspect="auto")
+    for i, found in enumerate(estimates.values()):
+        best = (found.ranked() or [None])[0]
+        for j, name in enumerate(names):
+            if name in found.rows:
+                words = f"{errors[i, j]:.2f}" if np.isfinite(errors[i, j]) else "inf"
+                dark = errors[i, j] > low + 0.6 * (high - low)
+                weight = "bold" if name == best else "normal"
+                axes.text(j, i, words, ha="center", va="center", fontsize=6, weight=weight, color="w" if dark else "k")
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+    axes.set_yticks(range(len(estimates)), list(estimates), fontsize=7)
+    axes.set_title(f"Held-out error in {next(iter(estimates.values())).divergence}", fontsize=9)
+    return figure
