@@ -18,6 +18,7 @@ from fimlens.lens.estimates import Estimates as Estimates
 from fimlens.models.fishers import empirical_fisher as empirical_fisher
 from fimlens.models.fishers import minibatch_fisher as minibatch_fisher
 from fimlens.models.model_fisher import model_fisher as model_fisher
+from fimlens.models.write_gradients import write_gradients as write_gradients
 from fimlens.optimizers.adadiag import adadiag as adadiag
 from fimlens.optimizers.adadiag import adadiag_pp as adadiag_pp
 from fimlens.optimizers.adadiag import adafacdiag as adafacdiag

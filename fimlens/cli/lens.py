@@ -61,9 +61,7 @@ def lens(
     batches: Annotated[str | None, typer.Option(help="module:attribute. Default: `batches` beside --loss.")] = None,
     gradients: Annotated[
         Path | None,
-        typer.Option(
-            help="Directory with an array (N, m, n) a matrix (.npy, .safetensors), of any framework: held-out errors."
-        ),
+        typer.Option(help="Directory with an array (N, m, n) a matrix, .npy or .safetensors: held-out errors."),
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="With --gradients: each fit sees all folds but one.")] = 8,
     solve_up_to: Annotated[int, typer.Option(help="Solve matrices of at most this many entries.")] = SOLVE_UP_TO,

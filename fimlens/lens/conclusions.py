@@ -1,4 +1,4 @@
-"""What estimates say, in words: which structure is nearest, what a second side and Adam's numbers are worth, what is unclear."""
+"""What estimates say, in words: what is nearest, what a second side and Adam's numbers are worth, and what is unclear."""
 
 import math
 from collections.abc import Mapping

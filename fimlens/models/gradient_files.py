@@ -60,7 +60,9 @@ def read_gradients(directory: Path) -> GradientFiles:
         found |= _read_safetensors(path)
     if not found:
         raise ValueError(f"{directory} has no gradients: no *.npy and no *.safetensors.")
-    about = _read_about(directory / ABOUT)
+    about = read_about(directory / ABOUT)
+    if "done" in about:
+        raise ValueError(f"{directory} is unfinished: {about['done']} gradients are written. Let the run that writes it end.")
     counts = {name: len(G) if G.ndim == 3 else 0 for name, G in found.items()}
     for name, G in found.items():
         if G.ndim != 3 or 0 in G.shape or (not np.issubdtype(G.dtype, np.floating) and G.dtype != ml_dtypes.bfloat16):
@@ -76,7 +78,7 @@ def read_gradients(directory: Path) -> GradientFiles:
     return GradientFiles(found, str(kind), str(normalisation), None if units is None else np.array(units))
 
 
-def _read_about(path: Path) -> dict[str, Any]:
+def read_about(path: Path) -> dict[str, Any]:
     """Return what gradients.json says; nothing if there is none."""
     if not path.exists():
         return {}

@@ -1,0 +1,293 @@
+"""Held-out estimates: unbiased by enumeration of every draw, error bars against NumPy, storage, units, and bad input."""
+
+import itertools
+import json
+import math
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from typer.testing import CliRunner
+
+import fimlens as fl
+from fimlens.cli.app import app
+from fimlens.lens.conclusions import conclude
+from fimlens.lens.estimate import folds_of
+from fimlens.models.gradient_files import read_gradients
+
+DIAGONAL, SIDES = fl.Diagonal(), fl.Rotated(fl.Diagonal(), "LR")
+PAIR = {"adam": DIAGONAL, "soap": SIDES}
+
+
+def gradients(N=24, m=3, n=4, seed=0):
+    columns = np.linspace(0.5, 2, n)
+    return np.random.default_rng(seed).normal(size=(N, m, n)).astype(np.float32) * columns.astype(np.float32)
+
+
+# --- without bias: the mean over every draw of a small population ------------------------------------------------------
+
+
+@pytest.mark.parametrize("divergence", [fl.Frobenius(), fl.VonNeumann()], ids=str)
+@pytest.mark.parametrize("structure", [DIAGONAL, fl.Rows(), fl.Rotated(DIAGONAL, "L")], ids=str)
+def test_the_mean_over_all_draws_is_the_mean_error_of_the_fits(structure, divergence):
+    """A population of two gradients, four draws with replacement: all 16 of them, each with its own truth."""
+    values = gradients(2, 2, 2)
+    population = fl.Fisher.from_gradients(values)
+    key, draws = jax.random.key(3), list(itertools.product(range(2), repeat=4))
+    folds, of_fits = folds_of(np.arange(4), 2, key)
+    estimated, true, parts = [], [], []
+    for draw in draws:
+        G = values[list(draw)]
+        row = fl.estimate([structure], G, divergence=divergence, folds=2, key=key).rows[str(structure)]
+        gaps, levels = [], []
+        for k in range(2):
+            fisher = fl.Fisher.from_gradients(G[folds.outside(k)])
+            gaps.append(fl.gap(structure, fl.fit(structure, fisher, key=of_fits), population, divergence=divergence))
+            scalar = fl.fit(fl.Scalar(), fisher)
+            levels.append(float(fl.gap(fl.Scalar(), scalar, population, divergence=divergence).total))
+        total = np.mean([float(gap.total) for gap in gaps])
+        true.append(total - (0 if divergence == fl.Frobenius() else np.mean(levels)))
+        estimated.append(row.total)
+        parts.append(np.mean([float(gap.spectrum) for gap in gaps]))
+    spread = np.std(np.array(estimated) - np.array(true))
+    assert spread > 1e-3  # each draw alone is off
+    np.testing.assert_allclose(np.mean(estimated), np.mean(true), atol=1e-5 * np.abs(true).max())
+    if divergence == fl.Frobenius():
+        assert np.mean(parts) >= 0
+
+
+def test_the_plug_in_flatters_and_the_estimate_does_not():
+    G = gradients(64, 6, 8)
+    population = fl.Fisher.from_dense(jnp.diag(jnp.repeat(jnp.linspace(0.5, 2, 8) ** 2, 6)), (6, 8))
+    row = fl.estimate(PAIR, G).rows["soap"]
+    true = float(fl.gap(SIDES, fl.fit(SIDES, fl.Fisher.from_gradients(G)), population).relative)
+    assert abs(row.relative - true) < 3 * row.se
+    assert row.plug_in > true + 0.2
+
+
+def test_many_samples_give_the_error_against_the_population():
+    population = fl.Fisher.from_dense(jnp.diag(jnp.repeat(jnp.linspace(0.5, 2, 4) ** 2, 3)), (3, 4))
+    row = fl.estimate([fl.Rows()], gradients(20_000), folds=4).rows["Rows()"]
+    true = fl.gap(fl.Rows(), fl.fit(fl.Rows(), population), population)
+    np.testing.assert_allclose([row.relative, row.basis, row.spectrum], [true.relative, 0, true.relative], atol=0.02)
+
+
+# --- error bars -------------------------------------------------------------------------------------------------------
+
+
+def test_errors_and_differences_are_those_of_leaving_out_each_fold():
+    """Written out in NumPy for Adam and SGD, whose fits and tests are means of squares."""
+    G, key = gradients(16), jax.random.key(1)
+    estimates = fl.estimate({"adam": DIAGONAL, "sgd": fl.Scalar()}, G, folds=4, key=key)
+    folds, _ = folds_of(np.arange(16), 4, key)
+    squares, gram = G.astype(float) ** 2, np.einsum("aij,bij->ab", G, G, dtype=float) ** 2
+
+    def error(kept, name):
+        linear = []
+        for k in kept:
+            F = squares[folds.fold != k].mean(0)
+            fit = F if name == "adam" else np.full_like(F, F.mean())
+            linear.append(np.sum(fit**2 - 2 * fit * squares[folds.fold == k].mean(0)))
+        inside = np.isin(folds.fold, kept)
+        pairs = gram[inside][:, inside]
+        norm = (pairs.sum() - np.trace(pairs)) / (len(pairs) * (len(pairs) - 1))
+        return np.mean(linear) / norm + 1
+
+    pseudo = {}
+    for name in ("adam", "sgd"):
+        without = [error([j for j in range(4) if j != k], name) for k in range(4)]
+        pseudo[name] = 4 * error(range(4), name) - 3 * np.array(without)
+        row = estimates.rows[name]
+        np.testing.assert_allclose(row.relative, pseudo[name].mean(), rtol=1e-4)
+        np.testing.assert_allclose(row.se, pseudo[name].std(ddof=1) / 2, rtol=1e-4)
+        np.testing.assert_allclose(row.high - row.relative, 3.182446 * row.se, rtol=1e-5)  # Student's t, 3 degrees of freedom
+        np.testing.assert_allclose(row.basis + row.spectrum, row.relative, rtol=1e-5)
+    off = pseudo["adam"] - pseudo["sgd"]
+    np.testing.assert_allclose(estimates.difference("adam", "sgd"), [off.mean(), off.std(ddof=1) / 2], rtol=1e-4)
+
+
+def test_heavy_tails_are_said_to_be():
+    G = gradients(64) * np.random.default_rng(0).standard_cauchy((64, 1, 1)).astype(np.float32)
+    with pytest.warns(UserWarning, match="heavy tails"):
+        estimates = fl.estimate([DIAGONAL], G)
+    assert not estimates.reliable
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fl.estimate([DIAGONAL], gradients(64)).reliable
+
+
+def test_gradients_that_lie_outside_the_range_are_infinitely_far_and_last():
+    drop = fl.LowRank(DIAGONAL, 1, fl.Drop())
+    estimates = fl.estimate({"drop": drop, "adam": DIAGONAL}, gradients(), divergence=fl.LogDet())
+    assert estimates.rows["drop"].relative == math.inf
+    assert estimates.rows["drop"].basis is None
+    assert estimates.ranked() == ["adam", "drop"]
+    assert np.isnan(estimates.difference("drop", "adam")[0])
+    assert json.loads(json.dumps(estimates.to_json()))["rows"]["drop"]["relative"] == "inf"
+    shrunk = fl.estimate({"drop": drop}, gradients(), divergence=fl.LogDet(), shrink=True).rows["drop"]
+    assert math.isfinite(shrunk.relative)
+    assert 0 < shrunk.shrinkage <= 1
+
+
+def test_the_best_scale_takes_back_what_a_learning_rate_would():
+    twice = fl.Rotated(fl.GeometricMarginals(), "LR")
+    plain, scaled = (fl.estimate([twice], gradients(64), best_scale=s).rows[str(twice)] for s in (False, True))
+    assert scaled.relative < plain.relative - 2 * plain.se
+
+
+# --- units and storage ------------------------------------------------------------------------------------------------
+
+
+def test_copies_of_a_sample_in_its_unit_change_nothing():
+    G = gradients(16)
+    once = fl.estimate(PAIR, G, folds=4)
+    twice = fl.estimate(PAIR, np.repeat(G, 2, axis=0), folds=4, units=np.repeat(np.arange(16), 2))
+    for name, row in once.rows.items():
+        other = twice.rows[name]
+        for field in ("relative", "se", "basis", "spectrum"):
+            np.testing.assert_allclose(getattr(other, field), getattr(row, field), rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("divergence", [fl.Frobenius(), fl.LogDet()], ids=str)
+def test_samples_on_disk_give_the_same_numbers(divergence):
+    structures = PAIR | {"kl": fl.Kronecker(fl.LogDet()), "alice": fl.LowRank(DIAGONAL, 2, fl.Columns())}
+    G = gradients(24)
+    inside = fl.estimate(structures, G, folds=4, divergence=divergence)
+    stored = fl.estimate(structures, [G[:10], G[10:]], folds=4, divergence=divergence, max_bytes=5 * G[0].nbytes * 6)
+    for name, row in inside.rows.items():
+        np.testing.assert_allclose(stored.rows[name].pseudo, row.pseudo, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(stored.rows[name].plug_in, row.plug_in, rtol=1e-4, atol=1e-5)
+
+
+def test_samples_spread_over_devices_give_the_same_numbers():
+    G = gradients(16)
+    mesh = Mesh(np.array(jax.devices()), "samples")
+    spread = jax.device_put(G, NamedSharding(mesh, PartitionSpec("samples")))
+    one, eight = (fl.estimate(PAIR, x, folds=4).rows["soap"].pseudo for x in (G, spread))
+    np.testing.assert_allclose(one, eight, rtol=1e-5, atol=1e-5)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_refused_at_the_door():
+    G = gradients()
+    broken = G.copy()
+    broken[5, 0, 0] = np.nan
+    for message, call in {
+        "one says nothing of others": lambda: fl.estimate([DIAGONAL], G[:1]),
+        "or folds=6": lambda: fl.estimate([DIAGONAL], G[:6]),
+        "folds is a whole number, at least 2": lambda: fl.estimate([DIAGONAL], G, folds=1),
+        "number 5": lambda: fl.estimate([DIAGONAL], broken),
+        "no blocks": lambda: fl.estimate([DIAGONAL], iter([])),
+        "shape \\(3, 4\\)": lambda: fl.estimate([DIAGONAL], [G[0]]),
+        "of shape \\(3, 4\\), as the first does": lambda: fl.estimate([DIAGONAL], [G, G[:, :2]]),
+        "units are 24 whole numbers": lambda: fl.estimate([DIAGONAL], G, units=np.zeros(3, int)),
+        "there are no structures": lambda: fl.estimate([], G),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(TypeError, match="no samples to hold out"):
+        fl.estimate([DIAGONAL], fl.Fisher.from_dense(jnp.eye(4), (2, 2)))
+    with pytest.warns(UserWarning, match=r"left out: \[5\]"):
+        assert fl.estimate([DIAGONAL], broken, skip_nonfinite=True).samples == 23
+    found = fl.estimate({"too many": fl.LowRank(DIAGONAL, 9)}, G)
+    assert not found.rows
+    assert "rank 9" in found.unsuited["too many"]
+    with pytest.raises(KeyError, match="no estimate of 'adam'"):
+        found.difference("adam", "too many")
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_reads_files_concludes_and_continues(tmp_path):
+    source, out = tmp_path / "gradients", tmp_path / "out"
+    source.mkdir()
+    np.save(source / "query.npy", gradients(16))
+    np.save(source / "value.npy", gradients(16, seed=1))
+    (source / "gradients.json").write_text('{"kind": "a test", "units": ' + str(list(range(16))) + "}")
+    command = ["lens", "--gradients", str(source), "--structures", "adam,racs,osoap,soap", "--folds", "4", "--out", str(out)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    for words in ("a test", "nearest on held-out gradients", "A second basis", "plug-in"):
+        assert words in result.output
+    assert (out / "map-frobenius.png").exists()
+    assert (out / "estimates-logdet.png").exists()
+    written = (out / "estimates.json").read_text()
+    again = CliRunner().invoke(app, command)  # nothing is left to compute
+    assert again.exit_code == 0
+    assert (out / "estimates.json").read_text() == written
+    assert again.output.split("query", 1)[1].split("Numbers")[0] == result.output.split("query", 1)[1].split("Numbers")[0]
+
+
+def test_gradients_in_safetensors_are_mapped(tmp_path):
+    G = gradients(8)
+    header = json.dumps({"layer.query": {"dtype": "F32", "shape": [8, 3, 4], "data_offsets": [0, G.nbytes]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + G.tobytes())
+    found = read_gradients(tmp_path).matrices
+    assert isinstance(found["layer.query"], np.memmap)
+    np.testing.assert_array_equal(found["layer.query"], G)
+
+
+def test_damaged_directories_are_refused(tmp_path):
+    def refused(message):
+        with pytest.raises(ValueError, match=message):
+            read_gradients(tmp_path)
+
+    refused("no gradients")
+    (tmp_path / "a.npy").write_bytes(b"not an array")
+    refused("a.npy cannot be read")
+    np.save(tmp_path / "a.npy", np.zeros((2, 3)))
+    refused(r"a is float64 of shape \(2, 3\)")
+    np.save(tmp_path / "a.npy", gradients(4))
+    np.save(tmp_path / "b.npy", gradients(5))
+    refused("different numbers of gradients: a 4, b 5")
+    (tmp_path / "b.npy").unlink()
+    (tmp_path / "gradients.json").write_text('{"units": [1]}')
+    refused("units is a list of 4 whole numbers")
+    (tmp_path / "gradients.json").write_text("{")
+    refused("is no JSON")
+    (tmp_path / "gradients.json").unlink()
+    (tmp_path / "b.safetensors").write_bytes(b"\x08" + bytes(7) + b"{}")
+    refused("b.safetensors is damaged")
+    with pytest.raises(ValueError, match="is no directory"):
+        read_gradients(tmp_path / "none")
+
+
+def test_conclusions_name_what_is_unclear():
+    G = gradients(32)
+    structures = {"sgd": fl.Scalar(), "same": fl.Scalar(), "adam": DIAGONAL, "racs": fl.RowColumn()}
+    words = " ".join(conclude({"a": fl.estimate(structures, G)}, structures))
+    assert "Adam's m n numbers over RACS' m + n: the error changes by +" in words
+
+
+def test_gradients_are_written_as_empirical_fisher_has_them_and_continued(tmp_path):
+    def loss(params, batch):
+        return jnp.mean((jnp.tanh(batch["x"] @ params["w"]) - batch["y"]) ** 2)
+
+    params, random = {"w": jnp.ones((3, 2)) / 3, "b": jnp.ones(2)}, np.random.default_rng(0)
+    batches = [{"x": random.normal(size=(k, 3)), "y": random.normal(size=(k, 2))} for k in (4, 3)]
+    expected = fl.empirical_fisher(loss, params, batches)["w"].samples
+
+    def interrupt(done, count):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fl.write_gradients(loss, params, batches, tmp_path, units=range(7), progress=interrupt)
+    with pytest.raises(ValueError, match="unfinished: 5 gradients"):
+        read_gradients(tmp_path)
+    counts = []
+    fl.write_gradients(loss, params, batches, tmp_path, units=range(7), progress=lambda done, count: counts.append(done))
+    assert counts == [6, 7]
+    found = read_gradients(tmp_path)
+    np.testing.assert_allclose(found.matrices["w"], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found.units, range(7))
+    with pytest.raises(ValueError, match="another run"):
+        fl.write_gradients(loss, params, batches[:1], tmp_path, units=range(4))
+    with pytest.raises(ValueError, match="7 examples and 2 units"):
+        fl.write_gradients(loss, params, batches, tmp_path, units=[0, 1])
