@@ -261,7 +261,7 @@ def test_damaged_directories_are_refused(tmp_path):
 def test_conclusions_name_what_is_unclear():
     G = gradients(32)
     structures = {"sgd": fl.Scalar(), "same": fl.Scalar(), "adam": DIAGONAL, "racs": fl.RowColumn()}
-    words = " ".join(conclude({"a": fl.estimate(structures, G)}, structures))
+    words = " ".join(conclude({"a": fl.estimate(structures, G)}))
     assert "Adam's m n numbers over RACS' m + n: the error changes by +" in words
 
 

@@ -21,7 +21,6 @@ from fimlens.lens.estimates import Estimate, Estimates
 from fimlens.lens.nearness import DIVERGENCES
 from fimlens.lens.trial import Trial
 from fimlens.models.gradient_files import GradientFiles
-from fimlens.solver.sizes import state_size
 from fimlens.structure import Structure
 
 LEGEND = """
@@ -86,15 +85,15 @@ def estimate_gradients(
             done = done | {name: {d: part.to_json() for d, part in found[name].items()}}
             path.write_text(json.dumps(about | {"matrices": done}, indent=1) + "\n")
     for name, parts in found.items():
-        _print(name, parts, structures, files)
+        _print(name, parts, files)
     by_divergence = {d: {name: parts[d] for name, parts in found.items()} for d in DIVERGENCES}
     for d, estimates in by_divergence.items():
         stem = d.lower().replace(" ", "-")
-        errors_with_bars(estimates, structures).savefig(out / f"estimates-{stem}.png", dpi=150)
+        errors_with_bars(estimates).savefig(out / f"estimates-{stem}.png", dpi=150)
         error_map(estimates).savefig(out / f"map-{stem}.png", dpi=150)
     console.print(LEGEND, style="dim", markup=False, highlight=False)
     for estimates in by_divergence.values():
-        console.print(" ".join(conclude(estimates, structures)), markup=False, highlight=False)
+        console.print(" ".join(conclude(estimates)), markup=False, highlight=False)
     console.print(f"Numbers and figures: {path} and *.png beside it.", markup=False, highlight=False)
     return about | {"matrices": done}
 
@@ -113,10 +112,10 @@ def _read(plain: Mapping[str, Any], structures: Mapping[str, Structure]) -> Esti
             rows[name] = Estimate(**fields, pseudo=tuple(map(number, row["pseudo"])))
     unsuited = {name: reason for name, reason in plain["unsuited"].items() if name in structures}
     about = plain["divergence"], tuple(plain["shape"]), plain["samples"], plain["folds"], tuple(plain["norm_squared"])
-    return Estimates(rows, unsuited, *about)
+    return Estimates(rows, unsuited, dict(structures), *about)
 
 
-def _print(matrix: str, parts: Mapping[str, Estimates], structures: Mapping[str, Structure], files: GradientFiles) -> None:
+def _print(matrix: str, parts: Mapping[str, Estimates], files: GradientFiles) -> None:
     """Print one table a divergence, the nearest structure first."""
     first = next(iter(parts.values()))
     m, n = first.shape
@@ -127,7 +126,7 @@ def _print(matrix: str, parts: Mapping[str, Estimates], structures: Mapping[str,
         for structure in found.ranked():
             row = found.rows[structure]
             cells = [_number(x) for x in (row.relative, row.se, row.basis, row.spectrum, row.plug_in)]
-            shown.add_row(structure, *cells, f"{state_size(structures[structure], found.shape, average='fits'):,}")
+            shown.add_row(structure, *cells, f"{found.kept(structure):,}")
         console.print(shown)
     for name, reason in first.unsuited.items():
         console.print(f"{name} was left out. {reason}", markup=False)

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from fimlens.lens.estimates import Estimates
-from fimlens.solver.sizes import state_size
-from fimlens.structure import Structure
 
 SMALL = 2.0  # a structure is small if it keeps at most this many times m + n numbers
 PAIRS = {  # what a pair of structures tells: the second less the first
@@ -17,17 +15,16 @@ PAIRS = {  # what a pair of structures tells: the second less the first
 }
 
 
-def conclude(estimates: Mapping[str, Estimates], structures: Mapping[str, Structure]) -> list[str]:
+def conclude(estimates: Mapping[str, Estimates]) -> list[str]:
     """Return sentences about estimates of several matrices in one divergence.
 
     Args:
         estimates: by the name of the matrix.
-        structures: those that were estimated, by name.
     """
     divergence = next(iter(estimates.values())).divergence
     nearest = _count(found.ranked()[:1] for found in estimates.values())
     sentences = [f"In {divergence}, nearest on held-out gradients: {nearest}."]
-    small = _count(_small(found, structures)[:1] for found in estimates.values())
+    small = _count(_small(found)[:1] for found in estimates.values())
     sentences += [f"Of those that keep at most {SMALL:g} (m + n) numbers: {small}."] if small else []
     for words, (first, second) in PAIRS.items():
         known = [found.difference(second, first) for found in estimates.values() if {first, second} <= set(found.rows)]
@@ -50,10 +47,9 @@ def _count(leaders: object) -> str:
     return ", ".join(f"{name} on {count}" for name, count in counts.items())
 
 
-def _small(found: Estimates, structures: Mapping[str, Structure]) -> list[str]:
+def _small(found: Estimates) -> list[str]:
     """The names of small structures, the nearest first."""
-    most = SMALL * sum(found.shape)
-    return [name for name in found.ranked() if state_size(structures[name], found.shape, average="fits") <= most]
+    return [name for name in found.ranked() if found.kept(name) <= SMALL * sum(found.shape)]
 
 
 def _worth(words: str, values: np.ndarray, ses: np.ndarray) -> str:

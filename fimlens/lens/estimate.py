@@ -105,13 +105,16 @@ def estimate_each(
         except ValueError as error:  # such as a rank over the shorter side, or a divergence that has no minimum here
             unsuited[name] = str(error)
         progress(name)
-    return {name: _answer(trial, rows[name], unsuited) for name, trial in trials.items()}
+    return {name: _answer(trial, rows[name], unsuited, structures) for name, trial in trials.items()}
 
 
-def _answer(trial: Trial, rows: Mapping[str, Estimate], unsuited: Mapping[str, str]) -> Estimates:
+def _answer(
+    trial: Trial, rows: Mapping[str, Estimate], unsuited: Mapping[str, str], structures: Mapping[str, Structure]
+) -> Estimates:
     """Return the answer of a trial, with a warning where it means little."""
     fisher, (norm, se) = trial.fisher, trial.norm_squared
-    found = Estimates(rows, unsuited, str(trial.divergence), fisher.shape, len(fisher), trial.folds.count, (norm, se))
+    about = str(trial.divergence), fisher.shape, len(fisher), trial.folds.count, (norm, se)
+    found = Estimates(rows, unsuited, dict(structures), *about)
     if trial.divergence.same_minima(FROBENIUS) and not found.reliable:
         warnings.warn(
             f"estimate: ||F||^2 is {norm:.2g} with a standard error of {se:.2g}, so that errors relative to it mean little: "

@@ -8,25 +8,22 @@ from matplotlib.figure import Figure
 
 from fimlens.lens.estimates import Estimates
 from fimlens.plotting import AMOUNT, BASIS, SPECTRUM, legend_below, panels, sheet
-from fimlens.solver.sizes import state_size
-from fimlens.structure import Structure
 
 WIDEST = 1.5  # errors beyond are left out of the first figure
 
 
-def errors_with_bars(estimates: Mapping[str, Estimates], structures: Mapping[str, Structure]) -> Figure:
+def errors_with_bars(estimates: Mapping[str, Estimates]) -> Figure:
     """Draw one panel for each matrix: the error of each structure with its interval, against the numbers that it keeps.
 
     Args:
         estimates: by the name of the matrix.
-        structures: those that were estimated, by name.
     """
     figure = panels(len(estimates), height=2.9)
     for axes, (matrix, found) in zip(figure.axes, estimates.items(), strict=True):
         for name, row in found.rows.items():
             if not math.isfinite(row.relative) or row.relative > WIDEST:
                 continue
-            kept = max(1, state_size(structures[name], found.shape, average="fits"))
+            kept = max(1, found.kept(name))
             bars = [[max(row.relative - row.low, 0)], [max(row.high - row.relative, 0)]]
             axes.errorbar(kept, row.relative, bars, fmt="o", color=BASIS, markersize=3, label="held out, with its interval")
             axes.plot(kept, row.plug_in, "x", color=SPECTRUM, markersize=4, label="plug-in: the same samples")

@@ -10,6 +10,8 @@ from scipy.stats import t as student
 
 from fimlens._validate import as_json
 from fimlens.lens.folds import standard_error
+from fimlens.solver.sizes import state_size
+from fimlens.structure import Structure
 
 
 class Estimate(NamedTuple):
@@ -66,6 +68,7 @@ class Estimates:
     Attributes:
         rows: an `Estimate` by the name of each structure that has a fit.
         unsuited: the reason why a structure has no fit, by its name.
+        structures: the structures, by name.
         divergence: the divergence, as it prints.
         shape: (m, n) of the matrix.
         samples: the number of samples.
@@ -86,6 +89,7 @@ class Estimates:
 
     rows: Mapping[str, Estimate]
     unsuited: Mapping[str, str]
+    structures: Mapping[str, Structure]
     divergence: str
     shape: tuple[int, int]
     samples: int
@@ -121,6 +125,10 @@ class Estimates:
     def ranked(self) -> list[str]:
         """Return the names in the order of their errors, the nearest first and what is infinite last."""
         return sorted(self.rows, key=lambda name: (not math.isfinite(self.rows[name].relative), self.rows[name].relative))
+
+    def kept(self, name: str) -> int:
+        """Return how many numbers store the member of a structure: its bases and eigenvalues."""
+        return state_size(self.structures[name], self.shape, average="fits")
 
     def to_json(self) -> dict[str, Any]:
         """Return every number as plain data, ready for `json.dump`: "inf" for what is infinite, and None for NaN."""
