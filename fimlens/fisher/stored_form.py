@@ -147,7 +147,7 @@ class StoredFisher(Samples):
         return eigh(self.gram() / len(self))[0]
 
 
-def keep(call: str, blocks: Iterable[Float[np.ndarray, "k m n"]], max_bytes: int) -> np.ndarray:
+def keep(call: str, blocks: Iterable[Any], max_bytes: int) -> np.ndarray:
     """Collect blocks of gradients: in memory up to `max_bytes`, beyond that in a temporary file, which ends with the array.
 
     Raises:

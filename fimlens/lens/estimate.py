@@ -1,11 +1,12 @@
 """Estimate how near structures are to the Fisher of a population, from samples of it: fitted on some, tested on others."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, Shaped
 
 from fimlens._validate import require_number
 from fimlens.divergence import FROBENIUS, Divergence, require_divergence
@@ -23,11 +24,11 @@ MAX_BYTES = 2**30  # default bound on the memory of samples
 
 def estimate(
     structures: Mapping[str, Structure] | Iterable[Structure],
-    gradients: Fisher | Float[Array, "N m n"] | Iterable[Float[Array, "k m n"]],
+    gradients: Fisher | Shaped[Array | np.ndarray, "..."] | Iterable[Any],
     *,
     divergence: Divergence = FROBENIUS,
     folds: int = 8,
-    units: Int[np.ndarray, " N"] | None = None,
+    units: Int[np.ndarray, " samples"] | Sequence[int] | None = None,
     best_scale: bool = False,
     shrink: bool = False,
     max_bytes: int = MAX_BYTES,
