@@ -15,6 +15,8 @@ from fimlens.lens.compare import compare as compare
 from fimlens.lens.estimate import estimate as estimate
 from fimlens.lens.estimates import Estimate as Estimate
 from fimlens.lens.estimates import Estimates as Estimates
+from fimlens.lens.recommend import recommend as recommend
+from fimlens.lens.recommendation import Recommendation as Recommendation
 from fimlens.models.fishers import empirical_fisher as empirical_fisher
 from fimlens.models.fishers import minibatch_fisher as minibatch_fisher
 from fimlens.models.model_fisher import model_fisher as model_fisher
@@ -52,6 +54,8 @@ from fimlens.optimizers.layerwise import lamb as lamb
 from fimlens.optimizers.layerwise import lars as lars
 from fimlens.optimizers.low_rank_soap import low_rank_soap as low_rank_soap
 from fimlens.optimizers.low_rank_soap import scale_by_low_rank_soap as scale_by_low_rank_soap
+from fimlens.optimizers.mixture import recommended as recommended
+from fimlens.optimizers.mixture import scale_by_recommended as scale_by_recommended
 from fimlens.optimizers.rank_one import adafactor as adafactor
 from fimlens.optimizers.rank_one import racs as racs
 from fimlens.optimizers.rank_one import scale_by_racs as scale_by_racs

@@ -61,6 +61,11 @@ def as_json(value: Any) -> Any:
     return {key: as_json(part) for key, part in value.items()} if isinstance(value, Mapping) else value
 
 
+def read_number(value: Any) -> Any:
+    """Undo `as_json` for a number: NaN for None, and infinity for "inf"."""
+    return math.nan if value is None else float(value) if isinstance(value, str) else value
+
+
 def finite(value: Any) -> Any:
     """Return the value, or None for a float that JSON cannot hold: infinite or NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

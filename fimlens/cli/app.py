@@ -14,11 +14,12 @@ from fimlens.cli.lens import lens
 from fimlens.cli.memory import memory
 from fimlens.cli.pretrain import pretrain
 from fimlens.cli.prove import prove
+from fimlens.cli.recommend import recommend
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-for command in (lens, derive, memory, ablate, pretrain, prove, compare, cost):  # the order of the help page
+for command in (lens, recommend, derive, memory, ablate, pretrain, prove, compare, cost):  # the order of the help page
     app.command()(command)
 
 

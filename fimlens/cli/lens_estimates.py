@@ -2,7 +2,6 @@
 
 import fnmatch
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fimlens import __version__
+from fimlens._validate import read_number
 from fimlens.cli.arguments import console, errors, table
 from fimlens.fisher.stored_form import samples_of
 from fimlens.lens.conclusions import conclude
@@ -70,7 +70,7 @@ def estimate_gradients(
         for name, gradients in chosen.items():
             old = done.get(name, {})
             if all(set(structures) <= {*part["rows"], *part["unsuited"]} for part in old.values()) and old:
-                found[name] = {d: _read(part, structures) for d, part in old.items()}
+                found[name] = {d: read_estimates(part, structures) for d, part in old.items()}
                 bar.update(task, advance=len(structures))
                 continue
             fisher, kept = samples_of("lens", gradients, MAX_BYTES)
@@ -98,18 +98,14 @@ def estimate_gradients(
     return about | {"matrices": done}
 
 
-def _read(plain: Mapping[str, Any], structures: Mapping[str, Structure]) -> Estimates:
+def read_estimates(plain: Mapping[str, Any], structures: Mapping[str, Structure]) -> Estimates:
     """Return estimates of a file, of these structures."""
-
-    def number(x: Any) -> Any:
-        return math.nan if x is None else float(x) if isinstance(x, str) else x
-
     rows = {}
     for name, row in plain["rows"].items():
         if name in structures:
             none = ("basis", "spectrum", "shrinkage")
-            fields = {key: x if key in none else number(x) for key, x in row.items() if key != "pseudo"}
-            rows[name] = Estimate(**fields, pseudo=tuple(map(number, row["pseudo"])))
+            fields = {key: x if key in none else read_number(x) for key, x in row.items() if key != "pseudo"}
+            rows[name] = Estimate(**fields, pseudo=tuple(map(read_number, row["pseudo"])))
     unsuited = {name: reason for name, reason in plain["unsuited"].items() if name in structures}
     about = plain["divergence"], tuple(plain["shape"]), plain["samples"], plain["folds"], tuple(plain["norm_squared"])
     return Estimates(rows, unsuited, dict(structures), *about)

@@ -9,13 +9,16 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fimlens.cli.arguments import console, errors, refusal
+from fimlens.optimizers.mixture import read_names
 
 
 def pretrain(
     model: Annotated[
         str, typer.Option(help="One of cpu-1m, cpu-5m, llama-60m, llama-130m, llama-350m, llama-1b and llama-7b.")
     ] = "cpu-1m",
-    optimizer: Annotated[str, typer.Option(help="Name of an optimizer of fimlens.")] = "adam",
+    optimizer: Annotated[
+        str, typer.Option(help="Name of an optimizer of fimlens, or recommended:FILE, which `fimlens recommend` wrote.")
+    ] = "adam",
     rate: Annotated[float, typer.Option(help="Peak of the learning rate.")] = 1e-2,
     option: Annotated[list[str] | None, typer.Option(help="Option of the optimizer, such as rank=32. Repeatable.")] = None,
     steps: Annotated[int, typer.Option(help="Number of steps.")] = 400,
@@ -77,8 +80,10 @@ def pretrain(
             raise ValueError("give --coordinator, --hosts and --host together, or --distributed on a cluster that knows them.")
         if distributed or coordinator is not None:  # before anything asks JAX for its devices
             jax.distributed.initialize(coordinator, hosts, host)
+        optimizer, _, choices = optimizer.partition(":")
+        options = options_of(option) | ({"choices": read_names(Path(choices))} if choices else {})
         plan = Plan(
-            model, optimizer, rate, steps, batch, length, options_of(option), accumulate, clip, seed, dtype, state_dtype, tied,
+            model, optimizer, rate, steps, batch, length, options, accumulate, clip, seed, dtype, state_dtype, tied,
             scan, remat, on_nonfinite,
         )  # fmt: skip
         if sum(given is not None for given in (text_path, shards, dataset)) > 1:

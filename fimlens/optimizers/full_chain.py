@@ -37,7 +37,7 @@ CHAIN_DEFAULTS = {
 }
 
 
-_EXAMPLE_SIZES = {"rank": 1, "leading": 1}  # what the example gives for arguments that have no default
+_EXAMPLE_VALUES = {"rank": 1, "leading": 1, "choices": {"kernel": "soap"}}  # of arguments that have no default
 
 
 _DOC = """
@@ -162,7 +162,7 @@ def _times(factor: float, rate: Rate) -> Rate:
 
 def _documented(direction: Callable[..., Transform], name: str, signature: OptimizerSignature, adam_factor: float) -> str:
     """The docstring of a full optimizer: the direction's text, all arguments in the signature's order, and an example."""
-    sizes = "".join(f", {option}={value}" for option, value in _EXAMPLE_SIZES.items() if option in signature.parameters)
+    sizes = "".join(f", {option}={value}" for option, value in _EXAMPLE_VALUES.items() if option in signature.parameters)
     package = "fl." if direction.__module__.startswith("fimlens.") else ""  # an optimizer from outside is where it is defined
     doc = inspect.cleandoc(_DOC).format(
         direction=sections(direction.__doc__)[""],

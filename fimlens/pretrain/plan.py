@@ -10,11 +10,15 @@ import optax
 
 from fimlens.language_model import llama
 from fimlens.optimizers import OPTIMIZERS
+from fimlens.optimizers.mixture import recommended
 from fimlens.pretrain.model import CONFIGS
 from fimlens.pretrain.schedule import warmup_cosine
 from fimlens.transforms.momentum import store_state_in
 
 DTYPES = ("float32", "bfloat16")
+
+
+TRAINABLE = OPTIMIZERS | {"recommended": recommended}
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Plan:
 
     Args:
         model: a name in `fimlens.pretrain.model.CONFIGS`.
-        optimizer: the name of an optimizer of fimlens.
+        optimizer: the name of an optimizer of fimlens; "recommended" needs the option `choices`.
         rate: peak of the learning rate, which follows `warmup_cosine`, the schedule in [G].
         steps: number of steps.
         batch: sequences in a step, over all devices.
@@ -66,7 +70,7 @@ class Plan:
     def __post_init__(self) -> None:
         for name, known in (
             ("model", CONFIGS),
-            ("optimizer", OPTIMIZERS),
+            ("optimizer", TRAINABLE),
             ("dtype", DTYPES),
             ("state_dtype", DTYPES),
             ("on_nonfinite", ("stop", "skip")),
@@ -114,7 +118,7 @@ class Plan:
     @property
     def update_interval(self) -> int:
         """The number of steps between refreshes of the optimizer's bases; 1 for an optimizer without refreshes."""
-        parameters = inspect.signature(OPTIMIZERS[self.optimizer]).parameters
+        parameters = inspect.signature(TRAINABLE[self.optimizer]).parameters
         default = parameters["update_interval"].default if "update_interval" in parameters else 1
         return self.options.get("update_interval", default) or 1
 
@@ -124,7 +128,7 @@ class Plan:
         Raises:
             ValueError: the optimizer has no option of a given name.
         """
-        make = OPTIMIZERS[self.optimizer]
+        make = TRAINABLE[self.optimizer]
         known = list(inspect.signature(make).parameters)[1:]  # the first is the learning rate
         unknown = sorted(set(self.options) - set(known))
         if unknown:

@@ -1,0 +1,60 @@
+"""fimlens recommend: a structure for each matrix, from the estimates of `fimlens lens --gradients`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fimlens.cli.arguments import console, errors, refusal, require_writable, table
+from fimlens.cli.lens_estimates import read_estimates
+from fimlens.lens.estimates import Estimates
+from fimlens.lens.nearness import DIVERGENCES
+from fimlens.lens.recommend import recommend as choose
+from fimlens.lens.recommendation import UNITS, Recommendation
+from fimlens.structures.named import STRUCTURES
+
+SENSES = {name.lower().replace(" ", "-"): name for name in DIVERGENCES}  # as the command line and estimates.json name them
+
+
+def recommend(
+    estimates: Annotated[Path, typer.Argument(help="The estimates.json that `fimlens lens --gradients` wrote.")],
+    budget: Annotated[float, typer.Option(help="The most that all matrices may cost together.")],
+    cost: Annotated[str, typer.Option(help="; ".join(f"{name}: {unit}" for name, unit in UNITS.items()) + ".")] = "memory",
+    divergence: Annotated[str, typer.Option(help=f"One of {', '.join(SENSES)}.")] = "frobenius",
+    out: Annotated[Path, typer.Option(help="File for `fimlens pretrain --optimizer recommended:FILE`.")] = Path(
+        "recommended.json"
+    ),
+) -> None:
+    """Choose a structure for each matrix, so that the mean estimated error is least within a budget."""
+    try:
+        require_writable("--out", out)
+        found = choose(_read(estimates, divergence), budget, cost=cost)
+        out.write_text(json.dumps(found.to_json(), indent=1) + "\n")
+    except (ValueError, TypeError, OSError) as error:
+        errors.print(refusal("recommend", error), style="red", markup=False)
+        raise typer.Exit(2) from error
+    _print(found)
+    console.print(f"{found.in_words()} Choices: {out}", markup=False, highlight=False)
+
+
+def _read(path: Path, divergence: str) -> dict[str, Estimates]:
+    """Return the estimates of each matrix in a file, of the structures that have a name."""
+    if divergence not in SENSES:
+        raise ValueError(f"--divergence: one of {', '.join(SENSES)}; got {divergence!r}.")
+    try:
+        matrices = json.loads(path.read_text())["matrices"]
+        return {name: read_estimates(parts[SENSES[divergence]], STRUCTURES) for name, parts in matrices.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} holds no estimates. Let `fimlens lens --gradients` write it.") from error
+
+
+def _print(found: Recommendation) -> None:
+    """Print the table behind the choice: one a matrix, the cheapest structure first."""
+    for matrix, rows in found.table.items():
+        console.print(f"\n{matrix}: {found.entries[matrix]:,} entries", style="bold", markup=False, highlight=False)
+        shown = table("structure", UNITS[found.cost], found.divergence, "+-", "verdict")
+        for row in rows:
+            numbers = f"{row.cost:,.0f}", f"{row.error:.3f}", f"{row.se:.3f}"
+            shown.add_row(row.structure, *numbers, row.verdict, style="bold" if row.verdict == "chosen" else None)
+        console.print(shown)
