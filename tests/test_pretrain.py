@@ -295,3 +295,19 @@ def test_the_command(tmp_path, monkeypatch):
     run = CliRunner().invoke(app, [*command.split(), "--mesh", "data=3", "--out", "other"])
     assert run.exit_code == 2
     assert "multiply to the 8 devices" in " ".join(run.output.split())
+
+
+def test_the_command_takes_a_recommendation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_bytes(TEXT)
+    choices = {"layers.0.attention.query": "soap", "layers/*/mlp/*": "rows"}
+    (tmp_path / "r.json").write_text(json.dumps({"choices": choices}))
+    command = "pretrain --model tiny --optimizer recommended:r.json --steps 2 --batch 8 --length 16 --text text.txt --out run"
+    run = CliRunner().invoke(app, command.split())
+    assert run.exit_code == 0, run.output
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert (plan["optimizer"], plan["options"]) == ("recommended", {"choices": choices})
+    for optimizer, message in (("recommended", "missing a required argument: 'choices'"), ("recommended:no.json", "no.json")):
+        run = CliRunner().invoke(app, ["pretrain", "--optimizer", optimizer, "--text", "text.txt", "--out", "other"])
+        assert run.exit_code == 2
+        assert message in " ".join(run.output.split())

@@ -54,8 +54,7 @@ def recommend(
     if not math.isfinite(budget):
         raise ValueError(f"recommend: budget is a finite number; got {budget}.")
     require_number("recommend", "grid", grid, 1, whole=True)
-    measure = cache(COSTS[cost])  # most matrices of a model have one of a few shapes
-    table = {matrix: _candidates(found, measure) for matrix, found in estimates.items()}
+    table = {matrix: _candidates(found, COSTS[cost]) for matrix, found in estimates.items()}
     kept = {matrix: [row for row in rows if row.verdict == KEPT] for matrix, rows in table.items()}
     without = [matrix for matrix, rows in kept.items() if not rows]
     if without:
@@ -78,7 +77,7 @@ def recommend(
     return Recommendation(choices, marked, entries, cost, divergence, float(budget))
 
 
-def _require(estimates: Mapping[str, Estimates], cost: str) -> None:
+def _require(estimates: object, cost: str) -> None:
     """Refuse what cannot be chosen from."""
     if not isinstance(estimates, Mapping) or not all(isinstance(found, Estimates) for found in estimates.values()):
         raise TypeError("recommend: expected estimates by matrix, such as {'layers/0/attention/query': fl.estimate(...)}.")
@@ -92,11 +91,13 @@ def _require(estimates: Mapping[str, Estimates], cost: str) -> None:
         raise ValueError(f"recommend: cost is one of {', '.join(COSTS)}; got {cost!r}.")
 
 
+@cache  # most matrices of a model have one of a few shapes
 def _memory(structure: Structure, shape: tuple[int, int]) -> float:
     scale_by_recommended({"*": structure})  # it refuses what is no optimizer
     return float(state_size(structure, shape, average=averaged_of(structure)))
 
 
+@cache
 def _flops(structure: Structure, shape: tuple[int, int]) -> float:
     return step_flops(scale_by_recommended({"*": structure}), {"w": jax.ShapeDtypeStruct(shape, jnp.float32)})
 

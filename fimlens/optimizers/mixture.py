@@ -112,7 +112,7 @@ def read_names(path: Path) -> dict[str, str]:
         raise ValueError(f"recommended: {path} holds no choices. Let `fimlens recommend` write it.") from error
 
 
-def _structure(choice: Structure | str) -> Structure:
+def _structure(choice: Any) -> Structure:
     if isinstance(choice, str):
         if choice not in STRUCTURES:
             raise ValueError(f"recommended: there is no structure {choice!r}. There are {', '.join(STRUCTURES)}.")
