@@ -169,7 +169,7 @@ def test_each_matrix_has_the_optimizer_of_its_structure():
     nothing = {"query": optax.MaskedNode(), "key": optax.MaskedNode(), "value": optax.MaskedNode()}
     assert kept["RowColumn()"].averaged == ({"layer": nothing | {"value": (3, 1)}}, {"layer": nothing | {"value": (1, 4)}})
     assert kept["Diagonal()"].averaged == {"layer": nothing | {"key": (3, 4)}}
-    assert kept["Scalar()"].averaged == {"layer": nothing}
+    assert kept["Scalar()"].averaged is None
 
 
 def test_a_pattern_that_suits_nothing_is_named():

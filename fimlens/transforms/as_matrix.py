@@ -127,8 +127,9 @@ def through_views(
         if not any(view is not None and view.order for view in views.values()):
             return state
         own = jax.tree_util.tree_map_with_path(lambda path, _: views[path_name(path)], like)
-        seen = lambda x, view: x if x is None else step(view, x)  # noqa: E731
-        return optax.tree.map_params(tx, seen, state, own, is_leaf=lambda x: x is None)
+        absent = lambda x: x is None or isinstance(x, optax.MaskedNode)  # noqa: E731  (where `tx` is a partition itself)
+        seen = lambda x, view: x if absent(x) else step(view, x)  # noqa: E731
+        return optax.tree.map_params(tx, seen, state, own, is_leaf=absent)
 
     def init(params: PyTree) -> Any:
         views = views_of(params, True)
