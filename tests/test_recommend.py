@@ -177,6 +177,17 @@ def test_a_pattern_that_suits_nothing_is_named():
         jax.eval_shape(fl.scale_by_recommended({"missing": "sgd", "*": "adam"}).init, tree())
 
 
+def test_leaves_of_more_axes_and_injected_rates_go_through():
+    """The views of `fl.matrices` meet leaves that another part of the mixture has."""
+    params = {"conv": jnp.ones((3, 3, 2, 4)), "kernel": jnp.ones((2, 8)), "bias": jnp.ones(4)}
+    make = optax.inject_hyperparams(fl.recommended)
+    tx = make(0.1, choices={"conv": "columns", "kernel": STRUCTURES["osoap"]})
+    state = jax.eval_shape(tx.init, params)
+    moved, after = jax.eval_shape(tx.update, params, state, params)
+    assert jax.tree.map(jnp.shape, moved) == jax.tree.map(jnp.shape, params)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+
+
 def test_racs_on_a_gradient_of_blocks_is_bounded():
     """The exact product would be zero outside the leading block, and the update infinite or zero there."""
     G = {"w": jnp.diag(jnp.array([1.0, 0.5, 0.1]))}

@@ -54,6 +54,7 @@ def _print(found: Recommendation) -> None:
     for matrix, rows in found.table.items():
         console.print(f"\n{matrix}: {found.entries[matrix]:,} entries", style="bold", markup=False, highlight=False)
         shown = table("structure", UNITS[found.cost], found.divergence, "+-", "verdict")
+        shown.columns[-1].no_wrap = False
         for row in rows:
             numbers = f"{row.cost:,.0f}", f"{row.error:.3f}", f"{row.se:.3f}"
             shown.add_row(row.structure, *numbers, row.verdict, style="bold" if row.verdict == "chosen" else None)

@@ -74,8 +74,7 @@ def scale_by_recommended(
 
     def label(key: Any, leaf: Any) -> str:
         del leaf
-        pattern = _pattern_of(path_name(key), chosen)
-        return str(Diagonal() if pattern is None else chosen[pattern])
+        return str(next((own for pattern, own in chosen.items() if _suits(path_name(key), pattern)), Diagonal()))
 
     # Labels are made by a function: a tree of them may be a module of Equinox, which partition would call.
     tx = optax.partition(directions, lambda tree: jax.tree_util.tree_map_with_path(label, tree))
@@ -127,11 +126,6 @@ def _direction(structure: Structure, options: dict[str, Any]) -> Transform:
     if isinstance(structure, RowColumn) and structure.sweeps is None:
         structure = RowColumn(5, 30.0, structure.divergence)
     return scale_by_structure(structure, average=average, **options)
-
-
-def _pattern_of(path: str, patterns: Mapping[str, Structure]) -> str | None:
-    """Return the first pattern that suits the path; None if there is none."""
-    return next((pattern for pattern in patterns if _suits(path, pattern)), None)
 
 
 def _suits(path: str, pattern: str) -> bool:
