@@ -255,10 +255,16 @@ def of_moments(V):
     return fl.Fisher.from_gradients(samples)
 
 
-def generic(N, m, n, without=None):
-    samples = np.random.default_rng((N, m, n)).normal(size=(N, m, n))
+def generic(N, m, n, without=None, block=None):
+    """Gaussian gradients: without one column, or with a block of zeros in rotated coordinates."""
+    random = np.random.default_rng((N, m, n))
+    samples = random.normal(size=(N, m, n))
     if without is not None:
         samples[:, :, without] = 0
+    if block is not None:
+        samples[:, -block[0] :, : block[1]] = 0
+        left, right = (np.linalg.qr(random.normal(size=(k, k)))[0] for k in (m, n))
+        samples = left @ samples @ right
     return fl.Fisher.from_gradients(samples)
 
 
@@ -275,12 +281,13 @@ REFUSED = [
     slow(fl.Rotated(PRODUCT, "L"), generic(1, 5, 2), r"3 rows and 2 columns, and 3 / 5 \+ 2 / 2 > 1"),
     (fl.Blocks(PRODUCT, columns=2), of_moments([[1, 1, 1, 0], [0, 1, 1, 0]]), "2 rows and 1 columns"),
     (fl.LowRank(PRODUCT, 1), of_moments([[9, 9, 0], [1, 1, 0]]), "1 rows and 1 columns"),
-    (BOTH, generic(2, 3, 3), "2 independent gradients, and up to m / n [+] n / m = 2 the minimum is unbounded or not unique"),
-    slow(BOTH, generic(3, 2, 6), "3 independent gradients, and up to m / n [+] n / m = 3.33"),
-    slow(BOTH, generic(2, 4, 6), "2 independent gradients, and up to m / n [+] n / m = 2.17"),
+    (BOTH, generic(2, 3, 3), "2 independent gradients, and fewer than 3 leave the minimum unbounded or not unique"),
+    slow(BOTH, generic(3, 2, 6), "3 independent gradients, and fewer than 4 "),
+    slow(BOTH, generic(2, 4, 6), "2 independent gradients, and fewer than 3 "),
     slow(BOTH, fl.Fisher.from_dense(generic(2, 3, 3).dense(), (3, 3)), "2 independent gradients"),
     slow(BOTH, generic(5, 3, 3, without=1), "no part along 1 directions of the 3 of their columns"),
-    slow(COLUMNWISE, generic(3, 6, 2), "3 independent gradients, and up to m / n = 3"),
+    (BOTH, generic(5, 3, 3, block=(2, 2)), r"2 rows and 2 columns, and 2 / 3 \+ 2 / 3 > 1"),  # in bases that are not unit vectors
+    slow(COLUMNWISE, generic(3, 6, 2), "3 independent gradients, and fewer than 4 "),
 ]
 
 
@@ -297,8 +304,11 @@ ACCEPTED = [
     (PRODUCT, generic(1, 3, 5)),
     (fl.RowColumn(sweeps=5, divergence=fl.LogDet()), of_moments(STEPS)),  # a number of sweeps always has an end
     (BOTH, generic(3, 3, 3)),
+    (BOTH, generic(5, 1, 4)),  # a vector: of rank 4, as many as its covariance needs
+    slow(BOTH, generic(2, 2, 3)),
     slow(BOTH, generic(4, 2, 6)),
     slow(BOTH, generic(3, 4, 6)),
+    slow(COLUMNWISE, generic(5, 4, 1)),
     slow(COLUMNWISE, generic(4, 6, 2)),
     (fl.RowColumn(divergence=fl.Beta(0.5)), of_moments(STEPS)),
     slow(fl.Kronecker(fl.VonNeumann()), generic(1, 3, 3)),

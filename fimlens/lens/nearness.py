@@ -64,7 +64,7 @@ def _blocks(structure: Structure, fitted: Params, fisher: Fisher, unit: Float[Ar
         rounding = None if value is None else 1000 * jnp.finfo(value.dtype).eps * unit > jnp.abs(value)
         return EigenvalueBlock(None if value is None else jnp.where(rounding, 0, value), V, count)
 
-    return in_units([cleaned(*block) for block in structure.eigenvalue_blocks(fitted, fisher)], unit)
+    return in_units([cleaned(*block) for block in structure.eigenvalue_blocks(fitted, fisher)], unit, unit)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
