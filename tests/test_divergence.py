@@ -1,6 +1,7 @@
 """What must hold of every divergence, with a slip for each statement; and its edges, where it may be infinite."""
 
 from functools import cache
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -243,6 +244,49 @@ def test_a_traced_gap_is_never_nan(divergence):
     assert not any(jnp.isnan(x) for x in traced if x is not None)
 
 
+class Unnamed(fl.Divergence):
+    """Von Neumann's phi alone, without its degree."""
+
+    def phi(self, x):
+        return jax.scipy.special.xlogy(x, x) - x
+
+
+class NotANumber(fl.Divergence):
+    """Has phi(0) = 0 log 0 - 0 in floating point."""
+
+    def phi(self, x):
+        return x * jnp.log(x) - x
+
+
+def test_what_counts_as_rounding_depends_on_the_scale_of_the_fisher():
+    """GaLore gives the rest the eigenvalue 0, where phi' is infinite: at any scale it is infinitely far, and no rounding."""
+    galore = fl.LowRank(fl.Diagonal(), 1, fl.Drop())
+    for scale in (1.0, 1e-8):
+        small = fl.Fisher.from_gradients(scale * G)
+        assert gap(Unnamed(), fl.fit(galore, small), small, galore).total == jnp.inf
+
+
+def test_a_divergence_is_checked_at_the_door():
+    for b in ("a", jnp.array(0.5)):
+        with pytest.raises(TypeError, match=r"Beta: b is a number, such as 0.5; got .*float\(b\)"):
+            fl.Beta.__post_init__(SimpleNamespace(b=b))  # the types of __init__ are checked in tests alone
+    for b in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="Beta: b is a finite number"):
+            fl.Beta(b)
+    for call in (lambda: gap(NotANumber()), lambda: fl.solve(fl.Rows(), fisher(), divergence=NotANumber())):
+        with pytest.raises(ValueError, match=r"phi\(0\) of NotANumber\(\) is NaN. Let phi return its limit"):
+            call()
+
+
+@pytest.mark.parametrize("make", [fl.Kronecker, fl.DiagonalKronecker])
+def test_a_product_is_fitted_at_any_scale_in_float32(make):
+    """Norms of factors have squares, which float32 does not hold at these scales."""
+    family = make(fl.Beta(0.5))
+    values = [family.eigenvalues(fl.fit(family, fl.Fisher.from_gradients(np.float32(t * G)))) / t**2 for t in (1, 1e-12, 1e11)]
+    np.testing.assert_allclose(values[1:], [values[0]] * 2, rtol=1e-3)
+    assert jnp.all(family.eigenvalues(fl.fit(family, fl.Fisher.from_gradients(np.zeros_like(G, np.float32)))) == 0)
+
+
 # --- where LogDet has no minimum ---------------------------------------------------------------------------------
 
 
@@ -286,7 +330,11 @@ REFUSED = [
     slow(BOTH, generic(2, 4, 6), "2 independent gradients, and fewer than 3 "),
     slow(BOTH, fl.Fisher.from_dense(generic(2, 3, 3).dense(), (3, 3)), "2 independent gradients"),
     slow(BOTH, generic(5, 3, 3, without=1), "no part along 1 directions of the 3 of their columns"),
-    (BOTH, generic(5, 3, 3, block=(2, 2)), r"2 rows and 2 columns, and 2 / 3 \+ 2 / 3 > 1"),  # in bases that are not unit vectors
+    (
+        BOTH,
+        generic(5, 3, 3, block=(2, 2)),
+        r"2 rows and 2 columns, and 2 / 3 \+ 2 / 3 > 1",
+    ),  # in bases that are not unit vectors
     slow(COLUMNWISE, generic(3, 6, 2), "3 independent gradients, and fewer than 4 "),
 ]
 

@@ -35,8 +35,8 @@ def adafactor(
 ) -> Transform:
     """Adafactor (Shazeer and Stern, 2018): second moments in m + n numbers. Use it for little memory and a cheap step.
 
-    H = {Diag(s) (x) Diag(q)}, OTHER: the fit r c^T / mean is nearest in generalised KL. State: m + n (the length, for a
-    vector); m n more with momentum. `optax.adafactor(min_dim_size_to_factor=1)` with two differences. Optax adds eps = 1e-30
+    H = {Diag(s) (x) Diag(q)}, EXACT under von Neumann: the fit r c^T / mean is nearest in that divergence. State: m + n (the length,
+    for a vector); m n more with momentum. `optax.adafactor(min_dim_size_to_factor=1)` with two differences. Optax adds eps = 1e-30
     to every g^2, and eps here is added to the root of each eigenvalue. Optax factors a leaf of three axes or more along its
     two largest, and clips and scales it as a whole; here each matrix is on its own.
 

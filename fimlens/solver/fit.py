@@ -192,9 +192,7 @@ def isotropic_excess(divergence: Divergence, mean: Float[Array, ""], count: int)
     return excess([EigenvalueBlock(mean, mean, count)], divergence)
 
 
-def in_units(
-    blocks: list[EigenvalueBlock], unit: Float[Array, ""], largest: Float[Array, ""]
-) -> list[EigenvalueBlock]:
+def in_units(blocks: list[EigenvalueBlock], unit: Float[Array, ""], largest: Float[Array, ""]) -> list[EigenvalueBlock]:
     """Return the blocks of F~ / unit and F / unit without rounding, given the largest second moment of F."""
     cleaned = without_rounding(blocks, largest)
     return [EigenvalueBlock(None if value is None else value / unit, V / unit, count) for value, V, count in cleaned]
