@@ -15,8 +15,8 @@ def derive(
     divergence: Annotated[
         str | None,
         typer.Option(
-            help="Sense in which the member is to be nearest: frobenius, von-neumann, logdet, or a number b for Beta(b). Default: "
-            "the structure's own."
+            help="Sense in which the member is nearest: frobenius, von-neumann, logdet, or a number b for Beta(b). "
+            "Default: the structure's own."
         ),
     ] = None,
     latex: Annotated[bool, typer.Option("--latex", help="Print only the equations, in LaTeX.")] = False,

@@ -196,7 +196,7 @@ class Kronecker(_Product):
         return fisher.right(B)
 
     def _least(self, m: int, n: int) -> int:
-        # Derksen and Makam, 2021: more than m / n + n / m, and the few cases with N m n = m^2 + n^2 - 1, such as 1 x n with N = n.
+        # Derksen and Makam, 2021: more than m / n + n / m, or N m n = m^2 + n^2 - 1, such as N = n for 1 x n.
         return next(N for N in count(1) if (spare := N * m * n - m**2 - n**2) > 0 or spare == -1)
 
     def _split(self, A: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
