@@ -220,8 +220,9 @@ FROBENIUS = Frobenius()  # the default of every question
 
 def excess(blocks: list[EigenvalueBlock], divergence: Divergence) -> Float[Array, ""]:
     """D(F, F~) - tr phi(F), from the eigenvalue blocks of a member: what `fit` and `solve` minimise."""
-    terms = (c * jnp.sum(divergence.excess(V, jnp.zeros_like(V) if value is None else value)) for value, V, c in blocks)
-    return sum(terms, start=jnp.zeros([]))
+    terms = [(divergence.excess(V, jnp.zeros_like(V) if value is None else value), c) for value, V, c in blocks]
+    infinite = sum(jnp.sum(x == jnp.inf) for x, _ in terms) > 0  # V / lambda outweighs the log lambda of other directions
+    return jnp.where(infinite, jnp.inf, sum((c * jnp.sum(x) for x, c in terms), start=jnp.zeros([])))
 
 
 def require_divergence(call: str, divergence: object) -> None:

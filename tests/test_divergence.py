@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import fimlens as fl
+from fimlens.divergence import excess
 from fimlens.lens.laws import written_out
+from fimlens.member import EigenvalueBlock
 
 EVERY = [fl.Frobenius(), fl.VonNeumann(), fl.LogDet(), fl.Beta(0.5), fl.Beta(-0.5), fl.Beta(3.0)]
 RANDOM = np.random.default_rng(0)
@@ -236,6 +238,13 @@ def test_what_drop_leaves_out_has_the_eigenvalue_zero(b):
     found = gap(divergence, member, within, galore)
     kept = gap(divergence, fl.fit(fl.Diagonal(), within := fl.Fisher.from_gradients(5**0.5 * G[:, :1])), within, fl.Diagonal())
     assert found.total == (pytest.approx(float(kept.total), rel=1e-10) if b else jnp.inf)
+
+
+def test_a_part_that_is_missed_outweighs_directions_that_neither_has():
+    """Under LogDet V / lambda grows faster than -log lambda as both eigenvalues fall to zero."""
+    value, V = jnp.array([0.0, 0.0, 1.0]), jnp.array([0.0, 1.0, 1.0])
+    assert excess([EigenvalueBlock(value, V, 1.0)], fl.LogDet()) == jnp.inf
+    assert excess([EigenvalueBlock(value[::2], V[::2], 1.0)], fl.LogDet()) == -jnp.inf
 
 
 @pytest.mark.parametrize("divergence", EVERY, ids=str)

@@ -13,7 +13,6 @@ the identity.
 import abc
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -141,12 +140,9 @@ class _Product(Structure):
             return None
         right = None if params.frame.bases.right is None else fisher.right_singular()
         V = fisher.second_moment(partial(self.to_eigenbasis, params.frame))
-        if reason := zero_sides(fisher, fisher.left_singular(), right) or zero_block(V, fisher):
-            return reason
         least, N = self._least(*fisher.shape), rank(fisher)
-        if least <= N:
-            return None
-        return f"it has {N} independent gradients, and fewer than {least} leave the minimum unbounded or not unique"
+        few = f"it has {N} independent gradients, and fewer than {least} leave the minimum unbounded or not unique"
+        return zero_sides(fisher, fisher.left_singular(), right) or zero_block(V, fisher) or (few if least > N else None)
 
     def retract(self, frame: Frame, z: Frame) -> Frame:
         left, b, right, a = frame.bases
@@ -197,7 +193,7 @@ class Kronecker(_Product):
 
     def _least(self, m: int, n: int) -> int:
         # Derksen and Makam, 2021: more than m / n + n / m, or N m n = m^2 + n^2 - 1, such as N = n for 1 x n.
-        return next(N for N in count(1) if (spare := N * m * n - m**2 - n**2) > 0 or spare == -1)
+        return next(N for N in range(1, m * n + 2) if (spare := N * m * n - m**2 - n**2) > 0 or spare == -1)
 
     def _split(self, A: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
         return spectral(A)
