@@ -70,9 +70,9 @@ def test_the_plug_in_flatters_and_the_estimate_does_not():
 
 def test_many_samples_give_the_error_against_the_population():
     population = fl.Fisher.from_dense(jnp.diag(jnp.repeat(jnp.linspace(0.5, 2, 4) ** 2, 3)), (3, 4))
-    row = fl.estimate([fl.Rows()], gradients(20_000), folds=4).rows["Rows()"]
+    row = fl.estimate([fl.Rows()], gradients(4096), folds=4).rows["Rows()"]
     true = fl.gap(fl.Rows(), fl.fit(fl.Rows(), population), population)
-    np.testing.assert_allclose([row.relative, row.basis, row.spectrum], [true.relative, 0, true.relative], atol=0.02)
+    np.testing.assert_allclose([row.relative, row.basis, row.spectrum], [true.relative, 0, true.relative], atol=0.03)
 
 
 # --- error bars -------------------------------------------------------------------------------------------------------

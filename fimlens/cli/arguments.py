@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fimlens.costs.memory import Optimizer, optimizers_of
+from fimlens.divergence import Beta, Divergence
+from fimlens.lens.nearness import DIVERGENCES
 from fimlens.structure import Structure
 from fimlens.structures.named import STRUCTURES
 
@@ -95,6 +97,20 @@ def parse_structures(option: str, names: str) -> dict[str, Structure]:
             known = ", ".join(STRUCTURES)
             raise ValueError(f"{option}: there is no structure {name!r}. There are {known}, or your own as module:attribute.")
     return chosen
+
+
+def parse_divergence(command: str, name: str) -> Divergence:
+    """Return the divergence that is named, such as "von-neumann", or Beta(b) for a number b."""
+    known = {title.lower().replace(" ", "-"): divergence for title, divergence in DIVERGENCES.items()}
+    if name in known:
+        return known[name]
+    try:
+        b = float(name)
+    except ValueError as error:
+        raise ValueError(
+            f"{command}: there is no divergence {name!r}. There are {', '.join(known)}, or a number b for Beta(b)."
+        ) from error
+    return Beta(b)
 
 
 def named_optimizers(option: str, names: list[str]) -> dict[str, Optimizer]:

@@ -68,7 +68,11 @@ def without_small(blocks: list[EigenvalueBlock], unit: Float[ArrayLike, ""]) -> 
         rounding = None if value is None else 1000 * jnp.finfo(value.dtype).eps * unit > jnp.abs(value)
         return EigenvalueBlock(None if value is None else jnp.where(rounding, 0, value), V, count)
 
+<<<<<<< HEAD
     return [cleaned(*block) for block in blocks]
+=======
+    return in_units([cleaned(*block) for block in structure.eigenvalue_blocks(fitted, fisher)], unit, unit)
+>>>>>>> 079026bbb7bbb3fe886a4ca15a44166f21c867e9
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -132,7 +132,7 @@ class Trial:
 
     @cached_property
     def _pairs(self) -> tuple[Float[np.ndarray, "folds folds"], Float[np.ndarray, "folds folds"]]:
-        return pair_sums(np.asarray(self.fisher.gram() / self.fisher.unit, float), self.folds)
+        return pair_sums(np.asarray(self.fisher.gram() / self.fisher.unit), self.folds)
 
     def _norm(self, kept: Bool[np.ndarray, " folds"]) -> float:
         """||F||^2 in units of F, from pairs of samples of these folds."""

@@ -12,6 +12,7 @@ the identity.
 
 import abc
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fimlens.divergence import FROBENIUS, Divergence, require_degree
-from fimlens.edges import rank, zero_sides
+from fimlens.edges import rank, zero_block, zero_sides
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import cayley
 from fimlens.linalg.decompositions import spectral
@@ -27,6 +28,7 @@ from fimlens.linalg.fixed_point import fixed_point
 from fimlens.linalg.perron import perron
 from fimlens.structure import BasisStep, Claim, Frame, Params, Statistics, Structure, Symmetry
 from fimlens.structures.move import Move, turned_covariance, turned_squares
+from fimlens.structures.rank_one import over
 
 Matrix = Float[Array, "m n"]
 
@@ -60,8 +62,8 @@ class _Product(Structure):
         """E[G^T B G], or its diagonal."""
 
     @abc.abstractmethod
-    def _enough(self, m: int, n: int) -> tuple[float, str]:
-        """More generic gradients than this number have one LogDet minimum; and the number in words."""
+    def _least(self, m: int, n: int) -> int:
+        """The number of generic gradients from which on LogDet has one minimum."""
 
     @abc.abstractmethod
     def _split(self, A: Array) -> tuple[Float[Array, "n n"] | None, Float[Array, " n"]]:
@@ -118,9 +120,9 @@ class _Product(Structure):
         def step(A: Array) -> Array:
             left, b = spectral(left_factor(A))
             A = self._right(fisher, self._weight(left, _unit(self.divergence, b)))
-            return A / jnp.linalg.norm(A)
+            return over(A, jnp.abs(A).max())  # a norm has squares, which float32 may not hold
 
-        A = fixed_point(step, start / jnp.linalg.norm(start))
+        A = fixed_point(step, start)
         return self._frame(Weighted(left_factor(A), A), (m, n))
 
     def fit(self, stats: Statistics, frame: Frame) -> Params:
@@ -137,12 +139,10 @@ class _Product(Structure):
         if divergence.degree != 0:
             return None
         right = None if params.frame.bases.right is None else fisher.right_singular()
-        if reason := zero_sides(fisher, fisher.left_singular(), right):
-            return reason
-        (enough, words), N = self._enough(*fisher.shape), rank(fisher)
-        if enough < N:
-            return None
-        return f"it has {N} independent gradients, and up to {words} = {enough:.3g} the minimum is unbounded or not unique"
+        V = fisher.second_moment(partial(self.to_eigenbasis, params.frame))
+        least, N = self._least(*fisher.shape), rank(fisher)
+        few = f"it has {N} independent gradients, and fewer than {least} leave the minimum unbounded or not unique"
+        return zero_sides(fisher, fisher.left_singular(), right) or zero_block(V, fisher) or (few if least > N else None)
 
     def retract(self, frame: Frame, z: Frame) -> Frame:
         left, b, right, a = frame.bases
@@ -191,8 +191,9 @@ class Kronecker(_Product):
     def _right(self, fisher: Fisher, B: Float[Array, "m m"]) -> Float[Array, "n n"]:
         return fisher.right(B)
 
-    def _enough(self, m: int, n: int) -> tuple[float, str]:
-        return m / n + n / m, "m / n + n / m"  # Derksen and Makam, 2021, for what samples need
+    def _least(self, m: int, n: int) -> int:
+        # Derksen and Makam, 2021: more than m / n + n / m, or N m n = m^2 + n^2 - 1, such as N = n for 1 x n.
+        return next(N for N in range(1, m * n + 2) if (spare := N * m * n - m**2 - n**2) > 0 or spare == -1)
 
     def _split(self, A: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
         return spectral(A)
@@ -229,8 +230,8 @@ class DiagonalKronecker(_Product):
     def _right(self, fisher: Fisher, B: Float[Array, "m m"]) -> Float[Array, " n"]:
         return jnp.diagonal(fisher.right(B))
 
-    def _enough(self, m: int, n: int) -> tuple[float, str]:
-        return m / n, "m / n"  # so that no subspace holds more than its share of the columns
+    def _least(self, m: int, n: int) -> int:
+        return m // n + (n > 1)  # so that no subspace holds more than its share of the columns
 
     def _split(self, A: Float[Array, " n"]) -> tuple[None, Float[Array, " n"]]:
         return None, A
