@@ -96,7 +96,7 @@ def names(config: llama.Config) -> PyTree:
 def _tensors(path: Path) -> Iterator[tuple[str, Stored]]:
     """Yield the tensors of all shards by name, none of them read yet."""
     index = path / "model.safetensors.index.json"
-    files = sorted(set(_read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    files = sorted(set(_read_json(index).get("weight_map", {}).values())) if index.is_file() else ["model.safetensors"]
     for file in files:
         if not (path / file).is_file():
             raise ValueError(

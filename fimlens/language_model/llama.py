@@ -29,7 +29,7 @@ class Config:
         norm_eps: added to the mean square in each norm.
 
     Raises:
-        ValueError: a head has no even size, as rotary positions on pairs need, or `kv_heads` does not divide `heads`.
+        ValueError: the size of a head is not even, as rotary positions need, or `kv_heads` does not divide `heads`.
     """
 
     vocabulary: int = 256
@@ -44,8 +44,9 @@ class Config:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        if (self.head_size is None and self.hidden % self.heads) or self.head_width % 2:
-            raise ValueError(f"Config: {self.heads} heads of a width of {self.hidden} are not of an even size each.")
+        size = self.head_size or self.hidden / self.heads
+        if size % 2:
+            raise ValueError(f"Config: the size of a head is an even number, for rotary pairs; got {size:g}.")
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"Config: kv_heads is a divisor of the {self.heads} heads; got {self.kv_heads}.")
 
@@ -108,6 +109,12 @@ def init(config: Config, key: Array) -> PyTree:
 def stack_layers(params: PyTree) -> PyTree:
     """Stack the layers' parameters along a new leading axis. `logits` then scans over them and compiles one layer only."""
     return params | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["layers"])}
+
+
+def unstack_layers(params: PyTree) -> PyTree:
+    """Undo `stack_layers`: every layer's parameters are then leaves of their own, such as layers/0/attention/query."""
+    count = len(params["layers"]["attention_norm"])
+    return params | {"layers": [jax.tree.map(lambda leaf, k=k: leaf[k], params["layers"]) for k in range(count)]}
 
 
 def logits(config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: bool = False) -> Float[Array, "B T vocabulary"]:

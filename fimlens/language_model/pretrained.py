@@ -10,6 +10,8 @@ from jaxtyping import DTypeLike, PyTree
 
 from fimlens.language_model.llama import Config
 
+PLAN_FILE, CHECKPOINTS = "plan.json", "checkpoints"  # in the directory of a run of `fimlens pretrain`
+
 
 class Pretrained(NamedTuple):
     """A trained model: what `load` returns.
@@ -64,6 +66,11 @@ def _reader(path: Path) -> tuple[str, str]:
         return "gguf_file", "models"
     if (path / "config.json").is_file():
         return "hugging_face", "models"
-    if (path / "plan.json").is_file() or (path.parent.parent / "plan.json").is_file():
-        return "run", "models,train"
-    raise ValueError(f"load: {path} is no .gguf file, and no directory with a config.json or a plan.json.")
+    if (run_of(path) / PLAN_FILE).is_file():
+        return "run", "train"
+    raise ValueError(f"load: {path} is no .gguf file, and no directory with a config.json or a {PLAN_FILE}.")
+
+
+def run_of(path: Path) -> Path:
+    """Return the directory of a run, from that directory or from one of its checkpoints."""
+    return path.parents[1] if path.parent.name == CHECKPOINTS else path

@@ -63,7 +63,7 @@ def _encode(model: Pretrained, text: str) -> tuple[Int32[np.ndarray, " tokens"],
         return np.asarray(encoding.ids, np.int32), bytes_before[[end for _, end in encoding.offsets]]
     if model.config.vocabulary != 256:
         raise ValueError(
-            f"text: a model of {model.config.vocabulary} tokens does not read bytes. Load it with tokenizer=, its tokenizer.json."
+            f"text: a model of {model.config.vocabulary} tokens has no tokenizer. Give its tokenizer.json to load(tokenizer=)."
         )
     ids = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
     return ids, np.arange(len(ids)) + 1
