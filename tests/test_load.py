@@ -62,12 +62,12 @@ def tokenizer():
     """A byte-level tokenizer of 280 tokens that splits digits, as SmolLM's does."""
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     digits, byte_level = tokenizers.pre_tokenizers.Digits(True), tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, byte_level])
-    made.decoder = tokenizers.decoders.ByteLevel()
+    made.pre_tokenizer, made.decoder = byte_level, tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=280, special_tokens=["<|end|>"], initial_alphabet=byte_level.alphabet(), show_progress=False
     )
     made.train_from_iterator([TEXT], trainer)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, byte_level])  # only now, so that it knows pairs of digits
     return made
 
 

@@ -57,7 +57,7 @@ def test_smollm2_predicts_the_first_chapter_of_pride_and_prejudice(smollm2):
     assert model.config.tied
     assert model.tokenizer.encode("of 135 apples").tokens == ["of", "Ġ", "1", "3", "5", "Ġapples"]
     assert model.tokenizer.decode(token_windows(model, TEXT)[1]) in TEXT
-    assert bits_per_byte(model, TEXT) == pytest.approx(1.2, abs=0.005)
+    assert bits_per_byte(model, TEXT) == pytest.approx(1.260, abs=0.002)
 
 
 def test_smollm2_is_what_transformers_reads_from_its_file(smollm2):
