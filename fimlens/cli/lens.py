@@ -17,6 +17,7 @@ from fimlens import __version__
 from fimlens.cli.arguments import attribute, console, errors, named_dtype, parse_structures, refusal, require_writable
 from fimlens.cli.lens_estimates import estimate_gradients
 from fimlens.cli.lens_tables import LEGEND, print_tables
+from fimlens.cli.model_gradients import write_model_gradients
 from fimlens.fisher.fisher import Fisher
 from fimlens.language_model import llama, text
 from fimlens.lens.compare import SOLVE_UP_TO, Comparison, compare
@@ -59,6 +60,11 @@ def lens(
     ] = None,
     params: Annotated[str | None, typer.Option(help="module:attribute. Default: `params` beside --loss.")] = None,
     batches: Annotated[str | None, typer.Option(help="module:attribute. Default: `batches` beside --loss.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A language model: a Hugging Face directory, a .gguf file or a run of pretrain. Held-out errors."),
+    ] = None,
+    length: Annotated[int, typer.Option(min=2, help="With --model: tokens in a window, which is one sample.")] = 128,
     gradients: Annotated[
         Path | None,
         typer.Option(help="Directory with an array (N, m, n) a matrix, .npy or .safetensors: held-out errors."),
@@ -85,8 +91,11 @@ def lens(
         figures = {out / "lens.png": error_against_memory, out / "divergences.png": error_in_each_divergence}
         for option, path in (*(("--out", path) for path in (*figures, out / "lens.json")), ("--json", json_file)):
             require_writable(option, path)
-        if gradients is not None:
+        if model is not None or gradients is not None:
             named = ["*"] if matrices is None else [part.strip() for part in matrices.split(",")]
+            if model is not None:
+                gradients = write_model_gradients(model, text_path, patterns=named, samples=samples, length=length, out=out)
+                named = ["*"]
             report = estimate_gradients(chosen, read_gradients(gradients), patterns=named, folds=folds, seed=seed, out=out)
             if json_file is not None:
                 json_file.write_text(json.dumps(report, indent=2) + "\n")
