@@ -63,7 +63,7 @@ def pair_sums(
 
     def block(a: Int[np.ndarray, " a"], b: Int[np.ndarray, " b"]) -> tuple[float, int]:
         different = folds.unit[a][:, None] != folds.unit[b]
-        return np.sum(gram[np.ix_(a, b)] ** 2, where=different, dtype=float), np.sum(different)
+        return float(np.sum(gram[np.ix_(a, b)] ** 2, where=different, dtype=float)), int(np.sum(different))
 
     blocks = np.array([[block(a, b) for b in inside] for a in inside], float)
     return blocks[..., 0], blocks[..., 1]
