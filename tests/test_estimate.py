@@ -138,6 +138,23 @@ def test_the_best_scale_takes_back_what_a_learning_rate_would():
     assert scaled.plug_in < plain.plug_in - 1e-4  # on its own samples it cannot lose
 
 
+def test_a_bounded_number_of_sweeps_ends_near_the_nearest_product():
+    fisher = fl.Fisher.from_gradients(gradients(64, 4, 5))
+    for family in (fl.Kronecker, fl.DiagonalKronecker):
+        for divergence in (fl.Frobenius(), fl.LogDet()):
+            gaps = [
+                float(
+                    fl.gap(
+                        family(divergence), fl.fit(family(divergence, sweeps=k), fisher), fisher, divergence=divergence
+                    ).share
+                )
+                for k in (1, 10, None)
+            ]
+            assert gaps[0] > gaps[2] - 1e-6 and gaps[1] == pytest.approx(gaps[2], rel=1e-2)
+    with pytest.raises(ValueError, match="Kronecker: sweeps is a positive number"):
+        fl.Kronecker(sweeps=0)
+
+
 # --- units and storage ------------------------------------------------------------------------------------------------
 
 
