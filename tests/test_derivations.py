@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from fimlens import derivations, divergence, structure
-from fimlens.fisher import dense_form, fisher, sample_form
+from fimlens.fisher import dense_form, fisher, sample_form, samples
 from fimlens.linalg import bases, spectral_functions
 from fimlens.proofs import theorem
 from fimlens.solver import fit as solver_fit
@@ -43,8 +43,8 @@ SLIPS = [  # derivation, owner of the shipped function, its name, code in it, an
     ("square_root_ngd", low_rank.LowRank, "to_eigenbasis", "G - U @ A - columns @ V.T", "G - U @ A - B @ V.T"),
     ("square_root_ngd", structure.Structure, "precondition", "inverse_root(eps)", "inverse_root(2 * eps)"),
     ("fisher_forms", sample_form.SampleFisher, "_mean", "x / N", "x"),
-    ("fisher_forms", sample_form.SampleFisher, "right", "B.T @ G", "B @ G"),
-    ("fisher_forms", sample_form.SampleFisher, "inner", "jnp.sum(G", "2 * jnp.sum(G"),
+    ("fisher_forms", samples.Samples, "right", "B.T @ G", "B @ G"),
+    ("fisher_forms", samples.Samples, "inner", "jnp.sum(G", "2 * jnp.sum(G"),
     ("compensation", low_rank.LowRank, "_directions", "m - r,", "m - 1,"),
     ("error_split", low_rank.LowRank, "_directions", "m - r,", "m,"),
     ("error_split", low_rank.LowRank, "_tied_blocks", "count * total.size / V.size", "2 * count * total.size / V.size"),

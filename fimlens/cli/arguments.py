@@ -5,6 +5,7 @@ import os
 import sys
 import sysconfig
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from fimlens.costs.memory import Optimizer, optimizers_of
 from fimlens.divergence import Beta, Divergence
 from fimlens.lens.nearness import DIVERGENCES
 from fimlens.structure import Structure
-from fimlens.structures.named import STRUCTURES
 
 console, errors = Console(), Console(stderr=True)
 
@@ -81,8 +81,8 @@ def named_dtype(option: str, name: str) -> Any:
         raise ValueError(f"{option}: {name!r} is no dtype; try float32 or bfloat16.") from error
 
 
-def parse_structures(option: str, names: str) -> dict[str, Structure]:
-    """Return the structures that a list separated by commas names: as in the lens, or as module:attribute."""
+def parse_structures(option: str, names: str, known: Mapping[str, Structure]) -> dict[str, Structure]:
+    """Return the structures that a list separated by commas names: those known, or your own as module:attribute."""
     chosen: dict[str, Structure] = {}
     for name in (part.strip() for part in names.split(",")):
         if ":" in name:
@@ -91,11 +91,11 @@ def parse_structures(option: str, names: str) -> dict[str, Structure]:
             if not isinstance(value, Structure):
                 raise ValueError(f"{option}: {name} is a {type(value).__name__}, not a structure.")
             chosen[name.partition(":")[2]] = value
-        elif name in STRUCTURES:
-            chosen[name] = STRUCTURES[name]
+        elif name in known:
+            chosen[name] = known[name]
         else:
-            known = ", ".join(STRUCTURES)
-            raise ValueError(f"{option}: there is no structure {name!r}. There are {known}, or your own as module:attribute.")
+            listed = ", ".join(known)
+            raise ValueError(f"{option}: there is no structure {name!r}. There are {listed}, or your own as module:attribute.")
     return chosen
 
 

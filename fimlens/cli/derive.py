@@ -6,6 +6,7 @@ import typer
 
 from fimlens.cli.arguments import console, errors, parse_divergence, parse_structures, refusal
 from fimlens.proofs.derive import derive as derived
+from fimlens.structures.named import STRUCTURES
 
 
 def derive(
@@ -24,7 +25,7 @@ def derive(
     """Derive a structure's closed form from its definition, and check its own fit by it. Exit with 1 if that fails."""
     try:
         sense = None if divergence is None else parse_divergence("derive", divergence)
-        structures = parse_structures("derive", structure).values()
+        structures = parse_structures("derive", structure, STRUCTURES).values()
         found = [derived(H, rows, columns, divergence=sense) for H in structures]
     except (ValueError, TypeError, NotImplementedError, ArithmeticError) as error:
         errors.print(refusal("derive", error), style="red", markup=False)

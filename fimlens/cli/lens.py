@@ -28,7 +28,7 @@ from fimlens.models.gradient_files import read_gradients
 from fimlens.models.matrices import select_matrices
 from fimlens.models.model_fisher import model_fisher
 from fimlens.structure import Structure
-from fimlens.structures.named import STRUCTURES
+from fimlens.structures.named import named_structures
 
 WINDOW = 64  # bytes of context of the built-in model
 
@@ -70,6 +70,9 @@ def lens(
         typer.Option(help="Directory with an array (N, m, n) a matrix, .npy or .safetensors: held-out errors."),
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="With --gradients: each fit sees all folds but one.")] = 8,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Of the low-rank structures. Default: 4, or 32 with --model and --gradients.")
+    ] = None,
     solve_up_to: Annotated[int, typer.Option(help="Solve matrices of at most this many entries.")] = SOLVE_UP_TO,
     dtype: Annotated[str, typer.Option(help="Data type assumed when reporting state size in bytes.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of the built-in model, its data, and all random draws.")] = 0,
@@ -82,7 +85,11 @@ def lens(
     library.
     """
     try:
-        chosen = STRUCTURES if structures is None else parse_structures("--structures", structures)
+        held_out = model is not None or gradients is not None
+        known = named_structures(rank or 32, sweeps=10) if held_out else named_structures(rank or 4)
+        if held_out:
+            del known["dense"]  # mn x mn
+        chosen = known if structures is None else parse_structures("--structures", structures, known)
         state_dtype = named_dtype("--dtype", dtype)
         if fisher not in FISHERS:
             raise ValueError(f"--fisher: one of {', '.join(FISHERS)}; got {fisher!r}")
@@ -91,7 +98,7 @@ def lens(
         figures = {out / "lens.png": error_against_memory, out / "divergences.png": error_in_each_divergence}
         for option, path in (*(("--out", path) for path in (*figures, out / "lens.json")), ("--json", json_file)):
             require_writable(option, path)
-        if model is not None or gradients is not None:
+        if held_out:
             named = ["*"] if matrices is None else [part.strip() for part in matrices.split(",")]
             if model is not None:
                 gradients = write_model_gradients(model, text_path, patterns=named, samples=samples, length=length, out=out)
