@@ -51,6 +51,6 @@ def assemble(path: Path, config: llama.Config, names: PyTree, stored: Mapping[st
         if stored[name].shape != shape:
             raise ValueError(f"load: {name} in {path} has shape {stored[name].shape}, and the sizes of the model say {shape}.")
         values = stored[name].read()
-        return jnp.asarray(values.T if transposed else values, dtype)
+        return jnp.array(values.T if transposed else values, dtype)  # a copy: the numbers may be a view of the open file
 
     return jax.tree.map(leaf, names, jax.eval_shape(partial(llama.init, config), jax.random.key(0)))
