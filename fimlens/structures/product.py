@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fimlens._validate import require_size
 from fimlens.divergence import FROBENIUS, Divergence, require_degree
 from fimlens.edges import rank, zero_block, zero_sides
 from fimlens.fisher.fisher import Fisher
