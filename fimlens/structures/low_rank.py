@@ -183,7 +183,7 @@ class LowRank(Combinator):
         return Side(seen), Side(seen, right=True)
 
     def update_basis(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, Statistics]:
-        moved, averages = moved_bases(self.tracker, stats.basis, frame.bases, self._sides(fisher), step)
+        moved, _, averages = moved_bases(self.tracker, stats.basis, frame.bases, self._sides(fisher), step)
         moved = Frame(Bases(*moved, frame.bases.inner), frame.shape)
         within = Statistics(stats.basis.inner, stats.spectrum.lead)
         inner, within = self.inner.update_basis(within, frame.bases.inner, self._lead(fisher, moved), step)

@@ -89,7 +89,7 @@ def _with_means(V: Float[Array, "#m #n"], means: Float[Array, "..."] | None, axi
     if means is None or means.shape != own.shape:
         return V
     tiny = jnp.finfo(V.dtype).tiny  # a comparison with zero would let subnormal divisors pass
-    wanted, found = (x / jnp.maximum(x.mean(), tiny) for x in (means, own))
+    wanted, found = means / jnp.maximum(means.mean(), tiny), own / jnp.maximum(own.mean(), tiny)
     factor = jnp.clip(wanted / jnp.maximum(found, tiny), 0.01, 100)
     total = jnp.mean(found * factor)  # 1 where no factor is clipped; 0 for zeros
     return V * jnp.where(total > 0, factor / jnp.where(total > 0, total, 1), 1)

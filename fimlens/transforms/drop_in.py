@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -61,17 +61,27 @@ def compiled_once(function: Callable[..., Any], *options: Any) -> Callable[..., 
     """
     arrays: list[jax.Array] = []
     form = _form(options, arrays)
-    try:
-        program = _program(function, form)
-    except TypeError:  # an option that has no hash, which nothing can be looked up by
-        program = _program.__wrapped__(function, form)
-    return partial(program, arrays)
+    return partial(_program(function, form, None if arrays else options), arrays)
 
 
-@lru_cache(maxsize=128)
-def _program(function: Callable[..., Any], form: Any) -> Callable[..., Any]:
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which answers from memory where it was asked the same of late and all arguments have a hash."""
+    answers = lru_cache(maxsize=128)(function)
+
+    @wraps(function)
+    def answer(*arguments: Any) -> Any:
+        try:
+            return answers(*arguments)
+        except TypeError:  # an argument without a hash, such as a traced number
+            return function(*arguments)
+
+    return answer
+
+
+@remembered
+def _program(function: Callable[..., Any], form: Any, plain: tuple[Any, ...] | None) -> Callable[..., Any]:
     def run(arrays: list[jax.Array], *given: PyTree) -> Any:
-        return function(*_filled(form, iter(arrays)), *given)
+        return function(*(_filled(form, iter(arrays)) if plain is None else plain), *given)
 
     return jax.jit(_with_auto_axes(run))
 
@@ -117,9 +127,9 @@ def _with_auto_axes(step: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def chosen(options: list[jax.Array], *given: PyTree) -> Any:
-        types = [jax.typeof(x).sharding for x in jax.tree.leaves(given)]
+        types = map(jax.typeof, jax.tree.leaves(given))
         # Arrays sharded by type name their mesh, which need not be the one in force (`jax.set_mesh`).
-        mesh = next((t.mesh for t in types if not t.mesh.empty), jax.sharding.get_abstract_mesh())
+        mesh = next((t.sharding.mesh for t in types if not t.sharding.mesh.empty), jax.sharding.get_abstract_mesh())
         if AxisType.Explicit not in mesh.axis_types:
             return step(options, *given)
         types = jax.tree.map(lambda x: NamedSharding(mesh, jax.typeof(x).sharding.spec), given)
