@@ -23,6 +23,7 @@ from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, move
 
 Matrix = Float[Array, "m n"]
 SIDES = ("short", "LR")
+TIED = Rows(), Columns(), Scalar()  # rows, columns and the tail, tied as finely as can be without a basis
 
 
 @dataclass(frozen=True)
@@ -116,13 +117,12 @@ class LowRank(Combinator):
     def tied(self, sums: Parts, counts: Parts) -> Parts:
         """Means over the tied directions of each part, from sums over those that no basis tells apart."""
 
-        # Scalar() ties a whole part to one number; any other complement ties as finely as it can without a basis.
         def mean(total: Array | None, count: int | None, spectrum: Spectrum) -> Array | None:
             if not count:
                 return None
             return (self.complement if isinstance(self.complement, Scalar) else spectrum).moments(total / count)
 
-        return Parts(None, *map(mean, sums[1:], counts[1:], (Rows(), Columns(), Scalar())))
+        return Parts(None, *map(mean, sums[1:], counts[1:], TIED))
 
     def _sums(self, fisher: Fisher, frame: Frame) -> Parts:
         """Sums of the second moments of each part over the directions that no basis tells apart; of the lead nothing."""

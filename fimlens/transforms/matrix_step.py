@@ -145,7 +145,11 @@ def _step(recipe: Recipe, now: StepCoefficients, state: MatrixState, G: Matrix, 
         X = jax.tree.map(lambda x: x / now.weight_1, state.momentum)
         X = structure.to_eigenbasis(frame, X) if recipe.momentum == "original" else X
     if recipe.b2 is not None:
-        state = _averaged(recipe, now, state, G)
+        last, stats = _observed(recipe, now, state, G)
+        if recipe.average == "fits":
+            stats = Statistics(None, structure.fit(stats, last.frame).coords)
+        covariances = jax.tree.map(now.basis, state.covariances, stats.basis)
+        state = state._replace(covariances=covariances, averaged=jax.tree.map(now.fitted, state.averaged, stats.spectrum))
         member = fitted_member(structure, recipe.average, state, now.weight_2)
     if jax.tree.leaves(frame):
         X = tree_above_rounding(X)
@@ -159,14 +163,6 @@ def fitted_member(structure: Structure, average: str, state: MatrixState, weight
         return Params(state.bases, averaged)
     # The averages of the bases are left as they are: a fit knows its bases already.
     return structure.fit(Statistics(state.covariances, averaged), state.bases)
-
-
-def _averaged(recipe: Recipe, now: StepCoefficients, state: MatrixState, G: Matrix) -> MatrixState:
-    member, stats = _observed(recipe, now, state, G)
-    if recipe.average == "fits":
-        stats = Statistics(None, recipe.structure.fit(stats, member.frame).coords)
-    covariances = jax.tree.map(now.basis, state.covariances, stats.basis)
-    return state._replace(covariances=covariances, averaged=jax.tree.map(now.fitted, state.averaged, stats.spectrum))
 
 
 def _observed(recipe: Recipe, now: StepCoefficients, state: MatrixState, G: Matrix) -> tuple[Params, Statistics]:
