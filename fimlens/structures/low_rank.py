@@ -1,7 +1,6 @@
 """LowRank: any structure on the leading subspace of one side or of both, and tied eigenvalues for all that it leaves out."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +14,11 @@ from fimlens.linalg.bases import cayley, short_side_first
 from fimlens.linalg.decompositions import eigenbasis
 from fimlens.member import BasisStep, Claim, EigenvalueBlock, Frame, Params, Statistics, Symmetry
 from fimlens.structure import Structure, require_structure
-from fimlens.structures.combinator import Combinator
+from fimlens.structures.combinator import Combinator, moved_bases, observed
 from fimlens.structures.move import Move
 from fimlens.structures.parts import Bases, Parts, spread
 from fimlens.structures.spectra import Columns, Drop, Rows, Scalar, Spectrum
-from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker
+from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, require_tracker
 
 Matrix = Float[Array, "m n"]
 SIDES = ("short", "LR")
@@ -172,8 +171,7 @@ class LowRank(Combinator):
 
     def stats(self, fisher: Fisher, member: Params) -> Statistics:
         frame = member.frame
-        pairs = zip(self._sides(fisher), frame.bases, strict=False)
-        own = (None if U is None else self.tracker.observe(side, partial(side.projected, U)) for side, U in pairs)
+        own = observed(self.tracker, frame.bases, self._sides(fisher))
         within = self.inner.stats(self._lead(fisher, frame), self._inner(member))
         means = self.tied(self._sums(fisher, frame), self.counts(frame.shape))
         return Statistics(SideAverages(*own, within.basis), means._replace(lead=within.spectrum))

@@ -26,9 +26,9 @@ from fimlens.structure import (
     require_structure,
     update_basis_until_converged,
 )
-from fimlens.structures.combinator import Combinator
+from fimlens.structures.combinator import Combinator, moved_bases, observed
 from fimlens.structures.move import Move, Turn
-from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker
+from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, require_tracker
 
 Matrix = Float[Array, "m n"]
 SIDES = ("L", "R", "LR", "short")
@@ -129,11 +129,9 @@ class Rotated(Combinator):
         return self.inner.precondition(self._inner(params), X, eps)
 
     def stats(self, fisher: Fisher, member: Params) -> Statistics:
-        left, right, _ = member.frame.bases
         rotated = fisher.map(partial(rotate, member.frame))
         within = self.inner.stats(rotated, self._inner(member))
-        pairs = zip((left, right), self._sides(fisher, rotated, member), strict=True)
-        averages = (None if U is None else self.tracker.observe(side, partial(side.projected, U)) for U, side in pairs)
+        averages = observed(self.tracker, member.frame.bases, self._sides(fisher, rotated, member))
         return Statistics(SideAverages(*averages, within.basis), within.spectrum)
 
     def _sides(self, fisher: Fisher, rotated: Fisher, member: Params) -> tuple[Side, Side]:

@@ -6,7 +6,7 @@ with the tracked side first, and U (m, r) is the basis.
 """
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -20,7 +20,7 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.fisher.sample_form import SampleFisher
 from fimlens.linalg.decompositions import eigenbasis, power_step, singular_basis, square_root, unit_of
 from fimlens.structure import BasisStep
-from fimlens.structures.move import Turn, change_of_basis
+from fimlens.structures.move import Turn
 
 Basis = Float[Array, "m r"]
 
@@ -216,20 +216,6 @@ def start_or_follow(first: Any, start: Callable[[], Basis], follow: Callable[[],
     if isinstance(first, bool):
         return start() if first else follow()
     return jax.lax.cond(first, start, follow)
-
-
-def moved_bases(
-    tracker: Tracker, averages: SideAverages, bases: Sequence[Any], sides: Sequence[Side], step: BasisStep
-) -> tuple[list[Basis | None], list[Turn], SideAverages]:
-    """Both bases after a step of the tracker (None where a side has none), how they turned, and the averages for them, measured
-    in them."""
-    moved, turns, carried = [], [], []
-    for C, U, side, key in zip(averages[:2], bases[:2], sides, jax.random.split(step.key), strict=True):
-        new = U if U is None else tracker.basis(tracker.update(C, U, side, step._replace(key=key)), *U.shape)
-        moved.append(new)
-        turns.append(None if U is None else change_of_basis("rotate", U, new))
-        carried.append(C if C is None else tracker.transport(turns[-1], C))
-    return moved, turns, SideAverages(*carried, averages.inner)
 
 
 def require_tracker(call: str, tracker: object, *, orthonormal: bool = False) -> None:

@@ -1,9 +1,9 @@
 """What lets a transform stand where one of Optax can: outside `jax.jit`, on sharded weights, in `optax.tree.map_params`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache, partial, wraps
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
@@ -60,8 +60,15 @@ def compiled_once(function: Callable[..., Any], *options: Any) -> Callable[..., 
     program here. Anything else in the options, such as a structure or a function, is a part of the program.
     """
     arrays: list[jax.Array] = []
-    form = _form(options, arrays)
-    return partial(_program(function, form, None if arrays else options), arrays)
+
+    def without_arrays(x: Any) -> Any:
+        if not isinstance(x, jax.Array):
+            return x
+        arrays.append(x)
+        return _ARRAY
+
+    form = _mapped(without_arrays, options)
+    return partial(_program(function, form, repr(form)), arrays)
 
 
 def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,45 +86,31 @@ def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @remembered
-def _program(function: Callable[..., Any], form: Any, plain: tuple[Any, ...] | None) -> Callable[..., Any]:
+def _program(function: Callable[..., Any], form: tuple[Any, ...], printed: str) -> Callable[..., Any]:
+    del printed  # it tells 1, 1.0 and True apart, which are equal
+
     def run(arrays: list[jax.Array], *given: PyTree) -> Any:
-        return function(*(_filled(form, iter(arrays)) if plain is None else plain), *given)
+        left = iter(arrays)
+        options = _mapped(lambda x: next(left) if x is _ARRAY else x, form) if arrays else form
+        return function(*options, *given)
 
     return jax.jit(_with_auto_axes(run))
 
 
-class _Parts(NamedTuple):
-    """The form of a tuple, a structure or a tracker: its type, and the forms of what it holds."""
-
-    kind: type
-    forms: tuple[Any, ...]
+_ARRAY = object()  # what stands for an array in the form of options
 
 
-def _form(x: Any, arrays: list[jax.Array]) -> Any:
-    """What a program depends on. Arrays are set aside; types are kept, because 1, 1.0 and True are equal."""
-    if isinstance(x, jax.Array):
-        arrays.append(x)
-        return jax.Array
-    if isinstance(x, Structure | Tracker):
-        return _Parts(type(x), tuple(_form(getattr(x, f.name), arrays) for f in fields(x)))
+def _mapped(f: Callable[[Any], Any], x: Any) -> Any:
+    """x with f of each value that its tuples, structures and trackers hold."""
     if isinstance(x, tuple):
-        return _Parts(type(x), tuple(_form(part, arrays) for part in x))
-    return type(x), x
-
-
-def _filled(form: Any, arrays: Iterator[jax.Array]) -> Any:
-    """What had this form, with other arrays."""
-    if form is jax.Array:
-        return next(arrays)
-    if not isinstance(form, _Parts):
-        return form[1]
-    parts = [_filled(part, arrays) for part in form.forms]
-    if issubclass(form.kind, Structure | Tracker):  # its fields were checked when it was made
-        x = object.__new__(form.kind)
-        for f, part in zip(fields(x), parts, strict=True):
-            object.__setattr__(x, f.name, part)
-        return x
-    return form.kind(*parts) if hasattr(form.kind, "_fields") else form.kind(parts)
+        parts = [_mapped(f, part) for part in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
+    if not isinstance(x, Structure | Tracker):
+        return f(x)
+    new = object.__new__(type(x))  # its fields were checked when it was made
+    for field in fields(x):
+        object.__setattr__(new, field.name, _mapped(f, getattr(x, field.name)))
+    return new
 
 
 def _with_auto_axes(step: Callable[..., Any]) -> Callable[..., Any]:

@@ -196,7 +196,8 @@ def _moved(
 
     basis = jax.vmap(update)(old, G, jax.random.split(key, len(G)))
     new = old._replace(basis=basis)
-    T = change_of_basis(recipe.moments, _bases(recipe, old, G, right), _bases(recipe, new, G, right))
+    both = [_bases(recipe, which, G, right) for which in (old, new)] if recipe.moments == "rotate" else (None, None)
+    T = change_of_basis(recipe.moments, *both)
     return _in_dtypes_of(kept, new._replace(average=tracker.transport(T, old.average))), T
 
 

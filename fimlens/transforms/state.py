@@ -130,8 +130,7 @@ def pack_state(layout: StateLayout, treedef: Any, states: Sequence[MatrixState],
     shape is kept in it: a vector's momentum is a vector.
     """
     if layout.stacked:
-        fields = [treedef.unflatten(field) for field in zip(*states, strict=True)] if states else [treedef.unflatten([])] * 4
-        return MatrixState(*fields)
+        return MatrixState(*map(treedef.unflatten, zip(*states, strict=True) if states else [()] * 4))
     columns = zip(*(jax.tree.leaves(state.averaged) for state in states), strict=True)
     flags, inner = jax.tree.flatten(layout.whole if any(state.averaged is not None for state in states) else None)
 
