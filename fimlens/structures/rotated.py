@@ -155,7 +155,8 @@ class Rotated(Combinator):
         columns = _moments(averages.right, right)[None] / m if known and right is not None else None
         inner = self.inner.transport(Statistics(averages.inner, stats.spectrum), Move(*turns, rows, columns))
         within, inner = self.inner.update_basis(inner, within, fisher.map(partial(rotate, moved)), step)
-        return _with_inner(moved, within), Statistics(carried._replace(inner=inner.basis), inner.spectrum)
+        frame = Frame(moved.bases._replace(inner=within), frame.shape)
+        return frame, Statistics(carried._replace(inner=inner.basis), inner.spectrum)
 
     def _moved(
         self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep
@@ -179,7 +180,7 @@ class Rotated(Combinator):
         stats = self.stats(fisher, Params(frame, None))
         moved, *_ = self._moved(stats, frame, fisher, BasisStep(key, first=True))
         rotated = fisher.map(partial(rotate, moved))
-        found = _with_inner(moved, self.inner.converged_basis(rotated, key))
+        found = Frame(moved.bases._replace(inner=self.inner.converged_basis(rotated, key)), frame.shape)
         coupled = self.inner.side_weights(rotated, self._inner(Params(found, None))) is not None
         return update_basis_until_converged(self, found, fisher, key) if coupled else found
 
@@ -208,10 +209,6 @@ def rotate(frame: Frame, G: Matrix) -> Matrix:
     left, right, _ = frame.bases
     G = G if left is None else left.T @ G
     return G if right is None else G @ right
-
-
-def _with_inner(frame: Frame, inner: Frame) -> Frame:
-    return Frame(frame.bases._replace(inner=inner), frame.shape)
 
 
 def _moments(C: Float[Array, "m m"], U: Float[Array, "m m"]) -> Float[Array, " m"]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import fields
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -75,7 +75,6 @@ def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, which answers from memory where it was asked the same of late and all arguments have a hash."""
     answers = lru_cache(maxsize=128)(function)
 
-    @wraps(function)
     def answer(*arguments: Any) -> Any:
         try:
             return answers(*arguments)

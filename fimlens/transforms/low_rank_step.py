@@ -226,9 +226,8 @@ def _tracker_mix(recipe: LowRankRecipe) -> Mix:
 
 def _bases(recipe: LowRankRecipe, kept: Subspace, G: Stack, right: bool) -> Float[Array, "k i r"]:
     """U of each matrix."""
-    m = G.shape[1 + right]
-    r = min(m, recipe.structure.rank)
-    return jax.vmap(lambda basis: recipe.structure.tracker.basis(basis, m, r))(kept.basis).astype(G.dtype)
+    m, structure = G.shape[1 + right], recipe.structure
+    return jax.vmap(lambda basis: structure.tracker.basis(basis, m, min(m, structure.rank)))(kept.basis).astype(G.dtype)
 
 
 def _in_dtypes_of(old: Any, new: Any) -> Any:

@@ -45,9 +45,8 @@ class Recipe(NamedTuple):
 
 
 class MatrixState(NamedTuple):
-    """What lasts from step to step, for matrices of one shape: the bases of their frames (within a step the frames), the
-    averages for the bases and for the eigenvalues (statistics or fits), and the momentum. None for what a recipe does not
-    need."""
+    """What lasts from step to step, for matrices of one shape: the bases of their frames (in a step the frames), the averages
+    for the bases and for the eigenvalues (statistics or fits), and the momentum. None for what a recipe does not need."""
 
     bases: Tree
     covariances: Tree
@@ -66,15 +65,11 @@ class StepCoefficients(NamedTuple):
     weight_1: Float[ArrayLike, ""]  # the weight that the momentum has gathered: the divisor of bias correction
     weight_2: Float[ArrayLike, ""]  # the weight of the averages
     before: Float[ArrayLike, ""]  # that of the averages before this step
-    moves: Bool[Array, ""] | bool  # whether the weights move: not where the first step only starts the basis
 
 
 def coefficients(recipe: Recipe, count: Int[Array, ""], key: Array | None) -> StepCoefficients:
     """Decays and bias corrections of the step after `count` others."""
-    moves: Bool[Array, ""] | bool = True
-    t = count + 1
-    if recipe.turn == "after":  # the first step only starts the basis: it does not count
-        moves, t = t > 1, jnp.maximum(count, 1)
+    t = jnp.maximum(count, 1) if recipe.turn == "after" else count + 1  # a first step that only starts the basis does not count
     b2 = recipe.b2(t.astype(float)) if callable(recipe.b2) else recipe.b2
     b3 = b2 if recipe.b3 is None or b2 is None else recipe.b3
     momentum, weight_1 = _decay(recipe.b1, t, recipe.bias_correction)
@@ -82,7 +77,7 @@ def coefficients(recipe: Recipe, count: Int[Array, ""], key: Array | None) -> St
     fitted, weight_2 = _decay(b2, t, corrected)
     basis, _ = _decay(b3, t, False)
     before = jnp.where(t == 1, 1.0, _decay(b2, t - 1, corrected)[1])  # nothing is averaged yet at the first step
-    return StepCoefficients(count, key, momentum, fitted, basis, weight_1, weight_2, before, moves)
+    return StepCoefficients(count, key, momentum, fitted, basis, weight_1, weight_2, before)
 
 
 def init_matrices(recipe: Recipe, like: jax.ShapeDtypeStruct) -> MatrixState:
@@ -112,7 +107,7 @@ def step_matrices(recipe: Recipe, kept: MatrixState, G: Matrices, now: StepCoeff
     new, update = vmap_leading(G, partial(_step, recipe, now))(state, G, clipped)
     if recipe.turn == "after":  # the first step only starts the basis
         still = state._replace(covariances=new.covariances), jnp.zeros_like(update)
-        new, update = jax.tree.map(partial(jnp.where, now.moves), (new, update), still)
+        new, update = jax.tree.map(partial(jnp.where, now.count > 0), (new, update), still)
         new = _refreshed_if_due(recipe, now, Mix(1.0, 0.0), new, G) if refreshes else new
     bases = jax.tree.structure(kept.bases).unflatten(jax.tree.leaves(new.bases))
     return _stored(recipe, new._replace(bases=bases)), update
@@ -131,10 +126,8 @@ def vmap_leading(G: Matrices, f: Callable[..., Any]) -> Callable[..., Any]:
     return f
 
 
-# --- one matrix ---------------------------------------------------------------------------------------------------
-
-
 def _step(recipe: Recipe, now: StepCoefficients, state: MatrixState, G: Matrix, clipped: Matrix) -> tuple[MatrixState, Matrix]:
+    """The averages of one matrix with its gradient in them, and the update in its frame."""
     structure, frame = recipe.structure, state.bases
     if recipe.b2 is None:
         member = fit(structure, Fisher.of_one(G))
@@ -150,13 +143,13 @@ def _step(recipe: Recipe, now: StepCoefficients, state: MatrixState, G: Matrix, 
             stats = Statistics(None, structure.fit(stats, last.frame).coords)
         covariances = jax.tree.map(now.basis, state.covariances, stats.basis)
         state = state._replace(covariances=covariances, averaged=jax.tree.map(now.fitted, state.averaged, stats.spectrum))
-        member = fitted_member(structure, recipe.average, state, now.weight_2)
+        member = fitted_member(structure, recipe.average, now.weight_2, state)
     if jax.tree.leaves(frame):
         X = tree_above_rounding(X)
     return state, structure.from_eigenbasis(frame, structure.precondition(member, X, recipe.eps))
 
 
-def fitted_member(structure: Structure, average: str, state: MatrixState, weight: Any) -> Params:
+def fitted_member(structure: Structure, average: str, weight: Any, state: MatrixState) -> Params:
     """The member F~ that a state's averages give: fitted to averaged statistics, or the averaged fit itself."""
     averaged = jax.tree.map(lambda x: x / jnp.asarray(weight, x.dtype), state.averaged)
     if average == "fits":
@@ -167,11 +160,8 @@ def fitted_member(structure: Structure, average: str, state: MatrixState, weight
 
 def _observed(recipe: Recipe, now: StepCoefficients, state: MatrixState, G: Matrix) -> tuple[Params, Statistics]:
     """The last member, and the statistics of the current gradient as it sees them."""
-    member = fitted_member(recipe.structure, recipe.average, state, now.before)
+    member = fitted_member(recipe.structure, recipe.average, now.before, state)
     return member, jax.tree.map(clip_squares, recipe.structure.stats(Fisher.of_one(G), member))
-
-
-# --- a refresh ----------------------------------------------------------------------------------------------------
 
 
 def _refreshed_if_due(recipe: Recipe, now: StepCoefficients, mix: Mix | None, state: MatrixState, G: Matrices) -> MatrixState:
@@ -187,7 +177,7 @@ def _refreshed(
     recipe: Recipe, now: StepCoefficients, step: BasisStep, state: MatrixState, G: Matrix, key: Array
 ) -> MatrixState:
     structure, stats = recipe.structure, Statistics(state.covariances, state.averaged)
-    member = fitted_member(structure, recipe.average, state, now.before)
+    member = fitted_member(structure, recipe.average, now.before, state)
     if recipe.average == "fits":  # no statistics are averaged: the bases follow the current gradient alone
         (_, stats), step = _observed(recipe, now, state, G), step._replace(mix=Mix(1.0, 0.0))
     step = step._replace(key=key, coords=member.coords)

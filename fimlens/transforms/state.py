@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from fimlens.solver.sizes import zero_state
-from fimlens.structure import Frame, Structure, Tree
+from fimlens.structure import Frame, Params, Structure, Tree
 from fimlens.transforms.drop_in import remembered
+from fimlens.transforms.leaf_rules import Leaf
 from fimlens.transforms.matrix_step import MatrixState, fitted_member, vmap_leading, with_frames
 from fimlens.transforms.stacking import Matrices, split_stacks, stack_matrices
 
@@ -66,12 +67,11 @@ def members(structure: Structure, state: StructureState, params: PyTree, *, aver
     layout = state_layout(structure, average)
     leaves, treedef = jax.tree.flatten(stack_matrices(params, layout.stacked))
     states = unpack_state(layout, treedef, leaves, state)
-    fitted = treedef.unflatten(
-        [
-            vmap_leading(G, lambda kept: fitted_member(structure, average, kept, state.weight))(with_frames(structure, kept, G))
-            for kept, G in zip(states, leaves, strict=True)
-        ]
-    )
+
+    def fit(G: Matrices, kept: MatrixState) -> Params:
+        return vmap_leading(G, partial(fitted_member, structure, average, state.weight))(with_frames(structure, kept, G))
+
+    fitted = treedef.unflatten(map(fit, leaves, states))
     if not layout.stacked:
         return fitted
 
@@ -134,7 +134,7 @@ def pack_state(layout: StateLayout, treedef: Any, states: Sequence[MatrixState],
     columns = zip(*(jax.tree.leaves(state.averaged) for state in states), strict=True)
     flags, inner = jax.tree.flatten(layout.whole if any(state.averaged is not None for state in states) else None)
 
-    def in_shape_of(leaf: ArrayLike, x: Array | None) -> Array:
+    def in_shape_of(leaf: Leaf, x: Array | None) -> Array:
         # An empty leaf has no matrices. It keeps one dtype, whether `tree` holds bfloat16 weights or their float32 gradients.
         return jnp.zeros(jnp.shape(leaf)) if x is None else x.reshape(jnp.shape(leaf))
 
