@@ -41,6 +41,6 @@ def moved_bases(
     for C, U, side, key in zip(averages[:2], bases[:2], sides, jax.random.split(step.key), strict=True):
         new = U if U is None else tracker.basis(tracker.update(C, U, side, step._replace(key=key)), *U.shape)
         moved.append(new)
-        turns.append(None if U is None else change_of_basis("rotate", U, new))
+        turns.append(None if U is None else change_of_basis(U, new))
         carried.append(C if C is None else tracker.transport(turns[-1], C))
     return moved, turns, SideAverages(*carried, averages.inner)

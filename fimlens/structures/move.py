@@ -13,11 +13,9 @@ RESET = 0.0  # the change of basis of a reset: as if the new basis had nothing i
 Turn = Float[Array, "*stack r r"] | float | None  # T = U_new^T U_old; RESET; or None, where averages stay as they are
 
 
-def change_of_basis(moments: str, old: Float[Array, "*stack m r"], new: Float[Array, "*stack m r"]) -> Turn:
-    """What turns coordinates in the old basis into those in the new one, by the rule `moments` (one of MOMENTS)."""
-    if moments == "keep":
-        return None
-    return RESET if moments == "reset" else above_rounding(new.mT @ old, jnp.ones([], new.dtype))
+def change_of_basis(old: Float[Array, "*stack m r"], new: Float[Array, "*stack m r"]) -> Float[Array, "*stack r r"]:
+    """T, which turns coordinates in the old basis into those in the new one."""
+    return above_rounding(new.mT @ old, jnp.ones([], new.dtype))
 
 
 def turned(T: Turn, x: Float[Array, "*stack r k"]) -> Float[Array, "*stack r k"]:

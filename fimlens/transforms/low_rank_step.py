@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import above_rounding, cast_floating
 from fimlens.structure import BasisStep, Mix, Statistics
-from fimlens.structures.move import Move, Turn, change_of_basis, turned, turned_squares
+from fimlens.structures.move import RESET, Move, Turn, change_of_basis, turned, turned_squares
 from fimlens.structures.parts import Parts
 from fimlens.structures.trackers import Side
 from fimlens.transforms.compensation import Seen, nearest, none
@@ -196,8 +196,9 @@ def _moved(
 
     basis = jax.vmap(update)(old, G, jax.random.split(key, len(G)))
     new = old._replace(basis=basis)
-    both = [_bases(recipe, which, G, right) for which in (old, new)] if recipe.moments == "rotate" else (None, None)
-    T = change_of_basis(recipe.moments, *both)
+    T = RESET if recipe.moments == "reset" else None
+    if recipe.moments == "rotate":
+        T = change_of_basis(_bases(recipe, old, G, right), _bases(recipe, new, G, right))
     return _in_dtypes_of(kept, new._replace(average=tracker.transport(T, old.average))), T
 
 
