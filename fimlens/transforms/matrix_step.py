@@ -127,7 +127,7 @@ def vmap_leading(G: Matrices, f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _step(recipe: Recipe, now: StepCoefficients, state: MatrixState, G: Matrix, clipped: Matrix) -> tuple[MatrixState, Matrix]:
-    """The averages of one matrix with its gradient in them, and the update in its frame."""
+    """One matrix: its averages with the gradient in them, and its update."""
     structure, frame = recipe.structure, state.bases
     if recipe.b2 is None:
         member = fit(structure, Fisher.of_one(G))
