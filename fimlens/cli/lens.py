@@ -17,6 +17,7 @@ from fimlens import __version__
 from fimlens.cli.arguments import attribute, console, errors, named_dtype, parse_structures, refusal, require_writable
 from fimlens.cli.lens_estimates import estimate_gradients
 from fimlens.cli.lens_tables import LEGEND, print_tables
+from fimlens.cli.model_gradients import write_model_gradients
 from fimlens.fisher.fisher import Fisher
 from fimlens.language_model import llama, text
 from fimlens.lens.compare import SOLVE_UP_TO, Comparison, compare
@@ -27,7 +28,7 @@ from fimlens.models.gradient_files import read_gradients
 from fimlens.models.matrices import select_matrices
 from fimlens.models.model_fisher import model_fisher
 from fimlens.structure import Structure
-from fimlens.structures.named import STRUCTURES
+from fimlens.structures.named import named_structures
 
 WINDOW = 64  # bytes of context of the built-in model
 
@@ -59,11 +60,19 @@ def lens(
     ] = None,
     params: Annotated[str | None, typer.Option(help="module:attribute. Default: `params` beside --loss.")] = None,
     batches: Annotated[str | None, typer.Option(help="module:attribute. Default: `batches` beside --loss.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A language model: a Hugging Face directory, a .gguf file or a run of pretrain. Held-out errors."),
+    ] = None,
+    length: Annotated[int, typer.Option(min=2, help="With --model: tokens in a window, which is one sample.")] = 128,
     gradients: Annotated[
         Path | None,
         typer.Option(help="Directory with an array (N, m, n) a matrix, .npy or .safetensors: held-out errors."),
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="With --gradients: each fit sees all folds but one.")] = 8,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Of the low-rank structures. Default: 4, or 32 with --model and --gradients.")
+    ] = None,
     solve_up_to: Annotated[int, typer.Option(help="Solve matrices of at most this many entries.")] = SOLVE_UP_TO,
     dtype: Annotated[str, typer.Option(help="Data type assumed when reporting state size in bytes.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of the built-in model, its data, and all random draws.")] = 0,
@@ -76,7 +85,11 @@ def lens(
     library.
     """
     try:
-        chosen = STRUCTURES if structures is None else parse_structures("--structures", structures)
+        held_out = model is not None or gradients is not None
+        known = named_structures(rank or 32, sweeps=10) if held_out else named_structures(rank or 4)
+        if held_out:
+            del known["dense"]  # mn x mn
+        chosen = known if structures is None else parse_structures("--structures", structures, known)
         state_dtype = named_dtype("--dtype", dtype)
         if fisher not in FISHERS:
             raise ValueError(f"--fisher: one of {', '.join(FISHERS)}; got {fisher!r}")
@@ -85,8 +98,11 @@ def lens(
         figures = {out / "lens.png": error_against_memory, out / "divergences.png": error_in_each_divergence}
         for option, path in (*(("--out", path) for path in (*figures, out / "lens.json")), ("--json", json_file)):
             require_writable(option, path)
-        if gradients is not None:
+        if held_out:
             named = ["*"] if matrices is None else [part.strip() for part in matrices.split(",")]
+            if model is not None:
+                gradients = write_model_gradients(model, text_path, patterns=named, samples=samples, length=length, out=out)
+                named = ["*"]
             report = estimate_gradients(chosen, read_gradients(gradients), patterns=named, folds=folds, seed=seed, out=out)
             if json_file is not None:
                 json_file.write_text(json.dumps(report, indent=2) + "\n")

@@ -1,1 +1,6 @@
-"""A small language model in plain JAX, and text to train it on."""
+"""A LLaMA language model in plain JAX, weights and tokenizers of others for it, and text to train it on."""
+
+from fimlens.language_model.pretrained import Pretrained as Pretrained
+from fimlens.language_model.pretrained import load as load
+from fimlens.language_model.windows import bits_per_byte as bits_per_byte
+from fimlens.language_model.windows import token_windows as token_windows

@@ -18,11 +18,18 @@ class Config:
 
     Args:
         vocabulary: number of different tokens.
-        hidden: width of the residual stream. It must be a multiple of 2 * heads, since rotary positions act on pairs.
+        hidden: width of the residual stream.
         mlp: width inside the MLP.
         heads: attention heads of a layer.
         layers: number of layers.
         tied: use the transposed embedding as the output head.
+        kv_heads: heads of keys and values, each shared by a group of query heads (Ainslie et al., 2023); by default `heads`.
+        head_size: numbers in a head; by default hidden / heads.
+        rotary_base: the rotary angles of pair k fall as rotary_base ** (-2k / head_size).
+        norm_eps: added to the mean square in each norm.
+
+    Raises:
+        ValueError: the size of a head is not even, as rotary positions need, or `kv_heads` does not divide `heads`.
     """
 
     vocabulary: int = 256
@@ -31,6 +38,22 @@ class Config:
     heads: int = 2
     layers: int = 2
     tied: bool = False
+    kv_heads: int | None = None
+    head_size: int | None = None
+    rotary_base: float = 10000.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        size = self.head_size or self.hidden / self.heads
+        if size % 2:
+            raise ValueError(f"Config: the size of a head is an even number, for rotary pairs; got {size:g}.")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"Config: kv_heads is a divisor of the {self.heads} heads; got {self.kv_heads}.")
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head: `head_size`, by default hidden / heads."""
+        return self.head_size or self.hidden // self.heads
 
 
 # The architectures in [G]. The sizes of its 1.3B model are chosen to reproduce its parameter count.
@@ -41,6 +64,11 @@ CONFIGS = {
     "llama-1b": Config(32000, 2048, 5461, 32, 24),
     "llama-7b": Config(32000, 4096, 11008, 32, 32),
 }
+# Two byte-level models of about 1M and 5M parameters, small enough for a CPU.
+CPU_CONFIGS = {
+    "cpu-1m": Config(vocabulary=256, hidden=128, mlp=344, heads=4, layers=5),
+    "cpu-5m": Config(vocabulary=256, hidden=256, mlp=688, heads=8, layers=6),
+}
 
 
 def init(config: Config, key: Array) -> PyTree:
@@ -50,6 +78,7 @@ def init(config: Config, key: Array) -> PyTree:
     1 / sqrt(2 layers), so that its variance does not grow with depth.
     """
     d, keys = config.hidden, iter(jax.random.split(key, 2 + 7 * config.layers))
+    queries, values = (heads * config.head_width for heads in (config.heads, config.kv_heads or config.heads))
 
     def matrix(m: int, n: int, scale: float = 1.0) -> Float[Array, "m n"]:
         return jax.random.normal(next(keys), (m, n)) * scale / math.sqrt(m)
@@ -59,7 +88,10 @@ def init(config: Config, key: Array) -> PyTree:
     def layer() -> PyTree:
         return {
             "attention_norm": jnp.ones(d),
-            "attention": {"query": matrix(d, d), "key": matrix(d, d), "value": matrix(d, d), "output": matrix(d, d, residual)},
+            "attention": {
+                "query": matrix(d, queries), "key": matrix(d, values),
+                "value": matrix(d, values), "output": matrix(queries, d, residual),
+            },
             "mlp_norm": jnp.ones(d),
             "mlp": {"gate": matrix(d, config.mlp), "up": matrix(d, config.mlp), "down": matrix(config.mlp, d, residual)},
         }  # fmt: skip
@@ -79,6 +111,12 @@ def stack_layers(params: PyTree) -> PyTree:
     return params | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["layers"])}
 
 
+def unstack_layers(params: PyTree) -> PyTree:
+    """Undo `stack_layers`: every layer's parameters are then leaves of their own, such as layers/0/attention/query."""
+    count = len(params["layers"]["attention_norm"])
+    return params | {"layers": [jax.tree.map(lambda leaf, k=k: leaf[k], params["layers"]) for k in range(count)]}
+
+
 def logits(config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: bool = False) -> Float[Array, "B T vocabulary"]:
     """Compute the scores of each next token.
 
@@ -93,8 +131,8 @@ def logits(config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: 
     """
 
     def block(x: Float[Array, "B T d"], layer: PyTree) -> Float[Array, "B T d"]:
-        x = x + attention(config, layer["attention"], rms_norm(x, layer["attention_norm"]))
-        return x + swiglu(layer["mlp"], rms_norm(x, layer["mlp_norm"]))
+        x = x + attention(config, layer["attention"], rms_norm(x, layer["attention_norm"], config.norm_eps))
+        return x + swiglu(layer["mlp"], rms_norm(x, layer["mlp_norm"], config.norm_eps))
 
     block = jax.checkpoint(block) if remat else block
     x, layers = params["embedding"][tokens], params["layers"]
@@ -104,7 +142,7 @@ def logits(config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: 
     else:
         x = jax.lax.scan(lambda x, layer: (block(x, layer), None), x, layers)[0]
     head = params["embedding"].T if config.tied else params["head"]
-    return rms_norm(x, params["norm"]) @ head
+    return rms_norm(x, params["norm"], config.norm_eps) @ head
 
 
 def loss(config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: bool = False) -> Float[Array, ""]:
@@ -114,14 +152,15 @@ def loss(config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: bo
 
 
 def attention(config: Config, weights: PyTree, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
-    """Apply causal multi-head attention with rotary positions."""
-    B, T, d = x.shape
-    query, key, value = ((x @ weights[name]).reshape(B, T, config.heads, -1) for name in ("query", "key", "value"))
-    mixed = jax.nn.dot_product_attention(rotary(query), rotary(key), value, is_causal=True)
-    return mixed.reshape(B, T, d) @ weights["output"]
+    """Apply causal attention with rotary positions, its query heads in groups that share a head of keys and values."""
+    B, T, _ = x.shape
+    query, key, value = ((x @ weights[name]).reshape(B, T, -1, config.head_width) for name in ("query", "key", "value"))
+    query, key = rotary(query, config.rotary_base), rotary(key, config.rotary_base)
+    mixed = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+    return mixed.reshape(B, T, -1) @ weights["output"]
 
 
-def rotary(x: Float[Array, "B T heads k"], base: float = 10000.0) -> Float[Array, "B T heads k"]:
+def rotary(x: Float[Array, "B T heads k"], base: float) -> Float[Array, "B T heads k"]:
     """Rotate each pair of coordinates by an angle proportional to the position (Su et al., 2021)."""
     T, k = x.shape[1], x.shape[3]
     angles = jnp.arange(T)[:, None] * base ** (-jnp.arange(0, k, 2) / k)
@@ -136,7 +175,7 @@ def swiglu(weights: PyTree, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
     return (jax.nn.silu(x @ weights["gate"]) * (x @ weights["up"])) @ weights["down"]
 
 
-def rms_norm(x: Float[Array, "B T d"], weight: Float[Array, " d"], eps: float = 1e-6) -> Float[Array, "B T d"]:
+def rms_norm(x: Float[Array, "B T d"], weight: Float[Array, " d"], eps: float) -> Float[Array, "B T d"]:
     """Divide x by its root mean square, computed in float32 (Zhang and Sennrich, 2019), and multiply by `weight`."""
     mean_square = jnp.mean(jnp.square(_at_least_float32(x)), axis=-1, keepdims=True)
     return (x * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype) * weight

@@ -118,7 +118,7 @@ def _of_tracker(tracker: Tracker, fisher: Fisher, key: Array) -> Deviation:
     found = tracker.update(average, start, side, BasisStep(key, first=True))
     bases = (tracker.basis(kept, m, r) for kept in (start, found)) if tracker.orthonormal else ()
     return worst(
-        distance(tracker.transport(change_of_basis("rotate", U, U @ Q), average), there),
+        distance(tracker.transport(change_of_basis(U, U @ Q), average), there),
         *(distance(basis.T @ basis, jnp.eye(r)) for basis in bases),
     )
 

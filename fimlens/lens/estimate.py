@@ -81,7 +81,15 @@ def estimate(
     units = kept if units is None else _units(units, given)[kept]
     divided, key = folds_of(units, folds, jax.random.key(0) if key is None else key)
     trial = Trial(fisher, divided, divergence, best_scale, shrink)
-    return estimate_each(named, {"": trial}, key, progress)[""]
+    found = estimate_each(named, {"": trial}, key, progress)[""]
+    if divergence.same_minima(FROBENIUS) and not found.reliable:
+        norm, se = found.norm_squared
+        warnings.warn(
+            f"estimate: ||F||^2 is {norm:.2g} with a standard error of {se:.2g}, so that errors relative to it mean little: "
+            "the gradients have heavy tails, or are too few. Take more, or divergence=fl.LogDet() or fl.VonNeumann().",
+            stacklevel=2,
+        )
+    return found
 
 
 def estimate_each(
@@ -106,23 +114,19 @@ def estimate_each(
         except ValueError as error:  # such as a rank over the shorter side, or a divergence that has no minimum here
             unsuited[name] = str(error)
         progress(name)
-    return {name: _answer(trial, rows[name], unsuited, structures) for name, trial in trials.items()}
-
-
-def _answer(
-    trial: Trial, rows: Mapping[str, Estimate], unsuited: Mapping[str, str], structures: Mapping[str, Structure]
-) -> Estimates:
-    """Return the answer of a trial, with a warning where it means little."""
-    fisher, (norm, se) = trial.fisher, trial.norm_squared
-    about = str(trial.divergence), fisher.shape, len(fisher), trial.folds.count, (norm, se)
-    found = Estimates(rows, unsuited, dict(structures), *about)
-    if trial.divergence.same_minima(FROBENIUS) and not found.reliable:
-        warnings.warn(
-            f"estimate: ||F||^2 is {norm:.2g} with a standard error of {se:.2g}, so that errors relative to it mean little: "
-            "the gradients have heavy tails, or are too few. Take more, or divergence=fl.LogDet() or fl.VonNeumann().",
-            stacklevel=4,
+    return {
+        name: Estimates(
+            rows=rows[name],
+            unsuited=unsuited,
+            structures=dict(structures),
+            divergence=str(trial.divergence),
+            shape=trial.fisher.shape,
+            samples=len(trial.fisher),
+            folds=trial.folds.count,
+            norm_squared=trial.norm_squared,
         )
-    return found
+        for name, trial in trials.items()
+    }
 
 
 def _samples(gradients: object, max_bytes: int, skip: bool) -> tuple[Samples, Int[np.ndarray, " N"], int]:

@@ -59,9 +59,14 @@ def pair_sums(
         gram: <g, g'> of all pairs.
         folds: the division of the samples.
     """
-    different = folds.unit[:, None] != folds.unit
-    member = np.eye(folds.count)[folds.fold]
-    return tuple(member.T @ pairs @ member for pairs in (np.where(different, gram, 0) ** 2, different.astype(float)))
+    inside = [folds.inside(k) for k in range(folds.count)]
+
+    def block(a: Int[np.ndarray, " a"], b: Int[np.ndarray, " b"]) -> tuple[float, int]:
+        different = folds.unit[a][:, None] != folds.unit[b]
+        return float(np.sum(gram[np.ix_(a, b)] ** 2, where=different, dtype=float)), int(np.sum(different))
+
+    blocks = np.array([[block(a, b) for b in inside] for a in inside], float)
+    return blocks[..., 0], blocks[..., 1]
 
 
 def pseudo_values(statistic: Callable[[Bool[np.ndarray, " folds"]], float], folds: int) -> Float[np.ndarray, " folds"]:

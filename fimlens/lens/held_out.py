@@ -61,13 +61,14 @@ def held_out(
     sampled: Sampled,
     adjustment: Adjustment,
     unit: Float[Array, ""],
+    largest: Float[Array, ""],
 ) -> HeldOut:
-    """Test a member on samples that it was not fitted to.
+    """Test a member on samples that it was not fitted to, in a unit of F whose largest entry is known.
 
     phi(V) of an estimate V is too large by phi''(V) / 2 times the variance of V, to second order. That is subtracted, which
     is exact in the Frobenius norm.
     """
-    blocks, variances = _blocks(structure, params, sampled, unit)
+    blocks, variances = _blocks(structure, params, sampled, unit, largest)
     adjusted = [adjustment(block) for block in blocks]
     basis = jnp.zeros([])
     for old, new, variance in zip(blocks, adjusted, variances, strict=True):
@@ -80,7 +81,7 @@ def held_out(
 
 
 def _blocks(
-    structure: Structure, params: Params, sampled: Sampled, unit: Float[Array, ""]
+    structure: Structure, params: Params, sampled: Sampled, unit: Float[Array, ""], largest: Float[Array, ""]
 ) -> tuple[list[EigenvalueBlock], list[Array]]:
     """Return the eigenvalues of a member beside the second moments of the samples, and the variances of those moments."""
     fisher, starts, pairs = sampled
@@ -103,14 +104,21 @@ def _blocks(
     # The product of the moments of samples of two units has the mean V^2.
     products = [(s**2 - q - last**2) / pairs for s, q, last in zip(total, squares, own, strict=True)]
     blocks = [block._replace(moment=unit * V) for block, V in zip(known, means, strict=True)]
-    return in_units(without_small(blocks, unit), unit), [V**2 - square for V, square in zip(means, products, strict=True)]
+    return in_units(without_small(blocks, largest), unit, largest), [
+        V**2 - square for V, square in zip(means, products, strict=True)
+    ]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def scale_of(
-    structure: Structure, divergence: Divergence, params: Params, fisher: Fisher, unit: Float[Array, ""]
+    structure: Structure,
+    divergence: Divergence,
+    params: Params,
+    fisher: Fisher,
+    unit: Float[Array, ""],
+    largest: Float[Array, ""],
 ) -> Float[Array, ""]:
     """Return the t for which t F~ is nearest to a Fisher."""
     with jax.default_matmul_precision("highest"):
         blocks = structure.eigenvalue_blocks(params, fisher)
-    return best_scale(in_units(without_small(blocks, unit), unit), divergence)
+    return best_scale(in_units(without_small(blocks, largest), unit, largest), divergence)

@@ -77,7 +77,7 @@ class Trial:
         chosen, scale = self.folds.outside(*left_out), 1.0
         if self.best_scale:
             params, fisher = fits.without(*left_out), self.fisher.take(chosen)
-            scale = scale_of(fits.structure, self.divergence, params, fisher, self._unit)
+            scale = scale_of(fits.structure, self.divergence, params, fisher, *self._units)
         return Adjustment(jnp.asarray(scale), jnp.asarray(share), jnp.asarray(self._level(chosen)))
 
     def _test(self, fits: Fits, chosen: Int[np.ndarray, " k"], adjustment: Adjustment, *left_out: int) -> HeldOut:
@@ -86,7 +86,7 @@ class Trial:
         starts = np.append(True, unit[1:] != unit[:-1])
         pairs = len(unit) ** 2 - np.sum(np.unique(unit, return_counts=True)[1] ** 2)
         sampled = Sampled(self.fisher.take(chosen), jnp.asarray(starts), jnp.asarray(float(pairs)))
-        return held_out(fits.structure, self.divergence, fits.without(*left_out), sampled, adjustment, self._unit)
+        return held_out(fits.structure, self.divergence, fits.without(*left_out), sampled, adjustment, *self._units)
 
     def _plug_in(self, fits: Fits) -> float:
         """Return the error of the fit of all samples on the same samples."""
@@ -103,6 +103,11 @@ class Trial:
     @cached_property
     def _unit(self) -> Float[Array, ""]:
         return self.fisher.unit if self.divergence.degree is not None else jnp.ones_like(self.fisher.unit)
+
+    @property
+    def _units(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The unit, and the largest entry of F, by which rounding is told."""
+        return self._unit, self.fisher.unit
 
     @property
     def _square(self) -> bool:
@@ -132,7 +137,7 @@ class Trial:
 
     @cached_property
     def _pairs(self) -> tuple[Float[np.ndarray, "folds folds"], Float[np.ndarray, "folds folds"]]:
-        return pair_sums(np.asarray(self.fisher.gram() / self.fisher.unit, float), self.folds)
+        return pair_sums(np.asarray(self.fisher.gram() / self.fisher.unit), self.folds)
 
     def _norm(self, kept: Bool[np.ndarray, " folds"]) -> float:
         """||F||^2 in units of F, from pairs of samples of these folds."""

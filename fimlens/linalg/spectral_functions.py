@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, ArrayLike, Float
 
 Tree = Any  # a pytree of arrays
@@ -28,8 +29,11 @@ def scale(f: Callable[[Array], Array], eigenvalues: Tree, X: Tree) -> Tree:
 
     The tree of eigenvalues is a prefix of that of X: each array is broadcast over its part of X.
     """
-    factors = jax.tree.map(f, eigenvalues)
-    return over_parts(lambda factor, x: jnp.zeros_like(x) if factor is None else factor * x, factors, X)
+
+    def scaled(value: Array | None, part: Tree) -> Tree:
+        return optax.tree.zeros_like(part) if value is None else optax.tree.scale(f(value), part)
+
+    return jax.tree.map(scaled, eigenvalues, X, is_leaf=lambda value: value is None)
 
 
 def over_parts(pair: Callable[[Array | None, Array], Any], values: Tree, X: Tree) -> Tree:

@@ -96,7 +96,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < path.stat().st_size else None
+            header = json.loads(file.read(length)) if 8 + length <= path.stat().st_size else None
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         return {name: _map_tensor(path, 8 + length, entry) for name, entry in tensors.items()}
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:

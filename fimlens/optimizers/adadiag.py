@@ -91,8 +91,8 @@ scale_by_adafacdiag = _in_basis_of_gradient(
     Rotated(Marginals(), "short", Singular()),
     """AdafacDiag ([D]): Adafactor in a basis of the shorter side. Use it where `adadiag`'s second moments are too large.
 
-    H = {(I (x) U) (Diag(s) (x) Diag(q)) (I (x) U)^T}, OTHER: the spectrum is nearest in generalised KL. State: m n + m + n +
-    r^2.""",
+    H = {(I (x) U) (Diag(s) (x) Diag(q)) (I (x) U)^T}, EXACT under von Neumann where U diagonalises
+    the side's covariance. State: m n + m + n + r^2.""",
     bases="[(1, 3, 3)]",
     averaged="[(1, 3, 1), (1, 1, 4)]",
 )

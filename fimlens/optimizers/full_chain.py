@@ -18,7 +18,7 @@ from fimlens.optimizers.links import Transform as Transform
 from fimlens.optimizers.links import Whole as Whole
 from fimlens.optimizers.links import decay_weights, scale_by_adam
 from fimlens.optimizers.signature import OptimizerSignature, bound_arguments
-from fimlens.transforms.as_matrix import through_views
+from fimlens.transforms.as_matrix import per_layout, through_views
 from fimlens.transforms.momentum import compute_in_float32
 from fimlens.transforms.routing import METHOD, OTHERS, leaf_labels, leaf_views
 
@@ -137,23 +137,20 @@ def _routed(
 ) -> Transform:
     """The chain of directions, decay and rates; directions and rates have one entry for each label."""
 
-    def chain(tree: PyTree, warn: bool = False) -> Transform:
-        views = views_of(tree, warn)
+    def chain(tree: PyTree) -> Transform:
+        views = views_of(tree)
         labels = leaf_labels(tree, views)  # once for both partitions
-        seen = directions | {METHOD: through_views(directions[METHOD], lambda *_: views)}
+        seen = directions | {METHOD: through_views(directions[METHOD], views)}
         # Labels go in as a function: a tree of them may be a module of Equinox, which partition would call.
         direction, rate = (optax.partition(by_label, lambda _: labels) for by_label in (seen, rates))
         # The decay stands between the two, where it sees the whole tree, so that any mask fits.
         return optax.chain(direction, decay_weights(*decays, lambda path: not views[path_name(path)]), rate)
 
-    def init(params: PyTree) -> Any:
+    def check(params: PyTree) -> None:
         require_real(name, params)
-        return chain(params, warn=True).init(params)
+        views_of(params, warn=True)
 
-    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
-        return chain(updates).update(updates, state, params, **extra)
-
-    return compute_in_float32(optax.GradientTransformationExtraArgs(init, update))
+    return compute_in_float32(per_layout(chain, check))
 
 
 def _times(factor: float, rate: Rate) -> Rate:

@@ -63,13 +63,14 @@ def decay_weights(
     A decay that is the Python number 0 needs no parameters at the update.
     """
     decays = weight_decay, weight_decay if others is None else others
+    idle = all(map(_is_zero, decays))
 
     def init(params: PyTree) -> Any:
         del params
         return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)) if any(map(callable, decays)) else optax.EmptyState()
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
-        if all(map(_is_zero, decays)):
+        if idle:
             return updates, state
         if params is None:
             raise ValueError("weight decay: needs the parameters. Call tx.update(gradients, state, params).")

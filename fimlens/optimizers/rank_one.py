@@ -35,10 +35,10 @@ def adafactor(
 ) -> Transform:
     """Adafactor (Shazeer and Stern, 2018): second moments in m + n numbers. Use it for little memory and a cheap step.
 
-    H = {Diag(s) (x) Diag(q)}, OTHER: the fit r c^T / mean is nearest in generalised KL. State: m + n (the length, for a
-    vector); m n more with momentum. `optax.adafactor(min_dim_size_to_factor=1)` with two differences. Optax adds eps = 1e-30
-    to every g^2, and eps here is added to the root of each eigenvalue. Optax factors a leaf of three axes or more along its
-    two largest, and clips and scales it as a whole; here each matrix is on its own.
+    H = {Diag(s) (x) Diag(q)}, EXACT under von Neumann: r c^T / mean, of the row and column means. State: m + n (the length,
+    for a vector); m n more with momentum. It is `optax.adafactor(min_dim_size_to_factor=1)` with two differences. Optax adds
+    eps = 1e-30 to every g^2, and eps here is added to the root of each eigenvalue. Optax factors a leaf of three axes or more
+    along its two largest, and clips and scales it as a whole; here each matrix is on its own.
 
     Args:
         learning_rate: step size: a number, an array or an Optax schedule.
@@ -158,9 +158,9 @@ def scale_by_sinkgd(*, sweeps: Whole = 5, eps: Number = 0.0) -> Transform:
     """SinkGD (Scetbon et al., 2025): rows and columns of each gradient normalised in turns. Use it for updates without state.
 
     H = {S (x) Q}, both diagonal, LIMIT under LogDet: k rounds are k sweeps of `fl.RowColumn(k, divergence=fl.LogDet())` on the
-    squares of the current gradient. State: nothing. The root mean square of the update is 1 along each row of the shorter side,
-    and nearly along the other. Difference from Scetbon et al.: a round begins with the vectors of the longer side, in which
-    the shorter side's entries lie, whatever the layout; theirs begins with rows.
+    squares of the current gradient. State: nothing. Where m <= n the root mean square of the update is 1 along each row, and
+    nearly 1 along each column; else the other way round. Difference from Scetbon et al.: a round begins with columns where
+    m <= n, and else with rows; theirs begins with rows always.
 
     Args:
         sweeps: number of rounds. Default: 5, as in Scetbon et al.

@@ -9,12 +9,7 @@ from jaxtyping import Array, DTypeLike, Float, Int, PyTree
 
 from fimlens.language_model import llama
 
-# Two byte-level models of about 1M and 5M parameters, small enough for a CPU, and the models in [G].
-CONFIGS = {
-    "cpu-1m": llama.Config(vocabulary=256, hidden=128, mlp=344, heads=4, layers=5),
-    "cpu-5m": llama.Config(vocabulary=256, hidden=256, mlp=688, heads=8, layers=6),
-    **llama.CONFIGS,
-}
+CONFIGS = {**llama.CPU_CONFIGS, **llama.CONFIGS}  # two for a CPU, and those in [G]
 
 
 class Llama(nnx.Module):

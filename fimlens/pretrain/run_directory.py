@@ -10,11 +10,12 @@ from typing import NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from fimlens.language_model.pretrained import CHECKPOINTS, PLAN_FILE
 from fimlens.pretrain.data import Corpus
 from fimlens.pretrain.plan import Plan
 from fimlens.pretrain.step import TrainState
 
-PLAN_FILE, METRICS_FILE = "plan.json", "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 
 
 class Metrics(NamedTuple):
@@ -73,7 +74,7 @@ class RunDirectory:
         self.metrics_file = directory / METRICS_FILE
         # Orbax writes in the background and renames a checkpoint when it is complete, so that a kill never leaves half of one.
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self.manager = ocp.CheckpointManager(directory / "checkpoints", options=options)
+        self.manager = ocp.CheckpointManager(directory / CHECKPOINTS, options=options)
         self.checkpoint_every = checkpoint_every
 
     def __enter__(self) -> "RunDirectory":

@@ -162,7 +162,7 @@ def gap_in_units(
     Everything is computed in that unit, so that no square leaves float32.
     """
     with jax.default_matmul_precision("highest"):
-        blocks = in_units(structure.eigenvalue_blocks(params, fisher), unit)
+        blocks = in_units(structure.eigenvalue_blocks(params, fisher), unit, fisher.unit)
         total, basis, spectrum = split(blocks, divergence, trace)
         mean = jnp.mean(fisher.second_moment()) / unit
         isotropic = trace + isotropic_excess(divergence, mean, math.prod(fisher.shape))
@@ -192,17 +192,17 @@ def isotropic_excess(divergence: Divergence, mean: Float[Array, ""], count: int)
     return excess([EigenvalueBlock(mean, mean, count)], divergence)
 
 
-def in_units(blocks: list[EigenvalueBlock], unit: Float[Array, ""]) -> list[EigenvalueBlock]:
-    """Return the blocks of F~ / unit and F / unit."""
-    scaled = [EigenvalueBlock(None if value is None else value / unit, V / unit, count) for value, V, count in blocks]
-    return without_rounding(scaled, 1.0)
+def in_units(blocks: list[EigenvalueBlock], unit: Float[Array, ""], largest: Float[Array, ""]) -> list[EigenvalueBlock]:
+    """Return the blocks of F~ / unit and F / unit without rounding, given the largest second moment of F."""
+    cleaned = without_rounding(blocks, largest)
+    return [EigenvalueBlock(None if value is None else value / unit, V / unit, count) for value, V, count in cleaned]
 
 
-def without_rounding(blocks: list[EigenvalueBlock], unit: Float[ArrayLike, ""]) -> list[EigenvalueBlock]:
-    """Return the blocks with zeros where rounding left second moments, far below the unit, beside eigenvalues of 0."""
+def without_rounding(blocks: list[EigenvalueBlock], largest: Float[ArrayLike, ""]) -> list[EigenvalueBlock]:
+    """Return the blocks with zeros where rounding left second moments, far below the largest, beside eigenvalues of 0."""
 
     def cleaned(value: Array | None, V: Array, count: float) -> EigenvalueBlock:
-        rounding = (value is None or value == 0) & (1000 * jnp.finfo(V.dtype).eps * unit > V)
+        rounding = (value is None or value == 0) & (1000 * jnp.finfo(V.dtype).eps * largest > V)
         return EigenvalueBlock(value, jnp.where(rounding, 0, V), count)
 
     return [cleaned(*block) for block in blocks]

@@ -1,7 +1,6 @@
 """LowRank: any structure on the leading subspace of one side or of both, and tied eigenvalues for all that it leaves out."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +14,15 @@ from fimlens.linalg.bases import cayley, short_side_first
 from fimlens.linalg.decompositions import eigenbasis
 from fimlens.member import BasisStep, Claim, EigenvalueBlock, Frame, Params, Statistics, Symmetry
 from fimlens.structure import Structure, require_structure
-from fimlens.structures.combinator import Combinator
+from fimlens.structures.combinator import Combinator, moved_bases, observed
 from fimlens.structures.move import Move
 from fimlens.structures.parts import Bases, Parts, spread
 from fimlens.structures.spectra import Columns, Drop, Rows, Scalar, Spectrum
-from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker
+from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, require_tracker
 
 Matrix = Float[Array, "m n"]
 SIDES = ("short", "LR")
+TIED = Rows(), Columns(), Scalar()  # rows, columns and the tail, tied as finely as can be without a basis
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,12 @@ class LowRank(Combinator):
     def tied(self, sums: Parts, counts: Parts) -> Parts:
         """Means over the tied directions of each part, from sums over those that no basis tells apart."""
 
-        # Scalar() ties a whole part to one number; any other complement ties as finely as it can without a basis.
         def mean(total: Array | None, count: int | None, spectrum: Spectrum) -> Array | None:
             if not count:
                 return None
             return (self.complement if isinstance(self.complement, Scalar) else spectrum).moments(total / count)
 
-        return Parts(None, *map(mean, sums[1:], counts[1:], (Rows(), Columns(), Scalar())))
+        return Parts(None, *map(mean, sums[1:], counts[1:], TIED))
 
     def _sums(self, fisher: Fisher, frame: Frame) -> Parts:
         """Sums of the second moments of each part over the directions that no basis tells apart; of the lead nothing."""
@@ -172,8 +171,7 @@ class LowRank(Combinator):
 
     def stats(self, fisher: Fisher, member: Params) -> Statistics:
         frame = member.frame
-        pairs = zip(self._sides(fisher), frame.bases, strict=False)
-        own = (None if U is None else self.tracker.observe(side, partial(side.projected, U)) for side, U in pairs)
+        own = observed(self.tracker, frame.bases, self._sides(fisher))
         within = self.inner.stats(self._lead(fisher, frame), self._inner(member))
         means = self.tied(self._sums(fisher, frame), self.counts(frame.shape))
         return Statistics(SideAverages(*own, within.basis), means._replace(lead=within.spectrum))
@@ -183,7 +181,7 @@ class LowRank(Combinator):
         return Side(seen), Side(seen, right=True)
 
     def update_basis(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, Statistics]:
-        moved, averages = moved_bases(self.tracker, stats.basis, frame.bases, self._sides(fisher), step)
+        moved, _, averages = moved_bases(self.tracker, stats.basis, frame.bases, self._sides(fisher), step)
         moved = Frame(Bases(*moved, frame.bases.inner), frame.shape)
         within = Statistics(stats.basis.inner, stats.spectrum.lead)
         inner, within = self.inner.update_basis(within, frame.bases.inner, self._lead(fisher, moved), step)

@@ -13,11 +13,9 @@ RESET = 0.0  # the change of basis of a reset: as if the new basis had nothing i
 Turn = Float[Array, "*stack r r"] | float | None  # T = U_new^T U_old; RESET; or None, where averages stay as they are
 
 
-def change_of_basis(moments: str, old: Float[Array, "*stack m r"], new: Float[Array, "*stack m r"]) -> Turn:
-    """What turns coordinates in the old basis into those in the new one, by the rule `moments` (one of MOMENTS)."""
-    if moments == "keep":
-        return None
-    return RESET if moments == "reset" else above_rounding(new.mT @ old, jnp.ones([], new.dtype))
+def change_of_basis(old: Float[Array, "*stack m r"], new: Float[Array, "*stack m r"]) -> Float[Array, "*stack r r"]:
+    """T, which turns coordinates in the old basis into those in the new one."""
+    return above_rounding(new.mT @ old, jnp.ones([], new.dtype))
 
 
 def turned(T: Turn, x: Float[Array, "*stack r k"]) -> Float[Array, "*stack r k"]:
@@ -89,7 +87,7 @@ def _with_means(V: Float[Array, "#m #n"], means: Float[Array, "..."] | None, axi
     if means is None or means.shape != own.shape:
         return V
     tiny = jnp.finfo(V.dtype).tiny  # a comparison with zero would let subnormal divisors pass
-    wanted, found = (x / jnp.maximum(x.mean(), tiny) for x in (means, own))
+    wanted, found = means / jnp.maximum(means.mean(), tiny), own / jnp.maximum(own.mean(), tiny)
     factor = jnp.clip(wanted / jnp.maximum(found, tiny), 0.01, 100)
     total = jnp.mean(found * factor)  # 1 where no factor is clipped; 0 for zeros
     return V * jnp.where(total > 0, factor / jnp.where(total > 0, total, 1), 1)

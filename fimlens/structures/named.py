@@ -21,8 +21,8 @@ from fimlens.structures import (
 )
 
 
-def named_structures(rank: int = 4) -> dict[str, Structure]:
-    """Return every named structure; `rank` is that of the low-rank ones.
+def named_structures(rank: int = 4, sweeps: int | None = None) -> dict[str, Structure]:
+    """Return every named structure; `rank` is that of the low-rank ones, and `sweeps` bounds those of the products' fits.
 
     Examples:
         >>> from fimlens.structures.named import named_structures
@@ -39,14 +39,14 @@ def named_structures(rank: int = 4) -> dict[str, Structure]:
         "adam": Diagonal(),
         "muon": Rotated(Rows(), "L"),
         "right whitening": Rotated(Columns(), "R"),
-        "s x m": DiagonalKronecker(),
+        "s x m": DiagonalKronecker(sweeps=sweeps),
         "galore": LowRank(Diagonal(), rank, Drop()),
         "alice": LowRank(Diagonal(), rank, Columns()),
         "osoap": Rotated(Diagonal(), "L"),
         "shampoo": Rotated(GeometricMarginals(), "LR"),
-        "kronecker": Kronecker(),
+        "kronecker": Kronecker(sweeps=sweeps),
         "shampoo squared": Rotated(Marginals(), "LR"),
-        "kl-shampoo": Kronecker(LogDet()),
+        "kl-shampoo": Kronecker(LogDet(), sweeps),
         "soap": Rotated(Diagonal(), "LR"),
         "dense": Dense(),
     }

@@ -26,9 +26,9 @@ from fimlens.structure import (
     require_structure,
     update_basis_until_converged,
 )
-from fimlens.structures.combinator import Combinator
-from fimlens.structures.move import Move, change_of_basis
-from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, moved_bases, require_tracker
+from fimlens.structures.combinator import Combinator, moved_bases, observed
+from fimlens.structures.move import Move, Turn
+from fimlens.structures.trackers import Eigen, Side, SideAverages, Tracker, require_tracker
 
 Matrix = Float[Array, "m n"]
 SIDES = ("L", "R", "LR", "short")
@@ -129,16 +129,14 @@ class Rotated(Combinator):
         return self.inner.precondition(self._inner(params), X, eps)
 
     def stats(self, fisher: Fisher, member: Params) -> Statistics:
-        left, right, _ = member.frame.bases
         rotated = fisher.map(partial(rotate, member.frame))
         within = self.inner.stats(rotated, self._inner(member))
-        pairs = zip((left, right), self._sides(fisher, member), strict=True)
-        averages = (None if U is None else self.tracker.observe(side, partial(side.projected, U)) for U, side in pairs)
+        averages = observed(self.tracker, member.frame.bases, self._sides(fisher, rotated, member))
         return Statistics(SideAverages(*averages, within.basis), within.spectrum)
 
-    def _sides(self, fisher: Fisher, member: Params) -> tuple[Side, Side]:
+    def _sides(self, fisher: Fisher, rotated: Fisher, member: Params) -> tuple[Side, Side]:
         """The Fisher from both sides, each seen through the inner structure's weights of the other."""
-        weights = self.inner.side_weights(fisher.map(partial(rotate, member.frame)), self._inner(member))
+        weights = self.inner.side_weights(rotated, self._inner(member))
         if weights is None:
             return Side(fisher), Side(fisher, right=True)
         left, right, _ = member.frame.bases
@@ -149,23 +147,24 @@ class Rotated(Combinator):
         )
 
     def update_basis(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, Statistics]:
-        moved, carried = self._moved(stats, frame, fisher, step)
+        moved, turns, carried = self._moved(stats, frame, fisher, step)
         averages, (left, right, within) = stats.basis, moved.bases
         m, n = frame.shape
         known = self.tracker.averages_covariance
         rows = _moments(averages.left, left)[:, None] / n if known and left is not None else None
         columns = _moments(averages.right, right)[None] / m if known and right is not None else None
-        pairs = zip(frame.bases[:2], moved.bases[:2], strict=True)
-        turns = (None if old is None else change_of_basis("rotate", old, new) for old, new in pairs)
         inner = self.inner.transport(Statistics(averages.inner, stats.spectrum), Move(*turns, rows, columns))
         within, inner = self.inner.update_basis(inner, within, fisher.map(partial(rotate, moved)), step)
-        return _with_inner(moved, within), Statistics(carried._replace(inner=inner.basis), inner.spectrum)
+        frame = Frame(moved.bases._replace(inner=within), frame.shape)
+        return frame, Statistics(carried._replace(inner=inner.basis), inner.spectrum)
 
-    def _moved(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, SideAverages]:
-        """The bases of both sides as the tracker moves them, and its averages."""
-        sides = self._sides(fisher, Params(frame, step.coords))
-        moved, averages = moved_bases(self.tracker, stats.basis, frame.bases, sides, step)
-        return Frame(Bases(*moved, frame.bases.inner), frame.shape), averages
+    def _moved(
+        self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep
+    ) -> tuple[Frame, list[Turn], SideAverages]:
+        """The bases of both sides as the tracker moves them, how they turned, and the tracker's averages."""
+        sides = self._sides(fisher, fisher.map(partial(rotate, frame)), Params(frame, step.coords))
+        moved, turns, averages = moved_bases(self.tracker, stats.basis, frame.bases, sides, step)
+        return Frame(Bases(*moved, frame.bases.inner), frame.shape), turns, averages
 
     def transport(self, stats: Statistics, move: Move) -> Statistics:
         """Covariances follow, and coordinates in their eigenbases stay what they are; a side without a basis follows the
@@ -179,9 +178,9 @@ class Rotated(Combinator):
     def converged_basis(self, fisher: Fisher, key: Array) -> Frame:
         frame = jax.tree.map(lambda U: U.astype(fisher.dtype), self.frame(*fisher.shape))
         stats = self.stats(fisher, Params(frame, None))
-        moved, _ = self._moved(stats, frame, fisher, BasisStep(key, first=True))
+        moved, *_ = self._moved(stats, frame, fisher, BasisStep(key, first=True))
         rotated = fisher.map(partial(rotate, moved))
-        found = _with_inner(moved, self.inner.converged_basis(rotated, key))
+        found = Frame(moved.bases._replace(inner=self.inner.converged_basis(rotated, key)), frame.shape)
         coupled = self.inner.side_weights(rotated, self._inner(Params(found, None))) is not None
         return update_basis_until_converged(self, found, fisher, key) if coupled else found
 
@@ -210,10 +209,6 @@ def rotate(frame: Frame, G: Matrix) -> Matrix:
     left, right, _ = frame.bases
     G = G if left is None else left.T @ G
     return G if right is None else G @ right
-
-
-def _with_inner(frame: Frame, inner: Frame) -> Frame:
-    return Frame(frame.bases._replace(inner=inner), frame.shape)
 
 
 def _moments(C: Float[Array, "m m"], U: Float[Array, "m m"]) -> Float[Array, " m"]:

@@ -6,8 +6,9 @@ with the tracked side first, and U (m, r) is the basis.
 """
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.fisher.sample_form import SampleFisher
 from fimlens.linalg.decompositions import eigenbasis, power_step, singular_basis, square_root, unit_of
 from fimlens.structure import BasisStep
-from fimlens.structures.move import Turn, change_of_basis
+from fimlens.structures.move import Turn
 
 Basis = Float[Array, "m r"]
 
@@ -160,8 +161,8 @@ class PowerStep(Eigen):
 
     def update(self, average: Float[Array, "m m"], kept: Basis, side: Side, step: BasisStep) -> Basis:
         C = _mixed(average, side, step)
-        start, follow = lambda: eigenbasis(C, kept.shape[1]), lambda: power_step(C / unit_of(C) @ kept, kept)
-        return start_or_follow(step.first, start, follow)
+        start = partial(eigenbasis, C, kept.shape[1])
+        return start_or_follow(step.first, start, lambda: power_step(C / unit_of(C) @ kept, kept))
 
 
 @dataclass(frozen=True)
@@ -215,18 +216,6 @@ def start_or_follow(first: Any, start: Callable[[], Basis], follow: Callable[[],
     if isinstance(first, bool):
         return start() if first else follow()
     return jax.lax.cond(first, start, follow)
-
-
-def moved_bases(
-    tracker: Tracker, averages: SideAverages, bases: Sequence[Any], sides: Sequence[Side], step: BasisStep
-) -> tuple[list[Basis | None], SideAverages]:
-    """Both bases after a step of the tracker (None where a side has none), and the averages for them, measured in them."""
-    moved, carried = [], []
-    for C, U, side, key in zip(averages[:2], bases[:2], sides, jax.random.split(step.key), strict=True):
-        new = U if U is None else tracker.basis(tracker.update(C, U, side, step._replace(key=key)), *U.shape)
-        moved.append(new)
-        carried.append(C if C is None else tracker.transport(change_of_basis("rotate", U, new), C))
-    return moved, SideAverages(*carried, averages.inner)
 
 
 def require_tracker(call: str, tracker: object, *, orthonormal: bool = False) -> None:

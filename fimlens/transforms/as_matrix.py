@@ -57,7 +57,7 @@ def as_matrices(
     """`as_matrix` in the name of a call. A leaf of unknown axes is refused if `strict`; otherwise it stays, with a warning."""
     rule = axes_rule(axes)
 
-    def views_of(tree: PyTree, warn: bool) -> Views:
+    def views_of(tree: PyTree, warn: bool = False) -> Views:
         known, views, unknown = recognise(tree), {}, {}
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             name, shape = path_name(path), jnp.shape(leaf)
@@ -71,7 +71,7 @@ def as_matrices(
             warnings.warn(f"{call}: {unknown_axes(unknown)} Until then each index of the other axes has its own.", stacklevel=4)
         return views
 
-    return through_views(tx, views_of)
+    return per_layout(lambda tree: through_views(tx, views_of(tree)), lambda params: views_of(params, warn=True))
 
 
 @dataclass(frozen=True)
@@ -111,36 +111,58 @@ class LeafView:
 Views = dict[str, LeafView | None]  # by path; None for a leaf that `tx` does not see
 
 
-def through_views(
-    tx: optax.GradientTransformation, views_of: Callable[[PyTree, bool], Views]
+def per_layout(
+    make: Callable[[PyTree], optax.GradientTransformation], check: Callable[[PyTree], Any]
 ) -> optax.GradientTransformationExtraArgs:
-    """`tx` on the leaves as their views show them; views_of(tree, warn) gives the view of each leaf by path.
+    """The transform that depends on the tree of its leaves: make(tree) makes it, and each `init` begins with check(params).
+
+    It is made once for all trees of one structure whose leaves have the same shapes and dtypes.
+    """
+    made: dict[Any, optax.GradientTransformationExtraArgs] = {}
+
+    def transform_of(tree: PyTree) -> optax.GradientTransformationExtraArgs:
+        leaves, treedef = jax.tree.flatten(tree)
+        layout = treedef, *((jnp.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves)
+        if layout not in made:
+            made[layout] = optax.with_extra_args_support(make(tree))
+        return made[layout]
+
+    def init(params: PyTree) -> Any:
+        check(params)
+        return transform_of(params).init(params)
+
+    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
+        return transform_of(updates).update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def through_views(tx: optax.GradientTransformation, views: Views) -> optax.GradientTransformation:
+    """`tx` on the leaves as their views, given by path, show them; `tx` itself where all leaves stay as they are.
 
     The state is kept as the leaves are: what has a parameter's shape in it, such as a momentum, goes through the same views.
     """
+    if not any(view is not None and view.order for view in views.values()):
+        return tx
     tx = optax.with_extra_args_support(tx)
 
-    def mapped(step: Callable[[LeafView, Any], Any], views: Views, tree: PyTree) -> PyTree:
+    def mapped(step: Callable[[LeafView, Any], Any], tree: PyTree) -> PyTree:
         return jax.tree_util.tree_map_with_path(lambda path, leaf: step(views[path_name(path)], leaf), tree)
 
-    def mapped_state(step: Callable[[LeafView, Any], Any], views: Views, like: PyTree, state: Any) -> Any:
-        if not any(view is not None and view.order for view in views.values()):
-            return state
+    def mapped_state(step: Callable[[LeafView, Any], Any], like: PyTree, state: Any) -> Any:
         own = jax.tree_util.tree_map_with_path(lambda path, _: views[path_name(path)], like)
         absent = lambda x: x is None or isinstance(x, optax.MaskedNode)  # noqa: E731  (where `tx` is a partition itself)
         seen = lambda x, view: x if absent(x) else step(view, x)  # noqa: E731
         return optax.tree.map_params(tx, seen, state, own, is_leaf=absent)
 
     def init(params: PyTree) -> Any:
-        views = views_of(params, True)
-        return mapped_state(LeafView.to_leaf, views, params, tx.init(mapped(LeafView.to_matrix, views, params)))
+        return mapped_state(LeafView.to_leaf, params, tx.init(mapped(LeafView.to_matrix, params)))
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
-        views = views_of(updates, False)
-        state = mapped_state(LeafView.to_matrix, views, updates, state)
-        seen = None if params is None else mapped(LeafView.to_matrix, views, params)
-        moved, state = tx.update(mapped(LeafView.to_matrix, views, updates), state, seen, **extra)
-        return mapped(LeafView.to_leaf, views, moved), mapped_state(LeafView.to_leaf, views, updates, state)
+        seen = None if params is None else mapped(LeafView.to_matrix, params)
+        state = mapped_state(LeafView.to_matrix, updates, state)
+        moved, state = tx.update(mapped(LeafView.to_matrix, updates), state, seen, **extra)
+        return mapped(LeafView.to_leaf, moved), mapped_state(LeafView.to_leaf, updates, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

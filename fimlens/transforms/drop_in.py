@@ -1,9 +1,9 @@
 """What lets a transform stand where one of Optax can: outside `jax.jit`, on sharded weights, in `optax.tree.map_params`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
@@ -60,54 +60,56 @@ def compiled_once(function: Callable[..., Any], *options: Any) -> Callable[..., 
     program here. Anything else in the options, such as a structure or a function, is a part of the program.
     """
     arrays: list[jax.Array] = []
-    form = _form(options, arrays)
-    try:
-        program = _program(function, form)
-    except TypeError:  # an option that has no hash, which nothing can be looked up by
-        program = _program.__wrapped__(function, form)
-    return partial(program, arrays)
+
+    def without_arrays(x: Any) -> Any:
+        if not isinstance(x, jax.Array):
+            return x
+        arrays.append(x)
+        return _ARRAY
+
+    form = _mapped(without_arrays, options)
+    return partial(_program(function, form, repr(form)), arrays)
 
 
-@lru_cache(maxsize=128)
-def _program(function: Callable[..., Any], form: Any) -> Callable[..., Any]:
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which answers from memory where it was asked the same of late and all arguments have a hash."""
+    answers = lru_cache(maxsize=128)(function)
+
+    def answer(*arguments: Any) -> Any:
+        try:
+            return answers(*arguments)
+        except TypeError:  # an argument without a hash, such as a traced number
+            return function(*arguments)
+
+    return answer
+
+
+@remembered
+def _program(function: Callable[..., Any], form: tuple[Any, ...], printed: str) -> Callable[..., Any]:
+    del printed  # it tells 1, 1.0 and True apart, which are equal
+
     def run(arrays: list[jax.Array], *given: PyTree) -> Any:
-        return function(*_filled(form, iter(arrays)), *given)
+        left = iter(arrays)
+        options = _mapped(lambda x: next(left) if x is _ARRAY else x, form) if arrays else form
+        return function(*options, *given)
 
     return jax.jit(_with_auto_axes(run))
 
 
-class _Parts(NamedTuple):
-    """The form of a tuple, a structure or a tracker: its type, and the forms of what it holds."""
-
-    kind: type
-    forms: tuple[Any, ...]
+_ARRAY = object()  # what stands for an array in the form of options
 
 
-def _form(x: Any, arrays: list[jax.Array]) -> Any:
-    """What a program depends on. Arrays are set aside; types are kept, because 1, 1.0 and True are equal."""
-    if isinstance(x, jax.Array):
-        arrays.append(x)
-        return jax.Array
-    if isinstance(x, Structure | Tracker):
-        return _Parts(type(x), tuple(_form(getattr(x, f.name), arrays) for f in fields(x)))
+def _mapped(f: Callable[[Any], Any], x: Any) -> Any:
+    """x with f of each value that its tuples, structures and trackers hold."""
     if isinstance(x, tuple):
-        return _Parts(type(x), tuple(_form(part, arrays) for part in x))
-    return type(x), x
-
-
-def _filled(form: Any, arrays: Iterator[jax.Array]) -> Any:
-    """What had this form, with other arrays."""
-    if form is jax.Array:
-        return next(arrays)
-    if not isinstance(form, _Parts):
-        return form[1]
-    parts = [_filled(part, arrays) for part in form.forms]
-    if issubclass(form.kind, Structure | Tracker):  # its fields were checked when it was made
-        x = object.__new__(form.kind)
-        for f, part in zip(fields(x), parts, strict=True):
-            object.__setattr__(x, f.name, part)
-        return x
-    return form.kind(*parts) if hasattr(form.kind, "_fields") else form.kind(parts)
+        parts = [_mapped(f, part) for part in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
+    if not isinstance(x, Structure | Tracker):
+        return f(x)
+    new = object.__new__(type(x))  # its fields were checked when it was made
+    for field in fields(x):
+        object.__setattr__(new, field.name, _mapped(f, getattr(x, field.name)))
+    return new
 
 
 def _with_auto_axes(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,9 +119,9 @@ def _with_auto_axes(step: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def chosen(options: list[jax.Array], *given: PyTree) -> Any:
-        types = [jax.typeof(x).sharding for x in jax.tree.leaves(given)]
+        types = map(jax.typeof, jax.tree.leaves(given))
         # Arrays sharded by type name their mesh, which need not be the one in force (`jax.set_mesh`).
-        mesh = next((t.mesh for t in types if not t.mesh.empty), jax.sharding.get_abstract_mesh())
+        mesh = next((t.sharding.mesh for t in types if not t.sharding.mesh.empty), jax.sharding.get_abstract_mesh())
         if AxisType.Explicit not in mesh.axis_types:
             return step(options, *given)
         types = jax.tree.map(lambda x: NamedSharding(mesh, jax.typeof(x).sharding.spec), given)

@@ -13,11 +13,7 @@ from fimlens.structures.parts import Parts
 from fimlens.structures.trackers import Side
 from fimlens.transforms.compensation import Compensation
 from fimlens.transforms.dtypes import StateDtypes
-from fimlens.transforms.matrix_step import (
-    MatrixState,
-    Recipe,
-    init_matrices,
-)
+from fimlens.transforms.matrix_step import MatrixState, Recipe, init_matrices
 from fimlens.transforms.norms import NormGrowthState, init_growth
 
 

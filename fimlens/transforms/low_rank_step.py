@@ -10,10 +10,10 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import above_rounding, cast_floating
 from fimlens.structure import BasisStep, Mix, Statistics
-from fimlens.structures.move import Move, Turn, change_of_basis, turned, turned_squares
+from fimlens.structures.move import RESET, Move, Turn, change_of_basis, turned, turned_squares
 from fimlens.structures.parts import Parts
 from fimlens.structures.trackers import Side
-from fimlens.transforms.compensation import Seen
+from fimlens.transforms.compensation import Seen, nearest, none
 from fimlens.transforms.dtypes import narrowed
 from fimlens.transforms.low_rank_state import LowRankRecipe, StackState, Subspace
 from fimlens.transforms.low_rank_update import Projections, low_rank_update, squares_of, squares_outside, sums_of_squares
@@ -99,9 +99,10 @@ def _update(recipe: LowRankRecipe, G: Stack, seen: Projections, D: Float[Array, 
 def _limited(recipe: LowRankRecipe, lead: MatrixState, X: Stack, now: StepCoefficients) -> Float[Array, "k r s"] | None:
     """The lead's update whose compensation the limiter measures: before bias correction, as in the codes of Fira and Apollo.
 
-    It has no eps, which would make a norm tiny where a gradient is, and the first of them has no norm to return to.
+    It has no eps, which would make a norm tiny where a gradient is, and the first of them has no norm to return to. None where
+    the compensation is not made of the lead's update.
     """
-    if recipe.gamma is None:
+    if recipe.gamma is None or recipe.compensation in (nearest, none):
         return None
     _, D = step_matrices(recipe.lead._replace(eps=0.0), lead, X, now)  # XLA computes what both share once
     return D * jnp.asarray(now.weight_1 / now.weight_2**0.5, D.dtype)
@@ -125,14 +126,15 @@ def _scales(
         return [d if d is None else jnp.where(V == 0, V, d) for d, V in zip(scales, squares[1:], strict=True)]
 
     scales, eta = found(seen.update), recipe.alpha_c
-    if all(d is None for d in scales):
-        return Parts(None, None, None, None), growth
-    if limited is not None:
-        parts = [(d, V) for d, V in zip(found(limited), squares[1:], strict=True) if d is not None]
+    if not jax.tree.leaves(scales):
+        return Parts(None, *scales), growth
+    if recipe.gamma is not None:
+        measured = scales if limited is None else found(limited)
+        parts = [(d, V) for d, V in zip(measured, squares[1:], strict=True) if d is not None]
         norm = jnp.sqrt(sum(jnp.sum(d**2 * V, (-2, -1), keepdims=True) for d, V in parts))
         limit, growth = limit_growth(norm, growth, recipe.gamma)
         eta = eta * limit
-    return Parts(None, *(d if d is None else d * eta for d in scales)), growth
+    return Parts(None, *jax.tree.map(lambda d: d * eta, scales)), growth
 
 
 def _followed(recipe: LowRankRecipe, kept: Subspace, G: Stack, lead: Float[Array, "k i j"], right: bool) -> Subspace:
@@ -170,9 +172,9 @@ def refresh_stacks(recipe: LowRankRecipe, state: Any, matrices: dict[str, Stack]
 
 def _refreshed(recipe: LowRankRecipe, kept: StackState, G: Stack, key: Array, first: Bool[ArrayLike, ""]) -> StackState:
     """The subspaces moved, and all averages that were measured in them transported: one rule for each side."""
-    keys = (key, None) if kept.right is None else jax.random.split(key)
-    left, L = _moved(recipe, kept.left, clip_for_squaring(G), keys[0], False, first)
-    right, R = (None, None) if kept.right is None else _moved(recipe, kept.right, clip_for_squaring(G), keys[1], True, first)
+    keys, G = (key, None) if kept.right is None else jax.random.split(key), clip_for_squaring(G)
+    left, L = _moved(recipe, kept.left, G, keys[0], False, first)
+    right, R = (None, None) if kept.right is None else _moved(recipe, kept.right, G, keys[1], True, first)
     rows, columns = kept.complement.rows, kept.complement.columns
     complement = kept.complement._replace(
         rows=None if rows is None else turned_squares(L, rows),
@@ -194,7 +196,9 @@ def _moved(
 
     basis = jax.vmap(update)(old, G, jax.random.split(key, len(G)))
     new = old._replace(basis=basis)
-    T = change_of_basis(recipe.moments, *(_bases(recipe, which, G, right) for which in (old, new)))
+    T = RESET if recipe.moments == "reset" else None
+    if recipe.moments == "rotate":
+        T = change_of_basis(_bases(recipe, old, G, right), _bases(recipe, new, G, right))
     return _in_dtypes_of(kept, new._replace(average=tracker.transport(T, old.average))), T
 
 
@@ -223,8 +227,8 @@ def _tracker_mix(recipe: LowRankRecipe) -> Mix:
 
 def _bases(recipe: LowRankRecipe, kept: Subspace, G: Stack, right: bool) -> Float[Array, "k i r"]:
     """U of each matrix."""
-    r = recipe.structure.ranks(G.shape[1:])[right]
-    return jax.vmap(lambda basis: recipe.structure.tracker.basis(basis, G.shape[1 + right], r))(kept.basis).astype(G.dtype)
+    m, structure = G.shape[1 + right], recipe.structure
+    return jax.vmap(lambda basis: structure.tracker.basis(basis, m, min(m, structure.rank)))(kept.basis).astype(G.dtype)
 
 
 def _in_dtypes_of(old: Any, new: Any) -> Any:

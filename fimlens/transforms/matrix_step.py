@@ -20,10 +20,11 @@ from fimlens.linalg.bases import tree_above_rounding
 from fimlens.member import bases_of
 from fimlens.solver.fit import fit
 from fimlens.solver.sizes import frame_of, zero_state
-from fimlens.structure import BasisStep, Frame, Mix, Params, Statistics, Structure, Tree
+from fimlens.structure import BasisStep, Mix, Params, Statistics, Structure, Tree
 from fimlens.transforms.dtypes import StateDtypes, stored_in
 from fimlens.transforms.stacking import Matrices, clip_for_squaring, clip_squares
 
+Matrix = Float[Array, "m n"]
 Decay = Float[ArrayLike, ""] | Callable[[Float[Array, ""]], Float[Array, ""]]
 
 
@@ -44,8 +45,8 @@ class Recipe(NamedTuple):
 
 
 class MatrixState(NamedTuple):
-    """What lasts from step to step, for matrices of one shape: the bases of their frames, the averages for the bases and for
-    the eigenvalues (statistics or fits), and the momentum. None for what a recipe does not need."""
+    """What lasts from step to step, for matrices of one shape: the bases of their frames (in a step the frames), the averages
+    for the bases and for the eigenvalues (statistics or fits), and the momentum. None for what a recipe does not need."""
 
     bases: Tree
     covariances: Tree
@@ -64,15 +65,11 @@ class StepCoefficients(NamedTuple):
     weight_1: Float[ArrayLike, ""]  # the weight that the momentum has gathered: the divisor of bias correction
     weight_2: Float[ArrayLike, ""]  # the weight of the averages
     before: Float[ArrayLike, ""]  # that of the averages before this step
-    moves: Bool[Array, ""] | bool  # whether the weights move: not where the first step only starts the basis
 
 
 def coefficients(recipe: Recipe, count: Int[Array, ""], key: Array | None) -> StepCoefficients:
     """Decays and bias corrections of the step after `count` others."""
-    moves: Bool[Array, ""] | bool = True
-    t = count + 1
-    if recipe.turn == "after":  # the first step only starts the basis: it does not count
-        moves, t = t > 1, jnp.maximum(count, 1)
+    t = jnp.maximum(count, 1) if recipe.turn == "after" else count + 1  # a first step that only starts the basis does not count
     b2 = recipe.b2(t.astype(float)) if callable(recipe.b2) else recipe.b2
     b3 = b2 if recipe.b3 is None or b2 is None else recipe.b3
     momentum, weight_1 = _decay(recipe.b1, t, recipe.bias_correction)
@@ -80,7 +77,7 @@ def coefficients(recipe: Recipe, count: Int[Array, ""], key: Array | None) -> St
     fitted, weight_2 = _decay(b2, t, corrected)
     basis, _ = _decay(b3, t, False)
     before = jnp.where(t == 1, 1.0, _decay(b2, t - 1, corrected)[1])  # nothing is averaged yet at the first step
-    return StepCoefficients(count, key, momentum, fitted, basis, weight_1, weight_2, before, moves)
+    return StepCoefficients(count, key, momentum, fitted, basis, weight_1, weight_2, before)
 
 
 def init_matrices(recipe: Recipe, like: jax.ShapeDtypeStruct) -> MatrixState:
@@ -99,46 +96,27 @@ def init_matrices(recipe: Recipe, like: jax.ShapeDtypeStruct) -> MatrixState:
 
 def step_matrices(recipe: Recipe, kept: MatrixState, G: Matrices, now: StepCoefficients) -> tuple[MatrixState, Matrices]:
     """The state after one gradient, and the update."""
-    structure, state = recipe.structure, optax.tree.cast(kept, G.dtype)
-    to_eigenbasis = vmap_leading(G, structure.to_eigenbasis)
-    clipped = clip_for_squaring(G)
+    state, clipped = with_frames(recipe.structure, kept, G), clip_for_squaring(G)
+    has_bases = bool(jax.tree.leaves(state.bases))
+    refreshes = has_bases and recipe.update_interval is not None
     # Elsewhere squares are bounded, which spares a pass over G, and the momentum holds the NaN of what is not finite.
-    if jax.tree.leaves(state.bases) or recipe.b1 is None or recipe.b2 is None:
+    if has_bases or recipe.b1 is None or recipe.b2 is None:
         G = clipped
-    if recipe.b2 is None:
-        member = vmap_leading(G, lambda g: fit(structure, Fisher.of_one(g)))(G)
-        frame = member.frame
-    else:
-        if recipe.turn == "before":
-            state = _refreshed_if_due(recipe, state, G, now, now.basis)
-        frame = frame_of(structure, G.shape[-2:], state.bases)
-    X = clipped if recipe.momentum == "original" and recipe.b1 is not None else to_eigenbasis(frame, clipped)
-    if recipe.b1 is not None:
-        state = state._replace(momentum=jax.tree.map(_gated(now.momentum, now.moves), state.momentum, X))
-        X = jax.tree.map(lambda x: x / now.weight_1, state.momentum)
-        X = to_eigenbasis(frame, X) if recipe.momentum == "original" else X
-    if recipe.b2 is not None:
-        state = _averaged(recipe, state, G, now)
-        member = fitted_members(structure, state, now.weight_2, recipe.average, G)
-    if jax.tree.leaves(frame):
-        X = vmap_leading(G, tree_above_rounding)(X)
-    X = vmap_leading(G, lambda member, x: structure.precondition(member, x, recipe.eps))(member, X)
-    update = vmap_leading(G, structure.from_eigenbasis)(frame, X)
-    if recipe.turn == "after" and recipe.b2 is not None:
-        update = jnp.where(now.moves, update, 0)
-        state = _refreshed_if_due(recipe, state, G, now, Mix(1.0, 0.0))
-    return _stored(recipe, state), update
+    if refreshes and recipe.turn == "before":
+        state = _refreshed_if_due(recipe, now, now.basis, state, G)
+    new, update = vmap_leading(G, partial(_step, recipe, now))(state, G, clipped)
+    if recipe.turn == "after":  # the first step only starts the basis
+        still = state._replace(covariances=new.covariances), jnp.zeros_like(update)
+        new, update = jax.tree.map(partial(jnp.where, now.count > 0), (new, update), still)
+        new = _refreshed_if_due(recipe, now, Mix(1.0, 0.0), new, G) if refreshes else new
+    bases = jax.tree.structure(kept.bases).unflatten(jax.tree.leaves(new.bases))
+    return _stored(recipe, new._replace(bases=bases)), update
 
 
-def fitted_members(structure: Structure, state: MatrixState, weight: Any, average: str, G: Matrices) -> Params:
-    """The members F~ that a state's averages give: fitted to averaged statistics, or the averaged fits themselves."""
-    state = optax.tree.cast(state, G.dtype)
-    frame = frame_of(structure, G.shape[-2:], state.bases)
-    averaged = jax.tree.map(lambda x: x / jnp.asarray(weight, x.dtype), state.averaged)
-    if average == "fits":
-        return Params(frame, averaged)
-    # The averages of the bases are left as they are: a fit knows its bases already.
-    return vmap_leading(G, structure.fit)(Statistics(state.covariances, averaged), frame)
+def with_frames(structure: Structure, kept: MatrixState, G: Matrices) -> MatrixState:
+    """A kept state as a step computes with it: in the dtype of the gradients, with frames in place of their bases."""
+    state = optax.tree.cast(kept, G.dtype)
+    return state if kept.bases is None else state._replace(bases=frame_of(structure, G.shape[-2:], state.bases))
 
 
 def vmap_leading(G: Matrices, f: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,48 +126,66 @@ def vmap_leading(G: Matrices, f: Callable[..., Any]) -> Callable[..., Any]:
     return f
 
 
-def _averaged(recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients) -> MatrixState:
-    members, stats = _observed(recipe, state, G, now)
-    spectrum = stats.spectrum
-    if recipe.average == "fits":
-        spectrum = vmap_leading(G, recipe.structure.fit)(stats, members.frame).coords
-    averaged = jax.tree.map(_gated(now.fitted, now.moves), state.averaged, spectrum)
-    covariances = None if recipe.average == "fits" else jax.tree.map(now.basis, state.covariances, stats.basis)
-    return state._replace(covariances=covariances, averaged=averaged)
+def _step(recipe: Recipe, now: StepCoefficients, state: MatrixState, G: Matrix, clipped: Matrix) -> tuple[MatrixState, Matrix]:
+    """One matrix: its averages with the gradient in them, and its update."""
+    structure, frame = recipe.structure, state.bases
+    if recipe.b2 is None:
+        member = fit(structure, Fisher.of_one(G))
+        frame = member.frame
+    X = clipped if recipe.momentum == "original" and recipe.b1 is not None else structure.to_eigenbasis(frame, clipped)
+    if recipe.b1 is not None:
+        state = state._replace(momentum=jax.tree.map(now.momentum, state.momentum, X))
+        X = jax.tree.map(lambda x: x / now.weight_1, state.momentum)
+        X = structure.to_eigenbasis(frame, X) if recipe.momentum == "original" else X
+    if recipe.b2 is not None:
+        last, stats = _observed(recipe, now, state, G)
+        if recipe.average == "fits":
+            stats = Statistics(None, structure.fit(stats, last.frame).coords)
+        covariances = jax.tree.map(now.basis, state.covariances, stats.basis)
+        state = state._replace(covariances=covariances, averaged=jax.tree.map(now.fitted, state.averaged, stats.spectrum))
+        member = fitted_member(structure, recipe.average, now.weight_2, state)
+    if jax.tree.leaves(frame):
+        X = tree_above_rounding(X)
+    return state, structure.from_eigenbasis(frame, structure.precondition(member, X, recipe.eps))
 
 
-def _observed(recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients) -> tuple[Params, Statistics]:
-    """The last members, and the statistics of the current gradients as they see them."""
-    members = fitted_members(recipe.structure, state, now.before, recipe.average, G)
-    stats = vmap_leading(G, lambda g, member: recipe.structure.stats(Fisher.of_one(g), member))(G, members)
-    return members, jax.tree.map(clip_squares, stats)
+def fitted_member(structure: Structure, average: str, weight: Any, state: MatrixState) -> Params:
+    """The member F~ that a state's averages give: fitted to averaged statistics, or the averaged fit itself."""
+    averaged = jax.tree.map(lambda x: x / jnp.asarray(weight, x.dtype), state.averaged)
+    if average == "fits":
+        return Params(state.bases, averaged)
+    # The averages of the bases are left as they are: a fit knows its bases already.
+    return structure.fit(Statistics(state.covariances, averaged), state.bases)
 
 
-def _refreshed_if_due(recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients, mix: Mix | None) -> MatrixState:
-    if recipe.update_interval is None or not jax.tree.leaves(state.bases):
-        return state
-    return refresh_if_due(now.count, recipe.update_interval, state, partial(_refreshed, recipe, state, G, now, mix))
+def _observed(recipe: Recipe, now: StepCoefficients, state: MatrixState, G: Matrix) -> tuple[Params, Statistics]:
+    """The last member, and the statistics of the current gradient as it sees them."""
+    member = fitted_member(recipe.structure, recipe.average, now.before, state)
+    return member, jax.tree.map(clip_squares, recipe.structure.stats(Fisher.of_one(G), member))
+
+
+def _refreshed_if_due(recipe: Recipe, now: StepCoefficients, mix: Mix | None, state: MatrixState, G: Matrices) -> MatrixState:
+    def refreshed(first: Bool[ArrayLike, ""]) -> MatrixState:
+        key = jax.random.PRNGKey(0) if now.key is None else now.key  # no tracker draws from the former
+        keys = jax.random.split(jax.random.fold_in(key, now.count), G.shape[:-2])
+        return vmap_leading(G, partial(_refreshed, recipe, now, BasisStep(key, mix, first)))(state, G, keys)
+
+    return refresh_if_due(now.count, recipe.update_interval, state, refreshed)
 
 
 def _refreshed(
-    recipe: Recipe, state: MatrixState, G: Matrices, now: StepCoefficients, mix: Mix | None, first: Bool[ArrayLike, ""]
+    recipe: Recipe, now: StepCoefficients, step: BasisStep, state: MatrixState, G: Matrix, key: Array
 ) -> MatrixState:
     structure, stats = recipe.structure, Statistics(state.covariances, state.averaged)
-    members = fitted_members(structure, state, now.before, recipe.average, G)
+    member = fitted_member(structure, recipe.average, now.before, state)
     if recipe.average == "fits":  # no statistics are averaged: the bases follow the current gradient alone
-        (_, stats), mix = _observed(recipe, state, G, now), Mix(1.0, 0.0)
-
-    def update(stats: Statistics, member: Params, g: Array, key: Array) -> tuple[Frame, Statistics]:
-        return structure.update_basis(stats, member.frame, Fisher.of_one(g), BasisStep(key, mix, first, member.coords))
-
-    key = jax.random.PRNGKey(0) if now.key is None else now.key  # no tracker draws from the former
-    keys = jax.random.split(jax.random.fold_in(key, now.count), G.shape[:-2])
-    frame, moved = vmap_leading(G, update)(stats, members, G, keys)
+        (_, stats), step = _observed(recipe, now, state, G), step._replace(mix=Mix(1.0, 0.0))
+    step = step._replace(key=key, coords=member.coords)
+    frame, moved = structure.update_basis(stats, member.frame, Fisher.of_one(G), step)
     momentum = state.momentum
     if recipe.momentum == "rotated" and momentum is not None:
-        back = vmap_leading(G, structure.from_eigenbasis)(members.frame, momentum)
-        momentum = vmap_leading(G, structure.to_eigenbasis)(frame, back)
-    return MatrixState(bases_of(frame), *(state[1:3] if recipe.average == "fits" else moved), momentum)
+        momentum = structure.to_eigenbasis(frame, structure.from_eigenbasis(member.frame, momentum))
+    return MatrixState(frame, *(state[1:3] if recipe.average == "fits" else moved), momentum)
 
 
 def refresh_if_due(count: Array, interval: Any, kept: Tree, refreshed: Callable[[Bool[ArrayLike, ""]], Tree]) -> Tree:
@@ -203,7 +199,7 @@ def refresh_if_due(count: Array, interval: Any, kept: Tree, refreshed: Callable[
 
     def chosen() -> Tree:
         new = refreshed(True if interval is None else first)
-        return jax.tree.map(lambda x, old: jnp.where(due, x, old), new, kept)
+        return jax.tree.map(partial(jnp.where, due), new, kept)
 
     return jax.lax.cond(_any_due(due), chosen, lambda: kept)
 
@@ -236,10 +232,3 @@ def _decay(b: Any, t: Array, corrected: bool) -> tuple[Mix | None, Float[ArrayLi
     if isinstance(b, float | int):
         return (Mix(b, 1.0), 1.0) if b == 1 else (Mix(b, gain), weight)
     return Mix(b, jnp.where(b == 1, 1, gain)), jnp.where(b == 1, 1, weight)
-
-
-def _gated(mix: Mix | None, moves: Any) -> Callable[[Array, Array], Array]:
-    """The average after an observation, or as it was where nothing moves."""
-    if moves is True:
-        return mix
-    return lambda old, new: jnp.where(moves, mix(old, new), old)

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import PyTree
 
 from fimlens._validate import path_name
-from fimlens.transforms.as_matrix import LeafView, Views, through_views, unknown_axes, view_of
+from fimlens.transforms.as_matrix import LeafView, Views, per_layout, through_views, unknown_axes, view_of
 from fimlens.transforms.axes import Axes, axes_rule
 from fimlens.transforms.evidence import UNKNOWN, VECTORS, recognise
 from fimlens.transforms.leaf_rules import Leaf, Rule, leaf_rule
@@ -88,18 +88,12 @@ def matrices(
     others = adam_with_guards() if others is None else others
     views_of = leaf_views("matrices", route, head, axes)
 
-    def partitioned(tree: PyTree, warn: bool = False) -> optax.GradientTransformation:
-        views = views_of(tree, warn)
+    def partitioned(tree: PyTree) -> optax.GradientTransformation:
+        views = views_of(tree)
         labels = leaf_labels(tree, views)  # given as a function: a tree of them may be a module of Equinox, which is callable
-        return optax.partition({METHOD: through_views(tx, lambda *_: views), OTHERS: others}, lambda _: labels)
+        return optax.partition({METHOD: through_views(tx, views), OTHERS: others}, lambda _: labels)
 
-    def init(params: PyTree) -> Any:
-        return partitioned(params, warn=True).init(params)
-
-    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
-        return partitioned(updates).update(updates, state, params, **extra)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return per_layout(partitioned, lambda params: views_of(params, warn=True))
 
 
 def leaf_views(

@@ -53,11 +53,10 @@ def split_stacks(stacks: dict[str, Tree], like: PyTree, own: Callable[[Array, Tr
     taken = dict.fromkeys(stacks, 0)
 
     def part(leaf: Array) -> Tree:
-        count = jnp.size(leaf) // math.prod(sides(jnp.shape(leaf))) if jnp.size(leaf) else 0
-        if not count:
+        if not jnp.size(leaf):
             return leaf
         name = stack_name(leaf)
-        first = taken[name]
+        first, count = taken[name], math.prod(jnp.shape(leaf)[:-2])
         taken[name] = first + count
         return own(leaf, jax.tree.map(lambda x: x[first : first + count], stacks[name]))
 

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from fimlens.solver.sizes import zero_state
-from fimlens.structure import Frame, Structure, Tree
-from fimlens.transforms.matrix_step import MatrixState, fitted_members
+from fimlens.structure import Frame, Params, Structure, Tree
+from fimlens.transforms.drop_in import remembered
+from fimlens.transforms.leaf_rules import Leaf
+from fimlens.transforms.matrix_step import MatrixState, fitted_member, vmap_leading, with_frames
 from fimlens.transforms.stacking import Matrices, split_stacks, stack_matrices
 
 
@@ -65,9 +67,11 @@ def members(structure: Structure, state: StructureState, params: PyTree, *, aver
     layout = state_layout(structure, average)
     leaves, treedef = jax.tree.flatten(stack_matrices(params, layout.stacked))
     states = unpack_state(layout, treedef, leaves, state)
-    fitted = treedef.unflatten(
-        [fitted_members(structure, kept, state.weight, average, G) for kept, G in zip(states, leaves, strict=True)]
-    )
+
+    def fit(G: Matrices, kept: MatrixState) -> Params:
+        return vmap_leading(G, partial(fitted_member, structure, average, state.weight))(with_frames(structure, kept, G))
+
+    fitted = treedef.unflatten(map(fit, leaves, states))
     if not layout.stacked:
         return fitted
 
@@ -95,19 +99,21 @@ class StateLayout(NamedTuple):
     """
 
     structure: Structure
+    average: str
     stacked: bool
     whole: Tree
 
 
+@remembered
 def state_layout(structure: Structure, average: str) -> StateLayout:
     """The layout of a structure's state. Matrices are stacked where there are bases, for their decompositions."""
     probe = (4096, 4096)
     try:
         frame, stats = jax.eval_shape(partial(zero_state, structure, probe, average))
     except ValueError:  # it suits other shapes only; a stack serves every structure
-        return StateLayout(structure, True, None)
+        return StateLayout(structure, average, True, None)
     stacked = bool(jax.tree.leaves(frame)) or _has_bases(structure, (1, 1))  # long sides may have none
-    return StateLayout(structure, stacked, jax.tree.map(lambda x: x.shape == probe, stats.spectrum))
+    return StateLayout(structure, average, stacked, jax.tree.map(lambda x: x.shape == probe, stats.spectrum))
 
 
 def _has_bases(structure: Structure, shape: tuple[int, int]) -> bool:
@@ -124,16 +130,16 @@ def pack_state(layout: StateLayout, treedef: Any, states: Sequence[MatrixState],
     shape is kept in it: a vector's momentum is a vector.
     """
     if layout.stacked:
-        fields = [treedef.unflatten(field) for field in zip(*states, strict=True)] if states else [treedef.unflatten([])] * 4
-        return MatrixState(*fields)
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree) if 0 not in jnp.shape(leaf)]
+        return MatrixState(*map(treedef.unflatten, zip(*states, strict=True) if states else [()] * 4))
     columns = zip(*(jax.tree.leaves(state.averaged) for state in states), strict=True)
     flags, inner = jax.tree.flatten(layout.whole if any(state.averaged is not None for state in states) else None)
 
-    def in_shapes_of_leaves(matrices: Iterable[Array]) -> PyTree:
-        parts = treedef.unflatten(_reshaped(matrices, shapes))
+    def in_shape_of(leaf: Leaf, x: Array | None) -> Array:
         # An empty leaf has no matrices. It keeps one dtype, whether `tree` holds bfloat16 weights or their float32 gradients.
-        return jax.tree.map(lambda leaf, x: jnp.zeros(jnp.shape(leaf)) if x is None else x, tree, parts)
+        return jnp.zeros(jnp.shape(leaf)) if x is None else x.reshape(jnp.shape(leaf))
+
+    def in_shapes_of_leaves(matrices: Iterable[Array]) -> PyTree:
+        return jax.tree.map(in_shape_of, tree, treedef.unflatten(matrices))
 
     parts = [
         in_shapes_of_leaves(part) if whole else treedef.unflatten(part) for part, whole in zip(columns, flags, strict=True)
@@ -181,36 +187,36 @@ def state_of_others(call: str, matrices: PyTree) -> ValueError:
 
 
 def _leaf_by_leaf(layout: StateLayout, treedef: Any, leaves: list[Array], kept: MatrixState) -> list[MatrixState]:
-    shapes = [G.shape for G in leaves]
     kept = jax.tree.map(lambda x: x if x.size else None, kept)  # as in `stack_matrices`
-    momenta = [None] * len(leaves) if kept.momentum is None else _reshaped(treedef.flatten_up_to(kept.momentum), shapes)
-    averaged = [None] * len(leaves)
+    momenta = averaged = [None] * len(leaves)
+    if kept.momentum is not None:
+        momenta = list(map(_reshaped, treedef.flatten_up_to(kept.momentum), leaves))
     if jax.tree.leaves(kept.averaged):
         flags, inner = jax.tree.flatten(layout.whole)
         parts = inner.flatten_up_to(kept.averaged)
         columns = [treedef.flatten_up_to(part) for part in parts]
-        columns = [_reshaped(part, shapes) if whole else part for part, whole in zip(columns, flags, strict=True)]
-        averaged = [inner.unflatten(column) for column in zip(*columns, strict=True)]
-    for average, G in zip(averaged, leaves, strict=True):
-        _require_like(layout.structure, average, G)
+        columns = [list(map(_reshaped, part, leaves)) if whole else part for part, whole in zip(columns, flags, strict=True)]
+        averaged = list(map(inner.unflatten, zip(*columns, strict=True)))
+        if not all(flags):
+            for average, G in zip(averaged, leaves, strict=True):
+                _require_like(layout, average, G)
     return [MatrixState((), None, *rest) for rest in zip(averaged, momenta, strict=True)]
 
 
-def _reshaped(arrays: Iterable[Array], shapes: list[tuple[int, ...]]) -> list[Array]:
-    """Matrices as the leaves they come from, or back: only vectors and numbers change, which are matrices of one column.
+def _reshaped(x: Array, G: Matrices) -> Array:
+    """A leaf as the matrices that it was: only vectors and numbers change, which are matrices of one column.
 
     Raises:
-        TypeError: an array has another shape than that.
+        TypeError: the array has another shape than that.
     """
-    pairs = list(zip(arrays, shapes, strict=True))
-    if any(x.shape != shape and x.ndim > 1 and len(shape) > 1 for x, shape in pairs):
-        raise TypeError(f"arrays of shapes {[x.shape for x, _ in pairs]} are not those of {shapes}")
-    return [x.reshape(shape) for x, shape in pairs]
+    if x.shape != G.shape and x.ndim > 1:
+        raise TypeError(f"an array of shape {x.shape} is not of shape {G.shape}")
+    return x.reshape(G.shape)
 
 
-def _require_like(structure: Structure, averaged: Tree, G: Matrices) -> None:
+def _require_like(layout: StateLayout, averaged: Tree, G: Matrices) -> None:
     """Raise a ValueError where the averages were made for matrices unlike G."""
     shapes = jax.tree.map(lambda x: x.shape[G.ndim - 2 :], averaged)
-    made = (jax.eval_shape(lambda a=average: zero_state(structure, G.shape[-2:], a)[1]) for average in ("statistics", "fits"))
-    if averaged is not None and not any(shapes == jax.tree.map(jnp.shape, stats.spectrum) for stats in made):
-        raise ValueError(f"averages of shapes {shapes} are not those of {structure}")
+    _, made = jax.eval_shape(partial(zero_state, layout.structure, G.shape[-2:], layout.average))
+    if shapes != jax.tree.map(jnp.shape, made.spectrum):
+        raise ValueError(f"averages of shapes {shapes} are not those of {layout.structure}")

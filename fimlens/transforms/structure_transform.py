@@ -97,11 +97,11 @@ def _init(recipe: Recipe, params: PyTree) -> StructureState:
 
 
 def _update(recipe: Recipe, updates: PyTree, state: StructureState) -> tuple[PyTree, StructureState]:
+    if not optax.tree.size(updates):
+        return updates, state._replace(count=optax.safe_increment(state.count))
     layout = state_layout(recipe.structure, recipe.average)
     with jax.default_matmul_precision("highest"):
         matrices, treedef = jax.tree.flatten(stack_matrices(updates, layout.stacked))
-        if not matrices:
-            return updates, state._replace(count=optax.safe_increment(state.count))
         states = unpack_state(layout, treedef, matrices, state)
         now = coefficients(recipe, state.count, state.key)
         step = jax.jit(partial(step_matrices, recipe, now=now))  # traced once for each shape
