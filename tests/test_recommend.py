@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,13 @@ from fimlens.costs.flops import step_flops
 from fimlens.lens import recommend as module
 from fimlens.lens.estimates import make_estimate
 from fimlens.optimizers import mixture
-from fimlens.structures.named import STRUCTURES
+from fimlens.structures.named import STRUCTURES, read_structure
+
+
+@dataclass(frozen=True)
+class Mine(fl.Rows):
+    """A structure that fimlens does not have."""
+
 
 FOLDS = np.array([1.0, -1.0, 2.0, -2.0])  # standard error 0.91
 SHAPES = {"query": (3, 4), "up": (3, 6), "down": (6, 3)}
@@ -136,9 +143,26 @@ def test_it_survives_json():
     assert again.choices == found.choices
     assert again.in_words() == found.in_words()
     assert str(again.table) == str(found.table)  # which has NaN
-    own = fl.recommend({"w": estimated({"sgd": 0.5}, structures={"sgd": fl.Rows()})}, 20)
-    with pytest.raises(ValueError, match=r"'sgd' does not name Rows\(\) in fimlens"):
-        own.to_json()
+
+
+def test_structures_are_written_as_in_python():
+    """A name means the structure of that name in fimlens, so that others are written out."""
+    own = {"adam": fl.Rows(), "alice": fl.LowRank(fl.Diagonal(), 2, fl.Columns())}
+    found = fl.recommend({name: estimated({name: 0.5}, structures=own) for name in own}, 100)
+    plain = json.loads(json.dumps(found.to_json()))
+    assert plain["choices"]["adam"] == "Rows()"
+    assert fl.Recommendation.from_json(plain).choices == found.choices == own
+    for structure in (Mine(), fl.Rotated(Mine(), "L"), type("Columns", (Mine,), {})()):
+        with pytest.raises(ValueError, match=r"^to_json: "):
+            fl.recommend({"w": estimated({"mine": 0.5}, structures={"mine": structure})}, 100).to_json()
+
+
+@pytest.mark.parametrize(
+    "text", ["sopa", "Rows", "Rows(", "open('x')", "Rows().claim", "LowRank(Diagonal(), 0)", "fl.Rows()", "1 + 1"]
+)
+def test_what_writes_no_structure_is_refused(text):
+    with pytest.raises(ValueError, match=r"^lens: there is no structure .*There are sgd, .*as in Python"):
+        read_structure("lens", text)
 
 
 def test_it_says_what_the_best_single_structure_would_give():
@@ -207,7 +231,7 @@ def test_the_cost_of_memory_is_what_the_state_takes(name):
 
 def test_wrong_choices_are_refused(tmp_path):
     for choices, kind, message in (
-        ({"w": "sopa"}, ValueError, "no structure 'sopa'. There are sgd"),
+        ({"w": "sopa"}, ValueError, "recommended: there is no structure 'sopa'. There are sgd"),
         (tmp_path / "none.json", OSError, "none.json"),
         (str(tmp_path / "wrong.json"), ValueError, "holds no choices"),
     ):
@@ -229,7 +253,7 @@ def test_the_command_writes_what_the_optimizer_takes(tmp_path, monkeypatch):
         "layer.query": {"adam": 0.9, "soap": 0.1, "mine": 0.0},
         "layer.value": {"rows": 0.2, "adam": 0.1, "soap": math.inf},
     }
-    known = STRUCTURES | {"mine": fl.Rows()}
+    known = STRUCTURES | {"mine": Mine()}
     matrices = {
         name: {"Frobenius": estimated(errors, structures=known).to_json(), "LogDet": estimated({"sgd": 1.0}).to_json()}
         for name, errors in parts.items()

@@ -69,7 +69,8 @@ def estimate_gradients(
         task = bar.add_task("structures", total=len(chosen) * len(structures))
         for name, gradients in chosen.items():
             old = done.get(name, {})
-            if all(set(structures) <= {*part["rows"], *part["unsuited"]} for part in old.values()) and old:
+            written = {name: repr(structure) for name, structure in structures.items()}
+            if old and all(written.items() <= part["structures"].items() for part in old.values()):
                 found[name] = {d: read_estimates(part, structures) for d, part in old.items()}
                 bar.update(task, advance=len(structures))
                 continue
@@ -99,7 +100,7 @@ def estimate_gradients(
 
 
 def read_estimates(plain: Mapping[str, Any], structures: Mapping[str, Structure]) -> Estimates:
-    """Return estimates of a file, of these structures."""
+    """Return estimates of a file, of these structures, which it has."""
     rows = {}
     for name, row in plain["rows"].items():
         if name in structures:

@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fimlens.cli.arguments import console, errors, refusal
-from fimlens.optimizers.mixture import read_names
+from fimlens.optimizers.mixture import read_texts
 
 
 def pretrain(
@@ -81,7 +81,7 @@ def pretrain(
         if distributed or coordinator is not None:  # before anything asks JAX for its devices
             jax.distributed.initialize(coordinator, hosts, host)
         optimizer, _, choices = optimizer.partition(":")
-        options = options_of(option) | ({"choices": read_names(Path(choices))} if choices else {})
+        options = options_of(option) | ({"choices": read_texts(Path(choices))} if choices else {})
         plan = Plan(
             model, optimizer, rate, steps, batch, length, options, accumulate, clip, seed, dtype, state_dtype, tied,
             scan, remat, on_nonfinite,

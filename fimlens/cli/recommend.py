@@ -1,5 +1,6 @@
 """fimlens recommend: a structure for each matrix, from the estimates of `fimlens lens --gradients`."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,8 @@ from fimlens.lens.estimates import Estimates
 from fimlens.lens.nearness import DIVERGENCES
 from fimlens.lens.recommend import recommend as choose
 from fimlens.lens.recommendation import UNITS, Recommendation
-from fimlens.structures.named import STRUCTURES
+from fimlens.structure import Structure
+from fimlens.structures.named import read_structure
 
 SENSES = {name.lower().replace(" ", "-"): name for name in DIVERGENCES}  # as the command line and estimates.json name them
 
@@ -39,14 +41,23 @@ def recommend(
 
 
 def _read(path: Path, divergence: str) -> dict[str, Estimates]:
-    """Return the estimates of each matrix in a file, of the structures that have a name."""
+    """Return the estimates of each matrix in a file, of the structures of fimlens."""
     if divergence not in SENSES:
         raise ValueError(f"--divergence: one of {', '.join(SENSES)}; got {divergence!r}.")
     try:
-        matrices = json.loads(path.read_text())["matrices"]
-        return {name: read_estimates(parts[SENSES[divergence]], STRUCTURES) for name, parts in matrices.items()}
+        parts = {name: part[SENSES[divergence]] for name, part in json.loads(path.read_text())["matrices"].items()}
+        return {name: read_estimates(part, _structures(part["structures"])) for name, part in parts.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds no estimates. Let `fimlens lens --gradients` write it.") from error
+
+
+def _structures(texts: dict[str, str]) -> dict[str, Structure]:
+    """Return the structures that a file writes, without those of other packages."""
+    found = {}
+    for name, text in texts.items():
+        with contextlib.suppress(ValueError):
+            found[name] = read_structure("recommend", text)
+    return found
 
 
 def _print(found: Recommendation) -> None:

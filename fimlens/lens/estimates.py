@@ -135,4 +135,5 @@ class Estimates:
         plain = {name: getattr(self, name) for name in ("divergence", "samples", "folds", "reliable")}
         rows = {name: as_json(row) | {"pseudo": [as_json(x) for x in row.pseudo]} for name, row in self.rows.items()}
         lists = {"shape": list(self.shape), "norm_squared": list(self.norm_squared)}
-        return plain | lists | {"rows": rows, "unsuited": dict(self.unsuited)}
+        structures = {name: repr(structure) for name, structure in self.structures.items()}
+        return plain | lists | {"structures": structures, "rows": rows, "unsuited": dict(self.unsuited)}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fimlens._validate import as_json, read_number
 from fimlens.structure import Structure
-from fimlens.structures.named import STRUCTURES
+from fimlens.structures.named import STRUCTURES, read_structure
 
 CHOSEN, KEPT = "chosen", "kept"
 
@@ -109,18 +109,13 @@ class Recommendation:
         """Return everything as plain data, ready for `json.dump`: "inf" for what is infinite, and None for NaN.
 
         Raises:
-            ValueError: a choice is none of the structures that have a name in fimlens.
+            ValueError: a choice is made of other structures than those of fimlens.
         """
-        names = {matrix: row.structure for matrix, row in self.chosen.items()}
-        for matrix, name in names.items():
-            if STRUCTURES.get(name) != self.choices[matrix]:
-                raise ValueError(
-                    f"to_json: {name!r} does not name {self.choices[matrix]} in fimlens. Pass the choices themselves."
-                )
+        texts = {matrix: _text(row.structure, self.choices[matrix]) for matrix, row in self.chosen.items()}
         table = {matrix: [as_json(row) for row in rows] for matrix, rows in self.table.items()}
         about = {"cost": self.cost, "divergence": self.divergence, "budget": self.budget}
         totals = {"total_cost": self.total_cost, "total_error": self.total_error}
-        return about | totals | {"choices": names, "entries": dict(self.entries), "table": table}
+        return about | totals | {"choices": texts, "entries": dict(self.entries), "table": table}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> "Recommendation":
@@ -130,5 +125,13 @@ class Recommendation:
             matrix: tuple(Candidate(**row | {name: read_number(row[name]) for name in numbers}) for row in rows)
             for matrix, rows in plain["table"].items()
         }
-        choices = {matrix: STRUCTURES[name] for matrix, name in plain["choices"].items()}
+        choices = {matrix: read_structure("from_json", text) for matrix, text in plain["choices"].items()}
         return cls(choices, table, plain["entries"], plain["cost"], plain["divergence"], plain["budget"])
+
+
+def _text(name: str, structure: Structure) -> str:
+    """Return what `read_structure` reads as the structure: its name, if that is fimlens' own, or else how Python writes it."""
+    text = name if STRUCTURES.get(name) == structure else repr(structure)
+    if read_structure("to_json", text) != structure:
+        raise ValueError(f"to_json: {name!r} is another {structure} than fimlens'. Pass the choices themselves.")
+    return text

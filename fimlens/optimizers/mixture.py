@@ -16,7 +16,7 @@ from fimlens._validate import path_name
 from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.structure import Structure, require_structure
 from fimlens.structures import Diagonal, RowColumn
-from fimlens.structures.named import STRUCTURES
+from fimlens.structures.named import read_structure
 from fimlens.transforms.dtypes import StateDtypes
 from fimlens.transforms.state import state_layout
 from fimlens.transforms.structure_transform import scale_by_structure
@@ -41,9 +41,9 @@ def scale_by_recommended(
     bases, the fits of single gradients are averaged. `fl.RowColumn` then takes the five sweeps and the cap of `fl.racs`.
 
     Args:
-        choices: by pattern, such as "layers/*/attention/query", a structure or the name of one, such as "soap". The first
-            pattern that suits a path counts; "." stands for "/" too, as in names of files. Or the path of the file that
-            `fimlens recommend` wrote.
+        choices: by pattern, such as "layers/*/attention/query", a structure, or a text that names or writes one: "soap",
+            "LowRank(Diagonal(), 32)". The first pattern that suits a path counts; "." stands for "/" too, as in names of
+            files. Or the path of the file that `fimlens recommend` wrote.
         b1: decay of the momentum. Default: 0.9, as in Adam.
         b2: decay of the averages. Default: 0.999, as in Adam.
         eps: number added to the root of each eigenvalue. Default: 1e-8, as in Adam.
@@ -52,8 +52,8 @@ def scale_by_recommended(
 
     Raises:
         OSError: the file cannot be read.
-        TypeError: a choice is neither a structure nor a name, or (at init) a parameter is not of real floating point.
-        ValueError: no structure has that name, the file holds no choices, an option is out of its range, or (at init) a
+        TypeError: a choice is neither a structure nor a text, or (at init) a parameter is not of real floating point.
+        ValueError: a text is no structure, the file holds no choices, an option is out of its range, or (at init) a
             structure does not suit a matrix.
 
     Warns:
@@ -66,7 +66,7 @@ def scale_by_recommended(
         >>> list(state.inner_states)
         ['Diagonal()', 'Rotated(Diagonal())', 'Rows()']
     """
-    given = choices if isinstance(choices, Mapping) else read_names(Path(choices))
+    given = choices if isinstance(choices, Mapping) else read_texts(Path(choices))
     chosen = {pattern: _structure(choice) for pattern, choice in given.items()}
     options = {"b1": b1, "b2": b2, "eps": eps, "update_interval": update_interval, "dtypes": dtypes}
     structures = {str(structure): structure for structure in (Diagonal(), *chosen.values())}
@@ -98,8 +98,8 @@ def averaged_of(structure: Structure) -> str:
     return "statistics" if state_layout(structure, "statistics").stacked else "fits"
 
 
-def read_names(path: Path) -> dict[str, str]:
-    """Return the names of structures by pattern, which a file of `fimlens recommend` holds.
+def read_texts(path: Path) -> dict[str, str]:
+    """Return the structures by pattern, as texts, which a file of `fimlens recommend` holds.
 
     Raises:
         OSError: the file cannot be read.
@@ -113,9 +113,7 @@ def read_names(path: Path) -> dict[str, str]:
 
 def _structure(choice: Any) -> Structure:
     if isinstance(choice, str):
-        if choice not in STRUCTURES:
-            raise ValueError(f"recommended: there is no structure {choice!r}. There are {', '.join(STRUCTURES)}.")
-        return STRUCTURES[choice]
+        return read_structure("recommended", choice)
     require_structure("recommended", choice)
     return choice
 

@@ -1,7 +1,10 @@
 """The structures behind optimizers that people know, by name: one table for the lens, the gallery and the proofs."""
 
+import ast
 from collections.abc import Iterable, Mapping
+from typing import Any
 
+from fimlens import divergence, structures
 from fimlens.divergence import LogDet
 from fimlens.structure import Structure, require_structure
 from fimlens.structures import (
@@ -53,6 +56,43 @@ def named_structures(rank: int = 4, sweeps: int | None = None) -> dict[str, Stru
 
 
 STRUCTURES = named_structures()
+
+
+_KINDS = {name: kind for room in (divergence, structures) for name, kind in vars(room).items() if isinstance(kind, type)}
+
+
+def read_structure(call: str, text: str) -> Structure:
+    """Return the structure that a text names, or writes as in Python: what `repr` writes of any structure of fimlens.
+
+    Args:
+        call: the public function that was given it, named in the message.
+        text: such as "soap", or "LowRank(Diagonal(), rank=32)".
+
+    Raises:
+        TypeError: the text writes something else.
+        ValueError: it is neither a name nor made of structures, trackers and divergences of fimlens.
+
+    Examples:
+        >>> from fimlens.structures.named import read_structure
+        >>> print(read_structure("lens", "soap"), read_structure("lens", "Rotated(Diagonal(), sides='L')"))
+        Rotated(Diagonal()) Rotated(Diagonal(), L)
+    """
+    if text in STRUCTURES:
+        return STRUCTURES[text]
+    try:
+        found = _value(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, TypeError, KeyError, AttributeError) as error:
+        known = f"{', '.join(STRUCTURES)}, or others as in Python: LowRank(Diagonal(), 32)"
+        raise ValueError(f"{call}: there is no structure {text!r}. There are {known}.") from error
+    require_structure(call, found)
+    return found
+
+
+def _value(node: Any) -> Any:
+    """Return the value of a literal, or of a call of a structure, tracker or divergence."""
+    if isinstance(node, ast.Call):
+        return _KINDS[node.func.id](*map(_value, node.args), **{part.arg: _value(part.value) for part in node.keywords})
+    return ast.literal_eval(node)
 
 
 def name_structures(call: str, structures: Mapping[str, Structure] | Iterable[Structure]) -> dict[str, Structure]:
