@@ -242,6 +242,31 @@ def test_the_command_reads_files_concludes_and_continues(tmp_path):
     assert again.output.split("query", 1)[1].split("Numbers")[0] == result.output.split("query", 1)[1].split("Numbers")[0]
 
 
+def test_a_name_that_means_another_structure_is_estimated_again(tmp_path):
+    source, out, errors = tmp_path / "gradients", tmp_path / "out", []
+    source.mkdir()
+    np.save(source / "query.npy", gradients(16))
+    for rank in ("1", "2"):
+        command = [
+            "lens",
+            "--gradients",
+            str(source),
+            "--structures",
+            "galore",
+            "--rank",
+            rank,
+            "--folds",
+            "2",
+            "--out",
+            str(out),
+        ]
+        assert CliRunner().invoke(app, command).exit_code == 0
+        part = json.loads((out / "estimates.json").read_text())["matrices"]["query"]["Frobenius"]
+        errors.append(part["rows"]["galore"]["relative"])
+    assert f"rank={rank}" in part["structures"]["galore"]
+    assert errors[0] != errors[1]
+
+
 def test_gradients_in_safetensors_are_mapped(tmp_path):
     G = gradients(8)
     header = json.dumps({"layer.query": {"dtype": "F32", "shape": [8, 3, 4], "data_offsets": [0, G.nbytes]}}).encode()

@@ -212,6 +212,28 @@ def test_leaves_of_more_axes_and_injected_rates_go_through():
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
 
 
+@pytest.mark.slow
+def test_updates_of_all_structures_have_about_the_same_size():
+    """The root mean square of F~^-1/2 G on gradients whose Fisher is a Kronecker product, without momentum."""
+    a, b, c = jax.random.split(jax.random.key(0), 3)
+    left, right = jax.random.normal(a, (16, 16)), jax.random.normal(b, (24, 24))
+    gradients = left @ jax.random.normal(c, (400, 16, 24)) @ right
+    names = sorted(set(STRUCTURES) - {"dense"})
+    tx = fl.scale_by_recommended({name: name for name in names}, b1=0.0)
+
+    @jax.jit
+    def sizes(gradients):
+        def step(state, G):
+            updates, state = tx.update(dict.fromkeys(names, G), state)
+            return state, jax.tree.map(lambda U: jnp.sqrt(jnp.mean(U**2)), updates)
+
+        return jax.lax.scan(step, tx.init(dict.fromkeys(names, gradients[0])), gradients)[1]
+
+    found = {name: float(jnp.median(size[200:])) for name, size in sizes(gradients).items()}
+    assert 0.45 < found.pop("galore") < 0.55  # it drops all but 4 of 16 directions
+    assert 0.8 < min(found.values()) <= max(found.values()) < 1.1
+
+
 def test_racs_on_a_gradient_of_blocks_is_bounded():
     """The exact product would be zero outside the leading block, and the update infinite or zero there."""
     G = {"w": jnp.diag(jnp.array([1.0, 0.5, 0.1]))}
@@ -255,7 +277,10 @@ def test_the_command_writes_what_the_optimizer_takes(tmp_path, monkeypatch):
     }
     known = STRUCTURES | {"mine": Mine()}
     matrices = {
-        name: {"Frobenius": estimated(errors, structures=known).to_json(), "LogDet": estimated({"sgd": 1.0}).to_json()}
+        name: {
+            "Frobenius": estimated(errors, structures=known).to_json(),
+            "LogDet": estimated({"sgd": 1.0}, divergence="LogDet()").to_json(),
+        }
         for name, errors in parts.items()
     }
     (tmp_path / "estimates.json").write_text(json.dumps({"matrices": matrices}))
@@ -271,8 +296,11 @@ def test_the_command_writes_what_the_optimizer_takes(tmp_path, monkeypatch):
     (tmp_path / "bad.json").write_text('{"matrices": [1]}')
     for wrong, message in (
         (["estimates.json", "--budget", "1"], "fimlens recommend: a budget of 1.0 is too small"),
-        (["estimates.json", "--budget", "90", "--divergence", "kl"], "--divergence: one of frobenius, von-neumann, logdet"),
-        (["estimates.json", "--budget", "90", "--divergence", "von-neumann"], "estimates.json holds no estimates"),
+        (["estimates.json", "--budget", "90", "--divergence", "kl"], "fimlens recommend: there is no divergence 'kl'"),
+        (
+            ["estimates.json", "--budget", "90", "--divergence", "von-neumann"],
+            "estimates.json holds no estimates in VonNeumann()",
+        ),
         (["bad.json", "--budget", "90"], "bad.json holds no estimates"),
         (["none.json", "--budget", "90"], "none.json"),
     ):

@@ -57,6 +57,7 @@ def estimate_gradients(
     about = {"fimlens": __version__, "kind": files.kind, "samples": count, "folds": folds, "seed": seed}
     known = json.loads(path.read_text()) if path.exists() else {}
     done = known.get("matrices", {}) if about.items() <= known.items() else {}
+    written = {name: repr(structure) for name, structure in structures.items()}  # a name may stand for several ranks
     found: dict[str, dict[str, Estimates]] = {}
     with Progress(
         TextColumn("{task.description}"),
@@ -69,8 +70,7 @@ def estimate_gradients(
         task = bar.add_task("structures", total=len(chosen) * len(structures))
         for name, gradients in chosen.items():
             old = done.get(name, {})
-            written = {name: repr(structure) for name, structure in structures.items()}
-            if old and all(written.items() <= part["structures"].items() for part in old.values()):
+            if old and all(written.items() <= part.get("structures", {}).items() for part in old.values()):
                 found[name] = {d: read_estimates(part, structures) for d, part in old.items()}
                 bar.update(task, advance=len(structures))
                 continue

@@ -7,23 +7,20 @@ from typing import Annotated
 
 import typer
 
-from fimlens.cli.arguments import console, errors, refusal, require_writable, table
+from fimlens.cli.arguments import console, errors, parse_divergence, refusal, require_writable, table
 from fimlens.cli.lens_estimates import read_estimates
 from fimlens.lens.estimates import Estimates
-from fimlens.lens.nearness import DIVERGENCES
 from fimlens.lens.recommend import recommend as choose
 from fimlens.lens.recommendation import UNITS, Recommendation
 from fimlens.structure import Structure
 from fimlens.structures.named import read_structure
-
-SENSES = {name.lower().replace(" ", "-"): name for name in DIVERGENCES}  # as the command line and estimates.json name them
 
 
 def recommend(
     estimates: Annotated[Path, typer.Argument(help="The estimates.json that `fimlens lens --gradients` wrote.")],
     budget: Annotated[float, typer.Option(help="The most that all matrices may cost together.")],
     cost: Annotated[str, typer.Option(help="; ".join(f"{name}: {unit}" for name, unit in UNITS.items()) + ".")] = "memory",
-    divergence: Annotated[str, typer.Option(help=f"One of {', '.join(SENSES)}.")] = "frobenius",
+    divergence: Annotated[str, typer.Option(help="frobenius, von-neumann or logdet.")] = "frobenius",
     out: Annotated[Path, typer.Option(help="File for `fimlens pretrain --optimizer recommended:FILE`.")] = Path(
         "recommended.json"
     ),
@@ -42,13 +39,14 @@ def recommend(
 
 def _read(path: Path, divergence: str) -> dict[str, Estimates]:
     """Return the estimates of each matrix in a file, of the structures of fimlens."""
-    if divergence not in SENSES:
-        raise ValueError(f"--divergence: one of {', '.join(SENSES)}; got {divergence!r}.")
+    sense = str(parse_divergence("recommend", divergence))
     try:
-        parts = {name: part[SENSES[divergence]] for name, part in json.loads(path.read_text())["matrices"].items()}
+        matrices = json.loads(path.read_text())["matrices"]
+        parts = {name: {part["divergence"]: part for part in each.values()}[sense] for name, each in matrices.items()}
         return {name: read_estimates(part, _structures(part["structures"])) for name, part in parts.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} holds no estimates. Let `fimlens lens --gradients` write it.") from error
+        message = f"{path} holds no estimates in {sense}. Let `fimlens lens --gradients` write it."
+        raise ValueError(message) from error
 
 
 def _structures(texts: dict[str, str]) -> dict[str, Structure]:

@@ -84,7 +84,7 @@ class Recommendation:
         """Return the name, cost and error of the structure that is best within the budget if every matrix has the same."""
         found = []
         for name in {row.structure for rows in self.table.values() for row in rows}:
-            rows = {matrix: row for matrix, all_ in self.table.items() for row in all_ if row.structure == name}
+            rows = {matrix: row for matrix, listed in self.table.items() for row in listed if row.structure == name}
             spent = math.fsum(row.cost for row in rows.values())
             if len(rows) == len(self.table) and spent <= self.budget and math.isfinite(self._mean(rows)):
                 found.append((self._mean(rows), spent, name))
