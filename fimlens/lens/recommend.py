@@ -121,7 +121,7 @@ def _candidates(found: Estimates, measure: Callable[[Structure, tuple[int, int]]
         # Only against what is kept, so that whatever is left out has a cheaper one in the choice that is not clearly worse.
         enough = [other.structure for other in kept if other.cost < row.cost and not _clearly_nearer(found, row, other)]
         if row.verdict == KEPT and enough:
-            rows[place] = row._replace(verdict=f"not clearly nearer than {enough[0]}")
+            rows[place] = row._replace(verdict=f"no clear gain on {enough[0]}")
         elif row.verdict == KEPT:
             kept.append(row)
     return rows
