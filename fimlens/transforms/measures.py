@@ -1,0 +1,81 @@
+"""What `fl.monitor` measures of stacks of matrices: each function gives one number a matrix, at any scale, and 0 for 0/0.
+
+Arrays are of float32 at least. `axes` are those of one matrix, and results keep them with length 1.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import entr
+from jaxtyping import Array, Float
+
+from fimlens.linalg.bases import short_side_first
+from fimlens.linalg.decompositions import eigh, unit_of
+from fimlens.transforms.stacked_bases import Side
+from fimlens.transforms.stacking import Stack
+
+Axes = tuple[int, ...]
+SIDES = (-2, -1)
+Numbers = Float[Array, "..."]
+
+
+def size(x: Array, axes: Axes = SIDES) -> Numbers:
+    """||x||, the Frobenius norm."""
+    unit = unit_of(x, axes)  # squares of x / unit stay within float32
+    return unit * jnp.sqrt(jnp.sum((x / unit) ** 2, axes, keepdims=True))
+
+
+def rms(x: Array, axes: Axes = SIDES) -> Numbers:
+    """The root mean square of the entries of x."""
+    return size(x, axes) / math.prod(x.shape[axis] for axis in axes) ** 0.5
+
+
+def ratio(a: Numbers, b: Numbers) -> Numbers:
+    """a / b, and 0 where b is 0."""
+    return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
+
+
+def cosine(x: Array, y: Array, axes: Axes = SIDES) -> Numbers:
+    """<x, y> / (||x|| ||y||)."""
+    return jnp.sum(ratio(x, size(x, axes)) * ratio(y, size(y, axes)), axes, keepdims=True)
+
+
+def gram(G: Stack) -> Float[Array, "k s s"]:
+    """G G^T of the shorter side, over its trace ||G||^2."""
+    G = short_side_first(ratio(G, size(G)))
+    return G @ G.mT
+
+
+def effective_rank(gram: Float[Array, "k s s"]) -> Float[Array, " k"]:
+    """exp of the entropy of p, where p_i is the i-th squared singular value of G over their sum; 0 if G is 0."""
+    p = jnp.maximum(jax.vmap(eigh)(gram)[0], 0)  # rounding makes some negative
+    return jnp.where(jnp.trace(gram, axis1=-2, axis2=-1) == 0, 0, jnp.exp(jnp.sum(entr(p), -1)))
+
+
+def outside(G: Stack, left: Side | None, right: Side | None) -> Numbers | None:
+    """||G - P G Q||^2 / ||G||^2 for the projections P = U U^T and Q = V V^T; None if no side is projected."""
+    U, V = (
+        side.basis.astype(G.dtype) if side and side.basis.shape[1] > side.basis.shape[2] else None for side in (left, right)
+    )
+    if U is None and V is None:
+        return None
+    G = ratio(G, size(G))
+    within = G if U is None else U @ (U.mT @ G)
+    within = within if V is None else (within @ V) @ V.mT
+    return size(G - within) ** 2
+
+
+def off_diagonal(G: Stack, side: Side) -> Numbers:
+    """||D - diag(D)|| / ||D|| for D = U^T C U, the covariance in the basis; C = G G^T where none is averaged.
+
+    G has this side first.
+    """
+    U = side.basis.astype(G.dtype)
+    if side.covariance is None:
+        X = U.mT @ ratio(G, size(G))
+        D = X @ X.mT
+    else:
+        C = side.covariance.astype(G.dtype)
+        D = U.mT @ (C / unit_of(C, SIDES)) @ U
+    return ratio(size(D - D * jnp.eye(D.shape[-1])), size(D))

@@ -1,0 +1,119 @@
+"""The bases in an optimizer's state: where they are, and which parameters they belong to."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from fimlens._validate import path_name
+from fimlens.transforms.drop_in import noted_inits
+from fimlens.transforms.low_rank_state import Subspace
+from fimlens.transforms.low_rank_transform import LowRankState
+from fimlens.transforms.stacking import sides, stack_name
+from fimlens.transforms.state import StructureState
+
+
+class Side(NamedTuple):
+    """The orthonormal bases U of one side of a stack of matrices, and the averaged covariances that they follow, or None."""
+
+    basis: Float[Array, "k i r"]
+    covariance: Float[Array, "k i i"] | None
+
+
+class Sides(NamedTuple):
+    """Both sides of a stack; None for a side without bases."""
+
+    left: Side | None
+    right: Side | None
+
+
+class Place(NamedTuple):
+    """Where the matrices of a leaf are: the leaf's path, its shape as a transform sees it, which of the states in
+    `stacks_with_bases` is the transform's, and the stack in it and the first index there."""
+
+    path: str
+    shape: tuple[int, ...]
+    state: int
+    stack: str
+    first: int
+
+
+def stacks_with_bases(state: PyTree) -> list[dict[str, Sides]]:
+    """For each state of a structure's transform, wherever it is in an Optax state: its stacks of matrices that have bases.
+
+    A structure says in its frame what its bases are, by the names `left` and `right`. What is kept in place of a basis, such as
+    the key of a random projection, is none, nor are bases of parts of a side.
+    """
+    return [{name: _sides(name, *kept) for name, kept in _bases_by_stack(own).items()} for own in _states(state)]
+
+
+def places_in_stacks(init: Callable[[PyTree], Any], params: PyTree) -> tuple[Place, ...]:
+    """Where matrices are in the stacks of `stacks_with_bases(init(params))`."""
+    places: list[Place] = []
+
+    def started(params: PyTree) -> None:
+        with noted_inits() as notes:
+            state = init(params)
+        # Wrappers may rebuild a state around its counter, but they keep the counter itself.
+        seen = {id(own.count): leaves for own, leaves in notes if isinstance(own, StructureState | LowRankState)}
+        for index, own in enumerate(_states(state)):
+            places.extend(_places(index, seen.get(id(own.count), ())))
+
+    jax.eval_shape(started, params)
+    return tuple(places)
+
+
+def _places(state: int, seen: PyTree) -> Iterator[Place]:
+    taken: dict[str, int] = defaultdict(int)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(seen):
+        name = stack_name(leaf)
+        yield Place(path_name(path), leaf.shape, state, name, taken[name])
+        taken[name] += leaf.size // max(1, math.prod(sides(leaf.shape)))
+
+
+def _states(state: PyTree) -> Iterator[StructureState | LowRankState]:
+    is_leaf = lambda x: isinstance(x, StructureState | LowRankState)  # noqa: E731
+    return filter(is_leaf, jax.tree.leaves(state, is_leaf=is_leaf))
+
+
+def _bases_by_stack(state: StructureState | LowRankState) -> dict[str, tuple[tuple[Any, Any], tuple[Any, Any]]]:
+    """By stack, what is kept for the bases and for the covariances of its two sides."""
+    if isinstance(state, LowRankState):
+        return {name: tuple(zip(*map(_kept, kept[:2]), strict=True)) for name, kept in state.stacks.items()}
+    if not isinstance(state.bases, dict):
+        return {}
+    averages = state.covariances or {}
+    return {name: (_left_and_right(x), _left_and_right(averages.get(name))) for name, x in state.bases.items()}
+
+
+def _kept(side: Subspace | None) -> tuple[Any, Any]:
+    """What is kept for a basis and for its covariance; None for a side that is taken whole."""
+    if side is None:
+        return None, None
+    # A tracker may average in the coordinates of U, and where U is square no shape tells that from a covariance of the side.
+    square = jnp.ndim(side.basis) == 3 and side.basis.shape[1] == side.basis.shape[2]
+    return side.basis, None if square else side.average
+
+
+def _left_and_right(x: Any) -> tuple[Any, Any]:
+    return getattr(x, "left", None), getattr(x, "right", None)
+
+
+def _sides(name: str, bases: tuple[Any, Any], averages: tuple[Any, Any]) -> Sides:
+    m, n = map(int, name.split()[:3:2])  # "m x n", and perhaps a dtype
+    left, right = (_side(*pair) for pair in zip(bases, averages, strict=True))
+    if left and left.basis.shape[1] == n != m:  # the shorter side, which its structure puts first
+        left, right = None, left
+    fits = [side if side and side.basis.shape[1] == length else None for side, length in ((left, m), (right, n))]
+    return Sides(*fits)
+
+
+def _side(basis: Any, average: Any) -> Side | None:
+    if basis is None or basis.ndim != 3 or not jnp.issubdtype(basis.dtype, jnp.floating):
+        return None
+    k, length, _ = basis.shape
+    return Side(basis, None if average is None or average.shape != (k, length, length) else average)
