@@ -3,8 +3,6 @@
 Arrays are of float32 at least. `axes` are those of one matrix, and results keep them with length 1.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
@@ -28,7 +26,8 @@ def size(x: Array, axes: Axes = SIDES) -> Numbers:
 
 def rms(x: Array, axes: Axes = SIDES) -> Numbers:
     """The root mean square of the entries of x."""
-    return size(x, axes) / math.prod(x.shape[axis] for axis in axes) ** 0.5
+    unit = unit_of(x, axes)
+    return unit * jnp.sqrt(jnp.mean((x / unit) ** 2, axes, keepdims=True))
 
 
 def ratio(a: Numbers, b: Numbers) -> Numbers:
@@ -36,14 +35,20 @@ def ratio(a: Numbers, b: Numbers) -> Numbers:
     return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
 
 
+def normalized(x: Array, axes: Axes = SIDES) -> Array:
+    """x / ||x||."""
+    x = x / unit_of(x, axes)
+    return ratio(x, size(x, axes))
+
+
 def cosine(x: Array, y: Array, axes: Axes = SIDES) -> Numbers:
     """<x, y> / (||x|| ||y||)."""
-    return jnp.sum(ratio(x, size(x, axes)) * ratio(y, size(y, axes)), axes, keepdims=True)
+    return jnp.sum(normalized(x, axes) * normalized(y, axes), axes, keepdims=True)
 
 
 def gram(G: Stack) -> Float[Array, "k s s"]:
     """G G^T of the shorter side, over its trace ||G||^2."""
-    G = short_side_first(ratio(G, size(G)))
+    G = short_side_first(normalized(G))
     return G @ G.mT
 
 
@@ -60,7 +65,7 @@ def outside(G: Stack, left: Side | None, right: Side | None) -> Numbers | None:
     )
     if U is None and V is None:
         return None
-    G = ratio(G, size(G))
+    G = normalized(G)
     within = G if U is None else U @ (U.mT @ G)
     within = within if V is None else (within @ V) @ V.mT
     return size(G - within) ** 2
@@ -73,7 +78,7 @@ def off_diagonal(G: Stack, side: Side) -> Numbers:
     """
     U = side.basis.astype(G.dtype)
     if side.covariance is None:
-        X = U.mT @ ratio(G, size(G))
+        X = U.mT @ normalized(G)
         D = X @ X.mT
     else:
         C = side.covariance.astype(G.dtype)

@@ -37,11 +37,15 @@ def all_readings(axes: Any, places: tuple[Place, ...], given: Given) -> Readings
     with jax.default_matmul_precision("highest"):
         views = leaf_views("monitor", None, False, axes)(given.params)
         for reading, names, values in [*_of_leaves(views, given), *_of_bases(views, places, given)]:
-            entries = zip(names, values.reshape(len(names)).astype(jnp.float32), strict=True)
-            found[reading] = dict(entries) | found[reading]  # of chained transforms the first sees the gradient
-    return {
-        reading: (dict.fromkeys(sorted(of), ()), jnp.stack([of[name] for name in sorted(of)])) for reading, of in found.items()
-    }
+            values = values.reshape(len(names)).astype(jnp.float32)
+            # Of chained transforms with bases, the first sees the gradient.
+            found[reading] = dict(zip(names, values, strict=True)) | found[reading]
+    return {reading: _in_order(of) for reading, of in found.items()}
+
+
+def _in_order(values: dict[str, Array]) -> tuple[dict[str, tuple[()]], Array]:
+    names = sorted(values)
+    return dict.fromkeys(names, ()), jnp.stack([values[name] for name in names])
 
 
 def _of_leaves(views: Views, given: Given) -> Iterator[Entry]:

@@ -48,7 +48,7 @@ def stacks_with_bases(state: PyTree) -> list[dict[str, Sides]]:
     A structure says in its frame what its bases are, by the names `left` and `right`. What is kept in place of a basis, such as
     the key of a random projection, is none, nor are bases of parts of a side.
     """
-    return [{name: _sides(name, *kept) for name, kept in _bases_by_stack(own).items()} for own in _states(state)]
+    return list(map(_stacks, _states(state)))
 
 
 def places_in_stacks(init: Callable[[PyTree], Any], params: PyTree) -> tuple[Place, ...]:
@@ -80,36 +80,24 @@ def _states(state: PyTree) -> Iterator[StructureState | LowRankState]:
     return filter(is_leaf, jax.tree.leaves(state, is_leaf=is_leaf))
 
 
-def _bases_by_stack(state: StructureState | LowRankState) -> dict[str, tuple[tuple[Any, Any], tuple[Any, Any]]]:
-    """By stack, what is kept for the bases and for the covariances of its two sides."""
+def _stacks(state: StructureState | LowRankState) -> dict[str, Sides]:
     if isinstance(state, LowRankState):
-        return {name: tuple(zip(*map(_kept, kept[:2]), strict=True)) for name, kept in state.stacks.items()}
+        return {name: _sides(name, _of_subspace(kept.left), _of_subspace(kept.right)) for name, kept in state.stacks.items()}
     if not isinstance(state.bases, dict):
         return {}
     averages = state.covariances or {}
-    return {name: (_left_and_right(x), _left_and_right(averages.get(name))) for name, x in state.bases.items()}
+
+    def named(stack: str, side: str) -> Side | None:
+        return _side(getattr(state.bases[stack], side, None), getattr(averages.get(stack), side, None))
+
+    return {stack: _sides(stack, named(stack, "left"), named(stack, "right")) for stack in state.bases}
 
 
-def _kept(side: Subspace | None) -> tuple[Any, Any]:
-    """What is kept for a basis and for its covariance; None for a side that is taken whole."""
-    if side is None:
-        return None, None
-    # A tracker may average in the coordinates of U, and where U is square no shape tells that from a covariance of the side.
-    square = jnp.ndim(side.basis) == 3 and side.basis.shape[1] == side.basis.shape[2]
-    return side.basis, None if square else side.average
-
-
-def _left_and_right(x: Any) -> tuple[Any, Any]:
-    return getattr(x, "left", None), getattr(x, "right", None)
-
-
-def _sides(name: str, bases: tuple[Any, Any], averages: tuple[Any, Any]) -> Sides:
-    m, n = map(int, name.split()[:3:2])  # "m x n", and perhaps a dtype
-    left, right = (_side(*pair) for pair in zip(bases, averages, strict=True))
-    if left and left.basis.shape[1] == n != m:  # the shorter side, which its structure puts first
-        left, right = None, left
-    fits = [side if side and side.basis.shape[1] == length else None for side, length in ((left, m), (right, n))]
-    return Sides(*fits)
+def _of_subspace(kept: Subspace | None) -> Side | None:
+    side = None if kept is None else _side(*kept)
+    # A tracker may average in the coordinates of U. Where U is square, no shape tells such an average from a covariance.
+    square = side is not None and side.basis.shape[1] == side.basis.shape[2]
+    return side._replace(covariance=None) if square else side
 
 
 def _side(basis: Any, average: Any) -> Side | None:
@@ -117,3 +105,10 @@ def _side(basis: Any, average: Any) -> Side | None:
         return None
     k, length, _ = basis.shape
     return Side(basis, None if average is None or average.shape != (k, length, length) else average)
+
+
+def _sides(stack: str, left: Side | None, right: Side | None) -> Sides:
+    m, n = map(int, stack.split()[:3:2])  # "m x n", and perhaps a dtype
+    if left and left.basis.shape[1] == n != m:  # a basis of the shorter side, which its structure puts first
+        left, right = None, left
+    return Sides(*(side if side and side.basis.shape[1] == length else None for side, length in ((left, m), (right, n))))
