@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from fimlens.linalg.bases import short_side_first
 from fimlens.linalg.decompositions import eigh, unit_of
 from fimlens.transforms.stacked_bases import Side
-from fimlens.transforms.stacking import Stack
+from fimlens.transforms.stacking import Matrices, Stack
 
 Axes = tuple[int, ...]
 SIDES = (-2, -1)
@@ -46,7 +46,7 @@ def cosine(x: Array, y: Array, axes: Axes = SIDES) -> Numbers:
     return jnp.sum(normalized(x, axes) * normalized(y, axes), axes, keepdims=True)
 
 
-def gram(G: Stack) -> Float[Array, "k s s"]:
+def gram(G: Matrices) -> Float[Array, "*stack s s"]:
     """G G^T of the shorter side, over its trace ||G||^2."""
     G = short_side_first(normalized(G))
     return G @ G.mT

@@ -64,9 +64,8 @@ def monitor(
             described there.
 
     Raises:
-        TypeError: `tx` is not a transform.
-        ValueError: `interval` is not a positive whole number; or at a step, no parameters are given, or the state was made for
-            others.
+        TypeError: (at a step) the state is not a monitor's.
+        ValueError: `interval` is not a positive whole number, or (at a step) no parameters are given.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -75,28 +74,27 @@ def monitor(
         >>> {name: round(value, 3) for name, value in fl.readings(state).items()}
         {'w/cosine': -1.0, 'w/effective_rank': 2.0, 'w/relative_update': 0.141, 'w/update_rms': 0.354}
     """
-    if not (isinstance(tx, tuple) and hasattr(tx, "init") and hasattr(tx, "update")):
-        raise TypeError(f"monitor: expected an Optax transform first, such as fl.soap(3e-3); got {tx!r}.")
     require_number("monitor", "interval", interval, 1, whole=True)
     tx = optax.with_extra_args_support(tx)
 
     @lru_cache(maxsize=8)  # a step outside `jax.jit` would trace tx.init each time
-    def places_for(treedef: Any, *leaves: tuple[tuple[int, ...], Any]) -> tuple[Place, ...]:
-        return places_in_stacks(tx.init, treedef.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves]))
+    def places_for(treedef: Any, *leaves: jax.ShapeDtypeStruct) -> tuple[Place, ...]:
+        return places_in_stacks(tx.init, treedef.unflatten(leaves))
 
     def places(params: PyTree) -> tuple[Place, ...]:
         leaves, treedef = jax.tree.flatten(params)
-        return places_for(treedef, *((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+        return places_for(treedef, *map(_shape, leaves))
 
     def init(params: PyTree) -> MonitorState:
         inner, steps = tx.init(params), jnp.zeros([], jnp.int32)
         if isinstance(params, PLACEHOLDER):
             return MonitorState(inner, steps, jnp.zeros([]))  # no reading has the shape of a parameter
-        given = Given(params, params, params, stacks_with_bases(inner))
-        layout = jax.eval_shape(partial(all_readings, axes, places(params)), given)
+        # By shapes alone, as the types of arrays on meshes of explicit axes would ask how to shard each product.
+        shapes = jax.tree.map(_shape, Given(params, params, params, stacks_with_bases(inner)))
+        layout = jax.eval_shape(partial(all_readings, axes, places(params)), shapes)
         return MonitorState(inner, steps, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), layout))
 
-    def update(updates: PyTree, state: MonitorState, params: PyTree = None, **extra: Any) -> tuple[PyTree, MonitorState]:
+    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, MonitorState]:
         if params is None:
             raise ValueError("monitor: needs the parameters. Call tx.update(gradients, state, params).")
         if not isinstance(state, MonitorState):
@@ -147,3 +145,7 @@ def _step(
     steps, old = optax.safe_increment(kept[0]), kept[1]
     new = refresh_if_due(steps, interval, old, lambda first: all_readings(axes, places, given))
     return given, (steps, new)  # `compiled_once` wants results like what it is given
+
+
+def _shape(leaf: ArrayLike) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fimlens._validate import path_name
 from fimlens.transforms.as_matrix import LeafView, Views
@@ -15,7 +15,7 @@ from fimlens.transforms.measures import cosine, effective_rank, gram, off_diagon
 from fimlens.transforms.norms import at_least_float32
 from fimlens.transforms.routing import leaf_views
 from fimlens.transforms.stacked_bases import Place, Sides
-from fimlens.transforms.stacking import Stack, sides
+from fimlens.transforms.stacking import Matrices, Stack, sides
 
 # For each reading, names as the keys of a dict without leaves, and their values in the order of the sorted names.
 Readings = dict[str, tuple[dict[str, tuple[()]], Float[Array, " k"]]]
@@ -56,7 +56,7 @@ def _of_leaves(views: Views, given: Given) -> Iterator[Entry]:
         if not jnp.size(G) or not jnp.issubdtype(jnp.result_type(G), jnp.floating):
             continue
         view = views[path]
-        G, U, W = (x if view is None else view.to_matrix(x) for x in map(at_least_float32, (G, U, W)))
+        G, U, W = (_as_matrices(x, view) for x in (G, U, W))
         names = _names(path, () if view is None else G.shape[:-2])
         within = tuple(range(G.ndim)) if view is None else (-2, -1)  # what is no matrix has one reading for the whole leaf
         yield "update_rms", names, rms(U, within)
@@ -68,6 +68,13 @@ def _of_leaves(views: Views, given: Given) -> Iterator[Entry]:
     for group in grams.values():  # one decomposition for all matrices of one shorter side
         names, stacks = zip(*group, strict=True)
         yield "effective_rank", list(chain(*names)), effective_rank(jnp.concatenate(stacks))
+
+
+def _as_matrices(x: ArrayLike, view: LeafView | None) -> Matrices:
+    x = at_least_float32(x)
+    if view is not None:
+        return view.to_matrix(x)
+    return x if x.ndim > 1 else x.reshape(-1, 1)
 
 
 def _of_bases(views: Views, places: tuple[Place, ...], given: Given) -> Iterator[Entry]:
