@@ -1,7 +1,9 @@
 """The figure of what `fl.monitor` has read in a run."""
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,7 +21,7 @@ def write_figure(directory: Path) -> None:
         readings_figure(lines).savefig(directory / "readings.png")
 
 
-def readings_figure(lines: list[dict[str, float | None]]) -> Figure:
+def readings_figure(lines: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw each reading over the steps: its median over the matrices, and the range that holds the middle 80 % of them.
 
     Args:
