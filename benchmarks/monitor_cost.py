@@ -2,8 +2,8 @@
 
     python benchmarks/monitor_cost.py [--model cpu-1m] [--optimizers adam soap alice] [--interval 100]
 
-Gradient and updates take turns, and the least time of each is printed: that of the call which other processes disturbed least. A
-step without the monitor is the gradient and the update alone.
+Gradient and updates take turns, and the least time of each is printed: that of the call which other processes disturbed least.
+A step without the monitor is the gradient and the update alone.
 """
 
 import argparse

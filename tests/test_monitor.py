@@ -92,6 +92,17 @@ def test_zeros_read_as_zero():
         assert not any(found.values()) or not any(v for k, v in found.items() if k.endswith("relative_update"))
 
 
+def test_derivatives_of_a_training_are_those_without_it():
+    """A root of zero has an infinite derivative, and times the zero that comes back from a reading it would be NaN."""
+
+    def loss(rate, watch):
+        tx, w = watch(optax.sgd(rate)), {"w": jnp.zeros((2, 3))}
+        updates, state = tx.update({"w": jnp.eye(2, 3)}, tx.init(w), w)
+        return updates["w"].sum() + 0 * sum(x.sum() for x in jax.tree.leaves(state) if x.dtype == jnp.float32)
+
+    assert jax.jit(jax.grad(loss), static_argnums=1)(0.1, lambda tx: fl.monitor(tx, 1)) == -2
+
+
 def test_a_gradient_that_is_not_finite_is_seen():
     W = normal(0)
     G = W | {"embedding": W["embedding"].at[0, 0].set(jnp.inf)}

@@ -114,7 +114,8 @@ def readings(state: PyTree) -> dict[str, float]:
     All are zero before the first are made. Asking for them waits for the device, so ask at steps that you log.
 
     Args:
-        state: of `fl.monitor` itself, or of any chain, partition or wrapper around it, or a tree that holds one.
+        state: of `fl.monitor` itself, or of any chain, partition or wrapper around it, or a tree that holds one. Of a batch of
+            states (`jax.vmap`), take one first: jax.tree.map(lambda x: x[0], state).
 
     Raises:
         ValueError: the state holds no monitor.
@@ -143,7 +144,10 @@ def _step(
     interval: Int[ArrayLike, ""], axes: Any, places: tuple[Place, ...], given: Given, kept: tuple[Array, Readings]
 ) -> tuple[Given, tuple[Array, Readings]]:
     steps, old = optax.safe_increment(kept[0]), kept[1]
-    new = refresh_if_due(steps, interval, old, lambda first: all_readings(axes, places, given))
+    seen = jax.lax.stop_gradient(
+        given
+    )  # no reading needs a derivative, and roots of zero would make NaN of those of a training
+    new = refresh_if_due(steps, interval, old, lambda first: all_readings(axes, places, seen))
     return given, (steps, new)  # `compiled_once` wants results like what it is given
 
 

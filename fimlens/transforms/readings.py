@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import chain, product
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fimlens._validate import path_name
 from fimlens.transforms.as_matrix import LeafView, Views
+from fimlens.transforms.evidence import words_of
 from fimlens.transforms.measures import cosine, effective_rank, gram, off_diagonal, outside, ratio, rms, size
 from fimlens.transforms.norms import at_least_float32
 from fimlens.transforms.routing import leaf_views
@@ -51,11 +53,11 @@ def _in_order(values: dict[str, Array]) -> tuple[dict[str, tuple[()]], Array]:
 def _of_leaves(views: Views, given: Given) -> Iterator[Entry]:
     """The readings of every leaf, and the effective ranks of matrices."""
     grams: dict[int, list[tuple[list[str], Array]]] = defaultdict(list)
-    leaves = zip(_leaves(given.gradients), jax.tree.leaves(given.updates), jax.tree.leaves(given.params), strict=True)
-    for (path, G), U, W in leaves:
+    gradients = jax.tree_util.tree_leaves_with_path(given.gradients)
+    for (path, G), U, W in zip(gradients, jax.tree.leaves(given.updates), jax.tree.leaves(given.params), strict=True):
         if not jnp.size(G) or not jnp.issubdtype(jnp.result_type(G), jnp.floating):
             continue
-        view = views[path]
+        view = views[path_name(path)]
         G, U, W = (_as_matrices(x, view) for x in (G, U, W))
         names = _names(path, () if view is None else G.shape[:-2])
         within = tuple(range(G.ndim)) if view is None else (-2, -1)  # what is no matrix has one reading for the whole leaf
@@ -64,7 +66,7 @@ def _of_leaves(views: Views, given: Given) -> Iterator[Entry]:
         yield "cosine", names, cosine(U, G, within)
         if view is not None:
             A = gram(G)
-            grams[len(A[-1])].append((names, A.reshape(-1, *A.shape[-2:])))
+            grams[A.shape[-1]].append((names, A.reshape(-1, *A.shape[-2:])))
     for group in grams.values():  # one decomposition for all matrices of one shorter side
         names, stacks = zip(*group, strict=True)
         yield "effective_rank", list(chain(*names)), effective_rank(jnp.concatenate(stacks))
@@ -79,13 +81,14 @@ def _as_matrices(x: ArrayLike, view: LeafView | None) -> Matrices:
 
 def _of_bases(views: Views, places: tuple[Place, ...], given: Given) -> Iterator[Entry]:
     """The readings of matrices whose bases are in a state."""
-    gradients = dict(_leaves(given.gradients))
-    for path, shape, state, stack, first in places:
-        names, G = _names(path, shape[:-2]), _as_seen(gradients.get(path), views[path], shape)
-        kept = given.bases[state].get(stack)
-        if G is None or kept is None or 1 in sides(shape):
+    gradients = {path_name(path): (path, G) for path, G in jax.tree_util.tree_leaves_with_path(given.gradients)}
+    for place in places:
+        path, G = gradients[place.path]
+        names, G = _names(path, place.shape[:-2]), _as_seen(G, views[place.path], place.shape)
+        kept = given.bases[place.state].get(place.stack)
+        if G is None or kept is None or 1 in sides(place.shape):
             continue
-        left, right = jax.tree.map(lambda x, first=first, names=names: x[first : first + len(names)], kept)
+        left, right = jax.tree.map(itemgetter(slice(place.first, place.first + len(names))), kept)
         projected = outside(G, left, right)
         if projected is not None:
             yield "outside", names, projected
@@ -95,17 +98,14 @@ def _of_bases(views: Views, places: tuple[Place, ...], given: Given) -> Iterator
             yield "staleness_right", names, off_diagonal(G.mT, right)
 
 
-def _as_seen(G: Array | None, view: LeafView | None, shape: tuple[int, ...]) -> Stack | None:
+def _as_seen(G: ArrayLike, view: LeafView | None, shape: tuple[int, ...]) -> Stack | None:
     """The matrices of a leaf as a transform sees them, in this shape; None if the view of the leaf is another one."""
-    if G is not None and G.shape != shape:
+    if jnp.shape(G) != shape:
         G = view.to_matrix(G) if view is not None and view.matrix == shape else None
     return None if G is None else at_least_float32(G).reshape(-1, *sides(shape))
 
 
-def _leaves(tree: PyTree) -> list[tuple[str, Array]]:
-    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def _names(path: str, leading: tuple[int, ...]) -> list[str]:
+def _names(path: Any, leading: tuple[int, ...]) -> list[str]:
     """A name for each matrix of a leaf: its path, and its index along the leading axes."""
-    return ["/".join(filter(None, (path, *map(str, index)))) for index in product(*map(range, leading))]
+    words = words_of(path)  # without what Flax's boxes add, as `init` sees boxes and `update` none
+    return ["/".join([*words, *map(str, index)]) for index in product(*map(range, leading))]

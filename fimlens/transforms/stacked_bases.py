@@ -1,6 +1,7 @@
 """The bases in an optimizer's state: where they are, and which parameters they belong to."""
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -56,7 +57,7 @@ def places_in_stacks(init: Callable[[PyTree], Any], params: PyTree) -> tuple[Pla
     places: list[Place] = []
 
     def started(params: PyTree) -> None:
-        with noted_inits() as notes:
+        with noted_inits() as notes, warnings.catch_warnings(action="ignore"):  # init has warned already
             state = init(params)
         # Wrappers may rebuild a state around its counter, but they keep the counter itself.
         seen = {id(own.count): leaves for own, leaves in notes if isinstance(own, StructureState | LowRankState)}
