@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import fimlens as fl
+from fimlens.transforms.measures import gram, stable_rank
 
 SHAPES = {
     "attention": {"query": (4, 6)},
@@ -47,9 +48,7 @@ def expected(G, U, W):
         found[f"{name}/relative_update"] = np.linalg.norm(u) / np.linalg.norm(w)
         found[f"{name}/cosine"] = np.sum(u * g) / np.linalg.norm(u) / np.linalg.norm(g)
         if name in MATRICES:
-            p = np.linalg.svd(g, compute_uv=False) ** 2
-            p = p / p.sum()
-            found[f"{name}/effective_rank"] = np.exp(-np.sum(p * np.log(p)))
+            found[f"{name}/stable_rank"] = np.linalg.norm(g) ** 2 / np.linalg.norm(g, 2) ** 2
     return found
 
 
@@ -80,6 +79,14 @@ def test_readings_hold_at_every_scale_and_are_of_float32(scale, dtype):
     U, state = jax.jit(tx.update)(G, tx.init(W), W)
     assert {values.dtype for _, values in state.readings.values()} == {jnp.dtype("float32")}
     close(fl.readings(state), expected(G, U, W), rtol=1e-4)
+
+
+@pytest.mark.parametrize("spectrum", [np.ones(40), np.linspace(1, 0.99, 40), np.eye(40)[0], np.arange(1, 41.0)], ids=str)
+def test_the_stable_rank_is_too_large_by_no_more_than_its_bound(spectrum):
+    G = np.linalg.qr(np.random.default_rng(0).normal(size=(50, 40)))[0] * spectrum
+    found = stable_rank(gram(jnp.asarray(G, jnp.float32)[None])).item()
+    exact = np.sum(spectrum**2) / np.max(spectrum) ** 2
+    assert exact * (1 - 1e-5) <= found <= exact * 40 ** (1 / 512) * (1 + 1e-5)
 
 
 def test_zeros_read_as_zero():
@@ -165,7 +172,7 @@ def heads(path, leaf):
 def test_the_matrices_of_a_chain_are_those_of_the_readings():
     params = {"heads": jnp.ones((6, 2, 4)), "conv": jnp.ones((3, 3, 2, 4)), "head": jnp.ones((6, 9)), "bias": jnp.ones(4)}
     sides = {"heads/staleness_left", "heads/staleness_right", "conv/staleness_left", "conv/staleness_right"}
-    ranks = {"heads/effective_rank", "conv/effective_rank"}
+    ranks = {"heads/stable_rank", "conv/stable_rank"}
     of_matrices = names(fl.monitor(fl.soap(0.1, axes=heads), axes=heads), params) - names(fl.monitor(optax.sgd(0.1)), {})
     assert {
         name for name in of_matrices if name.rsplit("/")[-1] not in ("update_rms", "relative_update", "cosine")

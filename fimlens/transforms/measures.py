@@ -3,13 +3,11 @@
 Arrays are of float32 at least. `axes` are those of one matrix, and results keep them with length 1.
 """
 
-import jax
 import jax.numpy as jnp
-from jax.scipy.special import entr
 from jaxtyping import Array, Float
 
 from fimlens.linalg.bases import short_side_first
-from fimlens.linalg.decompositions import eigh, unit_of
+from fimlens.linalg.decompositions import unit_of
 from fimlens.transforms.stacked_bases import Side
 from fimlens.transforms.stacking import Matrices, Stack
 
@@ -52,10 +50,21 @@ def gram(G: Matrices) -> Float[Array, "*stack s s"]:
     return G @ G.mT
 
 
-def effective_rank(gram: Float[Array, "k s s"]) -> Float[Array, " k"]:
-    """exp of the entropy of p, where p_i is the i-th squared singular value of G over their sum; 0 if G is 0."""
-    p = jnp.maximum(jax.vmap(eigh)(gram)[0], 0)  # rounding makes some negative
-    return jnp.where(jnp.trace(gram, axis1=-2, axis2=-1) == 0, 0, jnp.exp(jnp.sum(entr(p), -1)))
+def stable_rank(gram: Float[Array, "k s s"]) -> Numbers:
+    """||G||_F^2 / ||G||_2^2, too large by a factor of at most s^(1/512): 1.6 % for s = 4096.
+
+    For the Gram matrix A, tr A^(q+1) / tr A^q lies between s^(-1/q) ||A||_2 and ||A||_2. Nine squarings give q = 512, and cost
+    less than a decomposition on any device.
+    """
+    power = gram
+    for _ in range(9):
+        power = power @ power
+        power = ratio(power, _trace(power))  # so that nothing underflows
+    return ratio(_trace(gram) * _trace(power), jnp.sum(gram * power, SIDES, keepdims=True))
+
+
+def _trace(A: Float[Array, "k s s"]) -> Numbers:
+    return jnp.trace(A, axis1=-2, axis2=-1)[..., None, None]
 
 
 def outside(G: Stack, left: Side | None, right: Side | None) -> Numbers | None:

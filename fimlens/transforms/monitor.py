@@ -44,8 +44,8 @@ def monitor(
 
     A leaf of matrices, as `fl.routes` shows them, has these for each of its matrices, and also
 
-    - `effective_rank`: exp(-sum_i p_i log p_i), where p_i is the i-th squared singular value of G divided by their sum. That is
-      as many equal singular values as have the same entropy (Roy and Vetterli, 2007, who do not square).
+    - `stable_rank`: ||G||_F^2 / ||G||_2^2, how many directions of the largest singular value would have the norm of G. It is at
+      most 2 % too large, as it is found from powers of the Gram matrix of the shorter side.
 
     Where the state holds bases of a matrix, those that the step leaves:
 
@@ -72,7 +72,7 @@ def monitor(
         >>> tx, W = fl.monitor(fl.sgd(0.5), interval=1), {"w": jnp.array([[3.0, 0.0], [0.0, 4.0]])}
         >>> updates, state = tx.update({"w": jnp.eye(2)}, tx.init(W), W)
         >>> {name: round(value, 3) for name, value in fl.readings(state).items()}
-        {'w/cosine': -1.0, 'w/effective_rank': 2.0, 'w/relative_update': 0.141, 'w/update_rms': 0.354}
+        {'w/cosine': -1.0, 'w/relative_update': 0.141, 'w/stable_rank': 2.0, 'w/update_rms': 0.354}
     """
     require_number("monitor", "interval", interval, 1, whole=True)
     tx = optax.with_extra_args_support(tx)

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from fimlens._validate import path_name
 from fimlens.transforms.as_matrix import LeafView, Views
 from fimlens.transforms.evidence import words_of
-from fimlens.transforms.measures import cosine, effective_rank, gram, off_diagonal, outside, ratio, rms, size
+from fimlens.transforms.measures import cosine, gram, off_diagonal, outside, ratio, rms, size, stable_rank
 from fimlens.transforms.norms import at_least_float32
 from fimlens.transforms.routing import leaf_views
 from fimlens.transforms.stacked_bases import Place, Sides
@@ -51,7 +51,7 @@ def _in_order(values: dict[str, Array]) -> tuple[dict[str, tuple[()]], Array]:
 
 
 def _of_leaves(views: Views, given: Given) -> Iterator[Entry]:
-    """The readings of every leaf, and the effective ranks of matrices."""
+    """The readings of every leaf, and the stable ranks of matrices."""
     grams: dict[int, list[tuple[list[str], Array]]] = defaultdict(list)
     gradients = jax.tree_util.tree_leaves_with_path(given.gradients)
     for (path, G), U, W in zip(gradients, jax.tree.leaves(given.updates), jax.tree.leaves(given.params), strict=True):
@@ -67,9 +67,9 @@ def _of_leaves(views: Views, given: Given) -> Iterator[Entry]:
         if view is not None:
             A = gram(G)
             grams[A.shape[-1]].append((names, A.reshape(-1, *A.shape[-2:])))
-    for group in grams.values():  # one decomposition for all matrices of one shorter side
+    for group in grams.values():  # all matrices of one shorter side at once
         names, stacks = zip(*group, strict=True)
-        yield "effective_rank", list(chain(*names)), effective_rank(jnp.concatenate(stacks))
+        yield "stable_rank", list(chain(*names)), stable_rank(jnp.concatenate(stacks))
 
 
 def _as_matrices(x: ArrayLike, view: LeafView | None) -> Matrices:
