@@ -124,6 +124,8 @@ def pretrain(
                 plan, corpus, out, mesh=make_mesh(_sizes(mesh)), evaluate_every=evaluate_every,
                 checkpoint_every=checkpoint_every, keep=keep, share=share, callback=show_metrics,
             )  # fmt: skip
+            if monitor is not None and jax.process_index() == 0:
+                write_figure(out)
     except loop.NonFinite as error:
         errors.print(f"fimlens pretrain: {error}", style="red", markup=False)
         raise typer.Exit(1) from error
@@ -132,8 +134,6 @@ def pretrain(
         raise typer.Exit(2) from error
     last = metrics[-1]
     if jax.process_index() == 0:
-        if monitor is not None:
-            write_figure(out)
         console.print(
             f"Held-out loss after {last.step} steps: {last.held_out:.4f} nats per token, perplexity "
             f"{math.exp(last.held_out):.2f}. Metrics and checkpoints: {out}",

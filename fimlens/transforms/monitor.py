@@ -22,6 +22,13 @@ class MonitorState(NamedTuple):
 
     `readings` holds for each reading the names of its matrices and one array of their values, in the order of the names. The
     names are the keys of a dict without leaves: they cost no buffer, and every checkpoint keeps them.
+
+    Examples:
+        >>> import jax.numpy as jnp, optax, fimlens as fl
+        >>> state = fl.monitor(optax.sgd(0.1)).init({"b": jnp.ones(2), "c": jnp.ones(3)})
+        >>> names, values = state.readings["cosine"]
+        >>> list(names), values.shape
+        (['b', 'c'], (2,))
     """
 
     inner: PyTree
