@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fimlens.plotting import BASIS, legend_below, panels
 from fimlens.pretrain.run_directory import READINGS_FILE, read_lines
@@ -38,6 +39,7 @@ def readings_figure(lines: Sequence[Mapping[str, Any]]) -> Figure:
         axes.fill_between(steps, low, high, color=BASIS, alpha=0.2, linewidth=0, label="middle 80 % of matrices")
         axes.plot(steps, median, color=BASIS, label="median")
         axes.set_yscale("log" if reading in LOGARITHMIC and (low > 0).all() else "linear")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(title=reading.replace("_", " "), xlabel="step")
     legend_below(figure)
     return figure
