@@ -110,6 +110,9 @@ from fimlens.transforms.axes import flax_axes as flax_axes
 from fimlens.transforms.dtypes import StateDtypes as StateDtypes
 from fimlens.transforms.low_rank_transform import LowRankState as LowRankState
 from fimlens.transforms.low_rank_transform import scale_by_low_rank as scale_by_low_rank
+from fimlens.transforms.monitor import MonitorState as MonitorState
+from fimlens.transforms.monitor import monitor as monitor
+from fimlens.transforms.monitor import readings as readings
 from fimlens.transforms.norms import limit_norm_growth as limit_norm_growth
 from fimlens.transforms.routing import matrices as matrices
 from fimlens.transforms.routing import routes as routes

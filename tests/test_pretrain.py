@@ -186,6 +186,27 @@ def test_metrics_have_perplexity_speed_and_the_optimizers_share(tmp_path, plan, 
     assert 0 < lines[0].seconds < lines[1].seconds
 
 
+def test_a_killed_run_continues_to_the_same_readings(tmp_path, plan, corpus):
+    plan = replace(plan, monitor=2)
+
+    def killed(line):
+        if line.step == 6:
+            raise Killed
+
+    def read():
+        return [json.loads(line) for line in (tmp_path / "readings.jsonl").read_text().splitlines()]
+
+    with pytest.raises(Killed):
+        loop.train(plan, corpus, tmp_path, evaluate_every=2, checkpoint_every=4, callback=killed)
+    before = read()
+    loop.train(plan, corpus, tmp_path, evaluate_every=2, checkpoint_every=4)
+    assert read()[:3] == before
+    assert [line["step"] for line in read()] == [2, 4, 6, 8]
+    assert 1 <= before[-1]["layers/1/attention/query/stable_rank"] < 16
+    with pytest.raises(ValueError, match="another plan: monitor 2 there and 4 here"):
+        loop.train(replace(plan, monitor=4), corpus, tmp_path)
+
+
 def test_another_text_is_refused(tmp_path, plan, corpus):
     loop.train(replace(plan, steps=1), corpus, tmp_path)
     with pytest.raises(ValueError, match=r"another plan: text '\w+' there and '\w+' here"):
@@ -287,11 +308,14 @@ def test_the_command(tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_bytes(TEXT)
     command = (
         "pretrain --model tiny --optimizer alice --option rank=4 --option leading=2 --rate 0.02 --steps 3 --batch 8 --length 16"
+        " --monitor 1"
     )
     run = CliRunner().invoke(app, [*command.split(), "--text", "text.txt", "--out", "run"])
     assert run.exit_code == 0, run.output
     assert "Held-out loss after 3 steps" in run.output
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["options"] == {"rank": 4, "leading": 2}
+    assert "layers/0/attention/query/outside" in (tmp_path / "run" / "readings.jsonl").read_text()
+    assert (tmp_path / "run" / "readings.png").stat().st_size > 10_000
     run = CliRunner().invoke(app, [*command.split(), "--mesh", "data=3", "--out", "other"])
     assert run.exit_code == 2
     assert "multiply to the 8 devices" in " ".join(run.output.split())

@@ -110,7 +110,7 @@ def lesser_blocks():
     }
 
 
-@pytest.mark.parametrize("kind", lesser_blocks())
+@pytest.mark.parametrize("kind", ["diagonal", "blocks", "sparse", "heavy-tailed"])
 def test_no_entry_of_racs_exceeds_its_bound(kind):
     largest = largest_entry(fl.scale_by_racs(alpha=1.0, gamma=1e9), lesser_blocks()[kind])
     assert largest <= (30 * 8) ** 0.5 / (1 - 0.9) * (1 + 1e-5)

@@ -37,6 +37,20 @@ def test_with_diagonal_it_is_adam(x64, tolerance):
                 np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=tolerance, err_msg=name)
 
 
+def test_the_layout_of_matrices_alike_is_traced_once():
+    """A model has hundreds of them, and a fit takes longer to trace than its zeros to make."""
+    traced = []
+
+    class Counted(fl.RowColumn):
+        def stats(self, fisher, params):
+            traced.append(fisher.shape)
+            return super().stats(fisher, params)
+
+    layers = {name: jax.ShapeDtypeStruct((3, 4), jnp.float32) for name in "abcd"}
+    jax.eval_shape(fl.scale_by_structure(Counted(), average="fits").init, layers)
+    assert traced.count((3, 4)) == 1
+
+
 def test_matrices_of_one_shape_are_one_stack_and_each_is_its_own():
     tx = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "LR"))
     together, state = run(tx, 3)

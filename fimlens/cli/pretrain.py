@@ -57,6 +57,10 @@ def pretrain(
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
     keep: Annotated[int, typer.Option(min=1, help="Checkpoints to keep.")] = 2,
     share: Annotated[bool, typer.Option("--share", help="Time the optimizer alone, and report its share of a step.")] = False,
+    monitor: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps between readings of each matrix, for readings.jsonl and readings.png."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the initial weights and the data order.")] = 0,
     out: Annotated[Path, typer.Option(help="Directory of plan, metrics and checkpoints; a run in it continues.")] = Path(
         "pretrain-out"
@@ -67,6 +71,7 @@ def pretrain(
         from fimlens.pretrain import data, loop
         from fimlens.pretrain.mesh import make_mesh
         from fimlens.pretrain.plan import Plan
+        from fimlens.pretrain.readings import write_figure
 
         if dataset is not None:
             from fimlens.pretrain import hub
@@ -84,7 +89,7 @@ def pretrain(
         options = options_of(option) | ({"choices": read_texts(Path(choices))} if choices else {})
         plan = Plan(
             model, optimizer, rate, steps, batch, length, options, accumulate, clip, seed, dtype, state_dtype, tied,
-            scan, remat, on_nonfinite,
+            scan, remat, on_nonfinite, monitor,
         )  # fmt: skip
         if sum(given is not None for given in (text_path, shards, dataset)) > 1:
             raise ValueError("give only one of --text, --shards and --dataset.")
@@ -124,6 +129,8 @@ def pretrain(
                 plan, corpus, out, mesh=make_mesh(_sizes(mesh)), evaluate_every=evaluate_every,
                 checkpoint_every=checkpoint_every, keep=keep, share=share, callback=show_metrics,
             )  # fmt: skip
+            if monitor is not None and jax.process_index() == 0:
+                write_figure(out)
     except loop.NonFinite as error:
         errors.print(f"fimlens pretrain: {error}", style="red", markup=False)
         raise typer.Exit(1) from error

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from fimlens.fisher.limits import DENSE_BYTES, require_dense, require_positive_semidefinite, require_real_array
+from fimlens.fisher.limits import DENSE_BYTES, require_dense, require_finite, require_positive_semidefinite, require_real_array
 
 Linear = Callable[[Float[Array, "m n"]], Any]  # a linear map of one matrix, to a matrix or to a tree of arrays
 
@@ -81,12 +81,8 @@ class Fisher(abc.ABC):
             )
         require_real_array("Fisher.from_gradients", G)
         G = G.astype(jnp.promote_types(G.dtype, jnp.float32))
-        if not isinstance(G, jax.core.Tracer) and not bool(jnp.isfinite(G).all()):
-            bad = np.flatnonzero(~np.isfinite(np.asarray(G)).all(axis=(1, 2)))
-            raise ValueError(
-                f"Fisher.from_gradients: {bad.size} of {len(G)} gradients are not finite (the first: number {bad[0]}). "
-                "Drop them, or find the batch that made them: one would make every statistic NaN."
-            )
+        if not isinstance(G, jax.core.Tracer):
+            require_finite(G)
         return SampleFisher(kind, normalisation or f"mean over {len(G)} gradients", G)
 
     @staticmethod
@@ -209,15 +205,13 @@ class Fisher(abc.ABC):
     def unit(self) -> Float[Array, ""]:
         """The largest second moment, which is the largest entry of F; 1 if F is zero."""
         with jax.ensure_compile_time_eval():
-            largest = self.second_moment().max()
-            return jnp.where(largest > 0, largest, 1)
+            return _largest(self)
 
     @cached_property
     def spectrum(self) -> Float[Array, " k"]:
         """The eigenvalues of F, ascending: of N samples the largest N, as the others are zero. Rounding is set to zero."""
         with jax.ensure_compile_time_eval():
-            values = self._spectrum()
-            return jnp.where(values > len(values) * jnp.finfo(values.dtype).eps * values[-1], values, 0)
+            return _without_rounding(self)
 
     @cached_property
     def norm_squared_in_units(self) -> Float[Array, ""]:
@@ -238,3 +232,15 @@ class Fisher(abc.ABC):
     def __repr__(self) -> str:
         m, n = self.shape
         return f"Fisher of a {m} x {n} matrix {self._form()}: {self.kind}, {self.normalisation}"
+
+
+@jax.jit  # eagerly, each operation would be a program of its own
+def _largest(fisher: Fisher) -> Float[Array, ""]:
+    largest = fisher.second_moment().max()
+    return jnp.where(largest > 0, largest, 1)
+
+
+@jax.jit
+def _without_rounding(fisher: Fisher) -> Float[Array, " k"]:
+    values = fisher._spectrum()
+    return jnp.where(values > len(values) * jnp.finfo(values.dtype).eps * values[-1], values, 0)

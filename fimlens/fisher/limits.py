@@ -1,8 +1,9 @@
 """Checks of the arrays that a Fisher is made of: size, dtype and sign."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 DENSE_BYTES = 2**30  # bound on every mn x mn matrix that fimlens builds
 
@@ -35,6 +36,19 @@ def require_real_array(call: str, array: Array) -> None:
             f"{call}: expected real numbers, got {array.dtype}. Make real and imaginary parts parameters of their own, "
             "and take the gradients by those."
         )
+
+
+def require_finite(gradients: Float[Array, "N m n"]) -> None:
+    """Refuse gradients of which one is not finite."""
+    if not _all_finite(gradients):
+        bad = np.flatnonzero(~np.isfinite(np.asarray(gradients)).all(axis=(1, 2)))
+        raise ValueError(
+            f"Fisher.from_gradients: {bad.size} of {len(gradients)} gradients are not finite (the first: number {bad[0]}). "
+            "Drop them, or find the batch that made them: one would make every statistic NaN."
+        )
+
+
+_all_finite = jax.jit(lambda array: jnp.isfinite(array).all())
 
 
 def require_positive_semidefinite(F: np.ndarray) -> None:

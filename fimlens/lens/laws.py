@@ -6,7 +6,7 @@ closed form and the numeric optimum. Laws are jitted, because a law run eagerly 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -187,7 +187,7 @@ def split(case: Case) -> Deviation:
     eigenvalue blocks count every direction once, and hold all of F's trace."""
     deviations = [_unlike_a_basis(case)]
     for (total, basis, spectrum, *_), _, size in _gaps_written_out(case):
-        if basis is not None:  # else it is infinite, and cannot be split
+        if jnp.isfinite(basis):  # else it cannot be split
             deviations += [jnp.abs(basis + spectrum - total) / size, -basis / size, -spectrum / size]
     return worst(*deviations)
 
@@ -201,19 +201,19 @@ def gaps(case: Case) -> Deviation:
     return worst(*deviations)
 
 
-def _gaps_written_out(case: Case) -> Iterator[tuple[Gap, Array, Array]]:
+@jax.jit
+def _gaps_written_out(case: Case) -> list[tuple[Gap, Array, Array]]:
     """The gap of the random member in each divergence, the same written out, and the size of F in it."""
-    F, approximation = case.fisher.dense(), _dense(case.structure, case.member)
-    for divergence in DIVERGENCES.values():
-        expected = _written_out(divergence, F, approximation)
-        yield (
-            unchecked_gap(case.structure, case.member, case.fisher, divergence),
-            expected,
-            aim_at(divergence, case.fisher).size,
+    structure, fisher, member = case.structure, case.fisher, case.member
+    F, approximation = fisher.dense(), structure.dense(member)
+    return [
+        (
+            unchecked_gap(structure, member, fisher, divergence),
+            written_out(divergence, F, approximation),
+            aim_at(divergence, fisher).size,
         )
-
-
-_written_out = jax.jit(written_out, static_argnums=0)
+        for divergence in DIVERGENCES.values()
+    ]
 
 
 @jax.jit

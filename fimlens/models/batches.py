@@ -84,18 +84,18 @@ def require_scalar_loss(call: str, loss: Loss, params: PyTree, batch: PyTree) ->
 
 
 def map_in_chunks(
-    call: str, one: Callable[[PyTree, Matrices], Matrices], chosen: Matrices, max_bytes: int
+    call: str, one: Callable[[PyTree, Any], Matrices], weights: Any, max_bytes: int
 ) -> Callable[[PyTree], Matrices]:
-    """Map `one(example, chosen)` over the leading axis of a batch, as many examples at a time as fit in `max_bytes`.
+    """Map `one(example, weights)` over the leading axis of a batch, as many examples at a time as fit in `max_bytes`.
 
     XLA's memory analysis tells how much memory a compiled chunk takes. Each layout of batch is compiled once.
     """
 
     def compiled(batch: PyTree, chunk: int) -> tuple[Any, int]:
-        def run(batch: PyTree, chosen: Matrices) -> Matrices:
-            return jax.lax.map(lambda example: one(example, chosen), batch, batch_size=chunk)
+        def run(batch: PyTree, weights: Any) -> Matrices:
+            return jax.lax.map(lambda example: one(example, weights), batch, batch_size=chunk)
 
-        program = jax.jit(run).lower(batch, chosen).compile()
+        program = jax.jit(run).lower(batch, weights).compile()
         analysis = program.memory_analysis()
         return program, analysis.temp_size_in_bytes if analysis else 0
 
@@ -119,7 +119,7 @@ def map_in_chunks(
         layout = jax.tree.structure(batch), *((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(batch))
         if layout not in programs:
             programs[layout] = fitted(batch)
-        return programs[layout](batch, chosen)
+        return programs[layout](batch, weights)
 
     return run
 

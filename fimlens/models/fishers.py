@@ -69,13 +69,14 @@ def empirical_fisher(
         >>> fl.empirical_fisher(loss, {"w": jnp.ones((3, 2))}, [batch])["w"]
         Fisher of a 3 x 2 matrix from 6 samples: empirical, one gradient an example, mean over 6 examples
     """
-    chosen, merge, take_apart = open_model("empirical_fisher", params, batches, matrices, route, axes, reduction)
+    chosen, others, merge, take_apart = open_model("empirical_fisher", params, batches, matrices, route, axes, reduction)
 
-    def one(example: PyTree, chosen: Matrices) -> Matrices:
-        return take_apart(jax.grad(lambda W: loss(merge(W), jax.tree.map(lambda x: x[None], example)))(chosen))
+    def one(example: PyTree, weights: tuple[Matrices, Matrices]) -> Matrices:
+        chosen, others = weights
+        return take_apart(jax.grad(lambda W: loss(merge(others | W), jax.tree.map(lambda x: x[None], example)))(chosen))
 
     # Per-example gradients: vmap over a loss of one example works for every loss, and needs no hooks into layers.
-    chunked = map_in_chunks("empirical_fisher", one, chosen, max_bytes)
+    chunked = map_in_chunks("empirical_fisher", one, (chosen, others), max_bytes)
 
     def gradients(batch: PyTree) -> Matrices:
         count_examples("empirical_fisher", batch)
@@ -108,12 +109,12 @@ def minibatch_fisher(
         >>> fl.minibatch_fisher(loss, {"w": jnp.ones((3, 2))}, [jnp.ones((6, 3)), jnp.zeros((6, 3))])["w"]
         Fisher of a 3 x 2 matrix from 2 samples: empirical, one gradient a minibatch, mean over 2 minibatches
     """
-    chosen, merge, take_apart = open_model("minibatch_fisher", params, batches, matrices, route, axes, reduction)
-    gradient = jax.jit(lambda W, batch: take_apart(jax.grad(lambda W: loss(merge(W), batch))(W)))
+    chosen, others, merge, take_apart = open_model("minibatch_fisher", params, batches, matrices, route, axes, reduction)
+    gradient = jax.jit(lambda W, rest, batch: take_apart(jax.grad(lambda W: loss(merge(rest | W), batch))(W)))
 
     def one(batch: PyTree) -> Matrices:
         require_scalar_loss("minibatch_fisher", loss, params, batch)
-        return jax.tree.map(lambda g: g[None], gradient(chosen, batch))
+        return jax.tree.map(lambda g: g[None], gradient(chosen, others, batch))
 
     kept = collect("minibatch_fisher", (one(batch) for batch in batches), max_bytes)
     return make_fishers("minibatch_fisher", kept, "empirical, one gradient a minibatch", "minibatches", reduction)

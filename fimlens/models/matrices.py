@@ -20,10 +20,14 @@ Matrices = dict[str, Array]  # by name: a leaf's path and, in a stack, the matri
 
 
 class Selection(NamedTuple):
-    """The chosen leaves by path; a function that puts changed ones back among the parameters; and one that takes gradients of
-    these leaves apart into those of the chosen matrices."""
+    """The chosen leaves by path; all other arrays by path; a function that puts leaves of both kinds back among the
+    parameters; and one that takes gradients of the chosen leaves apart into those of the chosen matrices.
+
+    Programs take both kinds as arguments: arrays that a program holds as constants are copied and folded when it is compiled.
+    """
 
     leaves: Matrices
+    others: Matrices
     merge: Callable[[Matrices], PyTree]
     take_apart: Callable[[Matrices], Matrices]
 
@@ -65,6 +69,8 @@ def select_matrices(
             raise ValueError(f"{call}: no matrix is named {pattern!r}. The matrices are {', '.join(found)}.")
         named.update(matching)
     chosen = {path: leaf for path, leaf in leaves if any(path == found[name] for name in named)}
+    every = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    others = {path: x for path, x in every.items() if path not in chosen and isinstance(x, jax.Array | np.ndarray)}
 
     def merge(changed: Matrices) -> PyTree:
         return jax.tree_util.tree_map_with_path(lambda path, leaf: changed.get(path_name(path), leaf), params)
@@ -77,7 +83,7 @@ def select_matrices(
             parts |= {name: G for name, G in zip(_names(path, views[path]), stack, strict=True) if name in named}
         return parts
 
-    return Selection(chosen, merge, take_apart)
+    return Selection(chosen, others, merge, take_apart)
 
 
 def _is_floating(leaf: Any) -> bool:

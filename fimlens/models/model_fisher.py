@@ -111,7 +111,7 @@ def model_fisher(
     """
     require_choice("model_fisher", "likelihood", likelihood, tuple(LIKELIHOODS))
     require_choice("model_fisher", "labels", labels, LABELS)
-    chosen, merge, take_apart = open_model("model_fisher", params, batches, matrices, route, axes, reduction)
+    chosen, others, merge, take_apart = open_model("model_fisher", params, batches, matrices, route, axes, reduction)
 
     p = LIKELIHOODS[likelihood]
 
@@ -119,11 +119,11 @@ def model_fisher(
         out = logits(params, inputs)
         return out[:, None] if likelihood == "gaussian" and getattr(out, "ndim", 0) == 1 else out
 
-    def one(example: tuple[PyTree, Array], chosen: Matrices) -> Matrices:
-        inputs, key = example
+    def one(example: tuple[PyTree, Array], weights: tuple[Matrices, Matrices]) -> Matrices:
+        (inputs, key), (chosen, others) = example, weights
 
         def scores(W: Matrices) -> Scores:
-            out = outputs(merge(W), jax.tree.map(lambda x: x[None], inputs))
+            out = outputs(merge(others | W), jax.tree.map(lambda x: x[None], inputs))
             return p.scores(out.reshape(-1, out.shape[-1]))
 
         value, pull = jax.vjp(scores, chosen)
@@ -132,10 +132,10 @@ def model_fisher(
             # Scores of different positions are independent with mean zero, so their cross terms vanish in expectation.
             return take_apart(pull(p.draw(key, value) / math.sqrt(positions))[0])
         units = jnp.eye(positions * classes, dtype=value.dtype).reshape(-1, positions, classes)
-        weights = jnp.sqrt(classes * p.weights(value)).reshape(-1, 1, 1)  # the plain mean of g g^T is then E over labels
-        return jax.vmap(lambda unit: take_apart(pull(unit)[0]))(units * weights)
+        shares = jnp.sqrt(classes * p.weights(value)).reshape(-1, 1, 1)  # the plain mean of g g^T is then E over labels
+        return jax.vmap(lambda unit: take_apart(pull(unit)[0]))(units * shares)
 
-    chunked = map_in_chunks("model_fisher", one, chosen, max_bytes)
+    chunked = map_in_chunks("model_fisher", one, (chosen, others), max_bytes)
     sizes: set[tuple[int, int]] = set()  # (positions, classes)
 
     def gradients(inputs: PyTree, key: Array) -> Matrices:

@@ -46,7 +46,7 @@ def write_gradients(
         OSError: the disk is full.
     """
     directory, path = Path(directory), Path(directory) / ABOUT
-    chosen, merge, take_apart = open_model("write_gradients", params, batches, matrices, route, axes, "mean")
+    chosen, others, merge, take_apart = open_model("write_gradients", params, batches, matrices, route, axes, "mean")
     counts = [count_examples("write_gradients", batch) for batch in batches]
     N = sum(counts)
     if units is not None and len(units) != N:
@@ -60,8 +60,8 @@ def write_gradients(
         raise ValueError(f"write_gradients: {directory} holds gradients of another run. Name another directory.")
     example = jax.tree.map(lambda x: x[:1], batches[0])
     require_scalar_loss("write_gradients", loss, params, example)
-    gradient = jax.jit(lambda W, batch: take_apart(jax.grad(lambda W: loss(merge(W), batch))(W)))
-    shapes = {name: G.shape for name, G in jax.eval_shape(gradient, chosen, example).items()}
+    gradient = jax.jit(lambda W, rest, batch: take_apart(jax.grad(lambda W: loss(merge(rest | W), batch))(W)))
+    shapes = {name: G.shape for name, G in jax.eval_shape(gradient, chosen, others, example).items()}
     paths = {name: directory / f"{name.replace('/', '.')}.npy" for name in shapes}
     if not done:
         for name, shape in shapes.items():
@@ -69,7 +69,7 @@ def write_gradients(
     files = {name: np.lib.format.open_memmap(file, "r+") for name, file in paths.items()}
     places = [(batch, k) for batch, count in zip(batches, counts, strict=True) for k in range(count)]
     for number, (batch, k) in list(enumerate(places))[done:]:
-        for name, G in gradient(chosen, jax.tree.map(lambda x, k=k: x[k : k + 1], batch)).items():
+        for name, G in gradient(chosen, others, jax.tree.map(lambda x, k=k: x[k : k + 1], batch)).items():
             files[name][number] = np.asarray(G, np.float32)
             files[name].flush()
         path.write_text(json.dumps(about | {"done": number + 1}))

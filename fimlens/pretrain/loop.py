@@ -19,6 +19,7 @@ from fimlens.pretrain.plan import Plan
 from fimlens.pretrain.run_directory import Metrics, RunDirectory
 from fimlens.pretrain.step import initial_state, load_batch, make_step, train_shardings
 from fimlens.pretrain.timing import measure_step
+from fimlens.transforms.monitor import readings
 
 EVALUATION_WINDOWS = 128
 
@@ -47,8 +48,8 @@ def train(
     Args:
         plan: model, optimizer and data order.
         corpus: the text.
-        directory: where plan.json, metrics.jsonl and checkpoints go. If it has a checkpoint, training continues from there. By
-            default nothing is stored.
+        directory: where plan.json, metrics.jsonl, checkpoints and, with a monitor, readings.jsonl go. If it has a checkpoint,
+            training continues from there. By default nothing is stored.
         mesh: the devices of all hosts; by default all of them, along data.
         evaluate_every: steps between measurements of the held-out loss; it is always measured at the end.
         checkpoint_every: steps between checkpoints; there is always one at the end.
@@ -101,6 +102,8 @@ def train(
             pending.append((k, result))
             done = k + 1
             evaluate = done == plan.steps or (evaluate_every is not None and done % evaluate_every == 0)
+            if plan.monitor is not None and done % plan.monitor == 0:
+                run.record_readings(done, readings(state.optimizer))
             checkpoint = run.is_checkpoint_due(done) or done == plan.steps
             if not (checkpoint or evaluate or done % METRICS_EVERY == 0):
                 continue

@@ -14,6 +14,7 @@ from fimlens.optimizers.mixture import recommended
 from fimlens.pretrain.model import CONFIGS
 from fimlens.pretrain.schedule import warmup_cosine
 from fimlens.transforms.momentum import store_state_in
+from fimlens.transforms.monitor import monitor
 
 DTYPES = ("float32", "bfloat16")
 
@@ -45,6 +46,7 @@ class Plan:
         remat: recompute each layer in the backward pass, which saves memory and costs time.
         on_nonfinite: what to do when a step's loss, gradient or update is not finite. Its update is never applied; the run
             then stops ("stop") or continues with the next batch ("skip").
+        monitor: steps between readings of `fl.monitor`, which has the whole optimizer within; no monitor by default.
 
     Raises:
         ValueError: a name is unknown or a number is out of its range.
@@ -66,6 +68,7 @@ class Plan:
     scan: bool = False
     remat: bool = False
     on_nonfinite: str = "stop"
+    monitor: int | None = None
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -77,8 +80,8 @@ class Plan:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"pretrain: {name} is one of {', '.join(known)}; got {getattr(self, name)!r}.")
-        for name in ("steps", "batch", "length", "accumulate"):
-            if getattr(self, name) < 1:
+        for name in ("steps", "batch", "length", "accumulate", "monitor"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"pretrain: {name} is a positive number; got {getattr(self, name)}.")
         for name, value in (("rate", self.rate), ("clip", 1.0 if self.clip is None else self.clip)):
             if not 0 < value < math.inf:
@@ -123,7 +126,7 @@ class Plan:
         return self.options.get("update_interval", default) or 1
 
     def transform(self) -> optax.GradientTransformation:
-        """Make the optimizer, with clipping and the dtype of its state.
+        """Make the optimizer, with clipping, the dtype of its state, and the monitor.
 
         Raises:
             ValueError: the optimizer has no option of a given name.
@@ -135,4 +138,5 @@ class Plan:
             raise ValueError(f"pretrain: {self.optimizer} has no option {unknown[0]!r}. It has {', '.join(known)}.")
         tx = make(self.schedule, **self.options)
         tx = tx if self.state_dtype == "float32" else store_state_in(tx, self.state_dtype)
-        return tx if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), tx)
+        tx = tx if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), tx)
+        return tx if self.monitor is None else monitor(tx, self.monitor)

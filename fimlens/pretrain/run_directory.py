@@ -2,20 +2,21 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
+from fimlens._validate import finite
 from fimlens.language_model.pretrained import CHECKPOINTS, PLAN_FILE
 from fimlens.pretrain.data import Corpus
 from fimlens.pretrain.plan import Plan
 from fimlens.pretrain.step import TrainState
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, READINGS_FILE = "metrics.jsonl", "readings.jsonl"
 
 
 class Metrics(NamedTuple):
@@ -71,7 +72,7 @@ class RunDirectory:
         directory = directory.absolute()  # Orbax refuses relative paths
         directory.mkdir(parents=True, exist_ok=True)
         _require_same_plan(directory / PLAN_FILE, plan, corpus)
-        self.metrics_file = directory / METRICS_FILE
+        self.metrics_file, self.readings_file = directory / METRICS_FILE, directory / READINGS_FILE
         # Orbax writes in the background and renames a checkpoint when it is complete, so that a kill never leaves half of one.
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self.manager = ocp.CheckpointManager(directory / CHECKPOINTS, options=options)
@@ -109,7 +110,10 @@ class RunDirectory:
         # The run repeats the steps after its last checkpoint: their metrics would otherwise be in the file twice.
         self.metrics = [] if last is None else [line for line in _read_metrics(self.metrics_file) if line.step <= last]
         if jax.process_index() == 0:
-            _write_atomically(self.metrics_file, "".join(map(_json_line, self.metrics)))
+            _write_atomically(self.metrics_file, "".join(_json_line(line._asdict()) for line in self.metrics))
+            if self.plan.monitor is not None:
+                readings = [line for line in read_lines(self.readings_file) if line["step"] <= (last or 0)]
+                _write_atomically(self.readings_file, "".join(map(_json_line, readings)))
         if last is None:
             return None
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
@@ -159,9 +163,13 @@ class RunDirectory:
         line = Metrics(step, loss, held_out, perplexity, size * step, before + seconds, rate, share, skipped)
         self.metrics.append(line)
         if self.manager is not None and jax.process_index() == 0:
-            with self.metrics_file.open("a") as file:
-                file.write(_json_line(line))
+            _append(self.metrics_file, line._asdict())
         return line
+
+    def record_readings(self, step: int, readings: dict[str, float]) -> None:
+        """Store the readings of the monitor after this many steps as a line of readings.jsonl; null for what is not finite."""
+        if self.manager is not None and jax.process_index() == 0:
+            _append(self.readings_file, {"step": step} | {name: finite(value) for name, value in readings.items()})
 
     def save(self, step: int, state: TrainState) -> None:
         """Make a checkpoint, unless there is one of this step."""
@@ -198,16 +206,29 @@ def _require_same_plan(path: Path, plan: Plan, corpus: Corpus) -> None:
         _write_atomically(path, json.dumps(mine, indent=2) + "\n")
 
 
-def _json_line(metrics: Metrics) -> str:
-    return json.dumps(metrics._asdict()) + "\n"
+def _json_line(line: Mapping[str, Any]) -> str:
+    return json.dumps(line) + "\n"
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(_json_line(line))
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read the complete lines of a file of JSON lines. A killed run may have left an incomplete last line."""
+    for text in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            yield json.loads(text)
+        except ValueError:
+            continue
 
 
 def _read_metrics(path: Path) -> Iterator[Metrics]:
-    """Read the complete lines of a file of metrics. A killed run may have left an incomplete last line."""
-    for text in path.read_text(errors="replace").splitlines() if path.exists() else ():
+    for line in read_lines(path):
         try:
-            yield Metrics(**json.loads(text))
-        except (ValueError, TypeError):
+            yield Metrics(**line)
+        except TypeError:  # a line of something else
             continue
 
 

@@ -4,6 +4,7 @@ Matplotlib's mathtext draws each formula as an SVG outline, so a page needs no f
 """
 
 import re
+from functools import cache
 from html import escape
 from typing import Any
 
@@ -48,6 +49,7 @@ def _element(part: str) -> str:
     return escape_text(part)
 
 
+@cache  # half of the formulas of a page stand there twice
 def formula(latex: str) -> str:
     """HTML of a formula: one outline, with the size, colour and baseline of the text around it.
 
@@ -56,7 +58,8 @@ def formula(latex: str) -> str:
     """
     outline = Path(*text_to_path.get_text_path(FONT, f"${' '.join(latex.split())}$", ismath=True))
     # Mathtext's y axis points up and that of SVG down, so every ordinate changes its sign.
-    (left, bottom), (width, height) = outline.get_extents().min, outline.get_extents().size
+    box = outline.get_extents()  # it solves for the extrema of each curve, which takes most of the time
+    (left, bottom), (width, height) = box.min, box.size
     strokes = [(COMMANDS[code], points.reshape(-1, 2)) for points, code in outline.iter_segments(simplify=False)]
     d = "".join(c if c == "Z" else c + " ".join(f"{x:.1f} {-y:.1f}" for x, y in points) for c, points in strokes)
     return (

@@ -53,6 +53,7 @@ class Aim:
     unit: Float[ArrayLike, ""]  # the largest second moment, which sets the size of rounding
 
 
+@partial(jax.jit, static_argnums=0)
 def aim_at(divergence: Divergence, fisher: Fisher) -> Aim:
     """Return what to minimise for this Fisher."""
     trace = divergence.trace(fisher)

@@ -69,12 +69,21 @@ def zero_state(
     structure: Structure, shape: tuple[int, int], average: str, dtype: Any = jnp.float32
 ) -> tuple[Frame, Statistics]:
     """Return the first frame, and zeros in the layout of what is averaged: "statistics" or "fits"."""
+    layout = averaged_layout(structure, shape, average, dtype)
+    return first_frame(structure, shape, dtype), jax.tree.map(jnp.zeros_like, layout)
+
+
+def first_frame(structure: Structure, shape: tuple[int, int], dtype: Any) -> Frame:
+    """Return the frame before any gradient is seen."""
+    return cast_floating(structure.frame(*shape), dtype)
+
+
+def averaged_layout(structure: Structure, shape: tuple[int, int], average: str, dtype: Any) -> Statistics:
+    """Return the shapes and dtypes of what is averaged; nothing is computed."""
     if average not in ("statistics", "fits"):
         raise ValueError(f'average is "statistics" or "fits"; got {average!r}')
-    frame = cast_floating(structure.frame(*shape), dtype)
-    # Only the layout is wanted: an eager evaluation would compile a program for each of its operations.
-    layout = jax.eval_shape(partial(_averaged_of_one, structure, average), jax.ShapeDtypeStruct(shape, dtype), frame)
-    return frame, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), layout)
+    frame = jax.eval_shape(partial(first_frame, structure, shape, dtype))
+    return jax.eval_shape(partial(_averaged_of_one, structure, average), jax.ShapeDtypeStruct(shape, dtype), frame)
 
 
 def _averaged_of_one(structure: Structure, average: str, G: Float[Array, "m n"], frame: Frame) -> Statistics:

@@ -1,6 +1,8 @@
 """What lets a transform stand where one of Optax can: outside `jax.jit`, on sharded weights, in `optax.tree.map_params`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
 from functools import lru_cache, partial
 from typing import Any
@@ -25,6 +27,23 @@ def _placeholder_type() -> type:
 PLACEHOLDER = _placeholder_type()
 
 
+_NOTES: ContextVar[list[tuple[Any, PyTree]] | None] = ContextVar("notes", default=None)
+
+
+@contextmanager
+def noted_inits() -> Iterator[list[tuple[Any, PyTree]]]:
+    """Note each state that a transform made by `drop_in` starts within this context, beside the parameters that it sees.
+
+    Those are what masks and routes leave of all parameters, as matrices: a state of stacks does not say it.
+    """
+    notes: list[tuple[Any, PyTree]] = []
+    token = _NOTES.set(notes)
+    try:
+        yield notes
+    finally:
+        _NOTES.reset(token)
+
+
 def drop_in(init: Callable[..., Any], update: Callable[..., tuple[PyTree, Any]], *options: Any) -> optax.GradientTransformation:
     """The transform of init(*options, params) and update(*options, updates, state), two functions of a module.
 
@@ -37,7 +56,10 @@ def drop_in(init: Callable[..., Any], update: Callable[..., tuple[PyTree, Any]],
     def init_beside(params: PyTree) -> Any:
         shardings = jax.tree.map(_sharding, params)
         if not any(jax.tree.leaves(shardings)):
-            return init(params)
+            state, notes = init(params), _NOTES.get()
+            if notes is not None:
+                notes.append((state, params))
+            return state
         mesh = jax.tree.leaves(shardings)[0].mesh
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
         specs = jax.tree.map(lambda _, own: own or PartitionSpec(), params, shardings)

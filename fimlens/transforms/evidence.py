@@ -52,7 +52,7 @@ def recognise(tree: PyTree) -> dict[str, Axes | str | None]:
     3. of the axes after those, none or one is a vector and two are a matrix; beyond two, kernels of Flax's attention, kernels
        whose bias tells how many axes are outputs, and convolutions, known by name, are one matrix.
     """
-    leaves = {path_name(path): (_words(path), jnp.shape(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves = {path_name(path): (words_of(path), jnp.shape(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     shapes = dict(leaves.values())
     under: dict[Words, list[Words]] = defaultdict(list)
     for words in shapes:
@@ -78,7 +78,7 @@ def recognise(tree: PyTree) -> dict[str, Axes | str | None]:
     return {path: axes(*leaf) for path, leaf in leaves.items()}
 
 
-def _words(path: Any) -> Words:
+def words_of(path: Any) -> Words:
     """The words of a path, without the attribute by which Flax's boxes hold their arrays."""
     boxed = path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
     return tuple(path_name((key,)) for key in (path[:-1] if boxed else path))
@@ -92,7 +92,7 @@ def _axis_names(tree: PyTree) -> dict[Words, tuple[Any, ...]]:
         return tuple(names) if isinstance(names, tuple | PartitionSpec) else ()
 
     boxes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: bool(names_of(x)))
-    return {_words(path): names for path, box in boxes if (names := names_of(box))}
+    return {words_of(path): names for path, box in boxes if (names := names_of(box))}
 
 
 def _by_axis_names(names: tuple[Any, ...]) -> Axes | str | None:

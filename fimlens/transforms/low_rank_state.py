@@ -59,7 +59,7 @@ def init_stack(recipe: LowRankRecipe, like: jax.ShapeDtypeStruct) -> StackState:
     return StackState(
         _init_subspace(recipe, like, False, m, r),
         None if s is None else _init_subspace(recipe, like, True, n, s),
-        init_matrices(recipe.lead, jax.ShapeDtypeStruct((k, rows, columns), dtype)),
+        *init_matrices(recipe.lead, jax.ShapeDtypeStruct((k, rows, columns), dtype)),
         cast_floating(zeros, recipe.dtypes.second_moment or dtype),
         None if recipe.gamma is None else init_growth(jax.ShapeDtypeStruct((k, 1, 1), dtype)),
     )

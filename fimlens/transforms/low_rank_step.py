@@ -207,7 +207,7 @@ def _transported(recipe: LowRankRecipe, lead: MatrixState, G: Stack, L: Turn, R:
     if recipe.moments == "keep":
         return lead
     if recipe.moments == "reset":
-        first = init_matrices(recipe.lead, jax.ShapeDtypeStruct(lead.momentum.shape, G.dtype))
+        (first,) = init_matrices(recipe.lead, jax.ShapeDtypeStruct(lead.momentum.shape, G.dtype))
         return _in_dtypes_of(lead, first)
 
     def stats(stats: Statistics, L: Array, R: Array | None) -> Statistics:

@@ -19,7 +19,7 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.linalg.bases import tree_above_rounding
 from fimlens.member import bases_of
 from fimlens.solver.fit import fit
-from fimlens.solver.sizes import frame_of, zero_state
+from fimlens.solver.sizes import averaged_layout, first_frame, frame_of
 from fimlens.structure import BasisStep, Mix, Params, Statistics, Structure, Tree
 from fimlens.transforms.dtypes import StateDtypes, stored_in
 from fimlens.transforms.stacking import Matrices, clip_for_squaring, clip_squares
@@ -80,13 +80,18 @@ def coefficients(recipe: Recipe, count: Int[Array, ""], key: Array | None) -> St
     return StepCoefficients(count, key, momentum, fitted, basis, weight_1, weight_2, before)
 
 
-def init_matrices(recipe: Recipe, like: jax.ShapeDtypeStruct) -> MatrixState:
-    """The state before any gradient is seen, for matrices of this shape and dtype."""
+def init_matrices(recipe: Recipe, *likes: jax.ShapeDtypeStruct) -> list[MatrixState]:
+    """The states before any gradient is seen, for matrices of these shapes and dtypes. Those alike are traced once."""
+    layouts = {like: averaged_layout(recipe.structure, like.shape[-2:], recipe.average, like.dtype) for like in set(likes)}
+    return [_init_matrix(recipe, like, layouts[like]) for like in likes]
+
+
+def _init_matrix(recipe: Recipe, like: jax.ShapeDtypeStruct, averaged: Statistics) -> MatrixState:
     structure, (*stack, m, n) = recipe.structure, like.shape
     momentum = None if recipe.b1 is None else jnp.zeros(like.shape, like.dtype)
     if recipe.b2 is None:
         return _stored(recipe, MatrixState(None, None, None, momentum))
-    frame, stats = zero_state(structure, (m, n), recipe.average, like.dtype)
+    frame, stats = first_frame(structure, (m, n), like.dtype), jax.tree.map(jnp.zeros_like, averaged)
     if recipe.b1 is not None and recipe.momentum == "rotated":
         layout = jax.eval_shape(structure.to_eigenbasis, frame, jnp.zeros((m, n), like.dtype))
         momentum = jax.tree.map(lambda x: jnp.zeros((*stack, *x.shape), x.dtype), layout)

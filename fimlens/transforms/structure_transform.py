@@ -92,7 +92,7 @@ def _init(recipe: Recipe, params: PyTree) -> StructureState:
         kept = placeholder_state(layout, params, recipe.b1 is not None, recipe.b2 is not None)
     else:
         matrices, treedef = jax.tree.flatten(matrix_shapes(params, layout.stacked))
-        kept = pack_state(layout, treedef, [init_matrices(recipe, like) for like in matrices], params)
+        kept = pack_state(layout, treedef, init_matrices(recipe, *matrices), params)
     return StructureState(jnp.zeros([], jnp.int32), jnp.zeros([]), random_key(recipe.structure), *kept)
 
 
