@@ -44,6 +44,15 @@ def write_gradients(
     Raises:
         ValueError: as `empirical_fisher`; the directory holds gradients of another run; or units are not one an example.
         OSError: the disk is full.
+
+    Examples:
+        >>> import jax.numpy as jnp, pathlib, tempfile, fimlens as fl
+        >>> loss = lambda params, batch: jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
+        >>> batch = {"x": jnp.ones((6, 3)), "y": jnp.zeros((6, 2))}
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     fl.write_gradients(loss, {"w": jnp.ones((3, 2))}, [batch], directory)
+        ...     sorted(path.name for path in pathlib.Path(directory).iterdir())
+        ['gradients.json', 'w.npy']
     """
     directory, path = Path(directory), Path(directory) / ABOUT
     chosen, others, merge, take_apart = open_model("write_gradients", params, batches, matrices, route, axes, "mean")
