@@ -38,7 +38,7 @@ class Estimate(NamedTuple):
         >>> import jax, fimlens as fl
         >>> row = fl.estimate({"adam": fl.Diagonal()}, jax.random.normal(jax.random.key(0), (64, 3, 4))).rows["adam"]
         >>> print(f"{row.relative:.2f} +- {row.se:.2f}; on its own samples {row.plug_in:.2f}")  # in truth about 0
-        0.02 +- 0.03; on its own samples 0.12
+        0.02 +- 0.02; on its own samples 0.12
     """
 
     relative: float
