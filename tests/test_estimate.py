@@ -132,6 +132,15 @@ def test_gradients_that_lie_outside_the_range_are_infinitely_far_and_last():
     assert 0 < shrunk.shrinkage <= 1
 
 
+def test_small_eigenvalues_beside_one_large_are_no_rounding():
+    G = gradients(32)
+    G[:, 0, 0] *= 1e4  # as of an outlier dimension of a language model
+    estimates = fl.estimate(PAIR | {"sgd": fl.Scalar()}, G, divergence=fl.LogDet())
+    assert all(math.isfinite(row.relative) for row in estimates.rows.values())
+    G[:, 1] = 0
+    assert fl.estimate(PAIR, G, divergence=fl.VonNeumann()).rows["soap"].relative < 0  # zeros on both sides are no distance
+
+
 def test_the_best_scale_takes_back_what_a_learning_rate_would():
     twice = fl.Rotated(fl.GeometricMarginals(), "LR")
     plain, scaled = (fl.estimate([twice], gradients(64), best_scale=s).rows[str(twice)] for s in (False, True))
@@ -327,7 +336,8 @@ def test_gradients_are_written_as_empirical_fisher_has_them_and_continued(tmp_pa
         read_gradients(tmp_path)
     counts = []
     fl.write_gradients(loss, params, batches, tmp_path, units=range(7), progress=lambda done, count: counts.append(done))
-    assert counts == [6, 7]
+    fl.write_gradients(loss, params, batches, tmp_path, units=range(7), progress=lambda done, count: counts.append(done))
+    assert counts == [6, 7]  # and nothing where all is done
     found = read_gradients(tmp_path)
     np.testing.assert_allclose(found.matrices["w"], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(found.units, range(7))

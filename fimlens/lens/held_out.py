@@ -10,8 +10,7 @@ from jaxtyping import Array, Bool, Float
 from fimlens.divergence import Divergence, excess
 from fimlens.fisher.fisher import Fisher
 from fimlens.fisher.samples import Samples
-from fimlens.lens.nearness import best_scale, without_small
-from fimlens.solver.fit import in_units
+from fimlens.lens.nearness import best_scale
 from fimlens.structure import EigenvalueBlock, Params, Structure
 
 
@@ -61,14 +60,14 @@ def held_out(
     sampled: Sampled,
     adjustment: Adjustment,
     unit: Float[Array, ""],
-    largest: Float[Array, ""],
+    rounding: Float[Array, ""],
 ) -> HeldOut:
-    """Test a member on samples that it was not fitted to, in a unit of F whose largest entry is known.
+    """Test a member on samples that it was not fitted to, in units of F. What is below `rounding`, in these, is zero.
 
     phi(V) of an estimate V is too large by phi''(V) / 2 times the variance of V, to second order. That is subtracted, which
     is exact in the Frobenius norm.
     """
-    blocks, variances = _blocks(structure, params, sampled, unit, largest)
+    blocks, variances = _blocks(structure, params, sampled, unit, rounding)
     adjusted = [adjustment(block) for block in blocks]
     basis = jnp.zeros([])
     for old, new, variance in zip(blocks, adjusted, variances, strict=True):
@@ -81,7 +80,7 @@ def held_out(
 
 
 def _blocks(
-    structure: Structure, params: Params, sampled: Sampled, unit: Float[Array, ""], largest: Float[Array, ""]
+    structure: Structure, params: Params, sampled: Sampled, unit: Float[Array, ""], rounding: Float[Array, ""]
 ) -> tuple[list[EigenvalueBlock], list[Array]]:
     """Return the eigenvalues of a member beside the second moments of the samples, and the variances of those moments."""
     fisher, starts, pairs = sampled
@@ -103,10 +102,17 @@ def _blocks(
     means = [s / len(starts) for s in total]
     # The product of the moments of samples of two units has the mean V^2.
     products = [(s**2 - q - last**2) / pairs for s, q, last in zip(total, squares, own, strict=True)]
-    blocks = [block._replace(moment=unit * V) for block, V in zip(known, means, strict=True)]
-    return in_units(without_small(blocks, largest), unit, largest), [
-        V**2 - square for V, square in zip(means, products, strict=True)
-    ]
+    blocks = [_cleaned(value, V, c, unit, rounding) for (value, _, c), V in zip(known, means, strict=True)]
+    return blocks, [V**2 - square for V, square in zip(means, products, strict=True)]
+
+
+def _cleaned(
+    value: Array | None, V: Array, count: float, unit: Float[Array, ""], rounding: Float[Array, ""]
+) -> EigenvalueBlock:
+    """Return a block in units of F, without what rounding left of zeros: an error is infinite or not, by a zero."""
+    value = None if value is None else jnp.where(value / unit > rounding, value / unit, 0)
+    outside = value is None or value == 0
+    return EigenvalueBlock(value, jnp.where(outside & (rounding > V), 0, V), count)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -116,9 +122,9 @@ def scale_of(
     params: Params,
     fisher: Fisher,
     unit: Float[Array, ""],
-    largest: Float[Array, ""],
+    rounding: Float[Array, ""],
 ) -> Float[Array, ""]:
     """Return the t for which t F~ is nearest to a Fisher."""
     with jax.default_matmul_precision("highest"):
         blocks = structure.eigenvalue_blocks(params, fisher)
-    return best_scale(in_units(without_small(blocks, largest), unit, largest), divergence)
+    return best_scale([_cleaned(value, V / unit, c, unit, rounding) for value, V, c in blocks], divergence)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from fimlens.divergence import Divergence, Frobenius, LogDet, VonNeumann
 from fimlens.fisher.fisher import Fisher
@@ -58,17 +58,13 @@ def measure_nearness(structure: Structure, fitted: Params, fisher: Fisher) -> di
 
 @partial(jax.jit, static_argnums=0)
 def _blocks(structure: Structure, fitted: Params, fisher: Fisher, unit: Float[Array, ""]) -> list[EigenvalueBlock]:
-    return in_units(without_small(structure.eigenvalue_blocks(fitted, fisher), unit), unit, unit)
-
-
-def without_small(blocks: list[EigenvalueBlock], largest: Float[ArrayLike, ""]) -> list[EigenvalueBlock]:
-    """Return the blocks with eigenvalues of rounding size set to 0, whose logarithm means nothing, given F's largest entry."""
+    """Return the eigenvalue blocks in units of F, with eigenvalues of rounding size set to 0, whose logarithm means nothing."""
 
     def cleaned(value: Array | None, V: Array, count: float) -> EigenvalueBlock:
-        rounding = None if value is None else 1000 * jnp.finfo(value.dtype).eps * largest > jnp.abs(value)
+        rounding = None if value is None else 1000 * jnp.finfo(value.dtype).eps * unit > jnp.abs(value)
         return EigenvalueBlock(None if value is None else jnp.where(rounding, 0, value), V, count)
 
-    return [cleaned(*block) for block in blocks]
+    return in_units([cleaned(*block) for block in structure.eigenvalue_blocks(fitted, fisher)], unit, unit)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -1,5 +1,6 @@
 """A trial: structures are fitted to all folds of some samples but one, and tested on that one, each fold once."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,10 +105,11 @@ class Trial:
     def _unit(self) -> Float[Array, ""]:
         return self.fisher.unit if self.divergence.degree is not None else jnp.ones_like(self.fisher.unit)
 
-    @property
+    @cached_property
     def _units(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """The unit, and the largest entry of F, by which rounding is told."""
-        return self._unit, self.fisher.unit
+        """The unit, and what rounding leaves of a second moment that is zero: a rotated gradient is off by eps of its norm."""
+        eps, count = float(jnp.finfo(self.fisher.dtype).eps), math.prod(self.fisher.shape)
+        return self._unit, jnp.asarray(10 * eps**2 * count * self._means.mean(), self.fisher.dtype)
 
     @property
     def _square(self) -> bool:

@@ -64,7 +64,7 @@ def write_gradients(
     about |= {} if units is None else {"units": [int(unit) for unit in units]}
     directory.mkdir(parents=True, exist_ok=True)
     found = read_about(path)
-    done = found.pop("done", 0) if found else 0
+    done = found.pop("done", N) if found else 0
     if found and found != about:
         raise ValueError(f"write_gradients: {directory} holds gradients of another run. Name another directory.")
     example = jax.tree.map(lambda x: x[:1], batches[0])
