@@ -298,18 +298,20 @@ def osoap(lr, b1=0.9, b2=0.999, eps=1e-8, interval=10):
 def limited(C, kept, gamma, weight=1.0):
     """C under [G]'s limiter, which lets a norm return to the peak that it fell from, and what the limiter keeps.
 
+    The peak fades by gamma a step, or by 1 + 1 / t at step t if that is more.
+
     Norms are measured times the weight.
     """
     norm = np.linalg.norm(C) * weight
     if norm == 0:
         return C, kept
     if kept is None:
-        return C, (norm, norm, norm)
-    phi, peak, faded = kept
+        return C, (norm, norm, norm, 1)
+    phi, peak, faded, count = kept
     kappa = 0.5 / gamma**20
     eta = min(1, gamma * (peak if phi < kappa * faded and norm > gamma * phi / kappa else phi) / norm)
-    new, faded = eta * norm, faded / gamma
-    return eta * C, (new, new, new) if new >= faded else (new, peak, faded)
+    new, faded = eta * norm, faded / max(gamma, 1 + 1 / count)
+    return eta * C, (new, *((new, new) if new >= faded else (peak, faded)), count + 1)
 
 
 @in_short_side

@@ -1,5 +1,6 @@
 """Held-out estimates: unbiased by enumeration of every draw, error bars against NumPy, storage, units, and bad input."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -147,22 +148,14 @@ def test_the_best_scale_takes_back_what_a_learning_rate_would():
     assert scaled.plug_in < plain.plug_in - 1e-4  # on its own samples it cannot lose
 
 
-def test_a_bounded_number_of_sweeps_ends_near_the_nearest_product():
+@pytest.mark.parametrize("family", [fl.Kronecker(), fl.Kronecker(fl.LogDet()), fl.DiagonalKronecker()], ids=str)
+def test_a_bounded_number_of_sweeps_ends_near_the_nearest_product(family):
     fisher = fl.Fisher.from_gradients(gradients(64, 4, 5))
-    for family in (fl.Kronecker, fl.DiagonalKronecker):
-        for divergence in (fl.Frobenius(), fl.LogDet()):
-            gaps = [
-                float(
-                    fl.gap(
-                        family(divergence), fl.fit(family(divergence, sweeps=k), fisher), fisher, divergence=divergence
-                    ).share
-                )
-                for k in (1, 10, None)
-            ]
-            assert gaps[0] > gaps[2] - 1e-6
-            assert gaps[1] == pytest.approx(gaps[2], rel=1e-2)
-    with pytest.raises(ValueError, match="Kronecker: sweeps is a positive number"):
-        fl.Kronecker(sweeps=0)
+    bounded = dataclasses.replace(family, sweeps=10)
+    shares = [fl.gap(s, fl.fit(s, fisher), fisher, divergence=family.divergence).share for s in (bounded, family)]
+    assert float(shares[0]) == pytest.approx(float(shares[1]), rel=1e-2)
+    with pytest.raises(ValueError, match="sweeps is a positive number"):
+        dataclasses.replace(family, sweeps=0)
 
 
 # --- units and storage ------------------------------------------------------------------------------------------------
@@ -178,12 +171,19 @@ def test_copies_of_a_sample_in_its_unit_change_nothing():
             np.testing.assert_allclose(getattr(other, field), getattr(row, field), rtol=2e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("divergence", [fl.Frobenius(), fl.LogDet()], ids=str)
-def test_samples_on_disk_give_the_same_numbers(divergence):
-    structures = PAIR | {"kl": fl.Kronecker(fl.LogDet()), "alice": fl.LowRank(DIAGONAL, 2, fl.Columns())}
+@pytest.mark.parametrize(
+    ("structure", "divergence"),
+    [
+        (SIDES, fl.Frobenius()),
+        (fl.LowRank(DIAGONAL, 2, fl.Columns()), fl.VonNeumann()),
+        (fl.Kronecker(fl.LogDet(), sweeps=10), fl.LogDet()),
+    ],
+    ids=str,
+)
+def test_samples_on_disk_give_the_same_numbers(structure, divergence):
     G = gradients(24)
-    inside = fl.estimate(structures, G, folds=4, divergence=divergence)
-    stored = fl.estimate(structures, [G[:10], G[10:]], folds=4, divergence=divergence, max_bytes=5 * G[0].nbytes * 6)
+    inside = fl.estimate([structure], G, folds=4, divergence=divergence)
+    stored = fl.estimate([structure], [G[:10], G[10:]], folds=4, divergence=divergence, max_bytes=5 * G[0].nbytes * 6)
     for name, row in inside.rows.items():
         np.testing.assert_allclose(stored.rows[name].pseudo, row.pseudo, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(stored.rows[name].plug_in, row.plug_in, rtol=1e-4, atol=1e-5)
@@ -237,7 +237,7 @@ def test_the_command_reads_files_concludes_and_continues(tmp_path):
     np.save(source / "query.npy", gradients(16))
     np.save(source / "value.npy", gradients(16, seed=1))
     (source / "gradients.json").write_text('{"kind": "a test", "units": ' + str(list(range(16))) + "}")
-    command = ["lens", "--gradients", str(source), "--structures", "adam,racs,osoap,soap", "--folds", "4", "--out", str(out)]
+    command = ["lens", "--gradients", str(source), "--structures", "osoap,soap", "--folds", "4", "--out", str(out)]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     for words in ("a test", "nearest on held-out gradients", "A second basis", "plug-in"):
