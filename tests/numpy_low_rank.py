@@ -19,7 +19,10 @@ def column_norms(X):
 
 
 def adam_like(b1, b2, eps, corrected):
-    """m / (sqrt(v) + eps) of what is sent; `turn` is a rotation of its rows, or two of rows and columns, "reset" or None."""
+    """m / (sqrt(v) + eps) of what is sent, and the same without eps, as limiters see it.
+
+    `turn` is a rotation of its rows, or two of rows and columns, "reset" or None.
+    """
     m = v = 0.0
     t = 0
     sigma, turn = yield
@@ -32,7 +35,7 @@ def adam_like(b1, b2, eps, corrected):
         t += 1
         m, v = b1 * m + (1 - b1) * sigma, b2 * v + (1 - b2) * sigma**2
         c1, c2 = (1 - b1**t, 1 - b2**t) if corrected else (1.0, 1.0)
-        sigma, turn = yield (m / c1) / (np.sqrt(v / c2) + eps)
+        sigma, turn = yield [(m / c1) / (np.sqrt(v / c2) + small) for small in (eps, 0.0)]
 
 
 def uncorrected(t):
@@ -92,19 +95,19 @@ def alice(
         t += 1
         sigma = U.T @ G
         Qt = b3 * Qt + (1 - b3) * sigma @ sigma.T
-        D = inner.send((sigma, turn))
+        Ds = inner.send((sigma, turn))
         rest = G - U @ sigma
         C = np.zeros_like(G)
         if rank < m and compensation != "none":
             if compensation == "optimal":
                 p = b1 * p + (1 - b1) * ((G**2).sum(0) - (sigma**2).sum(0))
-                C = np.sqrt(m - rank) * rest / np.sqrt(p / (1 - b1**t if corrected else 1))
+                Cs = [np.sqrt(m - rank) * rest / np.sqrt(p / (1 - b1**t if corrected else 1))] * 2
             else:
-                C = rest * column_norms(D) / column_norms(sigma)
+                Cs = [rest * column_norms(D) / column_norms(sigma) for D in Ds]
             if compensation == "fira+":
-                C *= np.linalg.norm(D) / np.linalg.norm(C)
-            C, kept = limited(C, kept, gamma)
-        G, _ = yield -lr * alpha * (U @ D + alpha_c * C)
+                Cs = [C * np.linalg.norm(D) / np.linalg.norm(C) for C, D in zip(Cs, Ds, strict=True)]
+            C, kept = limited(*Cs, kept, gamma)
+        G, _ = yield -lr * alpha * (U @ Ds[0] + alpha_c * C)
 
 
 @in_short_side
@@ -124,14 +127,14 @@ def galore(lr, rank, interval=5, alpha=0.3, moments="keep", fira=False, plus=Fal
             turn, U = turned(moments, new, U), new
         t += 1
         sigma = U.T @ G
-        D = inner.send((sigma, turn))
+        Ds = inner.send((sigma, turn))
         C = np.zeros_like(G)
         if fira and (rank < len(G) or not plus):
-            C = (G - factor * U @ sigma) * column_norms(D) / column_norms(sigma)
+            Cs = [(G - factor * U @ sigma) * column_norms(D) / column_norms(sigma) for D in Ds]
             if plus:
-                C *= np.linalg.norm(D) / np.linalg.norm(C)
-            C, kept = limited(C, kept, 1.01, uncorrected(t))
-        G, _ = yield -lr * whole * (factor * U @ D + C)
+                Cs = [C * np.linalg.norm(D) / np.linalg.norm(C) for C, D in zip(Cs, Ds, strict=True)]
+            C, kept = limited(*Cs, kept, 1.01, uncorrected(t))
+        G, _ = yield -lr * whole * (factor * U @ Ds[0] + C)
 
 
 @in_short_side
@@ -148,10 +151,10 @@ def apollo(lr, rank, interval=5, variant="random", frames=None):
             P = gauge(P.T).T if variant == "svd" else P
         t += 1
         sigma = P @ G
-        D = inner.send((sigma, None))
+        Ds = inner.send((sigma, None))
         mini = variant == "mini"
-        s = np.linalg.norm(D) / np.linalg.norm(sigma) if mini else column_norms(D) / column_norms(sigma)
-        U, kept = limited(G * s, kept, 1.01, uncorrected(t))
+        norms = np.linalg.norm if mini else column_norms
+        U, kept = limited(*(G * norms(D) / norms(sigma) for D in Ds), kept, 1.01, uncorrected(t))
         G, _ = yield -lr * (128**0.5 if mini else 1) * U
 
 
@@ -193,7 +196,7 @@ def low_rank_soap(
         C[: r[0], r[1] :] = rows * root_inverse(tied[0])[:, None]
         C[r[0] :, : r[1]] = columns * root_inverse(tied[1])
         C[r[0] :, r[1] :] = tail * root_inverse(np.array([tied[2]]))
-        C, kept = limited(C, kept, gamma)
+        C, kept = limited(C, C, kept, gamma)
         C *= alpha_c
-        C[: r[0], : r[1]] = inner.send((X, turn))
+        C[: r[0], : r[1]] = inner.send((X, turn))[0]
         G, _ = yield -lr * alpha * full[0] @ C @ full[1].T

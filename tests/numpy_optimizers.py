@@ -295,14 +295,12 @@ def osoap(lr, b1=0.9, b2=0.999, eps=1e-8, interval=10):
         G, _ = yield -lr * U @ (U.T @ bias_corrected(M, b1, t) / (np.sqrt(bias_corrected(V, b2, t)) + eps))
 
 
-def limited(C, kept, gamma, weight=1.0):
+def limited(C, measured, kept, gamma, weight=1.0):
     """C under [G]'s limiter, which lets a norm return to the peak that it fell from, and what the limiter keeps.
 
-    The peak fades by gamma a step, or by 1 + 1 / t at step t if that is more.
-
-    Norms are measured times the weight.
+    The peak fades by gamma a step, or by 1 + 1 / t at step t if that is more. Norms are those of `measured`, times the weight.
     """
-    norm = np.linalg.norm(C) * weight
+    norm = np.linalg.norm(measured) * weight
     if norm == 0:
         return C, kept
     if kept is None:
@@ -332,7 +330,7 @@ def racs(lr, beta=0.9, alpha=0.05, gamma=1.01, sweeps=5, corrected=False, cap=30
         s, q = beta * s + (1 - beta) * s_now, beta * q + (1 - beta) * q_now
         weight = 1 - beta**t if corrected else 1.0
         U = G / np.sqrt(np.outer(q, s)) * weight
-        U, kept = limited(U, kept, gamma)
+        U, kept = limited(U, U, kept, gamma)
         G, _ = yield -lr * alpha * U
 
 
