@@ -206,6 +206,9 @@ def test_bad_input_is_refused_at_the_door():
     broken[5, 0, 0] = np.nan
     for message, call in {
         "one says nothing of others": lambda: fl.estimate([DIAGONAL], G[:1]),
+        "3 sampling units cannot be divided into 2 folds, with two units outside each": lambda: fl.estimate(
+            [DIAGONAL], G[:3], folds=2
+        ),
         "or folds=6": lambda: fl.estimate([DIAGONAL], G[:6]),
         "folds is a whole number, at least 2": lambda: fl.estimate([DIAGONAL], G, folds=1),
         "number 5": lambda: fl.estimate([DIAGONAL], broken),

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from fimlens.cli.app import app
 from fimlens.language_model import Pretrained, bits_per_byte, llama, load, token_windows
 
 gguf = pytest.importorskip("gguf")
@@ -420,3 +422,24 @@ def test_a_missing_package_is_named(file, monkeypatch):
     monkeypatch.delitem(sys.modules, "fimlens.language_model.gguf_file", raising=False)
     with pytest.raises(ImportError, match=r"needs pip install 'fimlens\[models\]'"):
         load(file())
+
+
+def test_the_lens_asks_about_it(directory, tmp_path):
+    model, texts, out = directory(), tmp_path / "texts", tmp_path / "out"
+    texts.mkdir()
+    for name, text in (("a", TEXT), ("b", TEXT[::-1]), ("c", "short"), ("d", TEXT[9:])):
+        (texts / f"{name}.txt").write_text(text)
+    command = ["lens", "--model", str(model), "--text", str(texts), "--samples", "4", "--length", "8", "--folds", "3"]
+    command += ["--matrices", "layers/1/attention/key", "--structures", "adam,sgd", "--out", str(out)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "layers.1.attention.key (32 x 32)" in result.output
+    assert json.loads((out / "gradients" / "gradients.json").read_text())["units"] == [0, 1, 3, 0]  # first windows first
+    config, params, tokenizer = load(model)
+    window = token_windows(Pretrained(config, params, tokenizer), TEXT, length=8)[:1]
+    expected = jax.grad(partial(llama.loss, config))(params, window)["layers"][1]["attention"]["key"]
+    written = np.load(out / "gradients" / "layers.1.attention.key.npy")[0]
+    np.testing.assert_allclose(written, expected, rtol=1e-4, atol=1e-6)
+    refused = CliRunner().invoke(app, [*command[:5], "--samples", "99", *command[7:]])
+    assert refused.exit_code == 2
+    assert "--samples asks for 99" in " ".join(refused.output.split())

@@ -151,8 +151,9 @@ def folds_of(units: Int[np.ndarray, " N"], folds: int, key: Array) -> tuple[Fold
     """Return the division of samples that `estimate` makes, and the key of its fits; raise ValueError if there is none."""
     require_number("estimate", "folds", folds, 2, whole=True)
     count = len(np.unique(units))
-    if count < folds:
-        remedy = f"Take more gradients, or folds={count}." if count > 1 else "Take more: one says nothing of others."
-        raise ValueError(f"estimate: {count} sampling unit{'s' * (count > 1)} cannot be divided into {folds} folds. {remedy}")
+    if count < folds or count - -(-count // folds) < 2:  # without a fold, a pair of units must be left
+        remedy = f"Take more gradients, or folds={count}." if count > 2 else "Take more: one says nothing of others."
+        many = f"{count} sampling unit{'s' * (count > 1)}"
+        raise ValueError(f"estimate: {many} cannot be divided into {folds} folds, with two units outside each. {remedy}")
     key_of_folds, key_of_fits = jax.random.split(key)
     return divide(folds, units, key_of_folds), key_of_fits
