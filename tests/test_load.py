@@ -436,7 +436,7 @@ def test_the_lens_asks_about_it(directory, tmp_path):
     assert "layers.1.attention.key (32 x 32)" in result.output
     assert json.loads((out / "gradients" / "gradients.json").read_text())["units"] == [0, 1, 3, 0]  # first windows first
     config, params, tokenizer = load(model)
-    window = token_windows(Pretrained(config, params, tokenizer), TEXT, length=8)[:1]
+    window = jnp.asarray(token_windows(Pretrained(config, params, tokenizer), TEXT, length=8)[:1])
     expected = jax.grad(partial(llama.loss, config))(params, window)["layers"][1]["attention"]["key"]
     written = np.load(out / "gradients" / "layers.1.attention.key.npy")[0]
     np.testing.assert_allclose(written, expected, rtol=1e-4, atol=1e-6)
