@@ -8,9 +8,11 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 import fimlens as fl
@@ -183,10 +185,19 @@ def test_copies_of_a_sample_in_its_unit_change_nothing():
 def test_samples_on_disk_give_the_same_numbers(structure, divergence):
     G = gradients(24)
     inside = fl.estimate([structure], G, folds=4, divergence=divergence)
-    stored = fl.estimate([structure], [G[:10], G[10:]], folds=4, divergence=divergence, max_bytes=5 * G[0].nbytes * 6)
+    stored = fl.estimate([structure], [G[:10], G[10:]], folds=4, divergence=divergence, max_bytes=1000)
+    assert G.nbytes > 1000  # so that it stays on disk, and is read by threes
     for name, row in inside.rows.items():
         np.testing.assert_allclose(stored.rows[name].pseudo, row.pseudo, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(stored.rows[name].plug_in, row.plug_in, rtol=1e-4, atol=1e-5)
+
+
+def test_short_floats_are_summed_in_float32():
+    G = gradients(24).astype(ml_dtypes.bfloat16)
+    for max_bytes in (2**30, 500):  # in memory, and in a file
+        short, full = (fl.estimate([DIAGONAL], x, folds=4, max_bytes=max_bytes) for x in (G, G.astype(np.float32)))
+        np.testing.assert_allclose(short.rows["Diagonal()"].pseudo, full.rows["Diagonal()"].pseudo, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(short.norm_squared, full.norm_squared, rtol=1e-5)
 
 
 def test_samples_spread_over_devices_give_the_same_numbers():
@@ -210,6 +221,9 @@ def test_bad_input_is_refused_at_the_door():
             [DIAGONAL], G[:3], folds=2
         ),
         "or folds=6": lambda: fl.estimate([DIAGONAL], G[:6]),
+        "or folds=3": lambda: fl.estimate([DIAGONAL], G[:3], folds=2),
+        "float32 does not hold its square": lambda: fl.estimate([DIAGONAL], G * np.float32(1e-20)),
+        "the Fisher is zero": lambda: fl.estimate([DIAGONAL], fl.Fisher.from_gradients(0 * G)),
         "folds is a whole number, at least 2": lambda: fl.estimate([DIAGONAL], G, folds=1),
         "number 5": lambda: fl.estimate([DIAGONAL], broken),
         "no blocks": lambda: fl.estimate([DIAGONAL], iter([])),
@@ -222,6 +236,8 @@ def test_bad_input_is_refused_at_the_door():
             call()
     with pytest.raises(TypeError, match="no samples to hold out"):
         fl.estimate([DIAGONAL], fl.Fisher.from_dense(jnp.eye(4), (2, 2)))
+    with pytest.raises(FileNotFoundError):  # of the blocks' maker, not of the temporary file
+        fl.estimate([DIAGONAL], (np.load(path) for path in ["none.npy"]))
     with pytest.warns(UserWarning, match=r"left out: \[5\]"):
         assert fl.estimate([DIAGONAL], broken, skip_nonfinite=True).samples == 23
     found = fl.estimate({"too many": fl.LowRank(DIAGONAL, 9)}, G)
@@ -279,6 +295,23 @@ def test_a_name_that_means_another_structure_is_estimated_again(tmp_path):
     assert errors[0] != errors[1]
 
 
+def test_other_gradients_of_the_same_name_are_estimated_anew(tmp_path, monkeypatch):
+    """As of a later checkpoint; and a file that no run finished is named."""
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    source, out = tmp_path / "gradients", tmp_path / "out"
+    source.mkdir()
+    command = ["lens", "--gradients", str(source), "--structures", "sgd", "--folds", "2", "--out", str(out)]
+    norms = []
+    for seed in (0, 1):
+        np.save(source / "query.npy", gradients(16, seed=seed))
+        assert CliRunner().invoke(app, command).exit_code == 0
+        part = json.loads((out / "estimates.json").read_text())["matrices"]["query"]["Frobenius"]
+        norms.append(part["norm_squared"])
+    assert norms[0] != norms[1]
+    (out / "estimates.json").write_text("{")
+    assert "name another directory by --out" in " ".join(CliRunner().invoke(app, command).output.split())
+
+
 def test_gradients_in_safetensors_are_mapped(tmp_path):
     G = gradients(8)
     header = json.dumps({"layer.query": {"dtype": "F32", "shape": [8, 3, 4], "data_offsets": [0, G.nbytes]}}).encode()
@@ -286,6 +319,9 @@ def test_gradients_in_safetensors_are_mapped(tmp_path):
     found = read_gradients(tmp_path).matrices
     assert isinstance(found["layer.query"], np.memmap)
     np.testing.assert_array_equal(found["layer.query"], G)
+    np.save(tmp_path / "layer.query.npy", G)
+    with pytest.raises(ValueError, match=r"another array named layer\.query"):
+        read_gradients(tmp_path)
 
 
 def test_damaged_directories_are_refused(tmp_path):
@@ -348,3 +384,29 @@ def test_gradients_are_written_as_empirical_fisher_has_them_and_continued(tmp_pa
         fl.write_gradients(loss, params, batches[:1], tmp_path, units=range(4))
     with pytest.raises(ValueError, match="7 examples and 2 units"):
         fl.write_gradients(loss, params, batches, tmp_path, units=[0, 1])
+    moved, other = params | {"b": 2 * jnp.ones(2)}, [batches[0], jax.tree.map(np.negative, batches[1])]
+    for weights, data in ((moved, batches), (params, other)):  # of the same names and shapes
+        with pytest.raises(ValueError, match="another run"):
+            fl.write_gradients(loss, weights, data, tmp_path, units=range(7))
+    (tmp_path / "gradients.json").unlink()
+    with pytest.raises(ValueError, match="another run"):  # of who knows what
+        fl.write_gradients(loss, params, batches, tmp_path)
+    with pytest.raises(ValueError, match="two matrices have one name"):
+        fl.write_gradients(loss, {"w/a": params["w"], "w.a": params["w"], "w": params["w"]}, batches, tmp_path / "new")
+
+
+def test_gradients_that_were_not_begun_are_no_zeros(tmp_path, monkeypatch):
+    """A run stopped between the making of its files and its first gradient."""
+    loss, params, batches = lambda params, x: jnp.sum(x @ params["w"]), {"w": jnp.ones((3, 2))}, [np.ones((2, 3))]
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fl.write_gradients(loss, params, batches, tmp_path)
+    with pytest.raises(ValueError, match="unfinished: 0 gradients"):
+        read_gradients(tmp_path)
+    fl.write_gradients(loss, params, batches, tmp_path)
+    assert (read_gradients(tmp_path).matrices["w"] == 1).all()
