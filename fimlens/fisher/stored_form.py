@@ -42,6 +42,15 @@ class Store:
         found[chosen >= 0] = self.samples[chosen[chosen >= 0]]
         return found
 
+    def read_rows(
+        self, rows: int, chosen: Int[Array | np.ndarray, " k"], first: Int[Array | np.ndarray, ""]
+    ) -> Float[np.ndarray, "k rows n"]:
+        """Return some rows of samples, from the row `first`; zeros below the last."""
+        part = self.samples[:, int(first) : int(first) + rows][np.asarray(chosen)]
+        found = np.zeros((len(part), rows, part.shape[2]), np.float32)
+        found[:, : part.shape[1]] = part
+        return found
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, repr=False)
@@ -131,15 +140,16 @@ class StoredFisher(Samples):
 
     def gram(self) -> Float[Array, "k k"]:
         # A sum over bands of rows, so that each entry is read once.
-        N, m, _ = self.store.samples.shape
-        chosen = np.asarray(self.chosen)
+        N, m, n = self.store.samples.shape
         rows = max(1, self.store.block * m // N)
-        product = jax.jit(partial(jnp.matmul, precision="highest"))
-        found = jnp.zeros((len(self), len(self)))
-        for first in range(0, m, rows):
-            band = np.asarray(self.store.samples[:, first : first + rows], np.float32)[chosen].reshape(len(self), -1)
-            found += product(band, band.T)
-        return found * self.factor
+        found = jax.ShapeDtypeStruct((len(self), rows, n), self.dtype)
+
+        def add(total: Float[Array, "k k"], first: Int[Array, ""]) -> tuple[Float[Array, "k k"], None]:
+            band = jax.pure_callback(partial(self.store.read_rows, rows), found, self.chosen, first, vmap_method="sequential")
+            band = band.reshape(len(self), -1)
+            return total + jnp.matmul(band, band.T, precision="highest"), None
+
+        return jax.lax.scan(add, jnp.zeros((len(self), len(self))), jnp.arange(0, m, rows))[0] * self.factor
 
     def _norm_squared(self, unit: Float[Array, ""]) -> Float[Array, ""]:
         return jnp.sum(jnp.square(self.gram() / (len(self) * unit)))
