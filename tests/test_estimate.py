@@ -365,6 +365,11 @@ def test_conclusions_name_what_is_unclear():
     words = " ".join(conclude({"a": fl.estimate(structures, G)}))
     assert "Adam's m n numbers over RACS' m + n: the error changes by " in words
     assert "On 1 of 1 matrices the error bars do not tell the best two apart." in words
+    two = fl.estimate({"adam": DIAGONAL, "sgd": fl.Scalar()}, G, folds=2)
+    for far, clear in ((1.3, False), (1.1, True)):  # 8 and 21 standard errors; Student's t with one degree of freedom is 12.7
+        pseudo = {"adam": (0.0, 0.0), "sgd": (1.0, far)}
+        found = dataclasses.replace(two, rows={name: row._replace(pseudo=pseudo[name]) for name, row in two.rows.items()})
+        assert found.clearly_nearer("adam", "sgd") == clear
 
 
 def test_gradients_are_written_as_empirical_fisher_has_them_and_continued(tmp_path):
