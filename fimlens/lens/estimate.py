@@ -62,8 +62,8 @@ def estimate(
 
     Raises:
         TypeError: a structure, the Fisher or the divergence is none.
-        ValueError: there are no structures, two have the same name, there are fewer units than folds, or a gradient is not
-            finite.
+        ValueError: there are no structures, two have the same name, a fold leaves fewer than two units, a gradient is not
+            finite, or float32 does not hold the squares of any.
 
     Warns:
         UserWarning: gradients were left out, or ||F||^2 is uncertain by more than half, as for heavy tails.
