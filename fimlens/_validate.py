@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from inspect import get_annotations
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -64,6 +65,13 @@ def as_json(value: Any) -> Any:
 def read_number(value: Any) -> Any:
     """Undo `as_json` for a number: NaN for None, and infinity for "inf"."""
     return math.nan if value is None else float(value) if isinstance(value, str) else value
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves either the old content or all of the new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)  # a rename within a directory is atomic
 
 
 def finite(value: Any) -> Any:

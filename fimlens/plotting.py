@@ -137,3 +137,8 @@ def curves(lines: Mapping[str, Sequence[float]], *, x: str, y: str) -> Figure:
     axes.set_ylabel(y)
     axes.legend(frameon=False)
     return figure
+
+
+def literal(name: str) -> str:
+    """Escape the dollar signs of a name that a user gave, which Matplotlib would read as a formula."""
+    return name.replace("$", r"\$")

@@ -8,13 +8,17 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
+from jax._src.interpreters import mlir
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 import fimlens as fl
 from fimlens.cli.app import app
+from fimlens.fisher.stored_form import samples_of
 from fimlens.lens.conclusions import conclude
 from fimlens.lens.estimate import folds_of
 from fimlens.models.gradient_files import read_gradients
@@ -26,6 +30,12 @@ PAIR = {"adam": DIAGONAL, "soap": SIDES}
 def gradients(N=24, m=3, n=4, seed=0):
     columns = np.linspace(0.5, 2, n)
     return np.random.default_rng(seed).normal(size=(N, m, n)).astype(np.float32) * columns.astype(np.float32)
+
+
+@pytest.fixture
+def files_in_programs(monkeypatch):
+    """Programs that read files compile others while they are lowered: not in the one context that tests share for speed."""
+    monkeypatch.setattr(mlir, "make_ir_context", mlir.make_ir_context.__wrapped__)
 
 
 # --- without bias: the mean over every draw of a small population ------------------------------------------------------
@@ -175,18 +185,29 @@ def test_copies_of_a_sample_in_its_unit_change_nothing():
     ("structure", "divergence"),
     [
         (SIDES, fl.Frobenius()),
-        (fl.LowRank(DIAGONAL, 2, fl.Columns()), fl.VonNeumann()),
-        (fl.Kronecker(fl.LogDet(), sweeps=10), fl.LogDet()),
+        pytest.param(fl.Kronecker(fl.LogDet(), sweeps=10), fl.LogDet(), marks=pytest.mark.slow),  # half a minute to compile
+        pytest.param(fl.LowRank(DIAGONAL, 2, fl.Columns()), fl.VonNeumann(), marks=pytest.mark.slow),
     ],
     ids=str,
 )
-def test_samples_on_disk_give_the_same_numbers(structure, divergence):
-    G = gradients(24)
-    inside = fl.estimate([structure], G, folds=4, divergence=divergence)
-    stored = fl.estimate([structure], [G[:10], G[10:]], folds=4, divergence=divergence, max_bytes=5 * G[0].nbytes * 6)
+def test_samples_on_disk_give_the_same_numbers(structure, divergence, files_in_programs):
+    G = gradients(26)
+    inside = fl.estimate([structure], G, folds=2, divergence=divergence)
+    stored = fl.estimate([structure], [G[:10], G[10:]], folds=2, divergence=divergence, max_bytes=1000)
+    assert G.nbytes > 1000  # so that it stays on disk, and is read by threes
     for name, row in inside.rows.items():
         np.testing.assert_allclose(stored.rows[name].pseudo, row.pseudo, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(stored.rows[name].plug_in, row.plug_in, rtol=1e-4, atol=1e-5)
+
+
+def test_short_floats_are_summed_in_float32(files_in_programs):
+    """In memory and in a file; the spectrum is asked for inside a program."""
+    G = gradients(26).astype(ml_dtypes.bfloat16)
+    full = fl.Fisher.from_gradients(G.astype(np.float32))
+    for max_bytes in (2**30, 600):
+        short, _ = samples_of("test", G, max_bytes)
+        for values in zip(*((f.second_moment(), f.spectrum[-12:], f.norm_squared) for f in (short, full)), strict=True):
+            np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-5)
 
 
 def test_samples_spread_over_devices_give_the_same_numbers():
@@ -210,6 +231,9 @@ def test_bad_input_is_refused_at_the_door():
             [DIAGONAL], G[:3], folds=2
         ),
         "or folds=6": lambda: fl.estimate([DIAGONAL], G[:6]),
+        "or folds=3": lambda: fl.estimate([DIAGONAL], G[:3], folds=2),
+        "float32 does not hold its square": lambda: fl.estimate([DIAGONAL], G * np.float32(1e-20)),
+        "the Fisher is zero": lambda: fl.estimate([DIAGONAL], fl.Fisher.from_gradients(0 * G)),
         "folds is a whole number, at least 2": lambda: fl.estimate([DIAGONAL], G, folds=1),
         "number 5": lambda: fl.estimate([DIAGONAL], broken),
         "no blocks": lambda: fl.estimate([DIAGONAL], iter([])),
@@ -222,6 +246,8 @@ def test_bad_input_is_refused_at_the_door():
             call()
     with pytest.raises(TypeError, match="no samples to hold out"):
         fl.estimate([DIAGONAL], fl.Fisher.from_dense(jnp.eye(4), (2, 2)))
+    with pytest.raises(FileNotFoundError):  # of the blocks' maker, not of the temporary file
+        fl.estimate([DIAGONAL], (np.load(path) for path in ["none.npy"]))
     with pytest.warns(UserWarning, match=r"left out: \[5\]"):
         assert fl.estimate([DIAGONAL], broken, skip_nonfinite=True).samples == 23
     found = fl.estimate({"too many": fl.LowRank(DIAGONAL, 9)}, G)
@@ -279,6 +305,23 @@ def test_a_name_that_means_another_structure_is_estimated_again(tmp_path):
     assert errors[0] != errors[1]
 
 
+def test_other_gradients_of_the_same_name_are_estimated_anew(tmp_path, monkeypatch):
+    """As of a later checkpoint; and a file that no run finished is named."""
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    source, out = tmp_path / "gradients", tmp_path / "out"
+    source.mkdir()
+    command = ["lens", "--gradients", str(source), "--structures", "sgd", "--folds", "2", "--out", str(out)]
+    norms = []
+    for seed in (0, 1):
+        np.save(source / "query.npy", gradients(16, seed=seed))
+        assert CliRunner().invoke(app, command).exit_code == 0
+        part = json.loads((out / "estimates.json").read_text())["matrices"]["query"]["Frobenius"]
+        norms.append(part["norm_squared"])
+    assert norms[0] != norms[1]
+    (out / "estimates.json").write_text("{")
+    assert "name another directory by --out" in " ".join(CliRunner().invoke(app, command).output.split())
+
+
 def test_gradients_in_safetensors_are_mapped(tmp_path):
     G = gradients(8)
     header = json.dumps({"layer.query": {"dtype": "F32", "shape": [8, 3, 4], "data_offsets": [0, G.nbytes]}}).encode()
@@ -286,6 +329,9 @@ def test_gradients_in_safetensors_are_mapped(tmp_path):
     found = read_gradients(tmp_path).matrices
     assert isinstance(found["layer.query"], np.memmap)
     np.testing.assert_array_equal(found["layer.query"], G)
+    np.save(tmp_path / "layer.query.npy", G)
+    with pytest.raises(ValueError, match=r"another array named layer\.query"):
+        read_gradients(tmp_path)
 
 
 def test_damaged_directories_are_refused(tmp_path):
@@ -319,6 +365,11 @@ def test_conclusions_name_what_is_unclear():
     words = " ".join(conclude({"a": fl.estimate(structures, G)}))
     assert "Adam's m n numbers over RACS' m + n: the error changes by " in words
     assert "On 1 of 1 matrices the error bars do not tell the best two apart." in words
+    two = fl.estimate({"adam": DIAGONAL, "sgd": fl.Scalar()}, G, folds=2)
+    for far, clear in ((1.3, False), (1.1, True)):  # 8 and 21 standard errors; Student's t with one degree of freedom is 12.7
+        pseudo = {"adam": (0.0, 0.0), "sgd": (1.0, far)}
+        found = dataclasses.replace(two, rows={name: row._replace(pseudo=pseudo[name]) for name, row in two.rows.items()})
+        assert found.clearly_nearer("adam", "sgd") == clear
 
 
 def test_gradients_are_written_as_empirical_fisher_has_them_and_continued(tmp_path):
@@ -348,3 +399,29 @@ def test_gradients_are_written_as_empirical_fisher_has_them_and_continued(tmp_pa
         fl.write_gradients(loss, params, batches[:1], tmp_path, units=range(4))
     with pytest.raises(ValueError, match="7 examples and 2 units"):
         fl.write_gradients(loss, params, batches, tmp_path, units=[0, 1])
+    moved, other = params | {"b": 2 * jnp.ones(2)}, [batches[0], jax.tree.map(np.negative, batches[1])]
+    for weights, data in ((moved, batches), (params, other)):  # of the same names and shapes
+        with pytest.raises(ValueError, match="another run"):
+            fl.write_gradients(loss, weights, data, tmp_path, units=range(7))
+    (tmp_path / "gradients.json").unlink()
+    with pytest.raises(ValueError, match="another run"):  # of who knows what
+        fl.write_gradients(loss, params, batches, tmp_path)
+    with pytest.raises(ValueError, match="two matrices have one name"):
+        fl.write_gradients(loss, {"w/a": params["w"], "w.a": params["w"], "w": params["w"]}, batches, tmp_path / "new")
+
+
+def test_gradients_that_were_not_begun_are_no_zeros(tmp_path, monkeypatch):
+    """A run stopped between the making of its files and its first gradient."""
+    loss, params, batches = lambda params, x: jnp.sum(x @ params["w"]), {"w": jnp.ones((3, 2))}, [np.ones((2, 3))]
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fl.write_gradients(loss, params, batches, tmp_path)
+    with pytest.raises(ValueError, match="unfinished: 0 gradients"):
+        read_gradients(tmp_path)
+    fl.write_gradients(loss, params, batches, tmp_path)
+    assert (read_gradients(tmp_path).matrices["w"] == 1).all()

@@ -11,7 +11,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fimlens import __version__
-from fimlens._validate import read_number
+from fimlens._validate import read_number, write_atomically
 from fimlens.cli.arguments import console, errors, table
 from fimlens.fisher.stored_form import samples_of
 from fimlens.lens.conclusions import conclude
@@ -20,7 +20,7 @@ from fimlens.lens.estimate_figure import error_map, errors_with_bars
 from fimlens.lens.estimates import Estimate, Estimates
 from fimlens.lens.nearness import DIVERGENCES
 from fimlens.lens.trial import Trial
-from fimlens.models.gradient_files import GradientFiles
+from fimlens.models.gradient_files import GradientFiles, fingerprint
 from fimlens.structure import Structure
 
 LEGEND = """
@@ -55,12 +55,12 @@ def estimate_gradients(
         raise ValueError(f"--matrices: none is like {', '.join(patterns)}. There are {', '.join(files.matrices)}.")
     path, count = out / "estimates.json", len(next(iter(chosen.values())))
     about = {"fimlens": __version__, "kind": files.kind, "samples": count, "folds": folds, "seed": seed}
-    known = json.loads(path.read_text()) if path.exists() else {}
-    done = known.get("matrices", {}) if about.items() <= known.items() else {}
+    known = _read_known(path, about)
+    done, marks = known.get("matrices", {}), known.get("fingerprints", {})
     written = {name: repr(structure) for name, structure in structures.items()}  # a name may stand for several ranks
     found: dict[str, dict[str, Estimates]] = {}
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -69,12 +69,14 @@ def estimate_gradients(
     ) as bar:
         task = bar.add_task("structures", total=len(chosen) * len(structures))
         for name, gradients in chosen.items():
-            old = done.get(name, {})
+            # Other gradients may have the same name, number and kind: those of the same matrix later in training.
+            mark = fingerprint([gradients] if files.units is None else [gradients, files.units])
+            old = done.get(name, {}) if marks.get(name) == mark else {}
             if old and all(written.items() <= part.get("structures", {}).items() for part in old.values()):
                 found[name] = {d: read_estimates(part, structures) for d, part in old.items()}
                 bar.update(task, advance=len(structures))
                 continue
-            fisher, kept = samples_of("lens", gradients, MAX_BYTES)
+            fisher, kept = samples_of(f"lens: {name}", gradients, MAX_BYTES)
             units = kept if files.units is None else files.units[kept]
             divided, key = folds_of(units, folds, jax.random.key(seed))
             trials = {d: Trial(fisher, divided, sense, False, False) for d, sense in DIVERGENCES.items()}
@@ -84,7 +86,8 @@ def estimate_gradients(
 
             found[name] = estimate_each(structures, trials, key, advance)
             done = done | {name: {d: part.to_json() for d, part in found[name].items()}}
-            path.write_text(json.dumps(about | {"matrices": done}, indent=1) + "\n")
+            marks = marks | {name: mark}
+            write_atomically(path, json.dumps(about | {"fingerprints": marks, "matrices": done}, indent=1) + "\n")
     for name, parts in found.items():
         _print(name, parts, files)
     by_divergence = {d: {name: parts[d] for name, parts in found.items()} for d in DIVERGENCES}
@@ -96,7 +99,16 @@ def estimate_gradients(
     for estimates in by_divergence.values():
         console.print(" ".join(conclude(estimates)), markup=False, highlight=False)
     console.print(f"Numbers and figures: {path} and *.png beside it.", markup=False, highlight=False)
-    return about | {"matrices": done}
+    return about | {"fingerprints": marks, "matrices": done}
+
+
+def _read_known(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Return what an earlier run wrote, if it was about the same; nothing otherwise."""
+    try:
+        known = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}. Remove it, or name another directory by --out.") from error
+    return known if about.items() <= known.items() else {}
 
 
 def read_estimates(plain: Mapping[str, Any], structures: Mapping[str, Structure]) -> Estimates:

@@ -20,6 +20,7 @@ from fimlens.fisher.samples import Samples
 from fimlens.linalg.decompositions import eigh
 
 COPIES = 6  # arrays of the size of a block that a sum has in memory at once
+SMALLEST, LARGEST = 1e-18, 1e15  # gradients whose squares, and sums of them, are numbers of float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +35,20 @@ class Store:
     samples: Any
     block: int
 
-    def read(self, chosen: Int[np.ndarray, " k"]) -> Float[np.ndarray, "k m n"]:
+    def read(self, chosen: Int[Array | np.ndarray, " k"]) -> Float[np.ndarray, "k m n"]:
         """Return samples by their numbers; zeros for the number -1."""
         chosen = np.asarray(chosen)
         found = np.zeros((len(chosen), *self.samples.shape[1:]), np.float32)
         found[chosen >= 0] = self.samples[chosen[chosen >= 0]]
+        return found
+
+    def read_rows(
+        self, rows: int, chosen: Int[Array | np.ndarray, " k"], first: Int[Array | np.ndarray, ""]
+    ) -> Float[np.ndarray, "k rows n"]:
+        """Return some rows of samples, from the row `first`; zeros below the last."""
+        part = self.samples[:, int(first) : int(first) + rows][np.asarray(chosen)]
+        found = np.zeros((len(part), rows, part.shape[2]), np.float32)
+        found[:, : part.shape[1]] = part
         return found
 
 
@@ -130,15 +140,16 @@ class StoredFisher(Samples):
 
     def gram(self) -> Float[Array, "k k"]:
         # A sum over bands of rows, so that each entry is read once.
-        N, m, _ = self.store.samples.shape
-        chosen = np.asarray(self.chosen)
+        N, m, n = self.store.samples.shape
         rows = max(1, self.store.block * m // N)
-        product = jax.jit(partial(jnp.matmul, precision="highest"))
-        found = jnp.zeros((len(self), len(self)))
-        for first in range(0, m, rows):
-            band = np.asarray(self.store.samples[:, first : first + rows])[chosen].reshape(len(self), -1)
-            found += product(band, band.T)
-        return found * self.factor
+        found = jax.ShapeDtypeStruct((len(self), rows, n), self.dtype)
+
+        def add(total: Float[Array, "k k"], first: Int[Array, ""]) -> tuple[Float[Array, "k k"], None]:
+            band = jax.pure_callback(partial(self.store.read_rows, rows), found, self.chosen, first, vmap_method="sequential")
+            band = band.reshape(len(self), -1)
+            return total + jnp.matmul(band, band.T, precision="highest"), None
+
+        return jax.lax.scan(add, jnp.zeros((len(self), len(self))), jnp.arange(0, m, rows))[0] * self.factor
 
     def _norm_squared(self, unit: Float[Array, ""]) -> Float[Array, ""]:
         return jnp.sum(jnp.square(self.gram() / (len(self) * unit)))
@@ -155,21 +166,19 @@ def keep(call: str, blocks: Iterable[Any], max_bytes: int) -> np.ndarray:
     """
     sides, count = None, 0
     with tempfile.TemporaryFile() as file:
-        try:
-            for block in map(np.asarray, blocks):
-                if block.ndim != 3 or (sides is not None and block.shape[1:] != sides):
-                    expected = (
-                        "k gradients (k, m, n)" if sides is None else f"gradients of shape {sides}, as the first block does"
-                    )
-                    raise ValueError(f"{call}: a block holds {expected}; got shape {block.shape}")
-                sides, count = block.shape[1:], count + len(block)
+        for block in map(np.asarray, blocks):
+            if block.ndim != 3 or (sides is not None and block.shape[1:] != sides):
+                expected = "k gradients (k, m, n)" if sides is None else f"gradients of shape {sides}, as the first block does"
+                raise ValueError(f"{call}: a block holds {expected}; got shape {block.shape}")
+            sides, count = block.shape[1:], count + len(block)
+            try:
                 file.write(np.ascontiguousarray(block, np.float32).data)
-            file.flush()
-        except OSError as error:
-            raise ValueError(
-                f"{call}: {count} gradients do not fit in the directory of temporary files, {tempfile.gettempdir()}: {error}. "
-                "Free space, or name another by the variable TMPDIR."
-            ) from error
+                file.flush()
+            except OSError as error:  # of the disk: one that making the blocks raises goes to the caller
+                raise ValueError(
+                    f"{call}: {count} gradients do not fit in the directory of temporary files, {tempfile.gettempdir()}: "
+                    f"{error}. Free space, or name another by the variable TMPDIR."
+                ) from error
         if not count:
             raise ValueError(f"{call}: there are no blocks of gradients. An iterator can be used only once: make it anew.")
         kept = np.memmap(file, np.float32, "r", shape=(count, *sides))
@@ -186,13 +195,14 @@ def samples_of(call: str, gradients: Any, max_bytes: int, skip: bool = False) ->
         skip: leave out gradients that are not finite, with a warning that names them.
 
     Raises:
-        ValueError: the array is not (N, m, n), or has gradients that are not finite.
+        ValueError: the array is not (N, m, n), has gradients that are not finite, or float32 does not hold their squares.
     """
     if gradients.ndim != 3 or 0 in gradients.shape:
         raise ValueError(f"{call}: expected N > 0 gradients of one m x n matrix, (N, m, n); got shape {gradients.shape}")
     block = max(1, min(len(gradients), max_bytes // (COPIES * 4 * math.prod(gradients.shape[1:]))))
-    finite = [np.isfinite(np.asarray(gradients[k : k + block])).all((1, 2)) for k in range(0, len(gradients), block)]
-    bad = np.flatnonzero(~np.concatenate(finite))
+    blocks = (np.asarray(gradients[k : k + block]) for k in range(0, len(gradients), block))
+    largest = np.concatenate([np.abs(G).max((1, 2)) for G in blocks]).astype(float)
+    bad = np.flatnonzero(~np.isfinite(largest))
     if len(bad) and (not skip or len(bad) == len(gradients)):
         raise ValueError(
             f"{call}: {len(bad)} of {len(gradients)} gradients are not finite (the first: number {bad[0]}). "
@@ -201,7 +211,13 @@ def samples_of(call: str, gradients: Any, max_bytes: int, skip: bool = False) ->
     if len(bad):
         warnings.warn(f"{call}: {len(bad)} gradients are not finite and are left out: {bad.tolist()}", stacklevel=3)
     good = np.setdiff1d(np.arange(len(gradients)), bad)
+    if not SMALLEST <= largest[good].max() <= LARGEST:
+        raise ValueError(
+            f"{call}: the largest entry of the gradients is {largest[good].max():.2g}, and float32 does not hold its square. "
+            "Scale them, which changes no relative error; of gradients that are all zero there is none."
+        )
     about = "given gradients", f"mean over {len(good)} gradients"
     if gradients.nbytes <= max_bytes:
-        return SampleFisher(*about, jnp.asarray(gradients)[good]), good
+        samples = jnp.asarray(gradients, jnp.promote_types(gradients.dtype, jnp.float32))
+        return SampleFisher(*about, samples[good] if len(bad) else samples), good
     return StoredFisher(*about, Store(gradients, block), jnp.asarray(good), jnp.ones([])), good

@@ -27,10 +27,10 @@ def conclude(estimates: Mapping[str, Estimates]) -> list[str]:
     small = _count(_small(found)[:1] for found in estimates.values())
     sentences += [f"Of those that keep at most {SMALL:g} (m + n) numbers: {small}."] if small else []
     for words, (first, second) in PAIRS.items():
-        known = [found.difference(second, first) for found in estimates.values() if {first, second} <= set(found.rows)]
-        known = [(value, se) for value, se in known if math.isfinite(value) and math.isfinite(se)]
+        known = [found for found in estimates.values() if {first, second} <= set(found.rows)]
+        known = [found for found in known if math.isfinite(found.difference(second, first)[0])]
         if known:
-            sentences.append(_worth(words, *map(np.array, zip(*known, strict=True))))
+            sentences.append(f"{words}: {_worth(known, first, second)}")
     unclear = [name for name, found in estimates.items() if _unclear(found)]
     if unclear:
         sentences.append(f"On {len(unclear)} of {len(estimates)} matrices the error bars do not tell the best two apart.")
@@ -52,23 +52,21 @@ def _small(found: Estimates) -> list[str]:
     return [name for name in found.ranked() if found.kept(name) <= SMALL * sum(found.shape)]
 
 
-def _worth(words: str, values: np.ndarray, ses: np.ndarray) -> str:
+def _worth(known: list[Estimates], first: str, second: str) -> str:
     """Say how much a pair differs over all matrices."""
-    mean, clear = values.mean(), np.abs(values) > 2 * ses
-    gained, lost = int(np.sum(clear & (values < 0))), int(np.sum(clear & (values > 0)))
-    of = f"of {len(values)} matri{'x' if len(values) == 1 else 'ces'}"
+    values = np.array([found.difference(second, first)[0] for found in known])
+    gained = sum(found.clearly_nearer(second, first) for found in known)
+    lost = sum(found.clearly_nearer(first, second) for found in known)
+    of = f"of {len(known)} matri{'x' if len(known) == 1 else 'ces'}"
     return (
-        f"{words}: the error changes by {mean:+.3f} on average, from {values.min():+.3f} to {values.max():+.3f}; "
+        f"the error changes by {values.mean():+.3f} on average, from {values.min():+.3f} to {values.max():+.3f}; "
         f"clearly less on {gained} {of}, clearly more on {lost}."
     )
 
 
 def _unclear(found: Estimates) -> bool:
-    """Whether the nearest two are within two standard errors of each other."""
-    if len(found.rows) < 2:
-        return False
-    value, se = found.difference(*found.ranked()[:2])
-    return not abs(value) > 2 * se
+    """Whether the nearest is not clearly nearer than the second."""
+    return len(found.rows) > 1 and not found.clearly_nearer(*found.ranked()[:2])
 
 
 def _flattered(found: Estimates) -> bool:

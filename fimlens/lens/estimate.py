@@ -62,8 +62,8 @@ def estimate(
 
     Raises:
         TypeError: a structure, the Fisher or the divergence is none.
-        ValueError: there are no structures, two have the same name, there are fewer units than folds, or a gradient is not
-            finite.
+        ValueError: there are no structures, two have the same name, a fold leaves fewer than two units, a gradient is not
+            finite, or float32 does not hold the squares of any.
 
     Warns:
         UserWarning: gradients were left out, or ||F||^2 is uncertain by more than half, as for heavy tails.
@@ -134,6 +134,8 @@ def _samples(gradients: object, max_bytes: int, skip: bool) -> tuple[Samples, In
     if isinstance(gradients, Fisher):
         if not isinstance(gradients, Samples):
             raise TypeError("estimate: a dense Fisher has no samples to hold out. Give gradients (N, m, n), or use compare.")
+        if not gradients.mean_squares().any():
+            raise ValueError("estimate: the Fisher is zero, or too small for float32. No error is relative to it.")
         return gradients, np.arange(len(gradients)), len(gradients)
     array = gradients if isinstance(gradients, np.ndarray | jax.Array) else keep("estimate", gradients, max_bytes)
     return *samples_of("estimate", array, max_bytes, skip), len(array)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fimlens.lens.estimates import Estimates
-from fimlens.plotting import AMOUNT, BASIS, SPECTRUM, legend_below, panels, sheet
+from fimlens.plotting import AMOUNT, BASIS, SPECTRUM, legend_below, literal, panels, sheet
 
 WIDEST = 1.5  # errors beyond are left out of the first figure
 
@@ -27,12 +27,12 @@ def errors_with_bars(estimates: Mapping[str, Estimates]) -> Figure:
             bars = [[max(row.relative - row.low, 0)], [max(row.high - row.relative, 0)]]
             axes.errorbar(kept, row.relative, bars, fmt="o", color=BASIS, markersize=3, label="held out, with its interval")
             axes.plot(kept, row.plug_in, "x", color=SPECTRUM, markersize=4, label="plug-in: the same samples")
-            axes.annotate(name.replace("$", r"\$"), (kept, row.relative), (3, 3), textcoords="offset points", fontsize=6)
+            axes.annotate(literal(name), (kept, row.relative), (3, 3), textcoords="offset points", fontsize=6)
         axes.set_xscale("log")
         axes.axhline(0, color="0.7", linewidth=0.6)
         axes.set_xlabel(r"numbers that store $\tilde F$", fontsize=8)
         m, n = found.shape
-        axes.set_title(f"{matrix.replace('$', chr(92) + '$')}\n{m} x {n}", fontsize=8)
+        axes.set_title(f"{literal(matrix)}\n{m} x {n}", fontsize=8)
     figure.suptitle(f"Error in {next(iter(estimates.values())).divergence}", fontsize=9)
     legend_below(figure)
     return figure
@@ -62,7 +62,7 @@ def error_map(estimates: Mapping[str, Estimates]) -> Figure:
                 dark = errors[i, j] > low + 0.6 * (high - low)
                 weight = "bold" if name == best else "normal"
                 axes.text(j, i, words, ha="center", va="center", fontsize=6, weight=weight, color="w" if dark else "k")
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
-    axes.set_yticks(range(len(estimates)), list(estimates), fontsize=7)
+    axes.set_xticks(range(len(names)), map(literal, names), rotation=60, ha="right", fontsize=7)
+    axes.set_yticks(range(len(estimates)), map(literal, estimates), fontsize=7)
     axes.set_title(f"Held-out error in {next(iter(estimates.values())).divergence}", fontsize=9)
     return figure

@@ -42,13 +42,13 @@ def _panel(axes: Axes, comparison: Comparison) -> None:
     solved = [(row.optimum, place) for place, row in zip(places, ordered, strict=True) if row.optimum is not None]
     if solved:
         axes.plot(*zip(*solved, strict=True), "|", color=OPTIMUM, markersize=11, markeredgewidth=1.6, label="numeric optimum")
-    axes.set_yticks(places, [_literal(f"{row.name}  {row.fit_elements:,}") for row in ordered], fontsize=8)
+    axes.set_yticks(places, [literal(f"{row.name}  {row.fit_elements:,}") for row in ordered], fontsize=8)
     axes.set_ylim(len(ordered) - 0.4, -0.6)  # the smallest on top
     axes.tick_params(axis="y", length=0)
     axes.use_sticky_edges = False  # otherwise the longest bar touches the frame
     axes.set_xlabel(r"error $\|\tilde F - F\|^2 \,/\, \|F\|^2$")
     m, n = comparison.shape
-    axes.set_title(_literal(f"{comparison.matrix}\n{m} x {n}".strip()), fontsize=9)
+    axes.set_title(literal(f"{comparison.matrix}\n{m} x {n}".strip()), fontsize=9)
 
 
 def _ordered(comparison: Comparison) -> list[Row]:
@@ -90,14 +90,9 @@ def _divergence_panel(axes: Axes, comparison: Comparison, divergence: str, *, la
             axes.annotate(f"{near.error:.3g}", (edge, place), ha=side, va="center", fontsize=6)
         if row.name == best:
             axes.plot(near.error, place, "*", color=OPTIMUM, markersize=6, label="nearest, $F$ itself aside")
-    axes.set_yticks(range(len(ordered)), [_literal(row.name) for row in ordered] if labelled else [], fontsize=7)
+    axes.set_yticks(range(len(ordered)), [literal(row.name) for row in ordered] if labelled else [], fontsize=7)
     axes.set_ylim(len(ordered) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.axvline(0, color="0.6", linewidth=0.6)
     axes.set_xlabel("nats per entry, less those of $c I$" if nats else r"$D(F, \tilde F) \,/\, D(F, c I)$")
-    axes.set_title(_literal(f"{comparison.matrix}\n{divergence}".strip()), fontsize=8)
-
-
-def _literal(name: str) -> str:
-    """Escape the dollar signs of a name that a user gave, which Matplotlib would read as a formula."""
-    return name.replace("$", r"\$")
+    axes.set_title(literal(f"{comparison.matrix}\n{divergence}".strip()), fontsize=8)

@@ -24,8 +24,8 @@ def recommend(
     """Choose a structure for each matrix, so that the mean estimated error is least within a budget.
 
     Use it after `estimate`, on the matrices of one model; `fl.recommended` trains with what it chooses. Matrices count by their
-    numbers of entries. A structure is left out where a cheaper one is not clearly worse, by more than two standard errors of
-    the difference; so noise buys nothing. The rest is a multiple-choice knapsack, solved by dynamic programming: what a choice
+    numbers of entries. A structure is left out where a cheaper one is not clearly worse, by the 95 % interval of the
+    difference; so noise buys nothing. The rest is a multiple-choice knapsack, solved by dynamic programming: what a choice
     costs over the cheapest is rounded up to a cell of the grid, so that the budget is never exceeded.
 
     Args:
@@ -119,18 +119,13 @@ def _candidates(found: Estimates, measure: Callable[[Structure, tuple[int, int]]
     kept: list[Candidate] = []
     for place, row in enumerate(rows):
         # Only against what is kept, so that whatever is left out has a cheaper one in the choice that is not clearly worse.
-        enough = [other.structure for other in kept if other.cost < row.cost and not _clearly_nearer(found, row, other)]
+        cheaper = [other.structure for other in kept if other.cost < row.cost]
+        enough = [other for other in cheaper if not found.clearly_nearer(row.structure, other)]
         if row.verdict == KEPT and enough:
             rows[place] = row._replace(verdict=f"no clear gain on {enough[0]}")
         elif row.verdict == KEPT:
             kept.append(row)
     return rows
-
-
-def _clearly_nearer(found: Estimates, first: Candidate, second: Candidate) -> bool:
-    """Whether a structure is nearer than another by more than two standard errors of the difference."""
-    difference, se = found.difference(first.structure, second.structure)
-    return difference < -2 * se
 
 
 def _cells(row: Candidate, cheapest: Candidate, room: Fraction, grid: int) -> int:

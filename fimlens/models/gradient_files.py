@@ -9,10 +9,14 @@
 
 import json
 import math
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jaxtyping import Int
@@ -45,8 +49,8 @@ def read_gradients(directory: Path) -> GradientFiles:
         directory: with files as above. Nothing in it is unpickled.
 
     Raises:
-        ValueError: there is no such directory, it has no gradients, or a file is not of three axes, of another number of
-            gradients, or damaged.
+        ValueError: there is no such directory, it has no gradients, two arrays have one name, or a file is not of three axes,
+            of another number of gradients, or damaged.
     """
     if not directory.is_dir():
         raise ValueError(f"{directory} is no directory. Give one with an array (N, m, n) a matrix, NAME.npy or safetensors.")
@@ -57,7 +61,10 @@ def read_gradients(directory: Path) -> GradientFiles:
         except (ValueError, EOFError) as error:
             raise ValueError(f"{path} cannot be read: {error}. Write it by numpy.save, as an array of numbers.") from error
     for path in sorted(directory.glob("*.safetensors")):
-        found |= _read_safetensors(path)
+        tensors = _read_safetensors(path)
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise ValueError(f"{path}: there is another array named {', '.join(twice)} in {directory}. Remove one of them.")
+        found |= tensors
     if not found:
         raise ValueError(f"{directory} has no gradients: no *.npy and no *.safetensors.")
     about = read_about(directory / ABOUT)
@@ -91,6 +98,21 @@ def read_about(path: Path) -> dict[str, Any]:
     return about
 
 
+def fingerprint(arrays: Iterable[Any]) -> str:
+    """Return a checksum of arrays, by which a run that continues knows that its results are of the same ones.
+
+    Args:
+        arrays: read one entry of the first axis at a time where they have three axes, as files larger than memory may.
+    """
+    crc = 0
+    for array in arrays:
+        numbers = jax.random.key_data(array) if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else array
+        crc = zlib.crc32(f"{array.shape} {array.dtype}".encode(), crc)
+        for part in np.asarray(numbers) if array.ndim > 2 else [np.asarray(numbers)]:
+            crc = zlib.crc32(part.tobytes(), crc)
+    return f"{crc:08x}"
+
+
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Map the tensors of a file: eight bytes with the length of a header of JSON, the header, and the numbers."""
     try:
@@ -104,6 +126,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _map_tensor(path: Path, offset: int, entry: dict[str, Any]) -> np.ndarray:
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"a tensor is of dtype {entry['dtype']}; gradients are {', '.join(DTYPES)}")
     dtype, shape, (start, end) = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
     if end - start != math.prod(shape) * dtype.itemsize or offset + end > path.stat().st_size:
         raise ValueError("a tensor ends where its numbers do not")

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
+from fimlens._validate import write_atomically
 from fimlens.models.batches import Loss, count_examples, open_model, require_scalar_loss
-from fimlens.models.gradient_files import ABOUT, read_about
+from fimlens.models.gradient_files import ABOUT, fingerprint, read_about
 from fimlens.transforms.axes import Axes
 from fimlens.transforms.leaf_rules import Rule
 
@@ -29,7 +30,8 @@ def write_gradients(
 ) -> None:
     """Write the gradients that `empirical_fisher` would hold in memory to files that `fimlens lens --gradients` reads.
 
-    A run that was interrupted continues with the same call: it counts what is done in gradients.json.
+    A run that was interrupted continues with the same call: gradients.json counts what is done, and has a checksum of all
+    parameters and batches. Of the loss there is none, so name it in `kind`.
 
     Args:
         loss: loss(params, batch), which returns a scalar. It is called on batches of one example.
@@ -42,7 +44,8 @@ def write_gradients(
         progress: called with the numbers of examples that are done, and of all.
 
     Raises:
-        ValueError: as `empirical_fisher`; the directory holds gradients of another run; or units are not one an example.
+        ValueError: as `empirical_fisher`; the directory holds gradients of another run; two matrices would have one file; or
+            units are not one an example.
         OSError: the disk is full.
 
     Examples:
@@ -60,27 +63,33 @@ def write_gradients(
     N = sum(counts)
     if units is not None and len(units) != N:
         raise ValueError(f"write_gradients: there are {N} examples and {len(units)} units. Give one an example.")
-    about = {"kind": kind, "normalisation": f"mean over {N} examples"}
-    about |= {} if units is None else {"units": [int(unit) for unit in units]}
-    directory.mkdir(parents=True, exist_ok=True)
-    found = read_about(path)
-    done = found.pop("done", N) if found else 0
-    if found and found != about:
-        raise ValueError(f"write_gradients: {directory} holds gradients of another run. Name another directory.")
     example = jax.tree.map(lambda x: x[:1], batches[0])
     require_scalar_loss("write_gradients", loss, params, example)
     gradient = jax.jit(lambda W, rest, batch: take_apart(jax.grad(lambda W: loss(merge(rest | W), batch))(W)))
     shapes = {name: G.shape for name, G in jax.eval_shape(gradient, chosen, others, example).items()}
     paths = {name: directory / f"{name.replace('/', '.')}.npy" for name in shapes}
+    if len(set(paths.values())) < len(paths):
+        raise ValueError("write_gradients: two matrices have one name once '.' stands for '/'. Rename a key that holds a dot.")
+    about = {"kind": kind, "normalisation": f"mean over {N} examples", "matrices": list(shapes)}
+    about |= {} if units is None else {"units": [int(unit) for unit in units]}
+    about["fingerprint"] = fingerprint([*chosen.values(), *others.values(), *jax.tree.leaves(batches)])
+    directory.mkdir(parents=True, exist_ok=True)
+    found = read_about(path)
+    done = found.pop("done", N) if found else 0
+    if found != about if found else any(file.exists() for file in paths.values()):
+        raise ValueError(f"write_gradients: {directory} holds gradients of another run. Name another directory.")
     if not done:
+        write_atomically(path, json.dumps(about | {"done": 0}))  # first, so that zeros never pass for gradients
         for name, shape in shapes.items():
             np.lib.format.open_memmap(paths[name], "w+", np.float32, (N, *shape))
-    files = {name: np.lib.format.open_memmap(file, "r+") for name, file in paths.items()}
+    starts = {name: np.load(file, mmap_mode="r").offset for name, file in paths.items()}
     places = [(batch, k) for batch, count in zip(batches, counts, strict=True) for k in range(count)]
     for number, (batch, k) in list(enumerate(places))[done:]:
         for name, G in gradient(chosen, others, jax.tree.map(lambda x, k=k: x[k : k + 1], batch)).items():
-            files[name][number] = np.asarray(G, np.float32)
-            files[name].flush()
-        path.write_text(json.dumps(about | {"done": number + 1}))
+            numbers = np.asarray(G, np.float32)
+            with paths[name].open("r+b") as file:  # a full disk raises OSError here; in a mapped file it kills the process
+                file.seek(starts[name] + number * numbers.nbytes)
+                file.write(numbers.tobytes())
+        write_atomically(path, json.dumps(about | {"done": number + 1}))
         progress(number + 1, N)
-    path.write_text(json.dumps(about))
+    write_atomically(path, json.dumps(about))

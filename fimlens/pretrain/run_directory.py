@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from fimlens._validate import finite
+from fimlens._validate import finite, write_atomically
 from fimlens.language_model.pretrained import CHECKPOINTS, PLAN_FILE
 from fimlens.pretrain.data import Corpus
 from fimlens.pretrain.plan import Plan
@@ -110,10 +110,10 @@ class RunDirectory:
         # The run repeats the steps after its last checkpoint: their metrics would otherwise be in the file twice.
         self.metrics = [] if last is None else [line for line in _read_metrics(self.metrics_file) if line.step <= last]
         if jax.process_index() == 0:
-            _write_atomically(self.metrics_file, "".join(_json_line(line._asdict()) for line in self.metrics))
+            write_atomically(self.metrics_file, "".join(_json_line(line._asdict()) for line in self.metrics))
             if self.plan.monitor is not None:
                 readings = [line for line in read_lines(self.readings_file) if line["step"] <= (last or 0)]
-                _write_atomically(self.readings_file, "".join(map(_json_line, readings)))
+                write_atomically(self.readings_file, "".join(map(_json_line, readings)))
         if last is None:
             return None
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
@@ -203,7 +203,7 @@ def _require_same_plan(path: Path, plan: Plan, corpus: Corpus) -> None:
         what = ", ".join(f"{name} {theirs.get(name)!r} there and {mine[name]!r} here" for name in differing)
         raise ValueError(f"pretrain: {path.parent} is a run of another plan: {what}. Take another directory.")
     if jax.process_index() == 0 and not path.exists():
-        _write_atomically(path, json.dumps(mine, indent=2) + "\n")
+        write_atomically(path, json.dumps(mine, indent=2) + "\n")
 
 
 def _json_line(line: Mapping[str, Any]) -> str:
@@ -230,10 +230,3 @@ def _read_metrics(path: Path) -> Iterator[Metrics]:
             yield Metrics(**line)
         except TypeError:  # a line of something else
             continue
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves either the old content or all of the new one."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)  # a rename within a directory is atomic
