@@ -138,6 +138,10 @@ def test_gradients_that_lie_outside_the_range_are_infinitely_far_and_last():
     assert estimates.ranked() == ["adam", "drop"]
     assert np.isnan(estimates.difference("drop", "adam")[0])
     assert json.loads(json.dumps(estimates.to_json()))["rows"]["drop"]["relative"] == "inf"
+    G = gradients()
+    G[:, 1] = 0  # F~ is singular in all folds, which no sample contradicts
+    G[1:, 0] = 0  # one sample alone has a first row: in its fold it lies outside
+    assert fl.estimate({"adam": DIAGONAL}, G, divergence=fl.LogDet()).rows["adam"].relative == math.inf
     shrunk = fl.estimate({"drop": drop}, gradients(), divergence=fl.LogDet(), shrink=True).rows["drop"]
     assert math.isfinite(shrunk.relative)
     assert 0 < shrunk.shrinkage <= 1

@@ -54,7 +54,7 @@ class Trial:
         linear, basis = (np.array([float(test[part]) for test in tests]) for part in range(2))
 
         def over(size: Callable[[Bool[np.ndarray, " folds"]], float], part: np.ndarray) -> np.ndarray:
-            return pseudo_values(lambda kept: (part[kept].mean() + self._trace(kept)) / size(kept), self.folds.count)
+            return pseudo_values(lambda kept: (_mean(part[kept]) + self._trace(kept)) / size(kept), self.folds.count)
 
         total = over(lambda kept: 1.0, linear).mean() * float(self._unit) ** (self.divergence.degree or 0)
         fitted_on = round(len(self.fisher) * (1 - 1 / self.folds.count))
@@ -166,3 +166,8 @@ class Trial:
         """||F||^2 and its standard error."""
         pseudo = pseudo_values(self._norm, self.folds.count) * float(self.fisher.unit) ** 2
         return float(np.mean(pseudo)), standard_error(pseudo)
+
+
+def _mean(parts: Float[np.ndarray, " folds"]) -> float:
+    """Return the mean; inf if a part is, whatever the others are: a singular fit has -inf where no sample lies outside it."""
+    return math.inf if np.any(parts == math.inf) else float(parts.mean())
