@@ -70,6 +70,9 @@ def lens(
         typer.Option(help="Directory with an array (N, m, n) a matrix, .npy or .safetensors: held-out errors."),
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="With --gradients: each fit sees all folds but one.")] = 8,
+    skip_nonfinite: Annotated[
+        bool, typer.Option("--skip-nonfinite", help="With --gradients: leave out gradients that are not finite.")
+    ] = False,
     rank: Annotated[
         int | None, typer.Option(min=1, help="Of the low-rank structures. Default: 4, or 32 with --model and --gradients.")
     ] = None,
@@ -103,7 +106,8 @@ def lens(
             if model is not None:
                 gradients = write_model_gradients(model, text_path, patterns=named, samples=samples, length=length, out=out)
                 named = ["*"]
-            report = estimate_gradients(chosen, read_gradients(gradients), patterns=named, folds=folds, seed=seed, out=out)
+            options = {"patterns": named, "folds": folds, "skip_nonfinite": skip_nonfinite, "seed": seed, "out": out}
+            report = estimate_gradients(chosen, read_gradients(gradients), **options)
             if json_file is not None:
                 json_file.write_text(json.dumps(report, indent=2) + "\n")
             return

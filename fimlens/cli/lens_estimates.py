@@ -30,7 +30,14 @@ relative to ||F||^2. Others: per entry, less that of the best multiple of the id
 
 
 def estimate_gradients(
-    structures: Mapping[str, Structure], files: GradientFiles, *, patterns: list[str], folds: int, seed: int, out: Path
+    structures: Mapping[str, Structure],
+    files: GradientFiles,
+    *,
+    patterns: list[str],
+    folds: int,
+    skip_nonfinite: bool,
+    seed: int,
+    out: Path,
 ) -> dict[str, Any]:
     """Estimate every structure on the gradients of every matrix, print tables and conclusions, and write figures.
 
@@ -41,6 +48,7 @@ def estimate_gradients(
         files: the gradients.
         patterns: which matrices, such as "layers/*".
         folds: the number of folds.
+        skip_nonfinite: leave out gradients that are not finite.
         seed: of folds and random bases.
         out: an existing directory.
 
@@ -76,7 +84,7 @@ def estimate_gradients(
                 found[name] = {d: read_estimates(part, structures) for d, part in old.items()}
                 bar.update(task, advance=len(structures))
                 continue
-            fisher, kept = samples_of(f"lens: {name}", gradients, MAX_BYTES)
+            fisher, kept = samples_of(f"lens: {name}", gradients, MAX_BYTES, skip_nonfinite)
             units = kept if files.units is None else files.units[kept]
             divided, key = folds_of(units, folds, jax.random.key(seed))
             trials = {d: Trial(fisher, divided, sense, False, False) for d, sense in DIVERGENCES.items()}

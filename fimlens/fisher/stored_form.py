@@ -206,7 +206,7 @@ def samples_of(call: str, gradients: Any, max_bytes: int, skip: bool = False) ->
     if len(bad) and (not skip or len(bad) == len(gradients)):
         raise ValueError(
             f"{call}: {len(bad)} of {len(gradients)} gradients are not finite (the first: number {bad[0]}). "
-            "Find the batch that made them, or leave them out by skip_nonfinite=True."
+            "Find the batch that made them, or leave them out by skip_nonfinite=True (--skip-nonfinite)."
         )
     if len(bad):
         warnings.warn(f"{call}: {len(bad)} gradients are not finite and are left out: {bad.tolist()}", stacklevel=3)
