@@ -52,8 +52,8 @@ def estimate(
             independent. By default each sample is one.
         best_scale: multiply each fit by the scalar that is best on its own samples, as a tuned learning rate would.
         shrink: test (1 - rho) F~ + rho c I in place of F~, with rho chosen on the fit's own samples. It makes errors finite.
-        max_bytes: samples of up to this many bytes are held in memory, and copied up to twice; more are kept in a temporary file, and
-            read a block at a time.
+        max_bytes: samples of up to this many bytes are held in memory, and copied up to twice; more of them are kept in a
+            temporary file, and read a block at a time.
         skip_nonfinite: leave out gradients that are not finite, with a warning that names them.
         key: draws the folds and random bases; jax.random.key(0) by default.
         progress: called with each structure's name when its row is done.
