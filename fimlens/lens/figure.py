@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from fimlens.lens.compare import Comparison
 from fimlens.lens.nearness import DIVERGENCES
 from fimlens.lens.row import Row
-from fimlens.plotting import BASIS, OPTIMUM, SPECTRUM, legend_below, panels, sheet
+from fimlens.plotting import BASIS, OPTIMUM, SPECTRUM, legend_below, literal, panels, sheet
 
 WIDEST = 1.5  # errors beyond are cut off and written: one bad structure would hide the differences among the others
 
