@@ -229,7 +229,7 @@ def require_divergence(call: str, divergence: object) -> None:
     """Refuse, in the name of the call, what is not a divergence, and one whose phi is not a number at 0."""
     if not isinstance(divergence, Divergence):
         raise TypeError(f"{call}: divergence is one such as fl.LogDet(); got {divergence!r}. Classes need ().")
-    if math.isnan(divergence.at_zero):
+    if divergence.degree is None and math.isnan(divergence.at_zero):  # structures are made where nothing may be computed yet
         raise ValueError(
             f"{call}: phi(0) of {divergence} is NaN. Let phi return its limit, which may be infinite, as "
             "jax.scipy.special.xlogy(x, x) does for x log x."

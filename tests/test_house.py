@@ -3,6 +3,8 @@
 import ast
 import importlib.util
 import re
+import subprocess
+import sys
 import tomllib
 from graphlib import CycleError
 from pathlib import Path
@@ -67,3 +69,9 @@ def test_every_new_name_in_the_changelog_is_there():
     paths = [path for cell in new for path in re.findall(r"`([\w./]+(?:\.py|/))`", cell)]
     assert len(paths) > 40
     assert not [path for path in paths if not (ROOT / "fimlens" / path).exists()]
+
+
+def test_importing_computes_nothing():
+    """JAX starts at its first computation, and several hosts must be joined before that."""
+    check = "import fimlens.cli.app; from jax._src import xla_bridge; assert not xla_bridge._backends"
+    subprocess.run([sys.executable, "-c", check], check=True)
