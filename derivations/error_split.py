@@ -16,7 +16,7 @@ theorems are not decided here. The steps hold for a function $\phi$ that is know
 
 If directions share one eigenvalue by construction, as in a low-rank structure, the member does not fix a basis among
 them. Such a block counts once, with its multiplicity and with the mean of $V$ over it; the rest of its error belongs to
-the basis. Directions outside the range of the family have the eigenvalue 0. Their error counts as basis error.
+the basis. A family gives the eigenvalue 0 to directions outside its range. The error there counts as basis error.
 """
 
 import numpy as np

@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fimlens.costs.memory import Optimizer, optimizers_of
@@ -32,6 +33,12 @@ def table(*headings: str) -> Table:
     for heading in headings:
         made.add_column(heading, justify="left" if heading in WORDS else "right", no_wrap=True)
     return made
+
+
+def long_progress() -> Progress:
+    """Return a bar for work of many minutes, with the time that is left. Descriptions may hold any text."""
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=errors)
 
 
 def attribute(option: str, reference: str) -> Any:

@@ -8,17 +8,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fimlens import __version__
 from fimlens._validate import read_number, write_atomically
-from fimlens.cli.arguments import console, errors, table
+from fimlens.cli.arguments import console, long_progress, table
 from fimlens.fisher.stored_form import samples_of
 from fimlens.lens.conclusions import conclude
 from fimlens.lens.estimate import MAX_BYTES, estimate_each, folds_of
 from fimlens.lens.estimate_figure import error_map, errors_with_bars
 from fimlens.lens.estimates import Estimate, Estimates
 from fimlens.lens.nearness import DIVERGENCES
+from fimlens.lens.split import Split
 from fimlens.lens.trial import Trial
 from fimlens.models.gradient_files import GradientFiles, fingerprint
 from fimlens.structure import Structure
@@ -67,14 +67,7 @@ def estimate_gradients(
     done, marks = known.get("matrices", {}), known.get("fingerprints", {})
     written = {name: repr(structure) for name, structure in structures.items()}  # a name may stand for several ranks
     found: dict[str, dict[str, Estimates]] = {}
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=errors,
-    ) as bar:
+    with long_progress() as bar:
         task = bar.add_task("structures", total=len(chosen) * len(structures))
         for name, gradients in chosen.items():
             # Other gradients may have the same name, number and kind: those of the same matrix later in training.
@@ -87,12 +80,13 @@ def estimate_gradients(
             fisher, kept = samples_of(f"lens: {name}", gradients, MAX_BYTES, skip_nonfinite)
             units = kept if files.units is None else files.units[kept]
             divided, key = folds_of(units, folds, jax.random.key(seed))
-            trials = {d: Trial(fisher, divided, sense, False, False) for d, sense in DIVERGENCES.items()}
+            split = Split(fisher, divided)
+            trials = {d: Trial(split, sense, best_scale=False, shrink=False) for d, sense in DIVERGENCES.items()}
 
             def advance(structure: str, matrix: str = name) -> None:
                 bar.update(task, advance=1, description=f"{matrix}: {structure}")
 
-            found[name] = estimate_each(structures, trials, key, advance)
+            found[name] = estimate_each(structures, split, trials, key, advance)
             done = done | {name: {d: part.to_json() for d, part in found[name].items()}}
             marks = marks | {name: mark}
             write_atomically(path, json.dumps(about | {"fingerprints": marks, "matrices": done}, indent=1) + "\n")

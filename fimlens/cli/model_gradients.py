@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, Int32
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fimlens.cli.arguments import errors
+from fimlens.cli.arguments import long_progress
 from fimlens.language_model import llama
 from fimlens.language_model.pretrained import Pretrained, load
 from fimlens.language_model.text import files_of, standard_library
-from fimlens.language_model.windows import token_windows
+from fimlens.language_model.windows import TooShort, token_windows
 from fimlens.models.write_gradients import write_gradients
 
 
@@ -38,8 +37,7 @@ def write_model_gradients(
     windows, documents = choose_windows(model, files, samples, length)
     directory = out / "gradients"
     kind = f"{path.name}, one window of {length} tokens"
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=errors) as bar:
+    with long_progress() as bar:
         task = bar.add_task("gradients, one a window", total=samples)
         write_gradients(
             partial(llama.loss, model.config),
@@ -62,9 +60,7 @@ def choose_windows(
     for document, file in enumerate(files):
         try:
             windows = token_windows(model, file.read_text(encoding="utf-8", errors="replace"), length=length)
-        except ValueError as error:
-            if "fewer than a window" not in str(error):
-                raise
+        except TooShort:
             continue
         of_each.append([(window, document) for window in windows[:samples]])
         if len(of_each) >= samples:

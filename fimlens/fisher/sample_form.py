@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from fimlens.fisher.fisher import Linear, vec
 from fimlens.fisher.limits import DENSE_BYTES, require_dense
-from fimlens.fisher.samples import Samples
+from fimlens.fisher.samples import Samples, mean_over
 from fimlens.linalg.decompositions import eigh, singular_basis
 
 CHUNK_BYTES = 2**26  # bound on the samples that a linear map is applied to at once
@@ -51,13 +51,7 @@ class SampleFisher(Samples):
             return jax.tree.map(lambda x: x / N, total(self.samples))
         # The last chunk is filled with zero samples, to which a quadratic total gives zero.
         padded = jnp.pad(self.samples, [(0, -N % self._chunk), (0, 0), (0, 0)])
-        chunks = padded.reshape(-1, self._chunk, *self.shape)
-
-        def add(sum_so_far: Any, G: Float[Array, "k m n"]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sum_so_far, total(G)), None
-
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(total, chunks[0]))
-        return jax.tree.map(lambda x: x / N, jax.lax.scan(add, zero, chunks)[0])
+        return mean_over(padded.reshape(-1, self._chunk, *self.shape), total, N)
 
     def scan(self, step: Callable[[Any, Float[Array, "m n"], Any], Any], carry: Any, beside: Array) -> Any:
         return jax.lax.scan(lambda carry, pair: (step(carry, *pair), None), carry, (self.samples, beside))[0]

@@ -52,3 +52,13 @@ class Samples(Fisher):
 
     def inner(self, operator: Linear) -> Float[Array, ""]:
         return self._mean(lambda G: jnp.sum(G * jax.vmap(operator)(G)))
+
+
+def mean_over(chunks: Array, total: Callable[[Any], Any], count: int) -> Any:
+    """Return the sum of total(chunk) over the leading axis of `chunks`, divided by `count`, one chunk after the other."""
+
+    def add(sums: Any, chunk: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, total(chunk)), None
+
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(total, chunks[0]))
+    return jax.tree.map(lambda x: x / count, jax.lax.scan(add, zero, chunks)[0])

@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from fimlens.fisher.fisher import Linear
 from fimlens.fisher.limits import DENSE_BYTES
 from fimlens.fisher.sample_form import SampleFisher
-from fimlens.fisher.samples import Samples
+from fimlens.fisher.samples import Samples, mean_over
 from fimlens.linalg.decompositions import eigh
 
 COPIES = 6  # arrays of the size of a block that a sum has in memory at once
@@ -94,12 +94,7 @@ class StoredFisher(Samples):
             G = self._read(chosen)
             return total(G if self.linear is None else jax.vmap(self.linear)(G))
 
-        def add(sums: Any, chosen: Int[Array, " block"]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, of_block(chosen)), None
-
-        blocks = self._blocks()
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_block, blocks[0]))
-        return jax.tree.map(lambda x: x / len(self), jax.lax.scan(add, zero, blocks)[0])
+        return mean_over(self._blocks(), of_block, len(self))
 
     def scan(self, step: Callable[[Any, Float[Array, "m n"], Any], Any], carry: Any, beside: Array) -> Any:
         blocks = self._blocks()

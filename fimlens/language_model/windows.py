@@ -10,6 +10,10 @@ from fimlens.language_model import llama
 from fimlens.language_model.pretrained import Pretrained
 
 
+class TooShort(ValueError):
+    """A text has no whole window."""
+
+
 def token_windows(model: Pretrained, text: str, *, length: int = 128) -> Int32[np.ndarray, "N length"]:
     """Cut a text into windows that share no token: the batches for gradients of `llama.loss`.
 
@@ -24,7 +28,8 @@ def token_windows(model: Pretrained, text: str, *, length: int = 128) -> Int32[n
         Token ids of shape (N, length). The tokens after the last whole window are left out.
 
     Raises:
-        ValueError: the text has fewer than `length` tokens, or the model has no tokenizer and does not read bytes.
+        TooShort: the text has fewer than `length` tokens.
+        ValueError: the model has no tokenizer and does not read bytes.
     """
     ids, _ = _encode(model, text)
     count = len(ids) // length
@@ -44,7 +49,8 @@ def bits_per_byte(model: Pretrained, text: str, *, length: int = 128) -> float:
         length: tokens that a window predicts.
 
     Raises:
-        ValueError: the text has no more than `length` tokens, or the model has no tokenizer and does not read bytes.
+        TooShort: the text has no more than `length` tokens.
+        ValueError: the model has no tokenizer and does not read bytes.
     """
     ids, ends = _encode(model, text)
     count = (len(ids) - 1) // length
@@ -71,4 +77,4 @@ def _encode(model: Pretrained, text: str) -> tuple[Int32[np.ndarray, " tokens"],
 
 def _require_window(count: int, ids: Int32[np.ndarray, " tokens"], length: int) -> None:
     if not count:
-        raise ValueError(f"text: {len(ids)} tokens are fewer than a window of {length}. Give more text.")
+        raise TooShort(f"text: {len(ids)} tokens are fewer than a window of {length}. Give more text.")

@@ -15,7 +15,8 @@ from fimlens.fisher.samples import Samples
 from fimlens.fisher.stored_form import keep, samples_of
 from fimlens.lens.estimates import Estimate, Estimates
 from fimlens.lens.folds import Folds, divide
-from fimlens.lens.trial import Fits, Trial
+from fimlens.lens.split import Fits, Split
+from fimlens.lens.trial import Trial
 from fimlens.structure import Structure
 from fimlens.structures.named import name_structures
 
@@ -81,8 +82,8 @@ def estimate(
     fisher, kept, given = _samples(gradients, max_bytes, skip_nonfinite)
     units = kept if units is None else _units(units, given)[kept]
     divided, key = folds_of(units, folds, jax.random.key(0) if key is None else key)
-    trial = Trial(fisher, divided, divergence, best_scale, shrink)
-    found = estimate_each(named, {"": trial}, key, progress)[""]
+    split = Split(fisher, divided)
+    found = estimate_each(named, split, {"": Trial(split, divergence, best_scale, shrink)}, key, progress)[""]
     if divergence.same_minima(FROBENIUS) and not found.reliable:
         norm, se = found.norm_squared
         warnings.warn(
@@ -94,21 +95,21 @@ def estimate(
 
 
 def estimate_each(
-    structures: Mapping[str, Structure], trials: Mapping[str, Trial], key: Array, progress: Callable[[str], None]
+    structures: Mapping[str, Structure], split: Split, trials: Mapping[str, Trial], key: Array, progress: Callable[[str], None]
 ) -> dict[str, Estimates]:
     """Return the estimates of several trials on the same samples, for which each structure is fitted once.
 
     Args:
         structures: by name.
-        trials: by name; their samples and folds agree.
+        split: the samples.
+        trials: of that split, by name.
         key: draws random bases.
         progress: called with each structure's name when its rows are done.
     """
     rows: dict[str, dict[str, Estimate]] = {name: {} for name in trials}
     unsuited = {}
     for name, structure in structures.items():
-        first = next(iter(trials.values()))
-        fits = Fits(structure, first.fisher, first.folds, key)
+        fits = Fits(structure, split, key)
         try:
             for trial_name, trial in trials.items():
                 rows[trial_name][name] = trial.row(fits)
@@ -121,10 +122,10 @@ def estimate_each(
             unsuited=unsuited,
             structures=dict(structures),
             divergence=str(trial.divergence),
-            shape=trial.fisher.shape,
-            samples=len(trial.fisher),
-            folds=trial.folds.count,
-            norm_squared=trial.norm_squared,
+            shape=split.fisher.shape,
+            samples=len(split.fisher),
+            folds=split.folds.count,
+            norm_squared=split.norm_squared,
         )
         for name, trial in trials.items()
     }

@@ -28,6 +28,13 @@ class Sampled(NamedTuple):
     pairs: Float[Array, ""]
 
 
+class Units(NamedTuple):
+    """The unit of F in which a test computes, and the size in that unit below which a number is the rounding of a zero."""
+
+    unit: Float[Array, ""]
+    rounding: Float[Array, ""]
+
+
 class Adjustment(NamedTuple):
     """What a fit becomes before it is tested: (1 - rho) t F~ + rho c I, with t the scale, rho the share and c the level."""
 
@@ -59,15 +66,14 @@ def held_out(
     params: Params,
     sampled: Sampled,
     adjustment: Adjustment,
-    unit: Float[Array, ""],
-    rounding: Float[Array, ""],
+    units: Units,
 ) -> HeldOut:
-    """Test a member on samples that it was not fitted to, in units of F. What is below `rounding`, in these, is zero.
+    """Test a member on samples that it was not fitted to.
 
     phi(V) of an estimate V is too large by phi''(V) / 2 times the variance of V, to second order. That is subtracted, which
     is exact in the Frobenius norm.
     """
-    blocks, variances = _blocks(structure, params, sampled, unit, rounding)
+    blocks, variances = _blocks(structure, params, sampled, units)
     adjusted = [adjustment(block) for block in blocks]
     basis = jnp.zeros([])
     for old, new, variance in zip(blocks, adjusted, variances, strict=True):
@@ -79,9 +85,7 @@ def held_out(
     return HeldOut(excess(adjusted, divergence), basis)
 
 
-def _blocks(
-    structure: Structure, params: Params, sampled: Sampled, unit: Float[Array, ""], rounding: Float[Array, ""]
-) -> tuple[list[EigenvalueBlock], list[Array]]:
+def _blocks(structure: Structure, params: Params, sampled: Sampled, units: Units) -> tuple[list[EigenvalueBlock], list[Array]]:
     """Return the eigenvalues of a member beside the second moments of the samples, and the variances of those moments."""
     fisher, starts, pairs = sampled
 
@@ -90,7 +94,7 @@ def _blocks(
 
     def add(sums: tuple, G: Float[Array, "m n"], start: Bool[Array, ""]) -> tuple:
         total, squares, own = sums
-        V = [block.moment for block in blocks_of(G / jnp.sqrt(unit))]
+        V = [block.moment for block in blocks_of(G / jnp.sqrt(units.unit))]
         squares = [q + jnp.where(start, s**2, 0) for q, s in zip(squares, own, strict=True)]
         own = [jnp.where(start, 0, s) + v for s, v in zip(own, V, strict=True)]
         return [s + v for s, v in zip(total, V, strict=True)], squares, own
@@ -102,29 +106,21 @@ def _blocks(
     means = [s / len(starts) for s in total]
     # The product of the moments of samples of two units has the mean V^2.
     products = [(s**2 - q - last**2) / pairs for s, q, last in zip(total, squares, own, strict=True)]
-    blocks = [_cleaned(value, V, c, unit, rounding) for (value, _, c), V in zip(known, means, strict=True)]
+    blocks = [_cleaned(value, V, c, units) for (value, _, c), V in zip(known, means, strict=True)]
     return blocks, [V**2 - square for V, square in zip(means, products, strict=True)]
 
 
-def _cleaned(
-    value: Array | None, V: Array, count: float, unit: Float[Array, ""], rounding: Float[Array, ""]
-) -> EigenvalueBlock:
+def _cleaned(value: Array | None, V: Array, count: float, units: Units) -> EigenvalueBlock:
     """Return a block in units of F, without what rounding left of zeros: an error is infinite or not, by a zero."""
+    unit, rounding = units
     value = None if value is None else jnp.where(value / unit > rounding, value / unit, 0)
     outside = value is None or value == 0
     return EigenvalueBlock(value, jnp.where(outside & (rounding > V), 0, V), count)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def scale_of(
-    structure: Structure,
-    divergence: Divergence,
-    params: Params,
-    fisher: Fisher,
-    unit: Float[Array, ""],
-    rounding: Float[Array, ""],
-) -> Float[Array, ""]:
+def scale_of(structure: Structure, divergence: Divergence, params: Params, fisher: Fisher, units: Units) -> Float[Array, ""]:
     """Return the t for which t F~ is nearest to a Fisher."""
     with jax.default_matmul_precision("highest"):
         blocks = structure.eigenvalue_blocks(params, fisher)
-    return best_scale([_cleaned(value, V / unit, c, unit, rounding) for value, V, c in blocks], divergence)
+    return best_scale([_cleaned(value, V / units.unit, c, units) for value, V, c in blocks], divergence)

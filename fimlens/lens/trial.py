@@ -5,96 +5,80 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fimlens.divergence import FROBENIUS, Divergence, excess
-from fimlens.fisher.samples import Samples
 from fimlens.lens.estimates import Estimate, make_estimate
-from fimlens.lens.folds import Folds, pair_sums, pseudo_values, standard_error
-from fimlens.lens.held_out import Adjustment, HeldOut, Sampled, held_out, scale_of
-from fimlens.solver.fit import fit
-from fimlens.structure import EigenvalueBlock, Params, Structure
+from fimlens.lens.folds import pseudo_values
+from fimlens.lens.held_out import Adjustment, HeldOut, Sampled, Units, held_out, scale_of
+from fimlens.lens.split import Fits, Split
+from fimlens.structure import EigenvalueBlock
 
 SHARES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.7, 1.0)  # the rho of (1 - rho) F~ + rho c I, to choose from
 
 
-class Fits:
-    """The fits of one structure to folds. Each is made once, whatever is asked of it later."""
-
-    def __init__(self, structure: Structure, fisher: Samples, folds: Folds, key: Array) -> None:
-        self.structure, self.fisher, self.folds, self.key = structure, fisher, folds, key
-        self._known: dict[tuple[int, ...], Params] = {}
-
-    def without(self, *folds: int) -> Params:
-        """Return the fit to all samples but those of these folds."""
-        if folds not in self._known:
-            fisher = self.fisher.take(self.folds.outside(*folds))
-            self._known[folds] = fit(self.structure, fisher, key=self.key)
-        return self._known[folds]
-
-
 @dataclass(frozen=True)
 class Trial:
-    """Samples, their division, and what is asked of fits: the arguments of `estimate`.
+    """What is asked of fits to folds: the arguments of `estimate`.
 
     Everything is in units of F, so that no square leaves float32.
     """
 
-    fisher: Samples
-    folds: Folds
+    split: Split
     divergence: Divergence
     best_scale: bool
     shrink: bool
 
     def row(self, fits: Fits) -> Estimate:
         """Return the estimate of a structure."""
-        tests, shares = zip(*(self._fold(fits, k) for k in range(self.folds.count)), strict=True)
+        tests, shares = zip(*(self._fold(fits, k) for k in range(self.split.folds.count)), strict=True)
         linear, basis = (np.array([float(test[part]) for test in tests]) for part in range(2))
 
         def over(size: Callable[[Bool[np.ndarray, " folds"]], float], part: np.ndarray) -> np.ndarray:
-            return pseudo_values(lambda kept: (_mean(part[kept]) + self._trace(kept)) / size(kept), self.folds.count)
+            return pseudo_values(lambda kept: (_mean(part[kept]) + self._trace(kept)) / size(kept), self.split.folds.count)
 
         total = over(lambda kept: 1.0, linear).mean() * float(self._unit) ** (self.divergence.degree or 0)
-        fitted_on = round(len(self.fisher) * (1 - 1 / self.folds.count))
+        fitted_on = round(len(self.split.fisher) * (1 - 1 / self.split.folds.count))
         shrinkage = float(np.mean(shares)) if self.shrink else None
         errors = over(self._size, linear), over(self._size, basis)
         return make_estimate(*errors, float(total), self._plug_in(fits), fitted_on, shrinkage)
 
     def _fold(self, fits: Fits, k: int) -> tuple[HeldOut, float]:
         """Test a fit on the fold that it has not seen; return also the share of the identity."""
-        share, tested = 0.0, self.folds.inside(k)
+        share, folds = 0.0, self.split.folds
         if self.shrink:
             # The share may not see the fold of the test, so it is chosen on another, for a fit that has seen neither.
-            other = (k + 1) % self.folds.count
-            seen = self.folds.inside(other)
-            losses = [self._test(fits, seen, self._adjustment(fits, x, k, other), k, other).linear for x in SHARES]
-            share = SHARES[int(np.argmin(losses))]
-        return self._test(fits, tested, self._adjustment(fits, share, k), k), share
+            other = (k + 1) % folds.count
+            plain = self._adjustment(fits, 0.0, k, other)
+            losses = jax.vmap(lambda x: self._test(fits, folds.inside(other), plain._replace(share=x), k, other).linear)
+            share = SHARES[int(jnp.argmin(losses(jnp.array(SHARES))))]
+        return self._test(fits, folds.inside(k), self._adjustment(fits, share, k), k), share
 
     def _adjustment(self, fits: Fits, share: float, *left_out: int) -> Adjustment:
         """Return what a fit becomes before it is tested."""
-        chosen, scale = self.folds.outside(*left_out), 1.0
+        chosen, scale = self.split.folds.outside(*left_out), 1.0
         if self.best_scale:
-            params, fisher = fits.without(*left_out), self.fisher.take(chosen)
-            scale = scale_of(fits.structure, self.divergence, params, fisher, *self._units)
+            params, fisher = fits.without(*left_out), self.split.fisher.take(chosen)
+            scale = scale_of(fits.structure, self.divergence, params, fisher, self._units)
         return Adjustment(jnp.asarray(scale), jnp.asarray(share), jnp.asarray(self._level(chosen)))
 
     def _test(self, fits: Fits, chosen: Int[np.ndarray, " k"], adjustment: Adjustment, *left_out: int) -> HeldOut:
         """Test the fit without some folds on chosen samples."""
-        unit = self.folds.unit[chosen]
+        unit = self.split.folds.unit[chosen]
         starts = np.append(True, unit[1:] != unit[:-1])
         pairs = len(unit) ** 2 - np.sum(np.unique(unit, return_counts=True)[1] ** 2)
-        sampled = Sampled(self.fisher.take(chosen), jnp.asarray(starts), jnp.asarray(float(pairs)))
-        return held_out(fits.structure, self.divergence, fits.without(*left_out), sampled, adjustment, *self._units)
+        sampled = Sampled(self.split.fisher.take(chosen), jnp.asarray(starts), jnp.asarray(float(pairs)))
+        return held_out(fits.structure, self.divergence, fits.without(*left_out), sampled, adjustment, self._units)
 
     def _plug_in(self, fits: Fits) -> float:
         """Return the error of the fit of all samples on the same samples."""
-        every = self.folds.outside()
+        every = self.split.folds.outside()
         linear = float(self._test(fits, every, self._adjustment(fits, 0.0)).linear)
         if self._square:
-            trace = float(self.divergence.trace(self.fisher, self._unit))
+            trace = self._trace_of(self.split.norm_of_samples)
             return (linear + trace) / trace
         mean = self._level(every)
         return (linear - self._isotropic(mean, mean)) / self._per_entry(mean)
@@ -103,13 +87,13 @@ class Trial:
 
     @cached_property
     def _unit(self) -> Float[Array, ""]:
-        return self.fisher.unit if self.divergence.degree is not None else jnp.ones_like(self.fisher.unit)
+        return self.split.fisher.unit if self.divergence.degree is not None else jnp.ones_like(self.split.fisher.unit)
 
     @cached_property
-    def _units(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """The unit, and what rounding leaves of a second moment that is zero: a rotated gradient is off by eps of its norm."""
-        eps, count = float(jnp.finfo(self.fisher.dtype).eps), math.prod(self.fisher.shape)
-        return self._unit, jnp.asarray(10 * eps**2 * count * self._means.mean(), self.fisher.dtype)
+    def _units(self) -> Units:
+        """A rotated gradient is off by eps of its norm, which sets what rounding leaves of a second moment of zero."""
+        eps, count = float(jnp.finfo(self.split.fisher.dtype).eps), math.prod(self.split.fisher.shape)
+        return Units(self._unit, jnp.asarray(10 * eps**2 * count * self._means.mean(), self.split.fisher.dtype))
 
     @property
     def _square(self) -> bool:
@@ -119,7 +103,7 @@ class Trial:
     @cached_property
     def _means(self) -> Float[np.ndarray, " N"]:
         """The mean square of each sample."""
-        return np.asarray(self.fisher.mean_squares() / self._unit, float)
+        return self.split.mean_squares / float(self._unit)
 
     def _level(self, chosen: Int[np.ndarray, " k"]) -> float:
         """The mean eigenvalue of the Fisher of some samples."""
@@ -127,29 +111,24 @@ class Trial:
 
     def _isotropic(self, level: float, mean: float) -> float:
         """D(F, c I) - tr phi(F), with the level c, for an F whose mean eigenvalue is `mean`."""
-        m, n = self.fisher.shape
+        m, n = self.split.fisher.shape
         return float(excess([EigenvalueBlock(jnp.asarray(level), jnp.asarray(mean), m * n)], self.divergence))
 
     @cached_property
     def _folds_alone(self) -> tuple[Float[np.ndarray, " folds"], Float[np.ndarray, " folds"]]:
         """The mean eigenvalue of each fold, and D(F, c I) - tr phi(F) with the c of the others."""
-        means = np.array([self._level(self.folds.inside(k)) for k in range(self.folds.count)])
-        levels = [self._level(self.folds.outside(k)) for k in range(self.folds.count)]
+        means = np.array([self._level(self.split.folds.inside(k)) for k in range(self.split.folds.count)])
+        levels = [self._level(self.split.folds.outside(k)) for k in range(self.split.folds.count)]
         return means, np.array([self._isotropic(*pair) for pair in zip(levels, means, strict=True)])
 
-    @cached_property
-    def _pairs(self) -> tuple[Float[np.ndarray, "folds folds"], Float[np.ndarray, "folds folds"]]:
-        return pair_sums(np.asarray(self.fisher.gram() / self.fisher.unit), self.folds)
-
-    def _norm(self, kept: Bool[np.ndarray, " folds"]) -> float:
-        """||F||^2 in units of F, from pairs of samples of these folds."""
-        sums, counts = (x[kept][:, kept].sum() for x in self._pairs)
-        return sums / counts
+    def _trace_of(self, norm: float) -> float:
+        """tr phi(F) of an F of this ||F||^2, where phi is a square."""
+        return norm * float(self.divergence.phi(jnp.ones([])))
 
     def _trace(self, kept: Bool[np.ndarray, " folds"]) -> float:
         """tr phi(F), or minus D(F, c I) - tr phi(F), from which other divergences are measured."""
         if self._square:
-            return self._norm(kept) * float(self.divergence.phi(jnp.ones([])))
+            return self._trace_of(self.split.norm(kept))
         return -self._folds_alone[1][kept].mean()
 
     def _size(self, kept: Bool[np.ndarray, " folds"]) -> float:
@@ -158,14 +137,8 @@ class Trial:
 
     def _per_entry(self, mean: float) -> float:
         """The number of entries, in units in which the mean eigenvalue is 1; twice that under LogDet, for nats."""
-        m, n = self.fisher.shape
+        m, n = self.split.fisher.shape
         return m * n * mean**2 * float(self.divergence.curvature(jnp.asarray(mean))) * (2 if self.divergence.degree == 0 else 1)
-
-    @cached_property
-    def norm_squared(self) -> tuple[float, float]:
-        """||F||^2 and its standard error."""
-        pseudo = pseudo_values(self._norm, self.folds.count) * float(self.fisher.unit) ** 2
-        return float(np.mean(pseudo)), standard_error(pseudo)
 
 
 def _mean(parts: Float[np.ndarray, " folds"]) -> float:

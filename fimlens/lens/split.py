@@ -1,0 +1,67 @@
+"""Samples and their division into folds, and what every structure and every divergence needs of them: computed once."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from fimlens.fisher.samples import Samples
+from fimlens.lens.folds import Folds, pair_sums, pseudo_values, standard_error
+from fimlens.solver.fit import fit
+from fimlens.structure import Params, Structure
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Samples, and the fold of each.
+
+    Attributes:
+        fisher: the samples.
+        folds: their division.
+    """
+
+    fisher: Samples
+    folds: Folds
+
+    @cached_property
+    def mean_squares(self) -> Float[np.ndarray, " N"]:
+        """The mean square of the entries of each sample."""
+        return np.asarray(self.fisher.mean_squares(), float)
+
+    @cached_property
+    def _products(self) -> tuple[Float[np.ndarray, "folds folds"], Float[np.ndarray, "folds folds"], float]:
+        """What `pair_sums` returns in units of F, and ||F||^2 of the Fisher of all samples."""
+        gram = np.asarray(self.fisher.gram() / self.fisher.unit)  # the samples are read once, whatever asks for it
+        return *pair_sums(gram, self.folds), float(np.sum(gram**2, dtype=float)) / len(gram) ** 2
+
+    def norm(self, kept: Bool[np.ndarray, " folds"]) -> float:
+        """Return ||F||^2 of the population in units of F, from pairs of samples of these folds."""
+        sums, counts = (x[kept][:, kept].sum() for x in self._products[:2])
+        return sums / counts
+
+    @property
+    def norm_of_samples(self) -> float:
+        """||F||^2 of the Fisher of all samples, in units of F."""
+        return self._products[2]
+
+    @cached_property
+    def norm_squared(self) -> tuple[float, float]:
+        """||F||^2 of the population and its standard error."""
+        pseudo = pseudo_values(self.norm, self.folds.count) * float(self.fisher.unit) ** 2
+        return float(np.mean(pseudo)), standard_error(pseudo)
+
+
+class Fits:
+    """The fits of one structure to folds. Each is made once, whatever is asked of it later."""
+
+    def __init__(self, structure: Structure, split: Split, key: Array) -> None:
+        self.structure, self.split, self.key = structure, split, key
+        self._known: dict[tuple[int, ...], Params] = {}
+
+    def without(self, *folds: int) -> Params:
+        """Return the fit to all samples but those of these folds."""
+        if folds not in self._known:
+            fisher = self.split.fisher.take(self.split.folds.outside(*folds))
+            self._known[folds] = fit(self.structure, fisher, key=self.key)
+        return self._known[folds]
