@@ -87,10 +87,16 @@ def with_a_new_direction(name):
     return optax.inject_hyperparams(lambda rate: optax.chain(getattr(fl, name)(), optax.scale(-rate)))(rate=0.1)
 
 
+def monitored(name):
+    return fl.monitor(getattr(fl, name)(), interval=2)
+
+
 FACTORIES = [(made, name) for name in SOME] + [(injected, name) for name in ("racs", "muon", "soap", "alice", "adafactor")]
 
 
-@pytest.mark.parametrize(("factory", "name"), [*FACTORIES, (with_a_new_direction, "scale_by_racs")])
+@pytest.mark.parametrize(
+    ("factory", "name"), [*FACTORIES, (with_a_new_direction, "scale_by_racs"), (monitored, "scale_by_racs")]
+)
 def test_after_the_first_a_step_outside_jit_compiles_nothing(factory, name, caplog):
     tx, params, programs = factory(name), tree(), []
     state = tx.init(params)

@@ -251,18 +251,6 @@ def test_a_batch_of_trainings_reads_each():
     close(due, expected(*(jax.tree.map(lambda x: x[1], tree) for tree in (G, jax.tree.map(lambda x: -0.1 * x, G), W))))
 
 
-def test_a_step_outside_jit_compiles_nothing_after_the_first(caplog):
-    tx, W, programs = fl.monitor(fl.scale_by_racs(), interval=2), normal(0), []
-    state = tx.init(W)
-    for _ in range(3):
-        caplog.clear()
-        with jax.log_compiles():
-            _, state = jax.block_until_ready(tx.update(W, state, W))
-        programs.append(sum("Compiling" in record.getMessage() for record in caplog.records))
-    assert programs[0] > 0
-    assert programs[2] == 0
-
-
 def test_a_state_is_kept_and_mapped_like_any_other():
     tx, W = fl.monitor(fl.scale_by_soap()), normal(0)
     state = tx.init(W)

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 
 from fimlens import __version__
-from fimlens._validate import read_number, write_atomically
+from fimlens._validate import write_atomically
 from fimlens.cli.arguments import console, long_progress, table
 from fimlens.fisher.stored_form import samples_of
 from fimlens.lens.conclusions import conclude
 from fimlens.lens.estimate import MAX_BYTES, estimate_each, folds_of
 from fimlens.lens.estimate_figure import error_map, errors_with_bars
-from fimlens.lens.estimates import Estimate, Estimates
+from fimlens.lens.estimates import Estimates
 from fimlens.lens.nearness import DIVERGENCES
 from fimlens.lens.split import Split
 from fimlens.lens.trial import Trial
@@ -74,7 +74,7 @@ def estimate_gradients(
             mark = fingerprint([gradients] if files.units is None else [gradients, files.units])
             old = done.get(name, {}) if marks.get(name) == mark else {}
             if old and all(written.items() <= part.get("structures", {}).items() for part in old.values()):
-                found[name] = {d: read_estimates(part, structures) for d, part in old.items()}
+                found[name] = {d: Estimates.from_json(part, structures) for d, part in old.items()}
                 bar.update(task, advance=len(structures))
                 continue
             fisher, kept = samples_of(f"lens: {name}", gradients, MAX_BYTES, skip_nonfinite)
@@ -111,19 +111,6 @@ def _read_known(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}. Remove it, or name another directory by --out.") from error
     return known if about.items() <= known.items() else {}
-
-
-def read_estimates(plain: Mapping[str, Any], structures: Mapping[str, Structure]) -> Estimates:
-    """Return estimates of a file, of these structures, which it has."""
-    rows = {}
-    for name, row in plain["rows"].items():
-        if name in structures:
-            none = ("basis", "spectrum", "shrinkage")
-            fields = {key: x if key in none else read_number(x) for key, x in row.items() if key != "pseudo"}
-            rows[name] = Estimate(**fields, pseudo=tuple(map(read_number, row["pseudo"])))
-    unsuited = {name: reason for name, reason in plain["unsuited"].items() if name in structures}
-    about = plain["divergence"], tuple(plain["shape"]), plain["samples"], plain["folds"], tuple(plain["norm_squared"])
-    return Estimates(rows, unsuited, dict(structures), *about)
 
 
 def _print(matrix: str, parts: Mapping[str, Estimates], files: GradientFiles) -> None:

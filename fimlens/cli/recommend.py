@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from fimlens.cli.arguments import console, errors, parse_divergence, refusal, require_writable, table
-from fimlens.cli.lens_estimates import read_estimates
 from fimlens.lens.estimates import Estimates
 from fimlens.lens.recommend import recommend as choose
 from fimlens.lens.recommendation import UNITS, Recommendation
@@ -43,7 +42,7 @@ def _read(path: Path, divergence: str) -> dict[str, Estimates]:
     try:
         matrices = json.loads(path.read_text())["matrices"]
         parts = {name: {part["divergence"]: part for part in each.values()}[sense] for name, each in matrices.items()}
-        return {name: read_estimates(part, _structures(part["structures"])) for name, part in parts.items()}
+        return {name: Estimates.from_json(part, _structures(part["structures"])) for name, part in parts.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"{path} holds no estimates in {sense}. Let `fimlens lens --gradients` write it."
         raise ValueError(message) from error

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
-from fimlens._validate import as_json
+from fimlens._validate import as_json, read_number
 from fimlens.lens.folds import standard_error
 from fimlens.solver.sizes import state_size
 from fimlens.structure import Structure
@@ -161,3 +161,21 @@ class Estimates:
         lists = {"shape": list(self.shape), "norm_squared": list(self.norm_squared)}
         structures = {name: repr(structure) for name, structure in self.structures.items()}
         return plain | lists | {"structures": structures, "rows": rows, "unsuited": dict(self.unsuited)}
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any], structures: Mapping[str, Structure]) -> "Estimates":
+        """Undo `to_json`, for the structures that are given.
+
+        Args:
+            plain: what `to_json` returned.
+            structures: by name; others of `plain` are left out.
+        """
+        rows = {}
+        for name, row in plain["rows"].items():
+            if name in structures:
+                none = ("basis", "spectrum", "shrinkage")
+                fields = {key: x if key in none else read_number(x) for key, x in row.items() if key != "pseudo"}
+                rows[name] = Estimate(**fields, pseudo=tuple(map(read_number, row["pseudo"])))
+        unsuited = {name: reason for name, reason in plain["unsuited"].items() if name in structures}
+        about = plain["divergence"], tuple(plain["shape"]), plain["samples"], plain["folds"], tuple(plain["norm_squared"])
+        return cls(rows, unsuited, dict(structures), *about)

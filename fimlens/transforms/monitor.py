@@ -151,9 +151,8 @@ def _step(
     interval: Int[ArrayLike, ""], axes: Any, places: tuple[Place, ...], given: Given, kept: tuple[Array, Readings]
 ) -> tuple[Given, tuple[Array, Readings]]:
     steps, old = optax.safe_increment(kept[0]), kept[1]
-    seen = jax.lax.stop_gradient(
-        given
-    )  # no reading needs a derivative, and roots of zero would make NaN of those of a training
+    # No reading needs a derivative, and roots of zero would make NaN of those of a training.
+    seen = jax.lax.stop_gradient(given)
     new = refresh_if_due(steps, interval, old, lambda first: all_readings(axes, places, seen))
     return given, (steps, new)  # `compiled_once` wants results like what it is given
 

@@ -83,6 +83,8 @@ def _of_bases(views: Views, places: tuple[Place, ...], given: Given) -> Iterator
     """The readings of matrices whose bases are in a state."""
     gradients = {path_name(path): (path, G) for path, G in jax.tree_util.tree_leaves_with_path(given.gradients)}
     for place in places:
+        if 0 in place.shape:
+            continue
         path, G = gradients[place.path]
         names, G = _names(path, place.shape[:-2]), _as_seen(G, views[place.path], place.shape)
         kept = given.bases[place.state].get(place.stack)
