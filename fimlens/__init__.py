@@ -113,6 +113,7 @@ from fimlens.transforms.low_rank_transform import scale_by_low_rank as scale_by_
 from fimlens.transforms.monitor import MonitorState as MonitorState
 from fimlens.transforms.monitor import monitor as monitor
 from fimlens.transforms.monitor import readings as readings
+from fimlens.transforms.monitor import recent_gradients as recent_gradients
 from fimlens.transforms.norms import limit_norm_growth as limit_norm_growth
 from fimlens.transforms.routing import matrices as matrices
 from fimlens.transforms.routing import routes as routes

@@ -376,6 +376,12 @@ def test_conclusions_name_what_is_unclear():
         assert found.clearly_nearer("adam", "sgd") == clear
 
 
+def test_a_structure_that_is_infinitely_far_is_never_the_nearest():
+    found = fl.estimate({"galore": fl.LowRank(DIAGONAL, 1, fl.Drop())}, gradients(16), divergence=fl.LogDet())
+    assert math.isinf(found.error("galore"))
+    assert "nearest on held-out gradients: none." in conclude({"a": found})[0]
+
+
 def test_gradients_are_written_as_empirical_fisher_has_them_and_continued(tmp_path):
     def loss(params, batch):
         return jnp.mean((jnp.tanh(batch["x"] @ params["w"]) - batch["y"]) ** 2)

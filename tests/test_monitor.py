@@ -266,7 +266,7 @@ def test_readings_on_a_mesh_are_those_of_one_device(kind):
     W, G = ({"w": normal(seed, {"w": (4, 8)})["w"], "v": jnp.ones((8,))} for seed in (0, 1))
     specs = {"w": P("fsdp", "tensor"), "v": P()}
     direction = fl.scale_by_structure(fl.Rotated(fl.Diagonal(), "L", fl.Singular()), update_interval=None)
-    tx = fl.monitor(direction, interval=1)
+    tx = fl.monitor(direction, interval=1, ring=2)
     _, alone = jax.jit(tx.update)(G, tx.init(W), W)
     states = fl.state_partition_specs(tx, W, specs, mesh=mesh)
     assert set(jax.tree.leaves(states.readings, is_leaf=lambda x: isinstance(x, P))) == {P()}
@@ -274,10 +274,27 @@ def test_readings_on_a_mesh_are_those_of_one_device(kind):
         W, G = (jax.device_put(tree, jax.tree.map(lambda s: NamedSharding(mesh, s), specs)) for tree in (W, G))
         _, state = jax.jit(tx.update)(G, tx.init(W), W)
     close(fl.readings(state), fl.readings(alone), rtol=1e-4)
+    np.testing.assert_array_equal(fl.recent_gradients(state)["w"], fl.recent_gradients(alone)["w"])
+    assert state.ring["w"].sharding.spec == P(None, "fsdp", "tensor")
+
+
+def test_the_ring_holds_the_last_gradients_of_every_matrix_in_their_order():
+    tx, W = fl.monitor(optax.sgd(0.1), ring=3), normal(0)
+    state, step = tx.init(W), jax.jit(tx.update)
+    for t in range(1, 6):
+        _, state = step(normal(t), state, W)
+        found = fl.recent_gradients((state,))
+        assert list(found) == MATRICES
+        for name, G in found.items():
+            np.testing.assert_array_equal(G, [by_name(normal(k))[name] for k in range(max(1, t - 2), t + 1)])
 
 
 def test_wrong_calls_are_refused():
     W = normal(0)
+    with pytest.raises(ValueError, match="ring is a whole number, at least 0; got -1"):
+        fl.monitor(optax.sgd(1.0), ring=-1)
+    with pytest.raises(ValueError, match="no monitor has a ring"):
+        fl.recent_gradients(fl.monitor(optax.sgd(1.0)).init(W))
     with pytest.raises(ValueError, match="interval is a whole number, at least 1; got 0"):
         fl.monitor(optax.sgd(1.0), interval=0)
     with pytest.raises(ValueError, match="needs the parameters"):

@@ -24,12 +24,13 @@ console, errors = Console(), Console(stderr=True)
 
 
 # Headings of columns of words, which are aligned to the left; numbers are aligned to the right.
-WORDS = ("structure", "family", "nearest in", "optimizer", "claim", "head", "table", "arm", "statement", "sizes", "verdict")
+WORDS = {"structure", "family", "nearest in", "optimizer", "claim", "head", "table", "arm", "statement", "sizes", "verdict"}
+WORDS |= {"verified"}
 
 
-def table(*headings: str) -> Table:
+def table(*headings: str, title: str | None = None) -> Table:
     """Return an empty table in the style of all commands."""
-    made = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    made = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in headings:
         made.add_column(heading, justify="left" if heading in WORDS else "right", no_wrap=True)
     return made

@@ -21,6 +21,7 @@ from fimlens.cli.model_gradients import write_model_gradients
 from fimlens.fisher.fisher import Fisher
 from fimlens.language_model import llama, text
 from fimlens.lens.compare import SOLVE_UP_TO, Comparison, compare
+from fimlens.lens.conclusions import conclude_in_sample
 from fimlens.lens.figure import error_against_memory, error_in_each_divergence
 from fimlens.models.batches import count_examples, require_batches
 from fimlens.models.fishers import empirical_fisher, minibatch_fisher
@@ -137,6 +138,8 @@ def lens(
         errors.print(refusal("lens", error), style="red", markup=False)
         raise typer.Exit(2) from error
     console.print(LEGEND, style="dim", markup=False, highlight=False)
+    for line in filter(None, conclude_in_sample(comparisons)):
+        console.print(line, markup=False, highlight=False)
     console.print(f"Figures and numbers: {', '.join(map(str, figures))}, {out / 'lens.json'}", markup=False)
     for comparison in comparisons:
         if not comparison.rows:

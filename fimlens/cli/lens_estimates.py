@@ -25,8 +25,9 @@ from fimlens.structure import Structure
 
 LEGEND = """
 error: of fits to all folds but one, on the one that they have not seen, with its standard error and its parts; plug-in: of \
-the fit of all gradients on the same gradients, which flatters large families; kept: how many numbers store F~. Frobenius: \
-relative to ||F||^2. Others: per entry, less that of the best multiple of the identity, in nats under LogDet."""
+the fit of all gradients on the same gradients, which flatters large families; kept: how many numbers the optimizer keeps \
+beside its momentum. Frobenius: relative to ||F||^2. Others: per entry, less that of the best multiple of the identity, in \
+nats under LogDet."""
 
 
 def estimate_gradients(
@@ -120,11 +121,11 @@ def _print(matrix: str, parts: Mapping[str, Estimates], files: GradientFiles) ->
     about = f"{first.samples} gradients in {first.folds} folds: {files.kind}, {files.normalisation}"
     console.print(f"\n{matrix} ({m} x {n}). {about}.", style="bold", markup=False, highlight=False)
     for name, found in parts.items():
-        shown = table("structure", name, "+-", "basis", "spectrum", "plug-in", "kept")
+        shown = table("structure", "kept", "error", "+-", "basis", "spectrum", "plug-in", title=f"in {name}")
         for structure in found.ranked():
             row = found.rows[structure]
             cells = [_number(x) for x in (row.relative, row.se, row.basis, row.spectrum, row.plug_in)]
-            shown.add_row(structure, *cells, f"{found.kept(structure):,}")
+            shown.add_row(structure, f"{found.kept(structure):,}", *cells)
         console.print(shown)
     for name, reason in first.unsuited.items():
         console.print(f"{name} was left out. {reason}", markup=False)

@@ -8,36 +8,42 @@ from fimlens.cli.arguments import console, table
 from fimlens.lens.compare import Comparison
 from fimlens.lens.crossed import FAMILIES, crossed_errors
 from fimlens.lens.nearness import DIVERGENCES
-from fimlens.lens.row import Row
+from fimlens.lens.row import EXACT, Row
 
 LETTERS = {"EXACT": "E", "LIMIT": "L", "ONE_STEP": "O", "BOUND": "B"}  # of claims, where there is no room for words
 
 
+# What is verified of a claim, in a word or two.
+VERIFIED = {"EXACT": "nearest", "LIMIT": "nearest", "ONE_STEP": "in basis", "BOUND": "a bound"}
+
+
 LEGEND = """
-error = basis + spectrum, relative to ||F||^2; ratio = error / optimum, the least error that the solver found; claim: in the \
-Frobenius norm. Below that, each divergence D has three columns: the error D(F, F~) / D(F, c I), which is 1 for the best \
-multiple of the identity and 0 for F; its basis part; and the error of t F~ at the best scalar t. * marks the least of a \
-column, F itself aside. E, L, O, B: the claims EXACT, LIMIT, ONE_STEP and BOUND, where the structure makes one in that \
-divergence. In nats: F is singular, so that D is infinite, and the error is a gradient's negative log-likelihood under F~, \
-per entry, less that under c I. state: how many numbers the optimizer stores if it averages statistics; of fits: if it \
-averages fits. F~ off, update: distance of its F~ from the fit, and of its update from F~^(-1/2) g, after the same gradients \
-in the basis of the fit. free: distance of its F~ from the fit with its own basis and decay; reported, but never a reason to \
-fail."""
+kept: how many numbers the optimizer keeps beside its momentum; error = basis + spectrum, relative to ||F||^2; ratio = error \
+/ optimum, the least error that the solver found; claim: in the Frobenius norm. verified: nearest, the solver finds no nearer \
+member; stationary, what the fit minimises has no slope there, and no more is known; in basis, the eigenvalues are the best \
+for it, and what the basis costs is in ratio; a bound, the fit minimises a bound on the error, and ratio says how loose it \
+is. Below that, each divergence D has three columns: the error D(F, F~) / D(F, c I), which is 1 for the best multiple of the \
+identity and 0 for F; its basis part; and the error of t F~ at the best scalar t. * marks the least of a column, F itself \
+aside. E, L, O, B: the claims EXACT, LIMIT, ONE_STEP and BOUND, where the structure makes one in that divergence. In nats: F \
+is singular, so that D is infinite, and the error is a gradient's negative log-likelihood under F~, per entry, less that \
+under c I. F~ off, update: distance of its F~ from the fit, and of its update from F~^(-1/2) g, after the same gradients in \
+the basis of the fit; verified: both are rounding. free: distance of its F~ from the fit with its own basis and decay; \
+reported, but never a reason to fail."""
 
 
 def print_tables(comparison: Comparison, dtype: str) -> None:
     """Print the tables of structures, of divergences, of optimizers and of families, and every doubt."""
     m, n = comparison.shape
     console.print(f"\n{comparison.matrix} ({m} x {n}). {comparison.fisher}.", style="bold", markup=False, highlight=False)
-    structures = table("structure", "error", "=basis", "+spectrum", "optimum", "ratio", "claim", "holds")
-    optimizers = table("optimizer", "state", dtype, "of fits", "F~ off", "update", "free", "holds")
-    ordered = sorted(comparison.rows, key=lambda row: (row.elements, row.relative))
+    structures = table("structure", "kept", "error", "basis", "spectrum", "optimum", "ratio", "claim", "verified")
+    structures.padding = 0  # nine columns
+    optimizers = table("optimizer", "kept", dtype, "F~ off", "update", "free", "verified")
+    ordered = sorted(comparison.rows, key=lambda row: (row.kept, row.relative))
     for row in ordered:
-        parts = (_number(abs(x), ".4f") for x in (row.relative, row.basis, row.spectrum))
-        best = _number(row.optimum, ".4f"), _number(row.ratio, ".4f")
-        claim = row.divergences["Frobenius"].claim or "-"
-        structures.add_row(row.name, *parts, *best, claim, "yes" if row.claim_holds else "NO")
-        sizes = f"{row.elements:,}", decimal(row.bytes), f"{row.fit_elements:,}"
+        numbers = map(_short, (abs(row.relative), abs(row.basis), abs(row.spectrum), row.optimum, row.ratio))
+        claim = row.divergences["Frobenius"].claim
+        structures.add_row(row.name, f"{row.kept:,}", *numbers, claim or "-", _verified(row, claim))
+        sizes = f"{row.kept:,}", decimal(row.bytes)
         off = (
             _number(row.streamed, ".0e"),
             _number(row.update, ".0e"),
@@ -53,6 +59,14 @@ def print_tables(comparison: Comparison, dtype: str) -> None:
             console.print(f"{row.name}: {doubt}.", markup=False)
     for name, reason in comparison.unsuited.items():
         console.print(f"{name} was left out. {reason}", markup=False)
+
+
+def _verified(row: Row, claim: str | None) -> str:
+    """Say what was verified of a fit and its claim in the Frobenius norm, or NO."""
+    if not row.claim_holds:
+        return "NO"
+    seen = row.relative <= EXACT or row.optimum is not None or claim in ("ONE_STEP", "BOUND")
+    return VERIFIED[claim] if seen and claim is not None else "stationary"
 
 
 def _print_divergences(comparison: Comparison, ordered: list[Row]) -> None:

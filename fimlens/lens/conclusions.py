@@ -1,11 +1,16 @@
-"""What estimates say, in words: what is nearest, what a second side and Adam's numbers are worth, and what is unclear."""
+"""What errors say, in words: what is nearest, what a second side and Adam's numbers are worth, and what is unclear."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from fimlens.lens.compare import Comparison
 from fimlens.lens.estimates import Estimates
+from fimlens.lens.nearness import DIVERGENCES
+from fimlens.lens.row import EXACT
+from fimlens.structure import Claim
 
 SMALL = 2.0  # a structure is small if it keeps at most this many times m + n numbers
 PAIRS = {  # what a pair of structures tells: the second less the first
@@ -15,58 +20,112 @@ PAIRS = {  # what a pair of structures tells: the second less the first
 }
 
 
+class InSample(NamedTuple):
+    """The errors of a `Comparison` in one divergence. They have no error bars, so that whatever is less is clearly less."""
+
+    shape: tuple[int, int]
+    errors: Mapping[str, float]
+    sizes: Mapping[str, int]
+
+    def ranked(self) -> list[str]:
+        return sorted(self.errors, key=self.errors.__getitem__)
+
+    def error(self, name: str) -> float:
+        return self.errors[name]
+
+    def kept(self, name: str) -> int:
+        return self.sizes[name]
+
+    def clearly_nearer(self, first: str, second: str) -> bool:
+        return self.errors[first] < self.errors[second]
+
+
+Judged = Estimates | InSample
+
+
 def conclude(estimates: Mapping[str, Estimates]) -> list[str]:
     """Return sentences about estimates of several matrices in one divergence.
 
     Args:
         estimates: by the name of the matrix.
     """
-    divergence = next(iter(estimates.values())).divergence
-    nearest = _count(found.ranked()[:1] for found in estimates.values())
-    sentences = [f"In {divergence}, nearest on held-out gradients: {nearest}."]
-    small = _count(_small(found)[:1] for found in estimates.values())
-    sentences += [f"Of those that keep at most {SMALL:g} (m + n) numbers: {small}."] if small else []
-    for words, (first, second) in PAIRS.items():
-        known = [found for found in estimates.values() if {first, second} <= set(found.rows)]
-        known = [found for found in known if math.isfinite(found.difference(second, first)[0])]
-        if known:
-            sentences.append(f"{words}: {_worth(known, first, second)}")
-    unclear = [name for name, found in estimates.items() if _unclear(found)]
+    found, count = list(estimates.values()), len(estimates)
+    sentences = [f"In {found[0].divergence}, nearest on held-out gradients: {_nearest(found)}.", *_worths(found)]
+    unclear = sum(len(one.rows) > 1 and not one.clearly_nearer(*one.ranked()[:2]) for one in found)
     if unclear:
-        sentences.append(f"On {len(unclear)} of {len(estimates)} matrices the error bars do not tell the best two apart.")
-    flattered = [name for name, found in estimates.items() if _flattered(found)]
+        sentences.append(f"On {unclear} of {count} matrices the error bars do not tell the best two apart.")
+    flattered = sum(_flattered(one) for one in found)
     if flattered:
-        sentences.append(f"On {len(flattered)} of {len(estimates)} the plug-in error names another structure as nearest.")
+        sentences.append(f"On {flattered} of {count} the plug-in error names another structure as nearest.")
     return sentences
 
 
-def _count(leaders: object) -> str:
+def conclude_in_sample(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return sentences about comparisons of several matrices: one line a divergence, and one about the claims.
+
+    What is F itself, such as `fl.Dense()`, is left aside.
+    """
+    lines = []
+    for d in DIVERGENCES:
+        judged = [
+            InSample(
+                comparison.shape,
+                {row.name: row.divergences[d].error for row in comparison.rows if row.relative > EXACT},
+                {row.name: row.kept for row in comparison.rows},
+            )
+            for comparison in comparisons
+        ]
+        lines.append(" ".join([f"In {d}, nearest on the gradients of the fit: {_nearest(judged)}.", *_worths(judged)]))
+    losses = filter(None, (_loss(comparisons, claim) for claim in (Claim.ONE_STEP, Claim.BOUND)))
+    return [*lines, " ".join(losses)]
+
+
+def _nearest(found: Iterable[Judged]) -> str:
     """Return how often each name leads, such as "soap on 5, kronecker on 2"."""
-    names = [name for leader in leaders for name in leader]
+    leaders = [next((name for name in one.ranked() if math.isfinite(one.error(name))), "none") for one in found]
+    return _counted(leaders)
+
+
+def _counted(names: list[str]) -> str:
+    if len(names) == 1:
+        return names[0]
     counts = {name: names.count(name) for name in sorted(set(names), key=lambda name: -names.count(name))}
     return ", ".join(f"{name} on {count}" for name, count in counts.items())
 
 
-def _small(found: Estimates) -> list[str]:
-    """The names of small structures, the nearest first."""
-    return [name for name in found.ranked() if found.kept(name) <= SMALL * sum(found.shape)]
+def _worths(found: Sequence[Judged]) -> list[str]:
+    """Say what is nearest of the small, and what each pair tells."""
+    smallest = [[name for name in one.ranked() if one.kept(name) <= SMALL * sum(one.shape)][:1] for one in found]
+    leaders = [name for names in smallest for name in names]
+    sentences = [f"Of those that keep at most {SMALL:g} (m + n) numbers: {_counted(leaders)}."] if leaders else []
+    for words, (first, second) in PAIRS.items():
+        known = [one for one in found if {first, second} <= set(one.ranked())]
+        known = [one for one in known if math.isfinite(one.error(first)) and math.isfinite(one.error(second))]
+        if known:
+            sentences.append(f"{words}: {_worth(known, first, second)}")
+    return sentences
 
 
-def _worth(known: list[Estimates], first: str, second: str) -> str:
+def _worth(known: Sequence[Judged], first: str, second: str) -> str:
     """Say how much a pair differs over all matrices."""
-    values = np.array([found.difference(second, first)[0] for found in known])
-    gained = sum(found.clearly_nearer(second, first) for found in known)
-    lost = sum(found.clearly_nearer(first, second) for found in known)
-    of = f"of {len(known)} matri{'x' if len(known) == 1 else 'ces'}"
+    values = np.array([one.error(second) - one.error(first) for one in known])
+    if len(known) == 1:
+        return f"the error changes by {values[0]:+.3f}."
+    gained = sum(one.clearly_nearer(second, first) for one in known)
+    lost = sum(one.clearly_nearer(first, second) for one in known)
     return (
         f"the error changes by {values.mean():+.3f} on average, from {values.min():+.3f} to {values.max():+.3f}; "
-        f"clearly less on {gained} {of}, clearly more on {lost}."
+        f"clearly less on {gained} of {len(known)} matrices, clearly more on {lost}."
     )
 
 
-def _unclear(found: Estimates) -> bool:
-    """Whether the nearest is not clearly nearer than the second."""
-    return len(found.rows) > 1 and not found.clearly_nearer(*found.ranked()[:2])
+def _loss(comparisons: Sequence[Comparison], claim: Claim) -> str:
+    """Say how far the fits of a claim are from the optimum, where the solver ran."""
+    rows = [row for comparison in comparisons for row in comparison.rows if row.claim == claim.name and row.ratio is not None]
+    if not rows:
+        return ""
+    worst = max(rows, key=lambda row: row.ratio)
+    return f"A fit of the claim {claim.name} has up to {worst.ratio:.3g} times the least error of its family ({worst.name})."
 
 
 def _flattered(found: Estimates) -> bool:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from fimlens.lens.estimates import Estimates
 from fimlens.plotting import AMOUNT, BASIS, SPECTRUM, legend_below, literal, panels, sheet
 
-WIDEST = 1.5  # errors beyond are left out of the first figure
+WIDEST = 1.5  # errors beyond are written at the upper edge: one bad structure would hide the differences among the others
 
 
 def errors_with_bars(estimates: Mapping[str, Estimates]) -> Figure:
@@ -20,17 +20,21 @@ def errors_with_bars(estimates: Mapping[str, Estimates]) -> Figure:
     """
     figure = panels(len(estimates), height=2.9)
     for axes, (matrix, found) in zip(figure.axes, estimates.items(), strict=True):
+        top = max((row.high for row in found.rows.values() if row.relative <= WIDEST), default=WIDEST)
         for name, row in found.rows.items():
-            if not math.isfinite(row.relative) or row.relative > WIDEST:
-                continue
             kept = max(1, found.kept(name))
+            if not row.relative <= WIDEST:
+                axes.plot(kept, top, "^", color=BASIS, markersize=3, label="beyond the upper edge")
+                words = literal(f"{name} {row.relative:.3g}")
+                axes.annotate(words, (kept, top), (3, -3), textcoords="offset points", fontsize=6, rotation=-60, va="top")
+                continue
             bars = [[max(row.relative - row.low, 0)], [max(row.high - row.relative, 0)]]
             axes.errorbar(kept, row.relative, bars, fmt="o", color=BASIS, markersize=3, label="held out, with its interval")
             axes.plot(kept, row.plug_in, "x", color=SPECTRUM, markersize=4, label="plug-in: the same samples")
             axes.annotate(literal(name), (kept, row.relative), (3, 3), textcoords="offset points", fontsize=6)
         axes.set_xscale("log")
         axes.axhline(0, color="0.7", linewidth=0.6)
-        axes.set_xlabel(r"numbers that store $\tilde F$", fontsize=8)
+        axes.set_xlabel("numbers kept beside the momentum", fontsize=8)
         m, n = found.shape
         axes.set_title(f"{literal(matrix)}\n{m} x {n}", fontsize=8)
     figure.suptitle(f"Error in {next(iter(estimates.values())).divergence}", fontsize=9)

@@ -10,7 +10,7 @@ from scipy.stats import t as student
 
 from fimlens._validate import as_json, read_number
 from fimlens.lens.folds import standard_error
-from fimlens.solver.sizes import state_size
+from fimlens.optimizers.mixture import kept_size
 from fimlens.structure import Structure
 
 
@@ -150,9 +150,13 @@ class Estimates:
         """Return the names in the order of their errors, the nearest first and what is infinite last."""
         return sorted(self.rows, key=lambda name: (not math.isfinite(self.rows[name].relative), self.rows[name].relative))
 
+    def error(self, name: str) -> float:
+        """Return the error of a structure, `rows[name].relative`."""
+        return self.rows[name].relative
+
     def kept(self, name: str) -> int:
-        """Return how many numbers store the member of a structure: its bases and eigenvalues."""
-        return state_size(self.structures[name], self.shape, average="fits")
+        """Return how many numbers the optimizer of a structure keeps beside its momentum (`fl.scale_by_recommended`)."""
+        return kept_size(self.structures[name], self.shape)
 
     def to_json(self) -> dict[str, Any]:
         """Return every number as plain data, ready for `json.dump`: "inf" for what is infinite, and None for NaN."""

@@ -17,7 +17,7 @@ WIDEST = 1.5  # errors beyond are cut off and written: one bad structure would h
 def error_against_memory(comparisons: Sequence[Comparison]) -> Figure:
     """Draw one panel for each matrix: structures in order of memory, each with its basis error and its spectrum error.
 
-    Memory is `fit_elements`, the number of scalars that store F~: it does not depend on what an optimizer averages.
+    Memory is `kept`, the numbers that the optimizer of a structure keeps beside its momentum.
     """
     most = max(len(comparison.rows) for comparison in comparisons)
     figure = panels(len(comparisons), height=0.17 * most + 1.5)
@@ -25,7 +25,7 @@ def error_against_memory(comparisons: Sequence[Comparison]) -> Figure:
         _panel(axes, comparison)
     figure.axes[0].set_xlim(left=0)
     figure.suptitle(
-        r"Smallest structures first. The number: how many scalars store $\tilde F$, its basis and eigenvalues",
+        "Smallest structures first. The number: how many scalars the optimizer keeps beside its momentum",
         fontsize=9,
     )
     legend_below(figure)
@@ -42,7 +42,7 @@ def _panel(axes: Axes, comparison: Comparison) -> None:
     solved = [(row.optimum, place) for place, row in zip(places, ordered, strict=True) if row.optimum is not None]
     if solved:
         axes.plot(*zip(*solved, strict=True), "|", color=OPTIMUM, markersize=11, markeredgewidth=1.6, label="numeric optimum")
-    axes.set_yticks(places, [literal(f"{row.name}  {row.fit_elements:,}") for row in ordered], fontsize=8)
+    axes.set_yticks(places, [literal(f"{row.name}  {row.kept:,}") for row in ordered], fontsize=8)
     axes.set_ylim(len(ordered) - 0.4, -0.6)  # the smallest on top
     axes.tick_params(axis="y", length=0)
     axes.use_sticky_edges = False  # otherwise the longest bar touches the frame
@@ -52,7 +52,7 @@ def _panel(axes: Axes, comparison: Comparison) -> None:
 
 
 def _ordered(comparison: Comparison) -> list[Row]:
-    return sorted(comparison.rows, key=lambda row: (row.fit_elements, -row.relative))
+    return sorted(comparison.rows, key=lambda row: (row.kept, -row.relative))
 
 
 def error_in_each_divergence(comparisons: Sequence[Comparison]) -> Figure:

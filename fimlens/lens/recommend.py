@@ -13,8 +13,7 @@ from fimlens._validate import require_number
 from fimlens.costs.flops import step_flops
 from fimlens.lens.estimates import Estimates
 from fimlens.lens.recommendation import CHOSEN, KEPT, Candidate, Recommendation
-from fimlens.optimizers.mixture import averaged_of, scale_by_recommended
-from fimlens.solver.sizes import state_size
+from fimlens.optimizers.mixture import kept_size, scale_by_recommended
 from fimlens.structure import Structure
 
 
@@ -94,7 +93,7 @@ def _require(estimates: object, cost: str) -> None:
 @cache  # most matrices of a model have one of a few shapes
 def _memory(structure: Structure, shape: tuple[int, int]) -> float:
     scale_by_recommended({"*": structure})  # it refuses what is no optimizer
-    return float(state_size(structure, shape, average=averaged_of(structure)))
+    return float(kept_size(structure, shape))
 
 
 @cache

@@ -11,8 +11,8 @@ from fimlens.divergence import FROBENIUS
 from fimlens.fisher.fisher import Fisher
 from fimlens.lens.nearness import Nearness, measure_nearness
 from fimlens.lens.run_optimizer import optimizer_deviations
+from fimlens.optimizers.mixture import kept_size
 from fimlens.solver.fit import gap, is_member, least_eigenvalue
-from fimlens.solver.sizes import state_size
 from fimlens.solver.solve import solve
 from fimlens.solver.stationarity import stationarity
 from fimlens.structure import Claim, Params, Structure
@@ -41,9 +41,8 @@ class Row(NamedTuple):
         reached: how many of them ended at the optimum.
         slope: the largest slope of the structure's objective at the fit.
         least: the least eigenvalue of the fit, relative to the largest.
-        elements: how many numbers the optimizer stores if it averages statistics, without momentum.
-        fit_elements: how many it stores if it averages fits.
-        bytes: the size of `elements` in bytes.
+        kept: how many numbers its optimizer keeps beside the momentum, in `fl.scale_by_recommended`.
+        bytes: the size of these in bytes.
         streamed: how far the F~ in the optimizer's state is from the fit, if it runs in the basis of the fit.
         update: how far its last update is from F~^{-1/2} Vec(G) computed from the dense F~.
         free: how far the F~ in its state is from the fit, if it runs with its own basis, refresh and decay. Not judged.
@@ -65,8 +64,7 @@ class Row(NamedTuple):
     reached: int | None
     slope: float
     least: float
-    elements: int
-    fit_elements: int
+    kept: int
     bytes: int
     streamed: float | None
     update: float | None
@@ -102,7 +100,7 @@ def measure_row(
     claim_doubts = _doubts_of_claim(member, least, slope, excess)
     optimizer_doubts = _doubts_of_optimizer(deviations.state, deviations.update)
     optimum = None if solution is None else solution.value / norm
-    elements = state_size(structure, fisher.shape)
+    kept = kept_size(structure, fisher.shape)
     return Row(
         name=name,
         structure=str(structure),
@@ -116,9 +114,8 @@ def measure_row(
         reached=None if solution is None else solution.certificate.reached,
         slope=slope,
         least=least,
-        elements=elements,
-        fit_elements=state_size(structure, fisher.shape, average="fits"),
-        bytes=elements * jnp.dtype(dtype).itemsize,
+        kept=kept,
+        bytes=kept * jnp.dtype(dtype).itemsize,
         streamed=deviations.state,
         update=deviations.update,
         free=deviations.free,

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 
 from fimlens._validate import path_name
 from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
+from fimlens.solver.sizes import state_size
 from fimlens.structure import Structure, require_structure
 from fimlens.structures import Diagonal, RowColumn
 from fimlens.structures.named import read_structure
@@ -93,7 +94,12 @@ def scale_by_recommended(
     return optax.GradientTransformationExtraArgs(init, tx.update)
 
 
-def averaged_of(structure: Structure) -> str:
+def kept_size(structure: Structure, shape: tuple[int, int]) -> int:
+    """Count the numbers that the mixture keeps for a matrix beside its momentum: what every table of the lens calls kept."""
+    return state_size(structure, shape, average=_averaged_of(structure))
+
+
+def _averaged_of(structure: Structure) -> str:
     """Return what the mixture averages: "statistics", or "fits" where there are no bases, which may take less memory."""
     return "statistics" if state_layout(structure, "statistics").stacked else "fits"
 
@@ -119,7 +125,7 @@ def _structure(choice: Any) -> Structure:
 
 
 def _direction(structure: Structure, options: dict[str, Any]) -> Transform:
-    average = averaged_of(structure)
+    average = _averaged_of(structure)
     # The exact product for one gradient may be zero almost everywhere.
     if isinstance(structure, RowColumn) and structure.sweeps is None:
         structure = RowColumn(5, 30.0, structure.divergence)

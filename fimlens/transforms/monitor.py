@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._validate import require_number
 from fimlens.transforms.axes import Axes
@@ -14,11 +14,12 @@ from fimlens.transforms.drop_in import PLACEHOLDER, compiled_once
 from fimlens.transforms.leaf_rules import Rule
 from fimlens.transforms.matrix_step import refresh_if_due
 from fimlens.transforms.readings import Given, Readings, all_readings
+from fimlens.transforms.ring import Ring, empty_ring, in_order, record
 from fimlens.transforms.stacked_bases import Place, places_in_stacks, stacks_with_bases
 
 
 class MonitorState(NamedTuple):
-    """The state of `fl.monitor`: that of the transform within, the steps made, and the readings.
+    """The state of `fl.monitor`: that of the transform within, the steps made, the readings, and the last gradients.
 
     `readings` holds for each reading the names of its matrices and one array of their values, in the order of the names. The
     names are the keys of a dict without leaves: they cost no buffer, and every checkpoint keeps them.
@@ -34,10 +35,15 @@ class MonitorState(NamedTuple):
     inner: PyTree
     steps: Int[Array, ""]
     readings: Readings
+    ring: Ring
 
 
 def monitor(
-    tx: optax.GradientTransformation, interval: Int[ArrayLike, ""] = 100, *, axes: Axes | Rule | PyTree | None = None
+    tx: optax.GradientTransformation,
+    interval: Int[ArrayLike, ""] = 100,
+    *,
+    axes: Axes | Rule | PyTree | None = None,
+    ring: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Measure the optimizer `tx` while it trains, without changing its updates. Use it to log what each matrix does.
 
@@ -69,10 +75,12 @@ def monitor(
         interval: steps between readings; the first is made at step `interval`.
         axes: which axes of a leaf are a matrix, as you gave it to `tx`; see `fl.matrices`. Default: None, by the evidence
             described there.
+        ring: how many of the last gradients of each matrix to keep, for `fl.recent_gradients` and `fl.estimate`. Each takes
+            as much memory as the matrices of the model. Default: 0.
 
     Raises:
         TypeError: (at a step) the state is not a monitor's.
-        ValueError: `interval` is not a positive whole number, or (at a step) no parameters are given.
+        ValueError: `interval` or `ring` is out of its range, or (at a step) no parameters are given.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -82,6 +90,7 @@ def monitor(
         {'w/cosine': -1.0, 'w/relative_update': 0.141, 'w/stable_rank': 2.0, 'w/update_rms': 0.354}
     """
     require_number("monitor", "interval", interval, 1, whole=True)
+    require_number("monitor", "ring", ring, 0, whole=True)
     tx = optax.with_extra_args_support(tx)
 
     @lru_cache(maxsize=8)  # a step outside `jax.jit` would trace tx.init each time
@@ -95,11 +104,12 @@ def monitor(
     def init(params: PyTree) -> MonitorState:
         inner, steps = tx.init(params), jnp.zeros([], jnp.int32)
         if isinstance(params, PLACEHOLDER):
-            return MonitorState(inner, steps, jnp.zeros([]))  # no reading has the shape of a parameter
+            return MonitorState(inner, steps, jnp.zeros([]), jnp.zeros([]))  # neither has the shape of a parameter
         # By shapes alone, as the types of arrays on meshes of explicit axes would ask how to shard each product.
         shapes = jax.tree.map(_shape, Given(params, params, params, stacks_with_bases(inner)))
         layout = jax.eval_shape(partial(all_readings, axes, places(params)), shapes)
-        return MonitorState(inner, steps, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), layout))
+        readings = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), layout)
+        return MonitorState(inner, steps, readings, empty_ring(axes, params, ring) if ring else {})
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, MonitorState]:
         if params is None:
@@ -109,7 +119,7 @@ def monitor(
         moved, inner = tx.update(updates, state.inner, params, **extra)
         given = Given(updates, moved, params, stacks_with_bases(inner))
         step = compiled_once(_step, interval, axes, places(params))
-        _, kept = step(given, (state.steps, state.readings))
+        _, kept = step(given, (state.steps, state.readings, state.ring))
         return moved, MonitorState(inner, *kept)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -133,11 +143,7 @@ def readings(state: PyTree) -> dict[str, float]:
         >>> fl.readings(tx.init({"bias": jnp.ones(3)}))
         {'bias/cosine': 0.0, 'bias/relative_update': 0.0, 'bias/update_rms': 0.0}
     """
-    is_monitor = lambda x: isinstance(x, MonitorState)  # noqa: E731
-    monitors = list(filter(is_monitor, jax.tree.leaves(state, is_leaf=is_monitor)))
-    if not monitors:
-        raise ValueError("readings: the state holds no monitor. Wrap the optimizer, as in fl.monitor(fl.soap(3e-3)).")
-    found = jax.device_get([own.readings for own in monitors])
+    found = jax.device_get([own.readings for own in _monitors("readings", state)])
     named = {
         "/".join(filter(None, (name, reading))): float(value)
         for own in found
@@ -147,14 +153,56 @@ def readings(state: PyTree) -> dict[str, float]:
     return dict(sorted(named.items()))
 
 
+def recent_gradients(state: PyTree) -> dict[str, Float[Array, "N m n"]]:
+    """The last gradients of every matrix that an `fl.monitor` with a ring has seen: for `fl.estimate`, while a model trains.
+
+    Each is a gradient of a batch of its own. The weights moved between them, which the estimate does not know: a long ring
+    averages over more of the training.
+
+    Args:
+        state: of `fl.monitor` itself, or of any chain, partition or wrapper around it, or a tree that holds one.
+
+    Returns:
+        By the name of the matrix, at most `ring` gradients, the oldest first.
+
+    Raises:
+        ValueError: the state holds no monitor, or none with a ring.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, fimlens as fl
+        >>> tx, W = fl.monitor(fl.sgd(0.1), ring=16), {"w": jnp.ones((3, 4))}
+        >>> state = tx.init(W)
+        >>> for key in jax.random.split(jax.random.key(0), 20):
+        ...     _, state = tx.update({"w": jax.random.normal(key, (3, 4))}, state, W)
+        >>> G = fl.recent_gradients(state)["w"]
+        >>> G.shape, fl.estimate([fl.Scalar(), fl.Diagonal()], G).ranked()[0]
+        ((16, 3, 4), 'Scalar()')
+    """
+    monitors = [own for own in _monitors("recent_gradients", state) if own.ring]
+    if not monitors:
+        raise ValueError("recent_gradients: no monitor has a ring. Ask for one, as in fl.monitor(tx, ring=32).")
+    return {name: G for own in monitors for name, G in in_order(own.ring, int(own.steps)).items()}
+
+
+def _monitors(call: str, state: PyTree) -> list[MonitorState]:
+    """Every monitor's state in a tree."""
+    is_monitor = lambda x: isinstance(x, MonitorState)  # noqa: E731
+    monitors = list(filter(is_monitor, jax.tree.leaves(state, is_leaf=is_monitor)))
+    if not monitors:
+        raise ValueError(f"{call}: the state holds no monitor. Wrap the optimizer, as in fl.monitor(fl.soap(3e-3)).")
+    return monitors
+
+
 def _step(
-    interval: Int[ArrayLike, ""], axes: Any, places: tuple[Place, ...], given: Given, kept: tuple[Array, Readings]
-) -> tuple[Given, tuple[Array, Readings]]:
-    steps, old = optax.safe_increment(kept[0]), kept[1]
+    interval: Int[ArrayLike, ""], axes: Any, places: tuple[Place, ...], given: Given, kept: tuple[Array, Readings, Ring]
+) -> tuple[Given, tuple[Array, Readings, Ring]]:
+    before, old, ring = kept
+    steps = optax.safe_increment(before)
     # No reading needs a derivative, and roots of zero would make NaN of those of a training.
     seen = jax.lax.stop_gradient(given)
     new = refresh_if_due(steps, interval, old, lambda first: all_readings(axes, places, seen))
-    return given, (steps, new)  # `compiled_once` wants results like what it is given
+    ring = record(axes, ring, given.params, seen.gradients, before)
+    return given, (steps, new, ring)  # `compiled_once` wants results like what it is given
 
 
 def _shape(leaf: ArrayLike) -> jax.ShapeDtypeStruct:
