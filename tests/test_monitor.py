@@ -270,6 +270,7 @@ def test_readings_on_a_mesh_are_those_of_one_device(kind):
     _, alone = jax.jit(tx.update)(G, tx.init(W), W)
     states = fl.state_partition_specs(tx, W, specs, mesh=mesh)
     assert set(jax.tree.leaves(states.readings, is_leaf=lambda x: isinstance(x, P))) == {P()}
+    assert states.ring == {"w": P(None, "fsdp", "tensor"), "v": None}
     with jax.set_mesh(mesh):
         W, G = (jax.device_put(tree, jax.tree.map(lambda s: NamedSharding(mesh, s), specs)) for tree in (W, G))
         _, state = jax.jit(tx.update)(G, tx.init(W), W)

@@ -109,7 +109,7 @@ def monitor(
         shapes = jax.tree.map(_shape, Given(params, params, params, stacks_with_bases(inner)))
         layout = jax.eval_shape(partial(all_readings, axes, places(params)), shapes)
         readings = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), layout)
-        return MonitorState(inner, steps, readings, empty_ring(axes, params, ring) if ring else {})
+        return MonitorState(inner, steps, readings, empty_ring(axes, params, ring) if ring else None)
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, MonitorState]:
         if params is None:
@@ -178,7 +178,7 @@ def recent_gradients(state: PyTree) -> dict[str, Float[Array, "N m n"]]:
         >>> G.shape, fl.estimate([fl.Scalar(), fl.Diagonal()], G).ranked()[0]
         ((16, 3, 4), 'Scalar()')
     """
-    monitors = [own for own in _monitors("recent_gradients", state) if own.ring]
+    monitors = [own for own in _monitors("recent_gradients", state) if own.ring is not None]
     if not monitors:
         raise ValueError("recent_gradients: no monitor has a ring. Ask for one, as in fl.monitor(tx, ring=32).")
     return {name: G for own in monitors for name, G in in_order(own.ring, int(own.steps)).items()}

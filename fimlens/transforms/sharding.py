@@ -22,7 +22,8 @@ Axes = tuple[Any, ...]  # one entry for each axis of an array: None, a mesh axis
 def state_partition_specs(tx: Any, params: PyTree, param_specs: PyTree, *, mesh: Mesh | AbstractMesh | None = None) -> PyTree:
     """Compute the PartitionSpecs of `tx.init(params)`, for `jit` and for checkpoints, of any chained or routed transform.
 
-    A state leaf at the place of a parameter, with that parameter's axes, merged or reduced to one, keeps their sharding.
+    A state leaf at the place of a parameter, with that parameter's axes, merged or reduced to one, keeps their sharding. So
+    does one that stacks several of these along a first axis of its own, as a memory of steps does.
     Matrices that are stacked for their decompositions are split along the stack, over as many mesh axes as divide its length,
     so that each device decomposes its own matrices. The other mesh axes stay where all parameters of the stack have them and
     the state holds that side whole. Everything else, and whatever is not floating (counters, keys), is replicated.
@@ -72,7 +73,10 @@ def state_partition_specs(tx: Any, params: PyTree, param_specs: PyTree, *, mesh:
         if not end:
             return PartitionSpec()
         shape, spec = known[parameter]
-        return PartitionSpec(*_leaf_axes(leaf.shape, shape, spec + (None,) * (len(shape) - len(spec))))
+        whole = spec + (None,) * (len(shape) - len(spec))
+        if len(leaf.shape) > len(shape):
+            return PartitionSpec(None, *_leaf_axes(leaf.shape[1:], shape, whole))
+        return PartitionSpec(*_leaf_axes(leaf.shape, shape, whole))
 
     return jax.tree_util.tree_map_with_path(spec_of, jax.eval_shape(tx.init, params))
 
