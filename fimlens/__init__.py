@@ -31,6 +31,8 @@ from fimlens.optimizers.alice import alice as alice
 from fimlens.optimizers.alice import alice0 as alice0
 from fimlens.optimizers.alice import scale_by_alice as scale_by_alice
 from fimlens.optimizers.alice import scale_by_alice0 as scale_by_alice0
+from fimlens.optimizers.aro import aro as aro
+from fimlens.optimizers.aro import scale_by_aro as scale_by_aro
 from fimlens.optimizers.eigenbasis import osoap as osoap
 from fimlens.optimizers.eigenbasis import scale_by_osoap as scale_by_osoap
 from fimlens.optimizers.eigenbasis import scale_by_shampoo as scale_by_shampoo
@@ -121,5 +123,7 @@ from fimlens.transforms.sharding import state_partition_specs as state_partition
 from fimlens.transforms.state import StructureState as StructureState
 from fimlens.transforms.state import members as members
 from fimlens.transforms.structure_transform import scale_by_structure as scale_by_structure
+from fimlens.transforms.turning import TurningState as TurningState
+from fimlens.transforms.turning import scale_in_turning_basis as scale_in_turning_basis
 
 __version__ = "0.1.0"

@@ -267,15 +267,37 @@ def kl_soap(lr, frames=None):
     return kl_shampoo(lr, frames=frames, moments=True)
 
 
-def sinkgd(lr, rounds=5):
+def rounds_of_sinkgd(G, rounds=5):
     """Scetbon et al. 2025: rounds of normalisations, of the long vectors' other side first, to a root mean square of 1."""
+    X, axis = G, int(G.shape[0] > G.shape[1])
+    for _ in range(rounds):
+        for k in (axis, 1 - axis):
+            X = X / np.sqrt(np.mean(X**2, k, keepdims=True))
+    return X
+
+
+def sinkgd(lr):
     G, _ = yield
     while True:
-        X, axis = G, int(G.shape[0] > G.shape[1])
-        for _ in range(rounds):
-            for k in (axis, 1 - axis):
-                X = X / np.sqrt(np.mean(X**2, k, keepdims=True))
-        G, _ = yield -lr * X
+        G, _ = yield -lr * rounds_of_sinkgd(G)
+
+
+@in_short_side
+def aro(lr, b1=0.95, interval=1):
+    """ARO: R <- QR(M f(R^T M)^T), columns in the order of the gain that each stands for; then R f(R^T M), at 0.2."""
+    G, _ = yield
+    M, R, t, f = 0.0, np.eye(len(G)), 0, rounds_of_sinkgd
+    while True:
+        M = b1 * M + (1 - b1) * G
+        if t % interval == 0:
+            Y = f(R.T @ M)
+            R = np.linalg.qr((M @ Y.T)[:, np.argsort(-np.sum(R.T @ M * Y, 1))])[0]
+        t += 1
+        G, _ = yield -0.2 * lr * R @ f(R.T @ M)
+
+
+def aro_of_interval_3(lr):
+    return aro(lr, interval=3)
 
 
 @in_short_side

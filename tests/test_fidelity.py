@@ -54,6 +54,8 @@ METHODS = [
     (fl.racs, {"divergence": fl.Beta(0.5)}, witness.racs_between),
     (fl.racs, {"divergence": fl.LogDet()}, witness.racs_under_logdet),
     (fl.sinkgd, {}, witness.sinkgd),
+    (fl.aro, {"eps": 0.0}, witness.aro),
+    (fl.aro, {"eps": 0.0, "update_interval": 3}, witness.aro_of_interval_3),
     (fl.kl_shampoo, {}, witness.kl_shampoo),
     (fl.kl_soap, {}, witness.kl_soap),
     (fl.adadiag, {"update_interval": 20}, witness.adadiag),

@@ -17,7 +17,7 @@ import fimlens as fl
 QUICK = ["adam", "racs", "alice"]
 LIKE_THEM = [
     "soap", "muon", "adafactor", "sgd", "adamw", "lars", "lamb", "swan", "shampoo", "osoap", "adadiag", "adadiag_pp",
-    "adafacdiag", "kl_shampoo", "kl_soap", "sinkgd", "alice0", "galore", "fira", "apollo", "low_rank_soap",
+    "adafacdiag", "kl_shampoo", "kl_soap", "sinkgd", "aro", "alice0", "galore", "fira", "apollo", "low_rank_soap",
     "recommended",
 ]  # fmt: skip
 NAMES = QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]

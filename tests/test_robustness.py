@@ -192,6 +192,7 @@ INVARIANT = {
     "soap": (("eps", 0.0),),
     "kl_shampoo": (("eps", 0.0),),
     "sinkgd": (("eps", 0.0),),
+    "aro": (("eps", 0.0),),
 }
 
 

@@ -29,6 +29,7 @@ FORMULAS: dict[str, Callable[[int, int, int], int]] = {
     "soap": lambda m, n, r: 2 * m * n + 2 * rotated(m) ** 2 + 2 * rotated(n) ** 2,
     "kl_shampoo": lambda m, n, r: m * n + 2 * rotated(m) ** 2 + 2 * rotated(n) ** 2 + m + n,
     "kl_soap": lambda m, n, r: 2 * m * n + 2 * rotated(m) ** 2 + 2 * rotated(n) ** 2 + m + n,
+    "aro": lambda m, n, r: m * n + m**2,
     "racs": lambda m, n, r: m + n,
     "sinkgd": lambda m, n, r: 0,
     "adadiag": lambda m, n, r: 2 * m * n + rotated(m) ** 2,

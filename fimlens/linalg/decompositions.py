@@ -125,6 +125,15 @@ def complete_basis(U: Float[Array, "m r"], sure: Bool[Array, " r"]) -> Float[Arr
     return fix_signs(orthonormal(jnp.where(sure, U, fixed)))
 
 
+def determined_basis(A: Float[Array, "m r"]) -> Float[Array, "m r"]:
+    """Return Q of A = Q R with fixed vectors, at the end, in place of those that depend on rounding (`complete_basis`)."""
+    Q, R = _qr(A)
+    sizes = jnp.abs(jnp.diagonal(R))
+    sure = sizes > 16 * rounding(A) * sizes.max()  # what is left of a dependent column is some eps of the whole matrix
+    first = jnp.argsort(~sure)
+    return complete_basis(Q[:, first], sure[first])
+
+
 def power_step(powered: Float[Array, "m r"], U: Float[Array, "m r"]) -> Float[Array, "m r"]:
     """Take one step of subspace iteration: orthonormalise `powered` = C U, keeping the vectors of U that C maps to zero.
 

@@ -25,6 +25,7 @@ from fimlens.optimizers.eigenbasis import osoap as osoap
 from fimlens.optimizers.eigenbasis import soap as soap
 from fimlens.optimizers.kl_shampoo import kl_shampoo as kl_shampoo
 from fimlens.optimizers.kl_shampoo import kl_soap as kl_soap
+from fimlens.optimizers.aro import aro as aro
 from fimlens.optimizers.rank_one import racs as racs
 from fimlens.optimizers.rank_one import sinkgd as sinkgd
 from fimlens.optimizers.adadiag import adadiag as adadiag
@@ -42,6 +43,7 @@ from fimlens.optimizers.adadiag import scale_by_adadiag_pp as scale_by_adadiag_p
 from fimlens.optimizers.adadiag import scale_by_adafacdiag as scale_by_adafacdiag
 from fimlens.optimizers.alice import scale_by_alice as scale_by_alice
 from fimlens.optimizers.alice import scale_by_alice0 as scale_by_alice0
+from fimlens.optimizers.aro import scale_by_aro as scale_by_aro
 from fimlens.optimizers.eigenbasis import scale_by_osoap as scale_by_osoap
 from fimlens.optimizers.eigenbasis import scale_by_shampoo as scale_by_shampoo
 from fimlens.optimizers.eigenbasis import scale_by_soap as scale_by_soap
