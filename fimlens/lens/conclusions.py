@@ -21,7 +21,7 @@ PAIRS = {  # what a pair of structures tells: the second less the first
 
 
 class InSample(NamedTuple):
-    """The errors of a `Comparison` in one divergence. They have no error bars, so that whatever is less is clearly less."""
+    """The errors of a `Comparison` in one divergence. They have no error bars: `clearly_nearer` is nearer."""
 
     shape: tuple[int, int]
     errors: Mapping[str, float]
@@ -113,9 +113,10 @@ def _worth(known: Sequence[Judged], first: str, second: str) -> str:
         return f"the error changes by {values[0]:+.3f}."
     gained = sum(one.clearly_nearer(second, first) for one in known)
     lost = sum(one.clearly_nearer(first, second) for one in known)
+    clearly = "clearly " if isinstance(known[0], Estimates) else ""
     return (
         f"the error changes by {values.mean():+.3f} on average, from {values.min():+.3f} to {values.max():+.3f}; "
-        f"clearly less on {gained} of {len(known)} matrices, clearly more on {lost}."
+        f"{clearly}less on {gained} of {len(known)} matrices, {clearly}more on {lost}."
     )
 
 
