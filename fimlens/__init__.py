@@ -46,12 +46,14 @@ from fimlens.optimizers.galore import galore as galore
 from fimlens.optimizers.galore import scale_by_apollo as scale_by_apollo
 from fimlens.optimizers.galore import scale_by_fira as scale_by_fira
 from fimlens.optimizers.galore import scale_by_galore as scale_by_galore
+from fimlens.optimizers.hyperball import hyperball as hyperball
 from fimlens.optimizers.kl_shampoo import kl_shampoo as kl_shampoo
 from fimlens.optimizers.kl_shampoo import kl_soap as kl_soap
 from fimlens.optimizers.kl_shampoo import scale_by_kl_shampoo as scale_by_kl_shampoo
 from fimlens.optimizers.kl_shampoo import scale_by_kl_soap as scale_by_kl_soap
 from fimlens.optimizers.layerwise import lamb as lamb
 from fimlens.optimizers.layerwise import lars as lars
+from fimlens.optimizers.links import cautious_weight_decay as cautious_weight_decay
 from fimlens.optimizers.low_rank_soap import low_rank_soap as low_rank_soap
 from fimlens.optimizers.low_rank_soap import scale_by_low_rank_soap as scale_by_low_rank_soap
 from fimlens.optimizers.mixture import recommended as recommended
@@ -66,6 +68,7 @@ from fimlens.optimizers.whitening import scale_by_muon as scale_by_muon
 from fimlens.optimizers.whitening import scale_by_swan as scale_by_swan
 from fimlens.optimizers.whitening import swan as swan
 from fimlens.optimizers.whitening import whiten as whiten
+from fimlens.optimizers.widths import width_multipliers as width_multipliers
 from fimlens.proofs.derive import Derived as Derived
 from fimlens.proofs.derive import derive as derive
 from fimlens.solver.fit import Gap as Gap
@@ -114,6 +117,7 @@ from fimlens.transforms.monitor import MonitorState as MonitorState
 from fimlens.transforms.monitor import monitor as monitor
 from fimlens.transforms.monitor import readings as readings
 from fimlens.transforms.norms import limit_norm_growth as limit_norm_growth
+from fimlens.transforms.norms import match_rms as match_rms
 from fimlens.transforms.routing import matrices as matrices
 from fimlens.transforms.routing import routes as routes
 from fimlens.transforms.sharding import state_partition_specs as state_partition_specs
