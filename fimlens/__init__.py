@@ -58,6 +58,10 @@ from fimlens.optimizers.low_rank_soap import low_rank_soap as low_rank_soap
 from fimlens.optimizers.low_rank_soap import scale_by_low_rank_soap as scale_by_low_rank_soap
 from fimlens.optimizers.mixture import recommended as recommended
 from fimlens.optimizers.mixture import scale_by_recommended as scale_by_recommended
+from fimlens.optimizers.muon_family import normuon as normuon
+from fimlens.optimizers.muon_family import scale_by_normuon as scale_by_normuon
+from fimlens.optimizers.muon_family import scale_by_soap_muon as scale_by_soap_muon
+from fimlens.optimizers.muon_family import soap_muon as soap_muon
 from fimlens.optimizers.rank_one import adafactor as adafactor
 from fimlens.optimizers.rank_one import racs as racs
 from fimlens.optimizers.rank_one import scale_by_racs as scale_by_racs
@@ -118,6 +122,7 @@ from fimlens.transforms.monitor import monitor as monitor
 from fimlens.transforms.monitor import readings as readings
 from fimlens.transforms.norms import limit_norm_growth as limit_norm_growth
 from fimlens.transforms.norms import match_rms as match_rms
+from fimlens.transforms.orthogonalize import orthogonalize as orthogonalize
 from fimlens.transforms.routing import matrices as matrices
 from fimlens.transforms.routing import routes as routes
 from fimlens.transforms.sharding import state_partition_specs as state_partition_specs

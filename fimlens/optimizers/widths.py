@@ -33,7 +33,7 @@ def _by_polar_factor(m: int, n: int, rows: int, columns: int) -> float:
 RULES = (
     dict.fromkeys(("adam", "adamw", "racs", "sinkgd"), _by_entry)
     | dict.fromkeys(("soap", "shampoo", "kl_shampoo", "kl_soap"), _by_spectrum)
-    | dict.fromkeys(("muon",), _by_polar_factor)
+    | dict.fromkeys(("muon", "normuon", "soap_muon"), _by_polar_factor)
 )
 
 
@@ -53,7 +53,7 @@ def width_multipliers(
 
     - `adam`, `adamw`, and `racs` and `sinkgd`, whose entries are of one size too: 1 / d_in;
     - `soap`, `shampoo`, `kl_shampoo` and `kl_soap`: sqrt(d_out / d_in / blocks), with `fl.Axes(rows=..., columns=...)` blocks;
-    - `muon`: the same, of which its scale="width" has sqrt(max(1, d_out / d_in)) already.
+    - `muon`, `normuon` and `soap_muon`: the same, of which its scale="width" has sqrt(max(1, d_out / d_in)) already.
 
     Matrices that the optimizer leaves to Adam have Adam's factor. Embeddings, vectors and leaves whose axes are unknown keep
     their rate. So updates change the outputs of layers alike at every width (Yang et al., 2022), provided that initial weights

@@ -163,6 +163,16 @@ def match_rms(rms: Float[ArrayLike, ""] = 0.2) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map(matched, updates))
 
 
+def with_norms_kept(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx`, whose update of each matrix is brought to the norm of what `tx` was given."""
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        moved, state = tx.update(updates, state, params)
+        return jax.tree.map(lambda U, G: (of_unit_norm(U) * matrix_norm(G)).astype(U.dtype), moved, updates), state
+
+    return optax.GradientTransformation(tx.init, update)
+
+
 def scale_by_weight_rms(least: Float[ArrayLike, ""] = 1e-3) -> optax.GradientTransformation:
     """Scale each matrix's update by the root mean square of its weights, or by `least` if that is larger.
 
