@@ -1,6 +1,7 @@
 """The polar factor of each matrix by Newton-Schulz iteration, and the scales that Muon gives it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from fimlens.linalg.bases import short_side_first
 from fimlens.linalg.decompositions import unit_of
 from fimlens.transforms.drop_in import compiled_once
 from fimlens.transforms.norms import Matrix, matrix_norm
-from fimlens.transforms.stacking import sides, stack_matrices, unstack
+from fimlens.transforms.stacking import Stack, sides, stack_matrices, unstack
 
 # (a, b, c) of the steps X <- a X + b X X^T X + c (X X^T)^2 X. The last of a list serves all further steps.
 COEFFICIENTS = {
@@ -95,7 +96,17 @@ def _polar_factors(steps: Int[ArrayLike, ""], coefficients: Any, eps: Float[Arra
         return jax.lax.fori_loop(0, steps, iterate, X, unroll=True if isinstance(steps, int) else None)
 
     with jax.default_matmul_precision("highest"):
-        return unstack(jax.tree.map(factor, stack_matrices(updates)), updates)
+        return unstack(jax.tree.map(partial(_each, factor), stack_matrices(updates)), updates)
+
+
+def _each(f: Callable[[Array], Array], stack: Stack) -> Stack:
+    """f of each matrix, as one batch; on the CPU one at a time, since the matrices of a large batch do not stay in its cache.
+
+    On a mesh the batch lies along the devices, and a loop over it would gather it.
+    """
+    if not jax.sharding.get_abstract_mesh().empty:
+        return f(stack)
+    return jax.lax.platform_dependent(stack, cpu=partial(jax.lax.map, f), default=f)
 
 
 def with_short_side_first(tx: optax.GradientTransformation) -> optax.GradientTransformation:
