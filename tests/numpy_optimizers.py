@@ -104,11 +104,25 @@ def polar(G):
     return u @ np.diag(values > 1e-10 * values.max()) @ vt
 
 
-def newton_schulz(G, steps=5):
-    X = G / (np.linalg.norm(G) + 1e-8)
+def newton_schulz(G, steps=5, eps=1e-8):
+    X = G / (np.linalg.norm(G) + eps)
     for _ in range(steps):
         A = X @ X.T
         X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+    return X
+
+
+def polar_express(G):
+    """Amsel et al. 2025, five steps."""
+    X = G / (1.02 * (np.linalg.norm(G) + 1e-8))
+    for a, b, c in (
+        (8.156554524902461, -22.48329292557795, 15.878769915207462),
+        (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+        (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+        (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+        (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+    ):
+        X = a * X + b * X @ X.T @ X + c * X @ X.T @ X @ X.T @ X
     return X
 
 
@@ -123,6 +137,23 @@ def muon(lr, orthogonalized=newton_schulz):
 
 def muon_exact(lr):
     return muon(lr, polar)
+
+
+def muon_by_polar_express(lr):
+    return muon(lr, polar_express)
+
+
+def normuon(lr, b2=0.95):
+    """Li et al. 2025, on weights of inputs x outputs: a neuron is a column."""
+    averaged, v = nesterov(), 0.0
+    next(averaged)
+    G, _ = yield
+    while True:
+        m, n = G.shape
+        factor = newton_schulz(averaged.send(G))
+        v = b2 * v + (1 - b2) * np.mean(factor**2, 0)
+        U = factor / np.sqrt(v)
+        G, _ = yield -lr * max(1, n / m) ** 0.5 * U * np.linalg.norm(factor) / np.linalg.norm(U)
 
 
 def swan(lr):
@@ -220,6 +251,19 @@ def soap(lr, b1=0.95, b2=0.95, eps=1e-8, interval=10, frames=None, qr=True):
 
 def soap_by_eigh(lr, frames=None):
     return soap(lr, frames=frames, qr=False)
+
+
+def soap_muon(lr, frames=None):
+    """SOAP's update, brought to the norm of SOAP's momentum, and its polar factor; nothing where SOAP moves nothing."""
+    inner, M = soap(-1.0, frames=frames), 0.0
+    next(inner)
+    G, W = yield
+    while True:
+        m, n = G.shape
+        M = 0.95 * M + 0.05 * G
+        U = inner.send((G, W))
+        U = U * np.linalg.norm(M) / max(np.linalg.norm(U), 1e-300)
+        G, W = yield -lr * max(1, n / m) ** 0.5 * newton_schulz(U, eps=1e-300)
 
 
 def through(x, clamp=4000):

@@ -42,10 +42,12 @@ PRODUCTS = {
     "racs": lambda m, n, r: 5 * 6 * m * n + 2 * m * n,
     "apollo-mini": lambda m, n, r: 2 * m * n,
     "muon": lambda m, n, r: 5 * (4 * m**2 * n + 2 * m**3),
+    "normuon": lambda m, n, r: 5 * (4 * m**2 * n + 2 * m**3),
     "swan": lambda m, n, r: 4 * m**2 * n + left_singular(m, n),
     "shampoo": lambda m, n, r: 6 * m * n * (m + n),
     "osoap": lambda m, n, r: 6 * m**2 * n,
     "soap": lambda m, n, r: 6 * m * n * (m + n),
+    "soap_muon": lambda m, n, r: 6 * m * n * (m + n) + 5 * (4 * m**2 * n + 2 * m**3),
     "kl_shampoo": lambda m, n, r: 6 * m * n * (m + n) + 2 * m * n**2,
     "kl_soap": lambda m, n, r: 6 * m * n * (m + n) + 2 * m * n**2,
     "sinkgd": lambda m, n, r: 5 * 4 * m * n,
@@ -85,6 +87,9 @@ REFRESH = {
 }
 
 
+REFRESH["soap_muon"] = REFRESH["soap"]
+
+
 # What the closed forms of a refresh leave out: a QR that fixes null-space vectors of a new basis, momentum rotated into it
 # (from the old basis, then into the new one: two products a side), and the current gradient's covariances, which the step
 # itself takes again. Shampoo also rotates its covariances; AdaDiag++ has an SVD for each side.
@@ -100,9 +105,13 @@ BESIDE = {
 }
 
 
+BESIDE["soap_muon"] = BESIDE["soap"]
+
+
 # By how much the traced count may exceed the closed form: 1 % if not here. SWAN completes its basis at every step;
 # Low-rank SOAP takes one product of n r^2 in place of one of m r^2. Of the others, BESIDE accounts for the difference.
 OVER = {"shampoo": 0.15, "osoap": 0.12, "soap": 0.06, "kl_shampoo": 0.06, "kl_soap": 0.06, "swan": 0.06, "low_rank_soap": 0.04}
+OVER["soap_muon"] = OVER["soap"]
 
 
 def of(name, batch=cost.PAPERS_BATCH):

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_optax import LIKE_THEM, QUICK, named
+from test_optax import CHAINS, LIKE_THEM, QUICK, named
 
 import fimlens as fl
 from fimlens.transforms.drop_in import compiled_once
@@ -39,7 +39,7 @@ def tree(seed=0, shapes=PARAMS):
 
 
 def made(name):
-    chain = name not in ("sgd", "adam", "adamw", "adafactor", "lars", "lamb")
+    chain = name not in ("sgd", "adam", "adamw", "adafactor", "lars", "lamb", *CHAINS)
     return named(name)(0.1, **({"axes": heads} if chain else {}))
 
 

@@ -51,6 +51,7 @@ def test_keywords_and_positions_mean_what_they_mean_in_optax(name):
 def test_muon_takes_optax_s_names():
     options = {"ns_steps": 3, "adam_b1": 0.8, "adam_b2": 0.95, "adam_eps_root": 1e-3, "adam_weight_decay": 0.2}
     options |= {"weight_decay": 0.1, "weight_decay_mask": None, "adam_learning_rate": 0.05, "mu_dtype": jnp.float32}
+    options |= {"ns_coeffs": (3.0, -4.0, 2.0)}
     declared = {"w": optax.contrib.MuonDimensionNumbers(0, 1), "b": None}
     ours = moved(fl.muon(0.1, **options, muon_weight_dimension_numbers=declared))
     theirs = moved(optax.contrib.muon(0.1, **options, muon_weight_dimension_numbers=declared))
@@ -73,8 +74,8 @@ def test_a_name_without_a_meaning_is_refused_with_our_arguments(name):
     make = getattr(fl, name)
     listed = ", ".join(inspect.signature(make).parameters)
     for call in (make, optax.inject_hyperparams(make)):
-        with pytest.raises(TypeError, match=f"unexpected keyword argument 'ns_coeffs'. Its arguments are {listed}"):
-            call(0.1, ns_coeffs=3)
+        with pytest.raises(TypeError, match=f"unexpected keyword argument 'preconditioning'. Its arguments are {listed}"):
+            call(0.1, preconditioning=3)
 
 
 def test_leaves_of_adam_have_a_decay_of_their_own():

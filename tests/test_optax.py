@@ -12,13 +12,16 @@ import pytest
 
 import fimlens as fl
 
+STARTS_BASES = (fl.soap, fl.soap_muon, fl.kl_shampoo, fl.kl_soap)  # in the first step, which moves nothing
+
+
 # What wraps a transform sees a tree of arrays alone: these have one of each kind. Adam keeps a state a leaf, RACS averages of
 # fits, and Alice stacks of matrices, with bases and of low rank, beside Adam for the rest.
 QUICK = ["adam", "racs", "alice"]
 LIKE_THEM = [
     "soap", "muon", "adafactor", "sgd", "adamw", "lars", "lamb", "swan", "shampoo", "osoap", "adadiag", "adadiag_pp",
-    "adafacdiag", "kl_shampoo", "kl_soap", "sinkgd", "aro", "alice0", "galore", "fira", "apollo", "low_rank_soap",
-    "recommended",
+    "adafacdiag", "kl_shampoo", "kl_soap", "sinkgd", "aro", "normuon", "soap_muon", "alice0", "galore", "fira",
+    "apollo", "low_rank_soap", "recommended", "links", "hyperball",
 ]  # fmt: skip
 NAMES = QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
 SIZES = {name: {"rank": 2, "leading": 1} for name in ("alice", "alice0", "low_rank_soap")}
@@ -27,9 +30,25 @@ SIZES |= {"recommended": {"choices": {"*kernel": "soap", "*layers*": "racs"}}}
 TREE = {"kernel": (3, 4), "layers": (2, 3, 4), "bias": (4,)}
 
 
+def with_links(learning_rate, weight_decay=0.0, mask=None):
+    """Every link that stands between a direction and its rate."""
+    decay, rate = fl.cautious_weight_decay(weight_decay, mask), optax.scale_by_learning_rate(learning_rate)
+    widths = fl.width_multipliers("adam", {"kernel": jnp.ones((6, 8))}, {"kernel": jnp.ones((3, 4))})
+    return optax.chain(fl.scale_by_structure(fl.Diagonal()), fl.match_rms(0.2), widths, decay, rate)
+
+
+def on_a_ball(learning_rate):
+    return fl.hyperball(fl.scale_by_structure(fl.Diagonal()), learning_rate)
+
+
+CHAINS = {"links": with_links, "hyperball": on_a_ball}
+
+
 @functools.cache
 def named(name):
-    """The optimizer of that name; of low rank, in the sizes that TREE has."""
+    """The optimizer of that name, or the chain; of low rank, in the sizes that TREE has."""
+    if name in CHAINS:
+        return CHAINS[name]
     return functools.partial(getattr(fl, name), **SIZES[name]) if name in SIZES else getattr(fl, name)
 
 
@@ -120,7 +139,7 @@ def accumulates(make):
         updates, state = update(tree(t), state, weights)
         weights = optax.apply_updates(weights, updates)
         moves.append(bool(updates["kernel"].any()))
-    assert moves == [False, make is not fl.soap, False, True]  # SOAP's first step only starts its bases
+    assert moves == [False, make not in STARTS_BASES, False, True]
     same(weights, plain_run(make)[1], 1e-5)
 
 
@@ -212,6 +231,8 @@ def keeps_its_layout(make):
 
 
 def decays_where_the_mask_says(make):
+    if make is on_a_ball:
+        return  # it has no decay
     tx = make(0.1, weight_decay=0.5, mask={"kernel": True, "layers": False, "bias": False})
     zero = jax.tree.map(jnp.zeros_like, tree(0))
     updates, _ = jax.jit(tx.update)(zero, jax.jit(tx.init)(tree(0)), tree(0))

@@ -188,6 +188,8 @@ def test_fuzzed_gradients_are_survived(name, dtype):
 INVARIANT = {
     "racs": (("adam_learning_rate", 1.0),),
     "muon": (("eps", 0.0),),
+    "normuon": (("eps", 0.0),),
+    "soap_muon": (("eps", 0.0),),
     "shampoo": (("eps", 0.0),),
     "soap": (("eps", 0.0),),
     "kl_shampoo": (("eps", 0.0),),
@@ -206,7 +208,8 @@ def test_without_eps_updates_do_not_depend_on_the_scale_of_gradients(name, kind,
         assert np.abs(a - b).max() <= 2e-3 * np.abs(a).max(), f"at 1e{power:.1f}"
 
 
-NOT_FINITE = [(name, jnp.nan) for name in ("racs", "muon", "swan", "soap", "osoap", "kl_shampoo", "adadiag_pp", "alice")]
+WITH_STATE = ("racs", "muon", "normuon", "soap", "soap_muon", "osoap", "kl_shampoo", "adadiag_pp", "alice")
+NOT_FINITE = [(name, jnp.nan) for name in (*WITH_STATE, "swan")]
 
 
 @pytest.mark.parametrize(("name", "wrong"), [*NOT_FINITE, ("racs", jnp.inf), ("adafactor", -jnp.inf), ("adam", jnp.inf)])

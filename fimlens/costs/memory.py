@@ -162,8 +162,8 @@ def _stated(name: str, shapes: PyTree, rank: int, head: bool, routed: bool, dtyp
     # The full chains see leaves of more than two axes by evidence; plain optimizers see stacks of their last two.
     for path, seen in (routes(shapes, head=head) if routed else leaves).items():
         shape = leaves[path] if seen is None else seen
-        m, n = sorted(sides(shape))
-        count, r = math.prod(shape[:-2]), min(rank, m)
+        m, n = sides(shape)
+        count, r = math.prod(shape[:-2]), min(rank, m, n)
         numbers += count * FORMULAS["adam" if seen is None else name](m, n, r)
         wide += count * IN_FLOAT32[name](m, n, r) if seen is not None and name in IN_FLOAT32 else 0
     return numbers * width + wide * (4 - width)

@@ -6,16 +6,23 @@ An optimizer whose publication states none of them needs no entry here.
 from collections.abc import Callable
 from typing import NamedTuple
 
+Formula = Callable[[int, int, int], int]
+
 
 def rotated(side: int) -> int:
     """The side, or 0 where it is over the limit of SOAP's code, `max_precond_dim`: then it has neither covariance nor basis."""
     return side if side <= 10_000 else 0
 
 
+def lying(formula: Formula) -> Formula:
+    """For a matrix of any shape, from the formula for m <= n, of a method that transposes the others."""
+    return lambda m, n, r: formula(*sorted((m, n)), r)
+
+
 # The independent witness of the counts in `memory`, which are made without it: `fimlens memory` prints both, and tests
 # compare them.
-# Numbers of state for an m x n matrix, m <= n, at rank r; counters, keys and the limiter's scalars come on top.
-FORMULAS: dict[str, Callable[[int, int, int], int]] = {
+# Numbers of state for an m x n matrix, as in x @ W, at rank r; counters, keys and the limiter's scalars come on top.
+FORMULAS: dict[str, Formula] = {
     "sgd": lambda m, n, r: 0,
     "adam": lambda m, n, r: 2 * m * n,
     "adamw": lambda m, n, r: 2 * m * n,
@@ -23,29 +30,31 @@ FORMULAS: dict[str, Callable[[int, int, int], int]] = {
     "lars": lambda m, n, r: m * n,
     "lamb": lambda m, n, r: 2 * m * n,
     "muon": lambda m, n, r: m * n,
+    "normuon": lambda m, n, r: m * n + n,
     "swan": lambda m, n, r: 0,
     "shampoo": lambda m, n, r: rotated(m) ** 2 + rotated(n) ** 2,
-    "osoap": lambda m, n, r: 2 * m * n + 2 * rotated(m) ** 2,
+    "osoap": lying(lambda m, n, r: 2 * m * n + 2 * rotated(m) ** 2),
     "soap": lambda m, n, r: 2 * m * n + 2 * rotated(m) ** 2 + 2 * rotated(n) ** 2,
+    "soap_muon": lambda m, n, r: 2 * m * n + 2 * rotated(m) ** 2 + 2 * rotated(n) ** 2,
     "kl_shampoo": lambda m, n, r: m * n + 2 * rotated(m) ** 2 + 2 * rotated(n) ** 2 + m + n,
     "kl_soap": lambda m, n, r: 2 * m * n + 2 * rotated(m) ** 2 + 2 * rotated(n) ** 2 + m + n,
     "aro": lambda m, n, r: m * n + m**2,
     "racs": lambda m, n, r: m + n,
     "sinkgd": lambda m, n, r: 0,
-    "adadiag": lambda m, n, r: 2 * m * n + rotated(m) ** 2,
+    "adadiag": lying(lambda m, n, r: 2 * m * n + rotated(m) ** 2),
     "adadiag_pp": lambda m, n, r: 2 * m * n + rotated(m) ** 2 + rotated(n) ** 2,
-    "adafacdiag": lambda m, n, r: m * n + m + n + rotated(m) ** 2,
-    "alice": lambda m, n, r: 2 * n * r + m * r + n * (r < m) + r**2,
-    "alice0": lambda m, n, r: 2 * n * r + m * r + n * (r < m),
-    "galore": lambda m, n, r: 2 * n * r + m * r,
-    "fira": lambda m, n, r: 2 * n * r + m * r,
-    "apollo": lambda m, n, r: 2 * n * r + m * r,
-    "apollo-mini": lambda m, n, r: 2 * n,
+    "adafacdiag": lying(lambda m, n, r: m * n + m + n + rotated(m) ** 2),
+    "alice": lying(lambda m, n, r: 2 * n * r + m * r + n * (r < m) + r**2),
+    "alice0": lying(lambda m, n, r: 2 * n * r + m * r + n * (r < m)),
+    "galore": lying(lambda m, n, r: 2 * n * r + m * r),
+    "fira": lying(lambda m, n, r: 2 * n * r + m * r),
+    "apollo": lying(lambda m, n, r: 2 * n * r + m * r),
+    "apollo-mini": lying(lambda m, n, r: 2 * n),
 }
 
 
 # Of those, the numbers that [G]'s figure needs at four bytes each, whatever the dtype: Alice's p and Q~.
-IN_FLOAT32 = {"alice": lambda m, n, r: n * (r < m) + r**2}
+IN_FLOAT32 = {"alice": lying(lambda m, n, r: n * (r < m) + r**2)}
 
 
 # Ranks of the low-rank methods by model, as in [G]; GaLore's at 7B.

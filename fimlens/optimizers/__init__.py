@@ -19,10 +19,12 @@ from fimlens.optimizers.rank_one import adafactor as adafactor
 from fimlens.optimizers.layerwise import lars as lars
 from fimlens.optimizers.layerwise import lamb as lamb
 from fimlens.optimizers.whitening import muon as muon
+from fimlens.optimizers.muon_family import normuon as normuon
 from fimlens.optimizers.whitening import swan as swan
 from fimlens.optimizers.eigenbasis import shampoo as shampoo
 from fimlens.optimizers.eigenbasis import osoap as osoap
 from fimlens.optimizers.eigenbasis import soap as soap
+from fimlens.optimizers.muon_family import soap_muon as soap_muon
 from fimlens.optimizers.kl_shampoo import kl_shampoo as kl_shampoo
 from fimlens.optimizers.kl_shampoo import kl_soap as kl_soap
 from fimlens.optimizers.aro import aro as aro
@@ -53,6 +55,8 @@ from fimlens.optimizers.galore import scale_by_galore as scale_by_galore
 from fimlens.optimizers.low_rank_soap import scale_by_low_rank_soap as scale_by_low_rank_soap
 from fimlens.optimizers.kl_shampoo import scale_by_kl_shampoo as scale_by_kl_shampoo
 from fimlens.optimizers.kl_shampoo import scale_by_kl_soap as scale_by_kl_soap
+from fimlens.optimizers.muon_family import scale_by_normuon as scale_by_normuon
+from fimlens.optimizers.muon_family import scale_by_soap_muon as scale_by_soap_muon
 from fimlens.optimizers.rank_one import scale_by_racs as scale_by_racs
 from fimlens.optimizers.rank_one import scale_by_sinkgd as scale_by_sinkgd
 from fimlens.optimizers.whitening import scale_by_muon as scale_by_muon

@@ -20,6 +20,7 @@ def sgd(
     *,
     weight_decay: Rate = 0.0,
     mask: Any = None,
+    cautious_decay: bool = False,
     dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
     """Gradient descent: the baseline without any state, or with a momentum alone. `optax.sgd`, with weight decay.
@@ -34,6 +35,8 @@ def sgd(
         weight_decay: decoupled weight decay, a number or a schedule: each step subtracts it times the rate times the
             weights. Default: 0.
         mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
+        cautious_decay: whether only weights that the update moves toward zero decay; see `fl.cautious_weight_decay`.
+            Default: False.
         dtypes: `fl.StateDtypes` of the stored state, or one dtype; here of the momentum. Default: None, the weights' dtype.
 
     Raises:
@@ -51,7 +54,9 @@ def sgd(
     """
     require_rate("sgd", "learning_rate", learning_rate)
     traced = [] if momentum is None else [keep_state_dtypes(optax.trace(momentum, nesterov, state_dtypes(dtypes).momentum))]
-    steps = optax.chain(*traced, decay_weights(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
+    steps = optax.chain(
+        *traced, decay_weights(weight_decay, mask, cautious=cautious_decay), optax.scale_by_learning_rate(learning_rate)
+    )
     return compute_in_float32(steps)
 
 
@@ -67,6 +72,7 @@ def adam(
     nesterov: bool = False,
     weight_decay: Rate = 0.0,
     mask: Any = None,
+    cautious_decay: bool = False,
     dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
     """Adam (Kingma and Ba, 2015): the default for any model, and the baseline of every comparison here. `optax.adam`.
@@ -85,6 +91,8 @@ def adam(
         weight_decay: decoupled weight decay, a number or a schedule: each step subtracts it times the rate times the
             weights. Default: 0.
         mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
+        cautious_decay: whether only weights that the update moves toward zero decay; see `fl.cautious_weight_decay`.
+            Default: False.
         dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
 
     Raises:
@@ -104,7 +112,9 @@ def adam(
     dtypes = state_dtypes(dtypes)
     dtypes = dtypes if mu_dtype is None else dtypes._replace(momentum=mu_dtype)
     direction = scale_by_adam(b1, b2, eps, eps_root, nesterov, dtypes)
-    steps = optax.chain(direction, decay_weights(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
+    steps = optax.chain(
+        direction, decay_weights(weight_decay, mask, cautious=cautious_decay), optax.scale_by_learning_rate(learning_rate)
+    )
     return compute_in_float32(steps)
 
 
@@ -119,6 +129,7 @@ def adamw(
     weight_decay: Rate = 1e-4,
     mask: Any = None,
     *,
+    cautious_decay: bool = False,
     nesterov: bool = False,
     dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
@@ -136,6 +147,8 @@ def adamw(
         weight_decay: decoupled weight decay, a number or a schedule: each step subtracts it times the rate times the
             weights. Default: 1e-4, as in Optax.
         mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
+        cautious_decay: whether only weights that the update moves toward zero decay; see `fl.cautious_weight_decay`.
+            Default: False.
         nesterov: whether the momentum looks one step ahead, as in Optax. Default: False.
         dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
 

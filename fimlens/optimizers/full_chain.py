@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from inspect import Parameter
 from typing import Any
 
@@ -25,6 +26,7 @@ from fimlens.transforms.routing import METHOD, OTHERS, leaf_labels, leaf_views
 CHAIN_DEFAULTS = {
     "weight_decay": 0.0,
     "mask": None,
+    "cautious_decay": False,
     "adam_learning_rate": None,
     "adam_weight_decay": None,
     "adam_b1": 0.9,
@@ -50,6 +52,8 @@ Args:
     weight_decay: decoupled weight decay, a number or a schedule: each step subtracts it times the leaf's rate times the
         weights. Default: 0.
     mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
+    cautious_decay: whether only weights that the update moves toward zero decay; see `fl.cautious_weight_decay`. Default:
+        False.
     adam_learning_rate: step size of the other leaves. Default: None, {adam_rate}.
     adam_weight_decay: weight decay of the other leaves. Default: None, `weight_decay`.
     adam_b1: decay of Adam's momentum. Default: 0.9, as in Adam.
@@ -115,8 +119,9 @@ def full_chain(
         adam = {option: around[f"adam_{option}"] for option in ("b1", "b2", "eps", "eps_root")}
         directions = {METHOD: direction(**options), OTHERS: scale_by_adam(**adam, nesterov=adam_nesterov)}
         decays = around["weight_decay"], around["mask"], around["adam_weight_decay"]
+        decay = partial(decay_weights, *decays, cautious=around["cautious_decay"])
         rates = {METHOD: optax.scale_by_learning_rate(rate), OTHERS: optax.scale_by_learning_rate(adam_rate)}
-        return _routed(name, directions, decays, rates, leaf_views(name, around["route"], around["head"], around["axes"]))
+        return _routed(name, directions, decay, rates, leaf_views(name, around["route"], around["head"], around["axes"]))
 
     chain_parameters = [Parameter(name, Parameter.KEYWORD_ONLY, default=default) for name, default in CHAIN_DEFAULTS.items()]
     own = list(inspect.signature(direction).parameters.values())
@@ -131,7 +136,7 @@ def full_chain(
 def _routed(
     name: str,
     directions: dict[str, Transform],
-    decays: tuple[Rate, Any, Rate | None],
+    decay: Callable[..., Transform],
     rates: dict[str, Transform],
     views_of: Callable[..., Any],
 ) -> Transform:
@@ -144,7 +149,7 @@ def _routed(
         # Labels go in as a function: a tree of them may be a module of Equinox, which partition would call.
         direction, rate = (optax.partition(by_label, lambda _: labels) for by_label in (seen, rates))
         # The decay stands between the two, where it sees the whole tree, so that any mask fits.
-        return optax.chain(direction, decay_weights(*decays, lambda path: not views[path_name(path)]), rate)
+        return optax.chain(direction, decay(is_other=lambda path: not views[path_name(path)]), rate)
 
     def check(params: PyTree) -> None:
         require_real(name, params)

@@ -14,7 +14,7 @@ from jaxtyping import ArrayLike, Float, Int, PyTree
 from fimlens.structure import Params, Tree
 from fimlens.structures import Diagonal
 from fimlens.transforms.dtypes import StateDtypes
-from fimlens.transforms.momentum import adam_with_guards
+from fimlens.transforms.momentum import adam_with_guards, compute_in_float32
 from fimlens.transforms.structure_transform import scale_by_structure
 
 Number = Float[ArrayLike, ""] | np.generic  # NumPy does not count its bfloat16 among numbers
@@ -55,12 +55,16 @@ class _Damped(Diagonal):
 
 
 def decay_weights(
-    weight_decay: Rate, mask: Any, others: Rate | None = None, is_other: Callable[[Any], bool] = lambda path: False
+    weight_decay: Rate,
+    mask: Any,
+    others: Rate | None = None,
+    is_other: Callable[[Any], bool] = lambda path: False,
+    cautious: bool = False,
 ) -> Transform:
     """Decoupled weight decay, `optax.add_decayed_weights`; leaves whose path `is_other` have a decay of their own.
 
-    The state has the same tree for every number, 0 among them, so that a checkpoint does not depend on how it was given.
-    A decay that is the Python number 0 needs no parameters at the update.
+    A `cautious` decay is that of `cautious_weight_decay`. The state has the same tree for every number, 0 among them, so that a
+    checkpoint does not depend on how it was given. A decay that is the Python number 0 needs no parameters at the update.
     """
     decays = weight_decay, weight_decay if others is None else others
     idle = all(map(_is_zero, decays))
@@ -78,7 +82,13 @@ def decay_weights(
 
         def decayed(path: Any, update: Any, weights: Any) -> Any:
             decay = now[is_other(path)]
-            return update if _is_zero(decay) else update + decay * weights
+            if _is_zero(decay):
+                return update
+            with_decay = update + decay * weights
+            if not cautious:
+                return with_decay
+            # Signs, because a product of small entries may be zero.
+            return jnp.where(jnp.sign(update) * jnp.sign(weights) >= 0, with_decay, update)
 
         if any(map(callable, decays)):
             state = optax.ScaleByScheduleState(optax.safe_increment(state.count))
@@ -86,6 +96,30 @@ def decay_weights(
 
     tx = optax.GradientTransformation(init, update)
     return tx if mask is None else optax.masked(tx, mask)
+
+
+def cautious_weight_decay(weight_decay: Rate, mask: Any = None) -> Transform:
+    """Decay only the weights that the update moves toward zero. Use it where decay and loss pull against each other.
+
+    The update becomes u + weight_decay * W where u W >= 0, and stays u elsewhere (arXiv 2510.12402). u is a direction, which
+    the rate subtracts, so the link stands before `optax.scale_by_learning_rate`. `fl.adamw`, `fl.sgd`, `fl.adafactor` and the
+    full chains have it as `cautious_decay=True`.
+
+    Args:
+        weight_decay: number or schedule times the weights that is added to the update.
+        mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
+
+    Raises:
+        ValueError: (at update) the parameters are not given.
+
+    Examples:
+        >>> import jax.numpy as jnp, optax, fimlens as fl
+        >>> tx = optax.chain(fl.scale_by_racs(), fl.cautious_weight_decay(0.1), optax.scale_by_learning_rate(0.02))
+        >>> decay, W, u = fl.cautious_weight_decay(0.5), jnp.array([2.0, 2.0, 2.0]), jnp.array([1.0, -1.0, 0.0])
+        >>> decay.update(u, decay.init(W), W)[0].tolist()  # the second weight grows, and does not decay
+        [2.0, -1.0, 1.0]
+    """
+    return compute_in_float32(decay_weights(weight_decay, mask, cautious=True))
 
 
 def _is_zero(x: Any) -> bool:

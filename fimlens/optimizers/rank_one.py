@@ -30,6 +30,7 @@ def adafactor(
     eps: Number = 0.0,
     weight_decay: Rate = 0.0,
     mask: Any = None,
+    cautious_decay: bool = False,
     axes: Any = None,
     dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
@@ -52,6 +53,8 @@ def adafactor(
         weight_decay: number or schedule times the weights that each step subtracts. As in Optax the rate does not scale it:
             `adamw`'s w is w times the rate here. Default: 0.
         mask: the leaves that decay: a tree of bools, or a function from parameters to one. Default: None, all leaves.
+        cautious_decay: whether only weights that the update moves toward zero decay; see `fl.cautious_weight_decay`.
+            Default: False.
         axes: which axes of a leaf are a matrix; see `fl.as_matrix`. Default: None, by evidence; a leaf of more than two axes
             without any is a stack of matrices, its last two axes, and `init` warns of it.
         dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 factors, and the
@@ -81,7 +84,7 @@ def adafactor(
     if momentum is not None:
         links.append(keep_state_dtypes(optax.ema(momentum, debias=False, accumulator_dtype=dtypes.momentum)))
     # The sign comes last, so that the decay is added to an update that still points up the gradient.
-    return compute_in_float32(optax.chain(*links, decay_weights(weight_decay, mask), optax.scale(-1)))
+    return compute_in_float32(optax.chain(*links, decay_weights(weight_decay, mask, cautious=cautious_decay), optax.scale(-1)))
 
 
 class _PowerDecay(NamedTuple):

@@ -15,6 +15,7 @@ OPTAX_NAMES = {
     "weight_decay_mask": "mask",
     "weight_decay_rate": "weight_decay",
     "ns_steps": "steps",
+    "ns_coeffs": "coefficients",
     "update_proj_gap": "update_interval",
     "scale": "alpha",
     "muon_weight_dimension_numbers": "axes",

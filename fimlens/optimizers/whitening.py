@@ -9,7 +9,13 @@ from fimlens.structures import Rotated, Rows, Singular
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
 from fimlens.transforms.momentum import average_updates, compute_in_float32
 from fimlens.transforms.norms import standardize_rows
-from fimlens.transforms.orthogonalize import orthogonalize, over_longer_side, scale_by_shape, with_short_side_first
+from fimlens.transforms.orthogonalize import (
+    Coefficients,
+    orthogonalize,
+    over_longer_side,
+    scale_by_shape,
+    with_short_side_first,
+)
 from fimlens.transforms.structure_transform import scale_by_structure
 
 
@@ -19,6 +25,7 @@ def scale_by_muon(
     nesterov: bool = True,
     root: str = "newton-schulz",
     steps: Whole = 5,
+    coefficients: Coefficients = "jordan",
     scale: str = "width",
     eps: Number = 1e-8,
     dtypes: StateDtypes | DTypeLike | None = None,
@@ -32,8 +39,11 @@ def scale_by_muon(
         beta: decay of the momentum. Default: 0.95, as in Jordan.
         nesterov: whether the momentum looks one step ahead. Default: True, as in Jordan.
         root: "newton-schulz", the iteration of Jordan and Optax, which brings singular values between 0.7 and 1.2; or "exact",
-            the polar factor itself, which `fl.compare` judges and which ignores `steps` and `eps`. Default: "newton-schulz".
+            the polar factor itself, which `fl.compare` judges and which ignores `steps`, `coefficients` and `eps`. Default:
+            "newton-schulz".
         steps: number of Newton-Schulz iterations. Default: 5, as in Jordan.
+        coefficients: those of the iterations: "jordan", "polar-express" or numbers; see `fl.orthogonalize`. Default:
+            "jordan".
         scale: scale by the matrix's shape: "width", "fisher" or "rms", the last for updates as large as Adam's (Liu et al.,
             2025). Default: "width", sqrt(max(1, n/m)), as in Jordan.
         eps: number added to the norm that the iteration divides by. Default: 1e-8, as in Optax.
@@ -53,7 +63,7 @@ def scale_by_muon(
     require_number("muon", "beta", beta, 0, below=1)
     require_number("muon", "steps", steps, 1, whole=True)
     require_number("muon", "eps", eps, 0)
-    roots = {"newton-schulz": orthogonalize(steps, eps=eps), "exact": optax.chain(whiten(), over_longer_side())}
+    roots = {"newton-schulz": orthogonalize(steps, coefficients, eps), "exact": optax.chain(whiten(), over_longer_side())}
     if root not in roots:
         raise ValueError(f"muon: root is one of {', '.join(map(repr, roots))}; got {root!r}")
     momentum = average_updates(beta, nesterov=nesterov, dtype=state_dtypes(dtypes).momentum)

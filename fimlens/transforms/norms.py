@@ -138,6 +138,41 @@ def clip_by_rms(threshold: Float[ArrayLike, ""]) -> optax.GradientTransformation
     return optax.stateless(lambda updates, params: jax.tree.map(clipped, updates))
 
 
+def match_rms(rms: Float[ArrayLike, ""] = 0.2) -> optax.GradientTransformation:
+    """Scale each matrix's update to one root mean square. Use it after a direction to keep AdamW's learning rate and decay.
+
+    AdamW's updates have a root mean square of about 0.2 while a model trains (Liu et al., 2025). A direction of that size can
+    take the rate and the weight decay that were tuned for AdamW. Each index of leading axes is a matrix of its own, and a
+    vector is one matrix. An update of zero stays zero.
+
+    Args:
+        rms: root mean square of each matrix's update. Default: 0.2, as in Liu et al.
+
+    Examples:
+        >>> import jax.numpy as jnp, optax, fimlens as fl
+        >>> direction = optax.chain(fl.scale_by_racs(), fl.match_rms(0.2))
+        >>> G = jnp.array([[1.0, -20.0], [300.0, 4.0]])
+        >>> updates, _ = direction.update(G, direction.init(G))
+        >>> print(f"{jnp.sqrt(jnp.mean(updates**2)):.4f}")
+        0.2000
+    """
+
+    def matched(U: Array) -> Array:
+        return (of_unit_norm(U) * (rms * math.prod(sides(U.shape)) ** 0.5)).astype(U.dtype)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(matched, updates))
+
+
+def with_norms_kept(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx`, whose update of each matrix is brought to the norm of what `tx` was given."""
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        moved, state = tx.update(updates, state, params)
+        return jax.tree.map(lambda U, G: (of_unit_norm(U) * matrix_norm(G)).astype(U.dtype), moved, updates), state
+
+    return optax.GradientTransformation(tx.init, update)
+
+
 def scale_by_weight_rms(least: Float[ArrayLike, ""] = 1e-3) -> optax.GradientTransformation:
     """Scale each matrix's update by the root mean square of its weights, or by `least` if that is larger.
 
@@ -172,6 +207,14 @@ def matrix_norm(x: ArrayLike) -> Array:
     """Frobenius norms over the last two axes, which stay with length 1."""
     x = at_least_float32(x)
     return root(jnp.sum(x**2, axis=(-2, -1) if x.ndim >= 2 else None, keepdims=True))
+
+
+def of_unit_norm(x: ArrayLike) -> Array:
+    """Each matrix over its Frobenius norm, whatever its scale; zero where it is zero."""
+    matrices = jnp.atleast_2d(at_least_float32(x))
+    matrices = matrices / unit_of(matrices, (-2, -1))  # before the norm, whose squares would leave float32
+    size = matrix_norm(matrices)
+    return (matrices / jnp.where(size == 0, 1, size)).reshape(jnp.shape(x))
 
 
 def _rms(x: ArrayLike) -> Array:

@@ -1,0 +1,123 @@
+"""Learning rates across widths: what a rate that was tuned at one width is multiplied by at another."""
+
+from typing import Any
+
+import jax
+import optax
+from jaxtyping import Array, PyTree
+
+from fimlens._validate import path_name
+from fimlens.optimizers.full_chain import Number, Transform
+from fimlens.transforms.as_matrix import LeafView
+from fimlens.transforms.axes import Axes
+from fimlens.transforms.leaf_rules import Rule
+from fimlens.transforms.momentum import compute_in_float32
+from fimlens.transforms.routing import leaf_views
+
+
+def _by_entry(m: int, n: int, rows: int, columns: int) -> float:
+    """Entries of one size whatever the shape: on a gradient of rank one their spectral norm is sqrt(m n)."""
+    return 1 / m
+
+
+def _by_spectrum(m: int, n: int, rows: int, columns: int) -> float:
+    """Each block has a spectral norm of one, and blocks side by side have the root of their number."""
+    return (n / m / (rows * columns)) ** 0.5
+
+
+def _by_polar_factor(m: int, n: int, rows: int, columns: int) -> float:
+    """The same, less what Muon's scale="width" has in each block already."""
+    return _by_spectrum(m, n, rows, columns) / max(1, (n / columns) / (m / rows)) ** 0.5
+
+
+RULES = (
+    dict.fromkeys(("adam", "adamw", "racs", "sinkgd"), _by_entry)
+    | dict.fromkeys(("soap", "shampoo", "kl_shampoo", "kl_soap"), _by_spectrum)
+    | dict.fromkeys(("muon", "normuon", "soap_muon"), _by_polar_factor)
+)
+
+
+def width_multipliers(
+    optimizer: str,
+    shapes: PyTree,
+    base_shapes: PyTree,
+    *,
+    weight_decay: Number = 0.0,
+    route: Rule | str | PyTree | None = None,
+    head: bool = False,
+    axes: Axes | Rule | PyTree | None = None,
+) -> Transform:
+    """Scale each leaf's update so that a rate tuned on a narrow model suits a wide one. Use it to tune rates where it is cheap.
+
+    The multiplier of a d_in x d_out matrix is a factor at its own shape over that at the base shape:
+
+    - `adam`, `adamw`, and `racs` and `sinkgd`, whose entries are of one size too: 1 / d_in;
+    - `soap`, `shampoo`, `kl_shampoo` and `kl_soap`: sqrt(d_out / d_in / blocks), with `fl.Axes(rows=..., columns=...)` blocks;
+    - `muon`, `normuon` and `soap_muon`: the same, of which its scale="width" has sqrt(max(1, d_out / d_in)) already.
+
+    Matrices that the optimizer leaves to Adam have Adam's factor. Embeddings, vectors and leaves whose axes are unknown keep
+    their rate. So updates change the outputs of layers alike at every width (Yang et al., 2022), provided that initial weights
+    have a standard deviation of 1 / sqrt(d_in).
+
+    It stands after an optimizer, as in the example. There it scales the optimizer's weight decay too, which is right for Adam:
+    a decay times its rate falls as 1 / d_in. For others let this link add the decay, and put it between a direction and its
+    rate: optax.chain(fl.matrices(fl.scale_by_muon()), fl.width_multipliers(..., weight_decay=0.1),
+    optax.scale_by_learning_rate(0.02)).
+
+    Args:
+        optimizer: name of the optimizer, one of those above.
+        shapes: the parameters, as arrays or jax.ShapeDtypeStructs.
+        base_shapes: the same of the model at which the rate was tuned.
+        weight_decay: number times the base d_in over d_in times the weights that is added to the update. Default: 0.
+        route: as in the optimizer. Default: None, the rule of `fl.matrices`.
+        head: whether the output head goes to the method, as in the optimizer. Default: False.
+        axes: as in the optimizer. Default: None, by the evidence that `fl.as_matrix` describes.
+
+    Raises:
+        ValueError: there is no rule for the optimizer; or the two models have other leaves.
+
+    Examples:
+        >>> import jax.numpy as jnp, optax, fimlens as fl
+        >>> base, wide = ({"up": jnp.ones((d, 4 * d)), "head": jnp.ones((d, 50))} for d in (8, 32))
+        >>> tx = optax.chain(fl.adamw(1e-3), fl.width_multipliers("adamw", wide, base))
+        >>> scale = fl.width_multipliers("muon", wide, base)
+        >>> updates, _ = scale.update(wide, scale.init(wide))
+        >>> float(updates["up"][0, 0]), float(updates["head"][0, 0])  # the head is Adam's
+        (1.0, 0.25)
+    """
+    if optimizer not in RULES:
+        raise ValueError(f"width_multipliers: there is no rule for {optimizer!r}. There are {', '.join(RULES)}.")
+    here, base = (_matrices(tree, route, head, axes) for tree in (shapes, base_shapes))
+    if here.keys() != base.keys():
+        raise ValueError(f"width_multipliers: only one of the two models has {', '.join(sorted(here.keys() ^ base.keys()))}.")
+    rates, decays = {}, {}
+    for path, (is_method, sides) in here.items():
+        rule, base_sides = RULES[optimizer] if is_method else _by_entry, base[path][1]
+        rates[path] = rule(*sides) / rule(*base_sides)
+        decays[path] = weight_decay * _by_entry(*sides) / _by_entry(*base_sides)
+
+    def scaled(key: Any, u: Array, *weights: Array) -> Array:
+        path = path_name(key)
+        return rates.get(path, 1.0) * u + sum(decays.get(path, weight_decay) * W for W in weights)
+
+    def update(updates: PyTree, params: PyTree) -> PyTree:
+        if isinstance(weight_decay, float | int) and weight_decay == 0:
+            return jax.tree_util.tree_map_with_path(scaled, updates)
+        if params is None:
+            raise ValueError("width_multipliers: a decay needs the parameters. Call tx.update(gradients, state, params).")
+        return jax.tree_util.tree_map_with_path(scaled, updates, params)
+
+    return compute_in_float32(optax.stateless(update))
+
+
+def _matrices(tree: PyTree, route: Any, head: bool, axes: Any) -> dict[str, tuple[bool, tuple[int, int, int, int]]]:
+    """Whether the method has a matrix, and its d_in, d_out and blocks along them, by path; the head is among the matrices."""
+    own = leaf_views("width_multipliers", route, head, axes)(tree)
+    all_views = leaf_views("width_multipliers", None, True, axes, "Until then they keep their rate.")(tree, warn=True)
+
+    def sides(view: LeafView) -> tuple[int, int, int, int]:
+        (*_, m, n), (rows, columns) = view.matrix, view.grid
+        return m * rows, n * columns, rows, columns
+
+    views = {path: (own[path] is not None, own[path] or view) for path, view in all_views.items()}
+    return {path: (is_own, sides(view)) for path, (is_own, view) in views.items() if view and len(view.matrix) >= 2}
