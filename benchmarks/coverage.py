@@ -22,10 +22,12 @@ import json
 import math
 import time
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -34,8 +36,10 @@ from scipy.stats import t as student
 import fimlens as fl
 from fimlens.divergence import excess
 from fimlens.lens.estimate import folds_of
-from fimlens.lens.split import Fits, Split
+from fimlens.lens.held_out import Adjustment, HeldOut, Sampled, Units, held_out
+from fimlens.lens.split import Split
 from fimlens.lens.trial import Trial
+from fimlens.solver.fit import unchecked_fit
 from fimlens.structure import EigenvalueBlock
 from fimlens.structures.named import named_structures
 
@@ -130,34 +134,71 @@ def truths(
     return found
 
 
+class Tested(Trial):
+    """A trial whose fits were made and tested together with those of other repetitions: `fit_and_test`."""
+
+    def _test(self, tests: dict[tuple[int, ...], HeldOut], chosen: Any, adjustment: Any, *left_out: int) -> HeldOut:
+        return tests[left_out]
+
+    def inputs(self, key: jax.Array) -> tuple:
+        """Return the arrays that `fit_and_test` takes: samples, the numbers of those of each fold, levels, units and a key."""
+        folds = self.split.folds
+        outside, inside = (np.array([of(k) for k in range(FOLDS)]) for of in (folds.outside, folds.inside))
+        levels = np.array([self._level(x) for x in outside], np.float32)
+        return self.split.fisher.samples, outside, inside, levels, self._units, key
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def fit_and_test(structure: fl.Structure, divergences: tuple[str, ...], inputs: tuple) -> tuple:
+    """Return the fits without each fold, their tests on it, and that of the fit of all samples, of many repetitions."""
+
+    def tested(structure: fl.Structure, G: jax.Array, H: jax.Array, level: jax.Array, units: Units, key: jax.Array) -> tuple:
+        params = unchecked_fit(structure, fl.Fisher.from_gradients(G), key)
+        N = len(H)
+        sampled = Sampled(fl.Fisher.from_gradients(H), jnp.ones(N, bool), jnp.asarray(N * (N - 1.0)))
+        adjustment = Adjustment(jnp.ones([]), jnp.zeros([]), level)
+        return params, [held_out(structure, DIVERGENCES[d], params, sampled, adjustment, units) for d in divergences]
+
+    def repetition(inputs: tuple) -> tuple:
+        G, outside, inside, levels, units, key = inputs
+        each = jax.lax.map(lambda x: tested(structure, G[x[0]], G[x[1]], x[2], units, key), (outside, inside, levels))
+        return *each, tested(structure, G, G, levels[0], units, key)[1]
+
+    return jax.lax.map(repetition, inputs)
+
+
 def measure(
     kind: str, n: int, N: int, repetitions: int, structures: dict[str, fl.Structure], divergences: list[str]
 ) -> dict[str, dict[str, list]]:
     """Return the columns of every structure by divergence."""
     of = population(kind, n)
     found: dict[str, dict[str, list]] = {divergence: {name: [] for name in structures} for divergence in divergences}
-    for seed in range(repetitions):
-        fisher, key = of.draw(N, seed, kind == "heavy tails"), jax.random.key(seed)
-        # What fl.estimate does, with the fits at hand.
-        folds, of_fits = folds_of(np.arange(N), FOLDS, key)
-        split = Split(fisher, folds)
-        trials = {name: Trial(split, DIVERGENCES[name], best_scale=False, shrink=False) for name in divergences}
-        level = np.array([split.mean_squares[folds.outside(k)].mean() for k in range(FOLDS)])
-        norm, se = split.norm_squared
-        rows, true = {}, {}
-        for name, structure in structures.items():
-            fits = Fits(structure, split, of_fits)
-            rows[name] = {divergence: trial.row(fits) for divergence, trial in trials.items()}
-            params = jax.tree.map(lambda *x: np.stack(x), *(fits.without(k) for k in range(FOLDS)))
-            true[name] = truths(structure, params, level, of, divergences)
-        for divergence in divergences:
-            (reference, beside), found_here = (x[REFERENCE][divergence] for x in (rows, true)), found[divergence]
-            for name in structures:
-                row, (total, relative) = rows[name][divergence], true[name][divergence]
-                low, high = interval(np.subtract(row.pseudo, reference.pseudo))
-                off = row.total - total, row.total - reference.total - total + beside[0], row.relative - relative
-                inside = row.low <= relative <= row.high, low <= relative - beside[1] <= high
-                found_here[name].append([relative, *off, *inside, row.plug_in - relative, se > norm / 2])
+    most = max(1, min(repetitions, 2**27 // (4 * N * n * n)))  # repetitions at once
+    for start in range(0, repetitions, most):
+        chunk = []  # for each repetition a trial of each divergence, and its inputs
+        for seed in range(start, min(start + most, repetitions)):
+            folds, of_fits = folds_of(np.arange(N), FOLDS, jax.random.key(seed))
+            split = Split(of.draw(N, seed, kind == "heavy tails"), folds)
+            trials = [Tested(split, DIVERGENCES[name], best_scale=False, shrink=False) for name in divergences]
+            chunk.append((trials, trials[0].inputs(of_fits)))
+        inputs = jax.tree.map(lambda *x: jnp.stack(x), *(inputs for _, inputs in chunk))
+        ends = [(split.norm_squared, split.mean_squares.mean()) for (trial, *_), _ in chunk for split in [trial.split]]
+        pseudo: dict = {}
+        for name in dict.fromkeys([REFERENCE, *structures]):
+            params, tests, whole = jax.tree.map(np.asarray, fit_and_test(structures[name], tuple(divergences), inputs))
+            for i, (trials, (*_, levels, _, _)) in enumerate(chunk):
+                true = truths(structures[name], jax.tree.map(itemgetter(i), params), levels, of, divergences)
+                for j, divergence in enumerate(divergences):
+                    known = {(k,): HeldOut(*(x[i, k] for x in tests[j])) for k in range(FOLDS)}
+                    row = trials[j].row(known | {(): HeldOut(*(x[i] for x in whole[j]))})
+                    total, relative = true[divergence]
+                    reference = pseudo.setdefault((divergence, i), (np.array(row.pseudo), row.total - total, relative))
+                    low, high = interval(np.subtract(row.pseudo, reference[0]))
+                    inside = row.low <= relative <= row.high, low <= relative - reference[2] <= high
+                    (norm, se), mean = ends[i]
+                    off = row.total - total, row.total - total - reference[1], row.relative - relative
+                    of_sizes = norm / of.norm_squared - 1, mean / of.moments().mean() - 1
+                    found[divergence][name].append([relative, *off, *of_sizes, *inside, row.plug_in - relative, se > norm / 2])
     return {divergence: {name: summary(np.array(x)) for name, x in own.items()} for divergence, own in found.items()}
 
 
@@ -169,14 +210,17 @@ def interval(pseudo: np.ndarray) -> tuple[float, float]:
 
 def summary(rows: np.ndarray) -> list[float]:
     """Return the columns from the deviations of all repetitions."""
-    relative, total, difference, ratio, inside, inside_of_difference, plug_in, warned = rows.T.astype(float)
+    relative, total, difference, ratio, norm, mean, inside, inside_of_difference, plug_in, warned = rows.T.astype(float)
 
-    def deviation(values: np.ndarray) -> float:
-        spread = values.std(ddof=1) / math.sqrt(len(values))
+    def deviation(values: np.ndarray, parameters: int = 0) -> float:
+        spread = values.std(ddof=1 + parameters) / math.sqrt(len(values))
         return values.mean() / spread if spread else 0.0
 
+    if math.isfinite(ratio.sum()):  # without what it owes to deviations whose mean is zero, so that its own mean shows
+        controls = np.stack([total, norm, mean, np.ones_like(mean)], 1)
+        ratio = ratio - controls[:, :3] @ np.linalg.lstsq(controls, ratio)[0][:3]
     percent = 100 * ratio.mean() / relative.mean()
-    found = relative.mean(), deviation(total), deviation(difference), percent, deviation(ratio)
+    found = relative.mean(), deviation(total), deviation(difference), percent, deviation(ratio, 3)
     shares = inside.mean(), inside_of_difference.mean(), plug_in.mean(), warned.mean()
     return [float(f"{x:.3g}") if math.isfinite(x) else str(x) for x in (*found, *shares)]
 
