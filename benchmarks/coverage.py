@@ -36,7 +36,7 @@ from scipy.stats import t as student
 import fimlens as fl
 from fimlens.divergence import excess
 from fimlens.lens.estimate import folds_of
-from fimlens.lens.held_out import Adjustment, HeldOut, Sampled, Units, held_out
+from fimlens.lens.held_out import HeldOut
 from fimlens.lens.split import Split
 from fimlens.lens.trial import Trial
 from fimlens.solver.fit import unchecked_fit
@@ -135,36 +135,30 @@ def truths(
 
 
 class Tested(Trial):
-    """A trial whose fits were made and tested together with those of other repetitions: `fit_and_test`."""
+    """A trial whose fits were made and tested together with those of other repetitions."""
 
-    def _test(self, tests: dict[tuple[int, ...], HeldOut], chosen: Any, adjustment: Any, *left_out: int) -> HeldOut:
-        return tests[left_out]
-
-    def inputs(self, key: jax.Array) -> tuple:
-        """Return the arrays that `fit_and_test` takes: samples, the numbers of those of each fold, levels, units and a key."""
-        folds = self.split.folds
-        outside, inside = (np.array([of(k) for k in range(FOLDS)]) for of in (folds.outside, folds.inside))
-        levels = np.array([self._level(x) for x in outside], np.float32)
-        return self.split.fisher.samples, outside, inside, levels, self._units, key
+    def _test(self, linear: dict[tuple[int, ...], float], _: Any, __: Any, *left_out: int) -> HeldOut:
+        return HeldOut(linear[left_out], 0.0)  # the part of the basis is not looked at
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def fit_and_test(structure: fl.Structure, divergences: tuple[str, ...], inputs: tuple) -> tuple:
-    """Return the fits without each fold, their tests on it, and that of the fit of all samples, of many repetitions."""
+    """Return the fits of many repetitions without each fold, and D(F, F~) - tr phi(F) on that fold, in units of F; and what
+    the fit of all samples has on these."""
 
-    def tested(structure: fl.Structure, G: jax.Array, H: jax.Array, level: jax.Array, units: Units, key: jax.Array) -> tuple:
+    def tested(G: jax.Array, H: jax.Array, unit: jax.Array, key: jax.Array) -> tuple[fl.Params, list[jax.Array]]:
         params = unchecked_fit(structure, fl.Fisher.from_gradients(G), key)
-        N = len(H)
-        sampled = Sampled(fl.Fisher.from_gradients(H), jnp.ones(N, bool), jnp.asarray(N * (N - 1.0)))
-        adjustment = Adjustment(jnp.ones([]), jnp.zeros([]), level)
-        return params, [held_out(structure, DIVERGENCES[d], params, sampled, adjustment, units) for d in divergences]
+        blocks = structure.eigenvalue_blocks(params, fl.Fisher.from_gradients(H))
+        blocks = [EigenvalueBlock(None if x is None else x / unit, V / unit, count) for x, V, count in blocks]
+        return params, [excess(blocks, DIVERGENCES[name]) for name in divergences]
 
     def repetition(inputs: tuple) -> tuple:
-        G, outside, inside, levels, units, key = inputs
-        each = jax.lax.map(lambda x: tested(structure, G[x[0]], G[x[1]], x[2], units, key), (outside, inside, levels))
-        return *each, tested(structure, G, G, levels[0], units, key)[1]
+        G, outside, inside, unit, key = inputs
+        each = jax.lax.map(lambda chosen: tested(G[chosen[0]], G[chosen[1]], unit, key), (outside, inside))
+        return *each, tested(G, G, unit, key)[1]
 
-    return jax.lax.map(repetition, inputs)
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(repetition, inputs)
 
 
 def measure(
@@ -175,22 +169,23 @@ def measure(
     found: dict[str, dict[str, list]] = {divergence: {name: [] for name in structures} for divergence in divergences}
     most = max(1, min(repetitions, 2**27 // (4 * N * n * n)))  # repetitions at once
     for start in range(0, repetitions, most):
-        chunk = []  # for each repetition a trial of each divergence, and its inputs
+        chunk = []  # for each repetition a trial of each divergence, and the inputs of `fit_and_test`
         for seed in range(start, min(start + most, repetitions)):
             folds, of_fits = folds_of(np.arange(N), FOLDS, jax.random.key(seed))
             split = Split(of.draw(N, seed, kind == "heavy tails"), folds)
             trials = [Tested(split, DIVERGENCES[name], best_scale=False, shrink=False) for name in divergences]
-            chunk.append((trials, trials[0].inputs(of_fits)))
+            sides = (np.array([side(k) for k in range(FOLDS)]) for side in (folds.outside, folds.inside))
+            chunk.append((trials, (split.fisher.samples, *sides, split.fisher.unit, of_fits)))
         inputs = jax.tree.map(lambda *x: jnp.stack(x), *(inputs for _, inputs in chunk))
         ends = [(split.norm_squared, split.mean_squares.mean()) for (trial, *_), _ in chunk for split in [trial.split]]
-        pseudo: dict = {}
+        pseudo: dict[tuple[str, int], tuple[np.ndarray, float, float]] = {}
         for name in dict.fromkeys([REFERENCE, *structures]):
             params, tests, whole = jax.tree.map(np.asarray, fit_and_test(structures[name], tuple(divergences), inputs))
-            for i, (trials, (*_, levels, _, _)) in enumerate(chunk):
+            for i, (trials, (_, outside, *_)) in enumerate(chunk):
+                levels = trials[0].split.mean_squares[outside].mean(1)
                 true = truths(structures[name], jax.tree.map(itemgetter(i), params), levels, of, divergences)
                 for j, divergence in enumerate(divergences):
-                    known = {(k,): HeldOut(*(x[i, k] for x in tests[j])) for k in range(FOLDS)}
-                    row = trials[j].row(known | {(): HeldOut(*(x[i] for x in whole[j]))})
+                    row = trials[j].row({(k,): tests[j][i, k] for k in range(FOLDS)} | {(): whole[j][i]})
                     total, relative = true[divergence]
                     reference = pseudo.setdefault((divergence, i), (np.array(row.pseudo), row.total - total, relative))
                     low, high = interval(np.subtract(row.pseudo, reference[0]))
@@ -199,6 +194,9 @@ def measure(
                     off = row.total - total, row.total - total - reference[1], row.relative - relative
                     of_sizes = norm / of.norm_squared - 1, mean / of.moments().mean() - 1
                     found[divergence][name].append([relative, *off, *of_sizes, *inside, row.plug_in - relative, se > norm / 2])
+    G, key, first = of.draw(N, seed, kind == "heavy tails"), jax.random.key(seed), divergences[0]  # of the last repetition
+    known = fl.estimate({REFERENCE: STRUCTURES[REFERENCE]}, G, key=key, divergence=DIVERGENCES[first]).rows[REFERENCE]
+    np.testing.assert_allclose(known.pseudo, pseudo[first, len(chunk) - 1][0], rtol=1e-3)
     return {divergence: {name: summary(np.array(x)) for name, x in own.items()} for divergence, own in found.items()}
 
 
