@@ -12,6 +12,7 @@ one term for each direction:
 import abc
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from typing import ClassVar
 
@@ -56,7 +57,7 @@ class Divergence(OnlyFields, abc.ABC):
         """phi''(x). Default: the automatic derivative of `slope`."""
         return jax.grad(lambda x: self.slope(x).sum())(x)
 
-    @property
+    @cached_property  # every fit asks
     def at_zero(self) -> float:
         """phi(0)."""
         with jax.ensure_compile_time_eval():

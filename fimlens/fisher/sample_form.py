@@ -57,7 +57,7 @@ class SampleFisher(Samples):
         return jax.lax.scan(lambda carry, pair: (step(carry, *pair), None), carry, (self.samples, beside))[0]
 
     def take(self, chosen: Int[np.ndarray, " k"]) -> "SampleFisher":
-        return replace(self, samples=self.samples[chosen], normalisation=f"mean over {len(chosen)} gradients")
+        return replace(self, samples=_rows(self.samples, chosen), normalisation=f"mean over {len(chosen)} gradients")
 
     def mean_squares(self) -> Float[Array, " N"]:
         return jnp.mean(jnp.square(self.samples), (1, 2))
@@ -94,6 +94,11 @@ class SampleFisher(Samples):
 
     def _spectrum(self) -> Float[Array, " k"]:
         return _gram_spectrum(self.samples)
+
+
+@jax.jit  # eagerly, an index takes as long as a small fit
+def _rows(samples: Float[Array, "N m n"], chosen: Int[Array, " k"]) -> Float[Array, "k m n"]:
+    return samples[chosen]
 
 
 @jax.jit

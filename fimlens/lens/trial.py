@@ -123,7 +123,11 @@ class Trial:
 
     def _trace_of(self, norm: float) -> float:
         """tr phi(F) of an F of this ||F||^2, where phi is a square."""
-        return norm * float(self.divergence.phi(jnp.ones([])))
+        return norm * self._phi_of_one
+
+    @cached_property
+    def _phi_of_one(self) -> float:
+        return float(self.divergence.phi(jnp.ones([])))
 
     def _trace(self, kept: Bool[np.ndarray, " folds"]) -> float:
         """tr phi(F), or minus D(F, c I) - tr phi(F), from which other divergences are measured."""

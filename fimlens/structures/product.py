@@ -145,11 +145,12 @@ class Product(Structure):
     def no_minimum(self, params: Params, fisher: Fisher, divergence: Divergence) -> str | None:
         if divergence.degree != 0:
             return None
-        right = None if params.frame.bases.right is None else fisher.right_singular()
+        left, right = _singular(fisher)
+        right = None if params.frame.bases.right is None else right
         V = fisher.second_moment(partial(self.to_eigenbasis, params.frame))
         least, N = self._least(*fisher.shape), rank(fisher)
         few = f"it has {N} independent gradients, and fewer than {least} leave the minimum unbounded or not unique"
-        return zero_sides(fisher, fisher.left_singular(), right) or zero_block(V, fisher) or (few if least > N else None)
+        return zero_sides(fisher, left, right) or zero_block(V, fisher) or (few if least > N else None)
 
     def retract(self, frame: Frame, z: Frame) -> Frame:
         left, b, right, a = frame.bases
@@ -161,6 +162,11 @@ class Product(Structure):
         b, a = params.coords
         A = jnp.diag(a[0]) if right is None else right @ jnp.diag(a[0]) @ right.T
         return jnp.kron(A, left @ jnp.diag(b[:, 0]) @ left.T)
+
+
+@jax.jit  # eagerly, this takes longer than a small fit
+def _singular(fisher: Fisher) -> tuple[Float[Array, "m m"], Float[Array, "n n"]]:
+    return fisher.left_singular(), fisher.right_singular()
 
 
 def unit(divergence: Divergence, x: Float[Array, " k"]) -> Float[Array, " k"]:
