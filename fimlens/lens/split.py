@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from fimlens.fisher.samples import Samples
 from fimlens.lens.folds import Folds, pair_sums, pseudo_values, standard_error
-from fimlens.solver.fit import fit
-from fimlens.structure import Params, Structure
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,18 +48,3 @@ class Split:
         """||F||^2 of the population and its standard error."""
         pseudo = pseudo_values(self.norm, self.folds.count) * float(self.fisher.unit) ** 2
         return float(np.mean(pseudo)), standard_error(pseudo)
-
-
-class Fits:
-    """The fits of one structure to folds. Each is made once, whatever is asked of it later."""
-
-    def __init__(self, structure: Structure, split: Split, key: Array) -> None:
-        self.structure, self.split, self.key = structure, split, key
-        self._known: dict[tuple[int, ...], Params] = {}
-
-    def without(self, *folds: int) -> Params:
-        """Return the fit to all samples but those of these folds."""
-        if folds not in self._known:
-            fisher = self.split.fisher.take(self.split.folds.outside(*folds))
-            self._known[folds] = fit(self.structure, fisher, key=self.key)
-        return self._known[folds]
