@@ -1,10 +1,11 @@
 """Samples and their division into folds, and what every structure and every divergence needs of them: computed once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from fimlens.fisher.samples import Samples
 from fimlens.lens.folds import Folds, pair_sums, pseudo_values, standard_error
@@ -48,3 +49,18 @@ class Split:
         """||F||^2 of the population and its standard error."""
         pseudo = pseudo_values(self.norm, self.folds.count) * float(self.fisher.unit) ** 2
         return float(np.mean(pseudo)), standard_error(pseudo)
+
+    def without(self, *folds: int, covariances: bool) -> Samples:
+        """Return the samples of all other folds, on request with their covariances: means over those of folds."""
+        fisher = self.fisher.take(self.folds.outside(*folds))
+        if not covariances:
+            return fisher
+        parts = [part for k, part in enumerate(self._covariances) if k not in folds]
+        return replace(fisher, covariances=jax.tree.map(lambda *sums: sum(sums) / len(fisher), *parts))
+
+    @cached_property
+    def _covariances(self) -> list[tuple[Float[Array, "m m"], Float[Array, "n n"]]]:
+        """The sums of GG^T and of G^T G over the samples of each fold."""
+        sums = jax.jit(lambda fisher: (len(fisher) * fisher.left(), len(fisher) * fisher.right()))
+        with jax.default_matmul_precision("highest"):
+            return [sums(self.fisher.take(self.folds.inside(k))) for k in range(self.folds.count)]
