@@ -1,7 +1,6 @@
 """The Fisher of two sets of gradients, from the Fishers of each."""
 
 import re
-from dataclasses import replace
 
 import jax.numpy as jnp
 
@@ -35,4 +34,4 @@ def add(a: Fisher, b: Fisher) -> Fisher:
     # F is the mean over samples, so each part of them is scaled by its weight over its share.
     N = len(a.samples) + len(b.samples)
     parts = (f.samples * (w * N / len(f.samples)) ** 0.5 for w, f in zip(weights, (a, b), strict=True))
-    return replace(a, normalisation=normalisation, samples=jnp.concatenate(list(parts)))
+    return a.changed(normalisation=normalisation, samples=jnp.concatenate(list(parts)))

@@ -1,7 +1,7 @@
 """The Fisher as samples: gradients (N, m, n), from which every question is answered without building mn x mn."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from fimlens.fisher.limits import DENSE_BYTES, require_dense
 from fimlens.fisher.samples import Samples, mean_over
 from fimlens.linalg.decompositions import eigh, singular_basis
 
-CHUNK_BYTES = 2**26  # bound on the samples that a linear map is applied to at once
+CHUNK_BYTES = 2**22  # bound on the samples that a linear map is applied to at once
 
 
 @jax.tree_util.register_dataclass
@@ -57,7 +57,7 @@ class SampleFisher(Samples):
         return jax.lax.scan(lambda carry, pair: (step(carry, *pair), None), carry, (self.samples, beside))[0]
 
     def take(self, chosen: Int[np.ndarray, " k"]) -> "SampleFisher":
-        return replace(self, samples=_rows(self.samples, chosen), normalisation=f"mean over {len(chosen)} gradients")
+        return self.changed(samples=_rows(self.samples, chosen), normalisation=f"mean over {len(chosen)} gradients")
 
     def mean_squares(self) -> Float[Array, " N"]:
         return jnp.mean(jnp.square(self.samples), (1, 2))
@@ -76,12 +76,12 @@ class SampleFisher(Samples):
 
     def map(self, linear: Linear) -> "SampleFisher":
         if len(self.samples) == 1 or self._chunk == len(self.samples):
-            return replace(self, samples=jax.vmap(linear)(self.samples))
-        return replace(self, samples=jax.lax.map(linear, self.samples, batch_size=self._chunk))
+            return self.changed(samples=jax.vmap(linear)(self.samples))
+        return self.changed(samples=jax.lax.map(linear, self.samples, batch_size=self._chunk))
 
     def scaled(self, factor: Float[ArrayLike, ""]) -> "SampleFisher":
         samples = self.samples * jnp.sqrt(factor)  # F is quadratic in the samples
-        return replace(self, samples=samples, normalisation=f"{self.normalisation}, scaled")
+        return self.changed(samples=samples, normalisation=f"{self.normalisation}, scaled")
 
     def dense(self, *, max_bytes: int = DENSE_BYTES) -> Float[Array, "mn mn"]:
         remedy = "Stay in the sample form (fit and gap never need the dense one), or raise max_bytes."

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -15,7 +15,9 @@ from fimlens.fisher.fisher import Fisher, Linear
 
 @dataclass(frozen=True, repr=False)
 class Samples(Fisher):
-    """F = (1/N) sum of g g^T over N samples g = Vec(G)."""
+    """F = (1/N) sum of g g^T over N samples g = Vec(G). Its `covariances` are `left()` and `right()`, where they are known."""
+
+    covariances: tuple[Any, Any] | None = field(default=None, kw_only=True)
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -45,13 +47,21 @@ class Samples(Fisher):
         return self._mean(lambda G: jax.tree.map(lambda x: jnp.sum(x**2, 0), jax.vmap(into)(G)))
 
     def left(self, A: Float[Array, "n n"] | None = None) -> Float[Array, "m m"]:
+        if A is None and self.covariances is not None:
+            return self.covariances[0]
         return self._mean(lambda G: jnp.einsum("kij,klj->il", G if A is None else G @ A, G))
 
     def right(self, B: Float[Array, "m m"] | None = None) -> Float[Array, "n n"]:
+        if B is None and self.covariances is not None:
+            return self.covariances[1]
         return self._mean(lambda G: jnp.einsum("kji,kjl->il", G if B is None else B.T @ G, G))
 
     def inner(self, operator: Linear) -> Float[Array, ""]:
         return self._mean(lambda G: jnp.sum(G * jax.vmap(operator)(G)))
+
+    def changed(self, **changes: Any) -> "Samples":
+        """Return a copy of other samples, whose covariances are not known."""
+        return replace(self, covariances=None, **changes)
 
 
 def mean_over(chunks: Array, total: Callable[[Any], Any], count: int) -> Any:

@@ -4,7 +4,7 @@ import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -111,7 +111,7 @@ class StoredFisher(Samples):
         return jax.lax.scan(lambda carry, part: (block(carry, part)[0], None), carry, (blocks, entries))[0]
 
     def take(self, chosen: Int[np.ndarray, " k"]) -> "StoredFisher":
-        return replace(self, chosen=self.chosen[chosen], normalisation=f"mean over {len(chosen)} gradients")
+        return self.changed(chosen=self.chosen[chosen], normalisation=f"mean over {len(chosen)} gradients")
 
     def left_singular(self) -> Float[Array, "m m"]:
         return eigh(self.left())[1][:, ::-1]
@@ -121,10 +121,10 @@ class StoredFisher(Samples):
 
     def map(self, linear: Linear) -> "StoredFisher":
         own = self.linear
-        return replace(self, linear=linear if own is None else lambda G: linear(own(G)))
+        return self.changed(linear=linear if own is None else lambda G: linear(own(G)))
 
     def scaled(self, factor: Float[ArrayLike, ""]) -> "StoredFisher":
-        return replace(self, factor=self.factor * factor, normalisation=f"{self.normalisation}, scaled")
+        return self.changed(factor=self.factor * factor, normalisation=f"{self.normalisation}, scaled")
 
     def dense(self, *, max_bytes: int = DENSE_BYTES) -> Float[Array, "mn mn"]:
         raise ValueError("Fisher.dense: samples on disk are too large for a dense Fisher. Take fewer, in memory.")

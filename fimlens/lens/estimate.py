@@ -14,8 +14,9 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.fisher.samples import Samples
 from fimlens.fisher.stored_form import keep, samples_of
 from fimlens.lens.estimates import Estimate, Estimates
+from fimlens.lens.fits import Fits, WideFits, widest
 from fimlens.lens.folds import Folds, divide
-from fimlens.lens.split import Fits, Split
+from fimlens.lens.split import Split
 from fimlens.lens.trial import Trial
 from fimlens.structure import Structure
 from fimlens.structures.named import name_structures
@@ -106,19 +107,22 @@ def estimate_each(
         key: draws random bases.
         progress: called with each structure's name when its rows are done.
     """
-    rows: dict[str, dict[str, Estimate]] = {name: {} for name in trials}
+    found: dict[str, dict[str, Estimate]] = {name: {} for name in trials}
+    families = {name: widest(structure, split.fisher.shape) for name, structure in structures.items()}
     unsuited = {}
-    for name, structure in structures.items():
-        fits = Fits(structure, split, key)
-        try:
-            for trial_name, trial in trials.items():
-                rows[trial_name][name] = trial.row(fits)
-        except ValueError as error:  # such as a rank over the shorter side, or a divergence that has no minimum here
-            unsuited[name] = str(error)
-        progress(name)
+    for family in dict.fromkeys(families.values()):  # one after the other, as the bases of one may fill the memory
+        wide = WideFits(family, split, key)
+        for name in (name for name, own in families.items() if own == family):
+            fits = Fits(structures[name], wide)
+            try:
+                for trial_name, trial in trials.items():
+                    found[trial_name][name] = trial.row(fits)
+            except ValueError as error:  # such as a rank over the shorter side, or a divergence that has no minimum here
+                unsuited[name] = str(error)
+            progress(name)
     return {
         name: Estimates(
-            rows=rows[name],
+            rows={given: found[name][given] for given in structures if given in found[name]},
             unsuited=unsuited,
             structures=dict(structures),
             divergence=str(trial.divergence),

@@ -14,18 +14,16 @@ from fimlens.lens.nearness import best_scale
 from fimlens.structure import EigenvalueBlock, Params, Structure
 
 
-class Sampled(NamedTuple):
-    """Samples as a test takes them.
+class Moments(NamedTuple):
+    """What samples have along the directions of a family, block by block, in units of F.
 
     Attributes:
-        fisher: the samples, those of a sampling unit after each other.
-        starts: whether a sample is the first of its unit.
-        pairs: the number of ordered pairs of samples of different units.
+        means: their second moments V.
+        variances: those of V, as estimates of the moments of the population.
     """
 
-    fisher: Samples
-    starts: Bool[Array, " k"]
-    pairs: Float[Array, ""]
+    means: list[Float[Array, "..."]]
+    variances: list[Float[Array, "..."]]
 
 
 class Units(NamedTuple):
@@ -61,22 +59,18 @@ class HeldOut(NamedTuple):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def held_out(
-    structure: Structure,
-    divergence: Divergence,
-    params: Params,
-    sampled: Sampled,
-    adjustment: Adjustment,
-    units: Units,
+    structure: Structure, divergence: Divergence, params: Params, moments: Moments, adjustment: Adjustment, units: Units
 ) -> HeldOut:
     """Test a member on samples that it was not fitted to.
 
     phi(V) of an estimate V is too large by phi''(V) / 2 times the variance of V, to second order. That is subtracted, which
     is exact in the Frobenius norm.
     """
-    blocks, variances = _blocks(structure, params, sampled, units)
+    known = structure.eigenvalue_blocks(params, Fisher.of_one(jnp.zeros(params.frame.shape, moments.means[0].dtype)))
+    blocks = [_cleaned(value, V, c, units) for (value, _, c), V in zip(known, moments.means, strict=True)]
     adjusted = [adjustment(block) for block in blocks]
     basis = jnp.zeros([])
-    for old, new, variance in zip(blocks, adjusted, variances, strict=True):
+    for old, new, variance in zip(blocks, adjusted, moments.variances, strict=True):
         _, V, c = new
         if old.eigenvalue is None:
             basis += excess([new], divergence)
@@ -85,29 +79,43 @@ def held_out(
     return HeldOut(excess(adjusted, divergence), basis)
 
 
-def _blocks(structure: Structure, params: Params, sampled: Sampled, units: Units) -> tuple[list[EigenvalueBlock], list[Array]]:
-    """Return the eigenvalues of a member beside the second moments of the samples, and the variances of those moments."""
-    fisher, starts, pairs = sampled
+@partial(jax.jit, static_argnums=0)
+def moments(
+    structure: Structure,
+    params: Params,
+    fisher: Samples,
+    starts: Bool[Array, " k"],
+    pairs: Float[Array, ""],
+    unit: Float[Array, ""],
+) -> Moments:
+    """Return the moments of samples along the directions of a member.
 
-    def blocks_of(G: Float[Array, "m n"]) -> list[EigenvalueBlock]:
-        return structure.eigenvalue_blocks(params, Fisher.of_one(G))
+    Args:
+        structure: the family.
+        params: the member, of which the frame counts.
+        fisher: the samples, those of a sampling unit after each other.
+        starts: whether a sample is the first of its unit.
+        pairs: the number of ordered pairs of samples of different units.
+        unit: of F, in which moments are computed, so that no square leaves float32.
+    """
+
+    def moments_of(G: Float[Array, "m n"]) -> list[Array]:
+        return [block.moment for block in structure.eigenvalue_blocks(params, Fisher.of_one(G / jnp.sqrt(unit)))]
 
     def add(sums: tuple, G: Float[Array, "m n"], start: Bool[Array, ""]) -> tuple:
         total, squares, own = sums
-        V = [block.moment for block in blocks_of(G / jnp.sqrt(units.unit))]
+        V = moments_of(G)
         squares = [q + jnp.where(start, s**2, 0) for q, s in zip(squares, own, strict=True)]
         own = [jnp.where(start, 0, s) + v for s, v in zip(own, V, strict=True)]
         return [s + v for s, v in zip(total, V, strict=True)], squares, own
 
     with jax.default_matmul_precision("highest"):
-        known = blocks_of(jnp.zeros(fisher.shape, fisher.dtype))
-        zero = [jnp.zeros_like(block.moment) for block in known]
+        zero = [jnp.zeros_like(V) for V in moments_of(jnp.zeros(fisher.shape, fisher.dtype))]
         total, squares, own = fisher.scan(add, (zero, zero, zero), starts)
     means = [s / len(starts) for s in total]
     # The product of the moments of samples of two units has the mean V^2.
     products = [(s**2 - q - last**2) / pairs for s, q, last in zip(total, squares, own, strict=True)]
-    blocks = [_cleaned(value, V, c, units) for (value, _, c), V in zip(known, means, strict=True)]
-    return blocks, [V**2 - square for V, square in zip(means, products, strict=True)]
+    return Moments(means, [V**2 - square for V, square in zip(means, products, strict=True)])
 
 
 def _cleaned(value: Array | None, V: Array, count: float, units: Units) -> EigenvalueBlock:

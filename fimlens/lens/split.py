@@ -1,15 +1,14 @@
 """Samples and their division into folds, and what every structure and every divergence needs of them: computed once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from fimlens.fisher.samples import Samples
 from fimlens.lens.folds import Folds, pair_sums, pseudo_values, standard_error
-from fimlens.solver.fit import fit
-from fimlens.structure import Params, Structure
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,17 +50,17 @@ class Split:
         pseudo = pseudo_values(self.norm, self.folds.count) * float(self.fisher.unit) ** 2
         return float(np.mean(pseudo)), standard_error(pseudo)
 
+    def without(self, *folds: int, covariances: bool) -> Samples:
+        """Return the samples of all other folds, on request with their covariances: means over those of folds."""
+        fisher = self.fisher.take(self.folds.outside(*folds))
+        if not covariances:
+            return fisher
+        parts = [part for k, part in enumerate(self._covariances) if k not in folds]
+        return replace(fisher, covariances=jax.tree.map(lambda *sums: sum(sums) / len(fisher), *parts))
 
-class Fits:
-    """The fits of one structure to folds. Each is made once, whatever is asked of it later."""
-
-    def __init__(self, structure: Structure, split: Split, key: Array) -> None:
-        self.structure, self.split, self.key = structure, split, key
-        self._known: dict[tuple[int, ...], Params] = {}
-
-    def without(self, *folds: int) -> Params:
-        """Return the fit to all samples but those of these folds."""
-        if folds not in self._known:
-            fisher = self.split.fisher.take(self.split.folds.outside(*folds))
-            self._known[folds] = fit(self.structure, fisher, key=self.key)
-        return self._known[folds]
+    @cached_property
+    def _covariances(self) -> list[tuple[Float[Array, "m m"], Float[Array, "n n"]]]:
+        """The sums of GG^T and of G^T G over the samples of each fold."""
+        sums = jax.jit(lambda fisher: (len(fisher) * fisher.left(), len(fisher) * fisher.right()))
+        with jax.default_matmul_precision("highest"):
+            return [sums(self.fisher.take(self.folds.inside(k))) for k in range(self.folds.count)]

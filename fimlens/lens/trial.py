@@ -12,9 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fimlens.divergence import FROBENIUS, Divergence, excess
 from fimlens.lens.estimates import Estimate, make_estimate
+from fimlens.lens.fits import Fits
 from fimlens.lens.folds import pseudo_values
-from fimlens.lens.held_out import Adjustment, HeldOut, Sampled, Units, held_out, scale_of
-from fimlens.lens.split import Fits, Split
+from fimlens.lens.held_out import Adjustment, HeldOut, Moments, Units, held_out, scale_of
+from fimlens.lens.split import Split
 from fimlens.structure import EigenvalueBlock
 
 SHARES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.7, 1.0)  # the rho of (1 - rho) F~ + rho c I, to choose from
@@ -53,9 +54,9 @@ class Trial:
             # The share may not see the fold of the test, so it is chosen on another, for a fit that has seen neither.
             other = (k + 1) % folds.count
             plain = self._adjustment(fits, 0.0, k, other)
-            losses = jax.vmap(lambda x: self._test(fits, folds.inside(other), plain._replace(share=x), k, other).linear)
+            losses = jax.vmap(lambda x: self._test(fits, plain._replace(share=x), (other,), k, other).linear)
             share = SHARES[int(jnp.argmin(losses(jnp.array(SHARES))))]
-        return self._test(fits, folds.inside(k), self._adjustment(fits, share, k), k), share
+        return self._test(fits, self._adjustment(fits, share, k), (k,), k), share
 
     def _adjustment(self, fits: Fits, share: float, *left_out: int) -> Adjustment:
         """Return what a fit becomes before it is tested."""
@@ -65,18 +66,16 @@ class Trial:
             scale = scale_of(fits.structure, self.divergence, params, fisher, self._units)
         return Adjustment(jnp.asarray(scale), jnp.asarray(share), jnp.asarray(self._level(chosen)))
 
-    def _test(self, fits: Fits, chosen: Int[np.ndarray, " k"], adjustment: Adjustment, *left_out: int) -> HeldOut:
-        """Test the fit without some folds on chosen samples."""
-        unit = self.split.folds.unit[chosen]
-        starts = np.append(True, unit[1:] != unit[:-1])
-        pairs = len(unit) ** 2 - np.sum(np.unique(unit, return_counts=True)[1] ** 2)
-        sampled = Sampled(self.split.fisher.take(chosen), jnp.asarray(starts), jnp.asarray(float(pairs)))
-        return held_out(fits.structure, self.divergence, fits.without(*left_out), sampled, adjustment, self._units)
+    def _test(self, fits: Fits, adjustment: Adjustment, tested: tuple[int, ...], *left_out: int) -> HeldOut:
+        """Test the fit without some folds on the samples of tested ones, or of all."""
+        known, ratio = fits.wide.moments(tested, *left_out), self.split.fisher.unit / self._unit
+        moments = Moments([ratio * V for V in known.means], [ratio**2 * x for x in known.variances])
+        return held_out(fits.structure, self.divergence, fits.without(*left_out), moments, adjustment, self._units)
 
     def _plug_in(self, fits: Fits) -> float:
         """Return the error of the fit of all samples on the same samples."""
         every = self.split.folds.outside()
-        linear = float(self._test(fits, every, self._adjustment(fits, 0.0)).linear)
+        linear = float(self._test(fits, self._adjustment(fits, 0.0), ()).linear)
         if self._square:
             trace = self._trace_of(self.split.norm_of_samples)
             return (linear + trace) / trace
