@@ -33,6 +33,10 @@ from fimlens.optimizers.alice import scale_by_alice as scale_by_alice
 from fimlens.optimizers.alice import scale_by_alice0 as scale_by_alice0
 from fimlens.optimizers.aro import aro as aro
 from fimlens.optimizers.aro import scale_by_aro as scale_by_aro
+from fimlens.optimizers.complements import cosmos as cosmos
+from fimlens.optimizers.complements import frugal as frugal
+from fimlens.optimizers.complements import scale_by_cosmos as scale_by_cosmos
+from fimlens.optimizers.complements import scale_by_frugal as scale_by_frugal
 from fimlens.optimizers.eigenbasis import osoap as osoap
 from fimlens.optimizers.eigenbasis import scale_by_osoap as scale_by_osoap
 from fimlens.optimizers.eigenbasis import scale_by_shampoo as scale_by_shampoo

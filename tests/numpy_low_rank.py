@@ -7,7 +7,7 @@ Each is a generator as in numpy_optimizers. Directions that a method draws at ra
 """
 
 import numpy as np
-from numpy_optimizers import in_short_side, limited, root_inverse, seen
+from numpy_optimizers import in_short_side, limited, newton_schulz, root_inverse, seen
 
 
 def gauge(U):
@@ -135,6 +135,45 @@ def galore(lr, rank, interval=5, alpha=0.3, moments="keep", fira=False, plus=Fal
                 Cs = [C * np.linalg.norm(D) / np.linalg.norm(C) for C, D in zip(Cs, Ds, strict=True)]
             C, kept = limited(*Cs, kept, 1.01, uncorrected(t))
         G, _ = yield -lr * whole * (factor * U @ Ds[0] + C)
+
+
+@in_short_side
+def frugal(lr, rank, interval=5, frames=None):
+    """Zmushko et al. 2024, with the gradient's own singular vectors: Adam, and the sign of the rest."""
+    inner, t = adam_like(0.9, 0.999, 1e-8, True), 0
+    next(inner)
+    G, _ = yield
+    while True:
+        turn = None
+        if t % interval == 0:
+            U, turn = gauge(np.linalg.svd(G)[0][:, :rank]), "reset"
+        t += 1
+        sigma = U.T @ G
+        rest = np.sign(G - U @ sigma) if rank < len(G) else 0.0
+        G, _ = yield -lr * (U @ inner.send((sigma, turn))[0] + rest)
+
+
+@in_short_side
+def cosmos(lr, rank, interval=5, b1=0.95, b2=0.95, b3=0.95, frames=None):
+    """Liu et al. 2025, of the momentum: Adam's second moments in its subspace, and the polar factor of the rest."""
+    inner, t, M, U, Qt = adam_like(0.0, b2, 1e-8, True), 0, 0.0, None, np.zeros((rank, rank))
+    next(inner)
+    G, _ = yield
+    while True:
+        M, turn = b1 * M + (1 - b1) * G, None
+        X = M / (1 - b1 ** (t + 1))
+        if t % interval == 0:
+            before = np.linalg.svd(X)[0][:, :rank] if U is None else U
+            new = iterated(before, Qt, X, b3)
+            if U is not None:
+                turn = new.T @ U
+                Qt = turn @ Qt @ turn.T
+            U = new
+        t += 1
+        sigma = U.T @ X
+        Qt = b3 * Qt + (1 - b3) * sigma @ sigma.T
+        rest = newton_schulz(X - U @ sigma, eps=0.0) * max(G.shape) ** 0.5 if rank < len(G) else 0.0
+        G, _ = yield -0.2 * lr * (U @ inner.send((sigma, turn))[0] + rest)
 
 
 @in_short_side

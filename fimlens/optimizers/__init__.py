@@ -38,6 +38,8 @@ from fimlens.optimizers.alice import alice0 as alice0
 from fimlens.optimizers.galore import galore as galore
 from fimlens.optimizers.galore import fira as fira
 from fimlens.optimizers.galore import apollo as apollo
+from fimlens.optimizers.complements import cosmos as cosmos
+from fimlens.optimizers.complements import frugal as frugal
 from fimlens.optimizers.low_rank_soap import low_rank_soap as low_rank_soap
 
 from fimlens.optimizers.adadiag import scale_by_adadiag as scale_by_adadiag
@@ -49,6 +51,8 @@ from fimlens.optimizers.aro import scale_by_aro as scale_by_aro
 from fimlens.optimizers.eigenbasis import scale_by_osoap as scale_by_osoap
 from fimlens.optimizers.eigenbasis import scale_by_shampoo as scale_by_shampoo
 from fimlens.optimizers.eigenbasis import scale_by_soap as scale_by_soap
+from fimlens.optimizers.complements import scale_by_cosmos as scale_by_cosmos
+from fimlens.optimizers.complements import scale_by_frugal as scale_by_frugal
 from fimlens.optimizers.galore import scale_by_apollo as scale_by_apollo
 from fimlens.optimizers.galore import scale_by_fira as scale_by_fira
 from fimlens.optimizers.galore import scale_by_galore as scale_by_galore

@@ -1,15 +1,18 @@
 """Compensations: the scale d_j that a low-rank update gives to column j outside the subspace, or to the whole column.
 
-Each is a function of what one step measured; give it to `fl.scale_by_low_rank` as `compensation`.
+Each is a function of what one step measured; give it to `fl.scale_by_low_rank` as `compensation`. `polar` and `sign` are
+functions of what lies outside itself.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from fimlens.linalg.spectral_functions import inverse_root
+from fimlens.transforms.orthogonalize import orthogonalize
 
 Columns = Float[Array, "k 1 n"]
 
@@ -24,7 +27,13 @@ class Seen(NamedTuple):
     eigenvalue: Float[Array, "k p q"] | None  # one number a column; with both sides tracked, also one a row, or one
 
 
-Compensation = Callable[[Seen], Columns | None]
+class Outside(NamedTuple):
+    """A compensation that is a function of G - U U^T G, written out. What is left of a column by rounding is zero in it."""
+
+    direction: Callable[[Float[Array, "k m n"]], Float[Array, "k m n"]]
+
+
+Compensation = Callable[[Seen], Columns | None] | Outside
 
 
 def none(seen: Seen) -> None:
@@ -53,6 +62,19 @@ def matrix_ratio(seen: Seen) -> Columns:
     """||D|| / ||sigma||, one ratio for the whole matrix: Apollo-mini."""
     d = _ratio(_norm(seen.update, (-2, -1)), _norm(seen.sigma, (-2, -1)))
     return jnp.broadcast_to(d, seen.left.shape)
+
+
+def _polar(rest: Float[Array, "k m n"]) -> Float[Array, "k m n"]:
+    factors, _ = orthogonalize(eps=0.0).update(rest, optax.EmptyState())
+    return factors * max(rest.shape[1:]) ** 0.5
+
+
+# The polar factor, with the root mean square that each of its directions has in a whitened gradient: COSMOS (Liu et al., 2025).
+polar = Outside(_polar)
+
+
+# The sign of each entry: FRUGAL (Zmushko et al., 2024).
+sign = Outside(jnp.sign)
 
 
 def _norm(x: Float[Array, "k r n"], axes: int | tuple[int, int]) -> Float[Array, "k 1 #n"]:

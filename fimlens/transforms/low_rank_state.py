@@ -24,7 +24,7 @@ class LowRankRecipe(NamedTuple):
     lead: Recipe
     compensation: Compensation
     lift: bool | Float[ArrayLike, ""]
-    b1: Float[ArrayLike, ""]
+    b1: Float[ArrayLike, ""] | None
     alpha_c: Float[ArrayLike, ""]
     gamma: Float[ArrayLike, ""] | None
     moments: str

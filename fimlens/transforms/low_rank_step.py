@@ -13,7 +13,7 @@ from fimlens.structure import BasisStep, Mix, Statistics
 from fimlens.structures.move import RESET, Move, Turn, change_of_basis, turned, turned_squares
 from fimlens.structures.parts import Parts
 from fimlens.structures.trackers import Side
-from fimlens.transforms.compensation import Seen, nearest, none
+from fimlens.transforms.compensation import Outside, Seen, nearest, none
 from fimlens.transforms.dtypes import narrowed
 from fimlens.transforms.low_rank_state import LowRankRecipe, StackState, Subspace
 from fimlens.transforms.low_rank_update import Projections, low_rank_update, squares_of, squares_outside, sums_of_squares
@@ -39,6 +39,9 @@ def step_stack(
     measured = Seen(seen.X, D, squares.columns, eigenvalues.columns)
     scales, growth = _scales(recipe, measured, _limited(recipe, kept.lead, seen.X, now), eigenvalues, squares, kept.growth)
     update = _update(recipe, clip_for_squaring(G), seen, D, scales)
+    if isinstance(recipe.compensation, Outside):
+        outside = jnp.where(rest.columns == 0, 0, clip_for_squaring(G) - seen.U @ seen.A)
+        update = update + recipe.alpha_c * recipe.compensation.direction(outside)
     left = _followed(recipe, kept.left, G, seen.A, False)
     right = None if kept.right is None else _followed(recipe, kept.right, G, seen.B, True)
     return StackState(left, right, lead, complement, growth), recipe.structure.see(update, like=given)
@@ -67,7 +70,8 @@ def _averaged(
     recipe: LowRankRecipe, old: Parts, rest: Parts, shape: tuple[int, int], now: StepCoefficients, count: Array
 ) -> tuple[Parts, Parts]:
     """The eigenvalues of the complement, and the averages to store."""
-    counts, b1, right = recipe.structure.counts(shape), recipe.b1, recipe.structure.sides == "LR"
+    counts, right = recipe.structure.counts(shape), recipe.structure.sides == "LR"
+    b1 = 0.0 if recipe.b1 is None else recipe.b1
     means = jax.vmap(lambda sums: recipe.structure.tied(sums, counts))(rest)
     averages = jax.tree.map(lambda a, x: b1 * a.astype(x.dtype) + (1 - b1) * x, old, means)
 
@@ -125,6 +129,8 @@ def _scales(
         # Where nothing is left the scale is zero; a NaN in the squares stays, so that it is seen.
         return [d if d is None else jnp.where(V == 0, V, d) for d, V in zip(scales, squares[1:], strict=True)]
 
+    if isinstance(recipe.compensation, Outside):
+        return Parts(None, None, None, None), growth
     scales, eta = found(seen.update), recipe.alpha_c
     if not jax.tree.leaves(scales):
         return Parts(None, *scales), growth
@@ -207,7 +213,8 @@ def _transported(recipe: LowRankRecipe, lead: MatrixState, G: Stack, L: Turn, R:
     if recipe.moments == "keep":
         return lead
     if recipe.moments == "reset":
-        (first,) = init_matrices(recipe.lead, jax.ShapeDtypeStruct(lead.momentum.shape, G.dtype))
+        shape = len(G), *recipe.structure.lead_shape(G.shape[1:])
+        (first,) = init_matrices(recipe.lead, jax.ShapeDtypeStruct(shape, G.dtype))
         return _in_dtypes_of(lead, first)
 
     def stats(stats: Statistics, L: Array, R: Array | None) -> Statistics:
@@ -215,7 +222,7 @@ def _transported(recipe: LowRankRecipe, lead: MatrixState, G: Stack, L: Turn, R:
 
     wide = cast_floating(lead, L.dtype)
     averages = jax.vmap(stats)(Statistics(wide.covariances, wide.averaged), L, R)
-    momentum = turned(R, turned(L, wide.momentum).mT).mT
+    momentum = jax.tree.map(lambda x: turned(R, turned(L, x).mT).mT, wide.momentum)
     return _in_dtypes_of(lead, MatrixState(wide.bases, *averages, momentum))
 
 

@@ -12,7 +12,7 @@ from fimlens._validate import require_decay, require_number, require_real
 from fimlens.structures.low_rank import LowRank
 from fimlens.structures.move import MOMENTS
 from fimlens.structures.spectra import Drop
-from fimlens.transforms.compensation import Compensation, nearest, none
+from fimlens.transforms.compensation import Compensation, Outside, nearest, none
 from fimlens.transforms.drop_in import PLACEHOLDER, drop_in
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
 from fimlens.transforms.low_rank_state import LowRankRecipe, StackState, init_stack
@@ -51,7 +51,7 @@ def scale_by_low_rank(
     *,
     compensation: Compensation = nearest,
     lift: bool | Float[ArrayLike, ""] = True,
-    b1: Float[ArrayLike, ""] = 0.9,
+    b1: Float[ArrayLike, ""] | None = 0.9,
     b2: Float[ArrayLike, ""] = 0.999,
     alpha_c: Float[ArrayLike, ""] = 1.0,
     gamma: Float[ArrayLike, ""] | None = 1.01,
@@ -72,12 +72,13 @@ def scale_by_low_rank(
     Args:
         structure: the family: its inner structure, rank, complement, sides, and the tracker of its subspaces.
         compensation: the rule for the scale of each column outside the subspace; `nearest` is the complement's own, and
-            Theorem 5.1's for Columns(). A rule that needs no average of the complement spares it with Drop(). With
-            sides="LR" it is `nearest` or `none`.
+            Theorem 5.1's for Columns(). A rule that needs no average of the complement spares it with Drop(). `polar` and
+            `sign` are functions of G - U U^T G itself, and take gamma=None. With sides="LR" it is `nearest` or `none`.
         lift: the factor of the lead's update: True for 1, or a number a. What is compensated is G less a times its part in the
             subspace; a below 1 is the way of Fira's code. With False, 0, the update is G Diag d, and the subspace only
             measures (Apollo).
-        b1: decay of the momentum, and of the complement's statistics, as in [G].
+        b1: decay of the momentum, and of the complement's statistics, as in [G]; None for neither, where what is given is a
+            momentum already.
         b2: decay of the lead's statistics.
         alpha_c: scale of the compensation.
         gamma: by how much the norm of the compensation may grow in a step, as `fl.limit_norm_growth` says; None for no limit.
@@ -140,8 +141,9 @@ def _require_state(recipe: LowRankRecipe, state: LowRankState, matrices: dict[st
 def _is_made_for(recipe: LowRankRecipe, kept: StackState, G: Array) -> bool:
     """Whether a stack's state has the shapes and the parts that this recipe gives it."""
     shape = G.shape[1:]
+    lead = None if recipe.b1 is None else (len(G), *recipe.structure.lead_shape(shape))
     return (
-        kept.lead.momentum.shape == (len(G), *recipe.structure.lead_shape(shape))
+        getattr(kept.lead.momentum, "shape", None) == lead
         and (kept.growth is None) == (recipe.gamma is None)
         and [part is not None for part in kept.complement[1:]] == [count > 0 for count in recipe.structure.counts(shape)[1:]]
     )
@@ -156,6 +158,8 @@ def _require_options(recipe: LowRankRecipe) -> None:
     if recipe.structure.sides == "LR" and recipe.compensation not in (nearest, none):
         raise ValueError(f'{call}: with sides="LR" the compensation is `nearest` or `none`; others scale columns alone.')
     require_number(call, "update_interval", inner.update_interval, 1, whole=True)
+    if isinstance(recipe.compensation, Outside) and recipe.gamma is not None:
+        raise ValueError(f"{call}: a compensation of what lies outside has a size of its own; take gamma=None.")
     if recipe.lift is not True:
         _require_scales_of_columns(call, recipe)
     require_decay(call, "b1", recipe.b1)
@@ -169,7 +173,8 @@ def _require_options(recipe: LowRankRecipe) -> None:
 def _require_scales_of_columns(call: str, recipe: LowRankRecipe) -> None:
     """Where the lead is not all that moves in the subspace, G Diag d moves there too, which needs a d for every column."""
     dropped = recipe.compensation is nearest and isinstance(recipe.structure.complement, Drop)
-    if recipe.structure.sides == "LR" or recipe.compensation is none or dropped:
+    of_columns = not isinstance(recipe.compensation, Outside) and recipe.compensation is not none
+    if recipe.structure.sides == "LR" or not of_columns or dropped:
         raise ValueError(
             f'{call}: lift={recipe.lift} scales columns alone. Take sides="short", and a compensation that gives each a scale.'
         )
