@@ -38,7 +38,7 @@ FORMULAS: dict[str, Formula] = {
     "soap_muon": lambda m, n, r: 2 * m * n + 2 * rotated(m) ** 2 + 2 * rotated(n) ** 2,
     "kl_shampoo": lambda m, n, r: m * n + 2 * rotated(m) ** 2 + 2 * rotated(n) ** 2 + m + n,
     "kl_soap": lambda m, n, r: 2 * m * n + 2 * rotated(m) ** 2 + 2 * rotated(n) ** 2 + m + n,
-    "aro": lambda m, n, r: m * n + m**2,
+    "aro": lying(lambda m, n, r: m * n + m**2),
     "racs": lambda m, n, r: m + n,
     "sinkgd": lambda m, n, r: 0,
     "adadiag": lying(lambda m, n, r: 2 * m * n + rotated(m) ** 2),
