@@ -11,7 +11,7 @@ docs/differences.md names; each other row brings one back.
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -171,6 +171,15 @@ PAIRS = {
         {"defaults": Row({}, {"bfloat16": True})},
         agree=False,
     ),
+    "NorMuon of pytorch_optimizer": Pair(
+        fl.normuon,
+        grouped("pytorch_optimizer", "NorMuon", "use_muon"),
+        Row({"nesterov": False}, {"nesterov": False, "use_muon": True, "foreach": False}),
+        {
+            "their iteration in bfloat16": Row({}, {"bfloat16": True}),
+            "Nesterov, with bias correction in ours": Row({"nesterov": True}, {"nesterov": True}),
+        },
+    ),
     "GaLore": Pair(
         fl.galore,
         grouped("galore_torch", "GaLoreAdamW", *GALORE, "scale"),
@@ -265,6 +274,10 @@ def held_without_options(bfloat16: bool, signs: bool) -> Iterator[None]:
     with ExitStack() as stack:
         if not bfloat16:
             stack.enter_context(mock.patch.object(torch.Tensor, "bfloat16", torch.Tensor.clone))
+            with suppress(ModuleNotFoundError):  # the iteration of pytorch_optimizer has the dtype as its last default
+                iteration = import_module("pytorch_optimizer.optimizer.utils.matrix").zero_power_via_newton_schulz_5
+                wide = *iteration.__defaults__[:-1], torch.float64
+                stack.enter_context(mock.patch.object(iteration, "__defaults__", wide))
         if not signs:
             stack.enter_context(mock.patch.object(torch.linalg, "svd", signed))
         yield

@@ -83,6 +83,7 @@ REFUSED = [
     (lambda: fl.muon(0.1, steps=-1), "muon: steps is a whole number, at least 1; got -1"),
     (lambda: fl.muon(0.1, coefficients="quintic"), "coefficients are 'jordan', 'polar-express', .*got 'quintic'"),
     (lambda: fl.orthogonalize(coefficients=[(1.0, 2.0)]), r"coefficients are .*got \[\(1.0, 2.0\)\]"),
+    (lambda: fl.orthogonalize(steps=0), "orthogonalize: steps is a whole number, at least 1; got 0"),
     (lambda: fl.normuon(0.1, beta=1.0), "normuon: beta is a number, at least 0 and below 1; got 1.0"),
     (lambda: fl.normuon(0.1, b2=1.5), "scale_by_structure: the decay b2 is between 0 and 1"),
     (lambda: fl.soap_muon(0.1, steps=0), "soap_muon: steps is a whole number, at least 1; got 0"),

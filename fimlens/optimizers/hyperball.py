@@ -22,7 +22,7 @@ class HyperballState(NamedTuple):
 
 
 def hyperball(tx: Transform, learning_rate: Rate) -> Transform:
-    """Turn each matrix by a given angle and keep its norm. Use it around a direction in place of weight decay.
+    """Move each matrix by a given part of its norm, and keep that norm. Use it around a direction, in place of weight decay.
 
     A step is W <- W - rate ||W|| u / ||u||, and then W <- W ||W_0|| / ||W|| (arXiv 2606.16899). u is the direction's update and
     W_0 the weights before the first step. The rate is the size of a step relative to the weights, whatever the size of u.

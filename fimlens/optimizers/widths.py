@@ -68,7 +68,8 @@ def width_multipliers(
         optimizer: name of the optimizer, one of those above.
         shapes: the parameters, as arrays or jax.ShapeDtypeStructs.
         base_shapes: the same of the model at which the rate was tuned.
-        weight_decay: number times the base d_in over d_in times the weights that is added to the update. Default: 0.
+        weight_decay: number times the weights that is added to the update of each leaf; for a matrix also times the base d_in
+            over its own. Default: 0.
         route: as in the optimizer. Default: None, the rule of `fl.matrices`.
         head: whether the output head goes to the method, as in the optimizer. Default: False.
         axes: as in the optimizer. Default: None, by the evidence that `fl.as_matrix` describes.

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
+from fimlens._validate import require_number
 from fimlens.linalg.bases import short_side_first
 from fimlens.linalg.decompositions import unit_of
 from fimlens.transforms.drop_in import compiled_once
@@ -48,7 +49,7 @@ def orthogonalize(
         eps: number added to the norm. Default: 1e-8, as in Optax.
 
     Raises:
-        ValueError: the coefficients have no such name or are no such list.
+        ValueError: the coefficients have no such name or are no such list, or another option is out of its range.
 
     Examples:
         >>> import jax.numpy as jnp, optax, fimlens as fl
@@ -59,6 +60,8 @@ def orthogonalize(
         [[1. 0. 0.]
          [0. 1. 0.]]
     """
+    require_number("orthogonalize", "steps", steps, 1, whole=True)
+    require_number("orthogonalize", "eps", eps, 0)
     factors = compiled_once(_polar_factors, steps, _table(coefficients), eps)
     return with_short_side_first(optax.stateless(lambda updates, params: factors(updates)))
 
