@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fimlens.cli.app import app
-from fimlens.experiments import comparison, report
+from fimlens.experiments import comparison, lengths, lengths_report, report
 from fimlens.experiments.comparison import Result, make_entries, steps_to_reach
 from fimlens.experiments.tuning import best_power, next_runs
 from fimlens.language_model import llama
@@ -132,6 +132,39 @@ def test_a_loss_that_is_never_reached_is_marked_and_json_has_no_infinities():
         report.make_rows(entries, results, speeds)
 
 
+# --- whole schedules at several lengths -----------------------------------------------------------------------------
+
+
+def curve(name, losses):
+    entry = make_entries([name], Plan(steps=200), {})[0]
+    return lengths.Curve(entry, losses, dict.fromkeys(losses, 0.1), {})
+
+
+def test_a_speed_up_is_interpolated_between_lengths_and_never_beyond_them():
+    """Losses 8 / length^(1/2) and half of that, but for Adam's second seed at the end."""
+    adam = curve("adam", {100: [0.8, 0.8], 200: [0.8 / 2**0.5] * 2, 400: [0.4, 0.1]})
+    racs = curve("racs", {100: [0.4, 0.4], 200: [0.4 / 2**0.5] * 2, 400: [0.2, 0.2]})
+    found = lengths.speed_ups(adam, racs)
+    assert found[100] == [math.inf, math.inf]  # at 100 steps already lower
+    assert found[400] == pytest.approx([4.0, 0.0])
+    share = math.log(2**0.5) / math.log(8 / 2**0.5)
+    assert lengths.speed_ups(racs, adam)[100] == pytest.approx([1 / 4, 1 / (2 * 2**share)])
+    assert lengths.speed_ups(adam, adam) == {100: [1, 1], 200: [1, 1], 400: [1, 1]}
+    headings, cells = lengths_report.speed_cells([adam, racs], {"adam": 1.0, "racs": 2.0})
+    told = dict(zip(headings, cells[0], strict=True))
+    assert told["over adam's 100"] == "over 1.00"
+    assert told["over adam's 400"] == "2.00 (under 1.00 to 4.00)"
+    assert told["step"] == "2.00"
+    assert "racs ends lowest: 0.2000, adam 0.2500, but seeds overlap" in lengths_report.conclude([adam, racs])
+    json.loads(json.dumps(lengths_report.as_json([adam, racs]), allow_nan=False))
+
+
+@pytest.mark.parametrize("text", ["150", "150,x", "0,300", "100,200"])
+def test_lengths_that_are_none_are_refused(text):
+    with pytest.raises(ValueError, match="--lengths"):
+        lengths.read_lengths(text, 300)
+
+
 # --- the command --------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +198,12 @@ def test_the_command_compares_and_continues_after_an_interruption(tmp_path, monk
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 0
     assert len(made) == len({(plan.optimizer, plan.rate, plan.seed) for plan in made})
+    before = len(made)
+    whole = CliRunner().invoke(app, [*words, "--lengths", "2,4"])  # those of four steps are there
+    assert whole.exit_code == 0, whole.output
+    assert [plan.steps for plan in made[before:]] == [2] * 4
+    assert "over adam's 4" in whole.output
+    assert (tmp_path / "out" / "lengths.png").stat().st_size > 10_000
     other = CliRunner().invoke(app, [*words, "--steps", "5"])
     assert other.exit_code == 2
     assert "another plan: steps 4 there and 5 here" in other.output.replace("\n", " ")

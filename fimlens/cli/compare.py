@@ -1,7 +1,6 @@
 """The command `fimlens compare`: optimizers on one model and one text, each at its own best rate, over several seeds."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +24,10 @@ def compare(
     option: Annotated[
         list[str] | None, typer.Option(help="Option such as rank=32, for every optimizer that has it. Repeatable.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")] = 300,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each run; with --lengths, of those that tune the rate.")] = 300,
+    lengths: Annotated[
+        str | None, typer.Option(help="Numbers of steps, as in 150,300,600: a whole schedule for each, --steps among them.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 16,
     length: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 128,
     dtype: Annotated[str, typer.Option(help="Data type of weights and activations: float32 or bfloat16.")] = "float32",
@@ -41,25 +43,29 @@ def compare(
     """Train each optimizer at its own best learning rate, and compare losses, speed and memory with the first one.
 
     All optimizers begin at the same weights and see the same batches. The same command with the same --out continues after an
-    interruption. It writes table.md, compare.json and compare.png.
+    interruption. It writes table.md, compare.json and compare.png, and with --lengths the final losses against the length too,
+    in lengths.png.
     """
     try:  # imported here, because Flax, Grain and Orbax are optional: the other commands work without them
-        from fimlens.experiments import comparison, report
+        from fimlens.experiments import comparison, lengths_report, report
+        from fimlens.experiments.lengths import read_lengths, run_lengths
         from fimlens.pretrain import data
         from fimlens.pretrain.plan import Plan
-        from fimlens.pretrain.timing import StepCost, measure_step
     except ModuleNotFoundError as error:
         errors.print(f"fimlens compare: {error}. It needs pip install 'fimlens[train]'.", style="red", markup=False)
         raise typer.Exit(2) from error
     try:
         base = Plan(model, steps=steps, batch=batch, length=length, dtype=dtype, state_dtype=state_dtype)
         names = [*(optimizers or []), *(more or [])] or ["adam", "racs", "alice"]
-        entries = comparison.make_entries(names, base, options_of(option))
+        given, chosen = options_of(option), read_lengths(lengths, steps)
+        entries = comparison.make_entries(names, base, given)
         corpus = data.read_files(text_path) if shards is None else data.read_shards(shards)
         tries = tries if tune else 1
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, console=errors, transient=True) as bar:
             most = tries + seeds - 1  # runs of one optimizer at most; a bracketed rate needs fewer tries
+            if chosen is not None:
+                most += (len(chosen) - 1) * seeds + min(tries, 3) - 1
             task, current = bar.add_task("", total=most * len(entries)), ""
             started: dict[str, int] = {}
 
@@ -72,24 +78,29 @@ def compare(
             def show_metrics(line: Any) -> None:
                 bar.update(task, description=f"{current}: step {line.step}, perplexity {line.perplexity:.2f}")
 
-            results = comparison.run_all(
-                entries, base, corpus, out, tries=tries, seeds=seeds, on_start=show_run, callback=show_metrics
-            )
+            options = {"tries": tries, "seeds": seeds, "on_start": show_run, "callback": show_metrics}
+            curves = []
+            if chosen is None:
+                results = comparison.run_all(entries, base, corpus, out, **options)
+            else:
+                curves = run_lengths(names, base, chosen, given, corpus, out, **options)
+                results = {curve.entry.name: curve.tuned for curve in curves}
         # Steps are timed after all trainings, whose own clocks depend on interruptions and on the load of the machine.
-        speed_file = out / "speed.json"
-        measured = json.loads(speed_file.read_text()) if speed_file.exists() else {}
-        costs = {}
-        for each in track(entries, "timing", console=errors, transient=True):
-            plan = comparison.plan_for(each, base, 0, 0)
-            if measured.get(each.name, {}).get("plan") != asdict(plan):
-                measured[each.name] = {"plan": asdict(plan), "speed": measure_step(plan, corpus)._asdict()}
-                speed_file.write_text(json.dumps(measured, indent=2) + "\n")
-            costs[each.name] = StepCost(**measured[each.name]["speed"])
+        timed = track(entries, "timing", console=errors, transient=True)
+        costs = {each.name: comparison.measure_or_read(each, base, corpus, out / "speed.json") for each in timed}
         rows = report.make_rows(entries, results, costs)
         tables = [(report.LOSS_HEADINGS, report.loss_cells(rows, base)), (report.COST_HEADINGS, report.cost_cells(rows, base))]
+        written = report.as_json(entries, results, rows, base)
+        if curves:
+            tables += [
+                lengths_report.loss_cells(curves),
+                lengths_report.speed_cells(curves, {row.name: row.step for row in rows}),
+            ]
+            written |= {"lengths": lengths_report.as_json(curves)}
+            lengths_report.plot(curves, out / "lengths.png")
         sections = [*(report.markdown(*each) for each in tables), report.runs_table(entries, results)]
         (out / "table.md").write_text("\n".join(sections))
-        (out / "compare.json").write_text(json.dumps(report.as_json(entries, results, rows, base), indent=2) + "\n")
+        (out / "compare.json").write_text(json.dumps(written, indent=2) + "\n")
         report.plot(entries, results, rows, out / "compare.png")
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         errors.print(refusal("compare", error), style="red", markup=False)
@@ -100,4 +111,7 @@ def compare(
             shown.add_row(*row)
         console.print(shown)
     console.print(report.legend(rows[0].name), highlight=False)
+    if curves:
+        console.print(lengths_report.LEGEND, highlight=False)
+        console.print(lengths_report.conclude(curves), highlight=False, markup=False)
     console.print(f"Wrote table.md, compare.json and compare.png to {out}.", markup=False, highlight=False)

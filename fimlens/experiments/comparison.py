@@ -4,10 +4,11 @@ With one seed, all optimizers begin at the same weights and see the same batches
 runs in the directory, so that an interrupted comparison continues where it was, and each run from its last checkpoint.
 """
 
+import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from fimlens.pretrain.loop import NonFinite, train
 from fimlens.pretrain.model import initial_weights
 from fimlens.pretrain.plan import OPTIMIZERS, Plan
 from fimlens.pretrain.run_directory import Metrics, read_finished
+from fimlens.pretrain.timing import StepCost, measure_step
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "apollo-svd": ("apollo", {"variant": "svd"}),
@@ -189,6 +191,23 @@ def run_or_read(
         # Only an interrupted run needs its checkpoints; those of all finished runs would fill the disk.
         shutil.rmtree(directory / "checkpoints")
     return Result(metrics or [])
+
+
+def measure_or_read(entry: Entry, base: Plan, corpus: Corpus, path: Path) -> StepCost:
+    """Return what a step of an entry takes: measured, or read from the file where it was measured before.
+
+    Args:
+        entry: the optimizer.
+        base: the plan of its runs, apart from optimizer, rate and seed.
+        corpus: text for batches.
+        path: the JSON file of all entries.
+    """
+    measured = json.loads(path.read_text()) if path.exists() else {}
+    plan = plan_for(entry, base, 0, 0)
+    if measured.get(entry.name, {}).get("plan") != asdict(plan):
+        measured[entry.name] = {"plan": asdict(plan), "speed": measure_step(plan, corpus)._asdict()}
+        path.write_text(json.dumps(measured, indent=2) + "\n")
+    return StepCost(**measured[entry.name]["speed"])
 
 
 def steps_to_reach(loss: float, metrics: list[Metrics]) -> float | None:

@@ -1,0 +1,150 @@
+"""Speed-ups from whole schedules: every optimizer trains at several lengths, and each run has its schedule to itself.
+
+A crossing of two curves compares a finished schedule with an unfinished one, and rankings flip while rates decay. Here the
+speed-up of a method is the reference's length over the length at which the method ends at the same loss.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fimlens.experiments.comparison import Entry, Results, make_entries, run_all
+from fimlens.experiments.tuning import best_power
+from fimlens.pretrain.data import Corpus
+from fimlens.pretrain.plan import Plan
+from fimlens.pretrain.run_directory import Metrics
+
+
+class Curve(NamedTuple):
+    """What one optimizer reaches at each length.
+
+    Attributes:
+        entry: the optimizer, as it was tuned.
+        losses: by length, the held-out loss of each seed at the end, infinite where the training diverged.
+        rates: by length, the learning rate.
+        tuned: all runs of the length at which the rate was tuned.
+    """
+
+    entry: Entry
+    losses: dict[int, list[float]]
+    rates: dict[int, float]
+    tuned: Results
+
+
+def read_lengths(text: str | None, tuned_at: int) -> list[int] | None:
+    """Return the numbers of steps that a text lists, such as "150,300,600"; None for None.
+
+    Raises:
+        ValueError: it lists something else, or not the length at which rates are tuned.
+    """
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words) or len(set(words)) < 2:
+        raise ValueError(f"--lengths: several whole numbers of steps, as in 150,300,600; got {text!r}.")
+    found = sorted({int(word) for word in words})
+    if tuned_at not in found:
+        raise ValueError(
+            f"--lengths: rates are tuned at --steps {tuned_at}, which is not among {found}. Name it, or set --steps."
+        )
+    return found
+
+
+def run_lengths(
+    names: list[str],
+    base: Plan,
+    lengths: Sequence[int],
+    given: dict[str, Any],
+    corpus: Corpus,
+    out: Path,
+    *,
+    tries: int,
+    seeds: int,
+    on_start: Callable[[Entry, int, int], None] = lambda entry, power, seed: None,
+    callback: Callable[[Metrics], None] = lambda metrics: None,
+) -> list[Curve]:
+    """Train every optimizer at every length. Runs that are already finished in `out` are read instead.
+
+    Each is tuned at `base.steps`, one of the lengths. At the longest, a factor of two either way is tried again; at the others
+    the tuned rate is taken. Options that depend on the length, such as the refresh interval, do so at each.
+
+    Args:
+        names: the optimizers.
+        base: the plan of every run, apart from length, optimizer, rate and seed.
+        lengths: the numbers of steps.
+        given: options that override the sizes of `make_entry`.
+        corpus: the text.
+        out: the directory of all runs.
+        tries: learning rates to try at most for each optimizer.
+        seeds: seeds to train at the best rate.
+        on_start: called with entry, power of the rate and seed before each run is trained or read.
+        callback: called with each line of metrics of the runs that are trained.
+
+    Raises:
+        ValueError: as `make_entries`.
+    """
+    plans = {length: replace(base, steps=length) for length in sorted(set(lengths))}
+    made = {length: make_entries(names, plan, given) for length, plan in plans.items()}
+    others = [length for length in plans if length != base.steps]
+    curves = []
+    for index, own in enumerate(made[base.steps]):
+        losses, rates, all_runs, rate = {}, {}, {}, own.usual
+        for length in (base.steps, *others):
+            entry = replace(made[length][index], usual=rate)
+            few = tries if length == base.steps else min(tries, 3) if length == max(plans) else 1
+            where = out if length == base.steps else out / f"{length} steps"
+            options = {"tries": few, "seeds": seeds, "on_start": on_start, "callback": callback}
+            (results,) = run_all([entry], plans[length], corpus, where, **options).values()
+            best = best_power({key: result.loss for key, result in results.items()})
+            losses[length] = [result.loss for (power, _), result in sorted(results.items()) if power == best]
+            rates[length], all_runs[length] = entry.rate(best), results
+            rate = rates[base.steps]
+        curves.append(Curve(own, dict(sorted(losses.items())), dict(sorted(rates.items())), all_runs[base.steps]))
+    return curves
+
+
+def length_to_reach(loss: float, ends: dict[int, float]) -> float:
+    """Return the length at which a run ends at this loss: between measured lengths, linear in their logarithms.
+
+    Nothing is extrapolated: 0 if the shortest run ends lower already, infinite if none ends as low.
+
+    Args:
+        loss: the loss, positive.
+        ends: the loss at the end of a run, by its length.
+
+    Examples:
+        >>> from fimlens.experiments.lengths import length_to_reach
+        >>> ends = {100: 4.0, 400: 1.0}
+        >>> [round(length_to_reach(loss, ends), 3) for loss in (5.0, 4.0, 2.0, 0.5)]
+        [0.0, 100.0, 200.0, inf]
+    """
+    before = None
+    for length, end in sorted(ends.items()):
+        if end <= loss:
+            if before is None:
+                return 0.0 if end < loss else float(length)
+            short, high = before
+            share = math.log(high / loss) / math.log(high / end) if math.isfinite(high) else 1.0
+            return short * (length / short) ** share
+        before = length, end
+    return math.inf
+
+
+def speed_ups(reference: Curve, curve: Curve) -> dict[int, list[float]]:
+    """Return, for each length of the reference and each seed, its length over the one at which the method ends as low.
+
+    Infinite where the method's shortest run ends lower already, and 0 where none of its runs ends as low: the speed-up then
+    lies outside what was measured.
+
+    Args:
+        reference: the optimizer that the other is compared with.
+        curve: the other.
+    """
+    found = {}
+    for length, ends in reference.losses.items():
+        own = [{at: losses[seed] for at, losses in curve.losses.items() if seed < len(losses)} for seed in range(len(ends))]
+        reached = [length_to_reach(loss, each) for loss, each in zip(ends, own, strict=True)]
+        found[length] = [length / x if x else math.inf for x in reached]
+    return found

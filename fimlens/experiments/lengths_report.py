@@ -1,0 +1,109 @@
+"""The report of runs at several lengths: final losses, speed-ups, a figure, and a conclusion in words."""
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from fimlens._validate import finite
+from fimlens.experiments.lengths import Curve, speed_ups
+from fimlens.plotting import COLOURS, STYLES, sheet
+
+LEGEND = (
+    "Every run has its whole schedule. Loss: held out, the median over seeds ± half its range. Over the reference's L: L over "
+    "the length at which the optimizer ends at the loss that the reference has after L steps, interpolated between measured "
+    "lengths in log-log, with its range over seeds; over x or under x where that lies outside the measured lengths. Step: time "
+    "of a step, the reference's = 1. In time: the median speed-up over that."
+)
+
+
+def loss_cells(curves: list[Curve]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return headings and cells: the median loss at each length, its spread over seeds, and the rate."""
+    lengths = list(curves[0].losses)
+    cells = []
+    for curve in sorted(curves, key=lambda curve: statistics.median(curve.losses[lengths[-1]])):
+        spread = [f"{statistics.median(x):.4f} ± {(max(x) - min(x)) / 2:.4f}" for x in curve.losses.values()]
+        rates = " ".join(f"{rate:g}" for rate in dict.fromkeys(curve.rates.values()))
+        cells.append((curve.entry.name, *spread, rates))
+    return ("optimizer", *(f"{length} steps" for length in lengths), "rate"), cells
+
+
+def speed_cells(curves: list[Curve], step: dict[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return headings and cells: the speed-up at each length of the first optimizer, median and range over seeds; and in time.
+
+    Args:
+        curves: the first is the reference.
+        step: seconds of a step, by the optimizer's name.
+    """
+    reference = curves[0]
+    headings = "optimizer", *(f"over {reference.entry.name}'s {length}" for length in reference.losses), "step", "in time"
+    cells = []
+    for curve in curves[1:]:
+        found = speed_ups(reference, curve)
+        ratio = step[curve.entry.name] / step[reference.entry.name]
+        inside = [x for values in found.values() for x in values if x and math.isfinite(x)]
+        in_time = f"{statistics.median(inside) / ratio:.2f}" if inside else ""
+        speeds = [_shown(values, length, curve) for length, values in found.items()]
+        cells.append((curve.entry.name, *speeds, f"{ratio:.2f}", in_time))
+    return headings, cells
+
+
+def _shown(values: list[float], length: int, curve: Curve) -> str:
+    """The median and the range of a speed-up, with bounds where it lies outside what was measured."""
+
+    def words(x: float) -> str:
+        if x == math.inf:
+            return f"over {length / min(curve.losses):.2f}"
+        return f"{x:.2f}" if x else f"under {length / max(curve.losses):.2f}"
+
+    middle, ends = words(statistics.median(values)), [words(x) for x in (min(values), max(values))]
+    return middle if ends[0] == ends[1] else f"{middle} ({ends[0]} to {ends[1]})"
+
+
+def conclude(curves: list[Curve]) -> str:
+    """Say in words which optimizer ends lowest at the longest length, and how much sooner it gets to the reference's loss."""
+    reference, longest = curves[0], max(curves[0].losses)
+    best = min(curves, key=lambda curve: statistics.median(curve.losses[longest]))
+    losses = best.losses[longest], reference.losses[longest]
+    words = f"At {longest} steps {best.entry.name} ends lowest: {statistics.median(losses[0]):.4f}"
+    if best is reference:
+        return f"{words}. No method is ahead of it."
+    speed = _shown(speed_ups(reference, best)[longest], longest, best)
+    apart = max(losses[0]) < min(losses[1])
+    seeds = "in every seed" if apart else "but seeds overlap"
+    return f"{words}, {reference.entry.name} {statistics.median(losses[1]):.4f}, {seeds}. Its speed-up there is {speed}."
+
+
+def as_json(curves: list[Curve]) -> list[dict[str, Any]]:
+    """Return the curves as plain data; None stands for infinity."""
+    return [
+        {
+            "name": curve.entry.name,
+            "options": curve.entry.options,
+            "losses": {length: [finite(x) for x in losses] for length, losses in curve.losses.items()},
+            "rates": curve.rates,
+            "speed_ups": {at: [finite(x) for x in values] for at, values in speed_ups(curves[0], curve).items()},
+        }
+        for curve in curves
+    ]
+
+
+def plot(curves: list[Curve], path: Path) -> None:
+    """Draw the median loss at the end against the length, both logarithmic, with the range over seeds."""
+    figure = sheet(width=5.6, height=4.2)
+    (axes,) = figure.axes
+    for k, curve in enumerate(curves):
+        lengths = list(curve.losses)
+        middle = [statistics.median(losses) for losses in curve.losses.values()]
+        bars = [[abs(m - end(x)) for m, x in zip(middle, curve.losses.values(), strict=True)] for end in (min, max)]
+        style = {"linestyle": STYLES[k % len(STYLES)], "color": COLOURS[k % len(COLOURS)], "marker": "o", "markersize": 3}
+        axes.errorbar(lengths, middle, bars, capsize=2, label=curve.entry.name, **style)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = list(curves[0].losses)
+    axes.set_xticks(ticks, list(map(str, ticks)))
+    axes.minorticks_off()
+    axes.set_xlabel("steps, each with its whole schedule")
+    axes.set_ylabel("held-out loss at the end, nats per token")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
