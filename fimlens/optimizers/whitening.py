@@ -43,7 +43,7 @@ def scale_by_muon(
             "newton-schulz".
         steps: number of Newton-Schulz iterations. Default: 5, as in Jordan.
         coefficients: those of the iterations: "jordan", "polar-express" or numbers; see `fl.orthogonalize`. Default:
-            "jordan".
+            "jordan", as in Optax; in training "polar-express" was not better (benchmarks/README.md).
         scale: scale by the matrix's shape: "width", "fisher" or "rms", the last for updates as large as Adam's (Liu et al.,
             2025). Default: "width", sqrt(max(1, n/m)), as in Jordan.
         eps: number added to the norm that the iteration divides by. Default: 1e-8, as in Optax.
