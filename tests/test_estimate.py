@@ -230,7 +230,7 @@ def test_samples_spread_over_devices_give_the_same_numbers():
 
 def test_structures_in_the_same_bases_share_their_moments(monkeypatch):
     """And have the errors that each would have by itself; coupled sides have bases of their own."""
-    spectra = [DIAGONAL, fl.GeometricMarginals(), fl.Marginals()]
+    spectra = [DIAGONAL, fl.Marginals()]
     structures = spectra + [fl.Rotated(spectrum, "LR") for spectrum in spectra]
     found, calls, G = [], [], gradients(16)
     monkeypatch.setattr(fits, "moments", lambda *args: calls.append(args) or held_out.moments(*args))
