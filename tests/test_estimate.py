@@ -19,8 +19,10 @@ from typer.testing import CliRunner
 import fimlens as fl
 from fimlens.cli.app import app
 from fimlens.fisher.stored_form import samples_of
+from fimlens.lens import fits, held_out
 from fimlens.lens.conclusions import conclude
 from fimlens.lens.estimate import folds_of
+from fimlens.lens.split import Split
 from fimlens.models.gradient_files import read_gradients
 
 DIAGONAL, SIDES = fl.Diagonal(), fl.Rotated(fl.Diagonal(), "LR")
@@ -218,8 +220,40 @@ def test_samples_spread_over_devices_give_the_same_numbers():
     G = gradients(16)
     mesh = Mesh(np.array(jax.devices()), "samples")
     spread = jax.device_put(G, NamedSharding(mesh, PartitionSpec("samples")))
-    one, eight = (fl.estimate(PAIR, x, folds=4).rows["soap"].pseudo for x in (G, spread))
-    np.testing.assert_allclose(one, eight, rtol=1e-5, atol=1e-5)
+    one, eight = (fl.estimate(PAIR, x, folds=4).rows for x in (G, spread))
+    for name in PAIR:
+        np.testing.assert_allclose(one[name].pseudo, eight[name].pseudo, rtol=1e-5, atol=1e-5)
+
+
+# --- what structures share --------------------------------------------------------------------------------------------
+
+
+def test_structures_in_the_same_bases_share_their_moments(monkeypatch):
+    """And have the errors that each would have by itself; coupled sides have bases of their own."""
+    spectra = [DIAGONAL, fl.Marginals()]
+    structures = spectra + [fl.Rotated(spectrum, "LR") for spectrum in spectra]
+    found, calls, G = [], [], gradients(16)
+    monkeypatch.setattr(fits, "moments", lambda *args: calls.append(args) or held_out.moments(*args))
+    for widest in (fits.widest, lambda structure, _: structure):
+        monkeypatch.setattr("fimlens.lens.estimate.widest", widest)
+        found.append(fl.estimate(structures, G, folds=2).rows)
+    assert len(calls) == 3 * (2 + len(structures))  # in each basis those of both folds and of all samples
+    shared, alone = found
+    for name in map(str, structures):
+        np.testing.assert_allclose(shared[name].pseudo, alone[name].pseudo, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(shared[name].plug_in, alone[name].plug_in, rtol=1e-5, atol=1e-6)
+    coupled = fl.Rotated(fl.Marginals(fl.LogDet()), "LR")
+    assert fits.widest(coupled, (3, 4)) == coupled
+
+
+def test_known_covariances_are_those_of_the_samples_and_of_no_others():
+    split = Split(fl.Fisher.from_gradients(gradients(16)), folds_of(np.arange(16), 4, jax.random.key(0))[0])
+    known, plain = (split.without(1, covariances=known) for known in (True, False))
+    pairs = (known, plain), (known.map(lambda G: 2 * G), plain.map(lambda G: 2 * G)), (known.scaled(3.0), plain.scaled(3.0))
+    for one, other in pairs:
+        np.testing.assert_allclose(one.left(), other.left(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(one.right(), other.right(), rtol=1e-5, atol=1e-6)
+    assert known.covariances is not None
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

@@ -61,6 +61,10 @@ class Split:
     @cached_property
     def _covariances(self) -> list[tuple[Float[Array, "m m"], Float[Array, "n n"]]]:
         """The sums of GG^T and of G^T G over the samples of each fold."""
-        sums = jax.jit(lambda fisher: (len(fisher) * fisher.left(), len(fisher) * fisher.right()))
-        with jax.default_matmul_precision("highest"):
-            return [sums(self.fisher.take(self.folds.inside(k))) for k in range(self.folds.count)]
+        return [_covariance_sums(self.fisher.take(self.folds.inside(k))) for k in range(self.folds.count)]
+
+
+@jax.jit
+def _covariance_sums(fisher: Samples) -> tuple[Float[Array, "m m"], Float[Array, "n n"]]:
+    with jax.default_matmul_precision("highest"):
+        return len(fisher) * fisher.left(), len(fisher) * fisher.right()
