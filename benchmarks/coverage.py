@@ -9,7 +9,8 @@ as it comes, with these columns for each structure; a second run continues the f
     truth        mean of the true error, as `Estimate.relative` has it
     numerator    mean of estimate - truth of the error that is not divided by the size of F, in standard errors
     difference   the same of the difference to the diagonal
-    ratio        mean of estimate - truth of the relative error, in percent of the mean truth
+    ratio        mean of estimate - truth of the relative error, in percent of the mean truth, without the part that goes with
+                 deviations whose mean is known to be zero: those of the numerator, of ||F||^2 and of tr F
     of_ratio     the same in standard errors
     covered      share of the repetitions in which the 95 % interval holds the truth
     covered_difference    the same of the difference of the relative error to that of the diagonal
@@ -167,7 +168,7 @@ def measure(
     """Return the columns of every structure by divergence."""
     of = population(kind, n)
     found: dict[str, dict[str, list]] = {divergence: {name: [] for name in structures} for divergence in divergences}
-    most = max(1, min(repetitions, 2**27 // (4 * N * n * n)))  # repetitions at once
+    most = -(-repetitions // -(-repetitions * 4 * N * n * n // 2**28))  # repetitions at once: in equal parts, of one shape
     for start in range(0, repetitions, most):
         chunk = []  # for each repetition a trial of each divergence, and the inputs of `fit_and_test`
         for seed in range(start, min(start + most, repetitions)):
@@ -254,18 +255,15 @@ def main() -> None:
 
 
 def show(lines: list[dict]) -> None:
-    """Print the worst of every column over structures, for each population, size, number of samples and divergence."""
-    head = ("divergence", "population", "size", "samples", "numerator", "difference", "ratio, %", "covered", "covered, paired")
+    """Print the worst of every column over structures, the bias of the ratio in percent of the size of F."""
+    head = ("divergence", "population", "size", "samples", "numerator", "difference", "bias, %", "covered", "covered, paired")
     table = Table(*head, "plug-in", "warned")
     for line in lines:
         cells = [line["divergence"], line["kind"], str(line["size"]), str(line["samples"])]
-        _, numerator, difference, ratio, of_ratio, covered, paired, plug_in, warned = np.array(
-            list(line["rows"].values()), float
-        ).T
-        with np.errstate(invalid="ignore"):
-            ratio = np.where(np.abs(of_ratio) > 3, ratio, 0)  # the rest is noise of the repetitions
-        cells += [f"{x[np.nanargmax(np.abs(x))]:+.1f}" for x in (numerator, difference, ratio)]
-        cells += [f"{np.nanmin(x):.2f} to {np.nanmax(x):.2f}" for x in (covered, paired, plug_in)]
+        columns = np.array(list(line["rows"].values()), float).T
+        truth, numerator, difference, ratio, _, covered, paired, plug_in, warned = columns[:, np.isfinite(columns).all(0)]
+        cells += [f"{x[np.argmax(np.abs(x))]:+.1f}" for x in (numerator, difference, ratio * truth)]
+        cells += [f"{x.min():.2f} to {x.max():.2f}" for x in (covered, paired, plug_in)]
         table.add_row(*cells, f"{warned[0]:.2f}")
     Console(width=160).print(table)
 
