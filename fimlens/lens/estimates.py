@@ -117,7 +117,8 @@ class Estimates:
         """Return the error of one structure less that of another, and the standard error of this difference.
 
         Errors on the same samples move together, so that their difference is known better than either. It is not a number if
-        either is infinite.
+        either is infinite. Where fits differ by noise alone, the standard error is too small by up to a factor of sqrt(2), as
+        fits without different folds share samples.
 
         Args:
             first: the name of a structure.
