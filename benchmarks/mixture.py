@@ -4,8 +4,8 @@
 
 The protocol, fixed before the runs.
 
-The model has two layers, 64 wide, and learns the sources of Python's standard library in batches of eight windows of 48 bytes.
-Adam trains it for 100 steps. Then every named structure except "dense" (rank 16 where of low rank, at most five sweeps) is
+The model has two layers, 48 wide, and learns the sources of Python's standard library in batches of eight windows of 48 bytes.
+Adam trains it for 100 steps. Then every named structure except "dense" (rank 12 where of low rank, at most five sweeps) is
 estimated on the seven matrices of the second layer, from the gradients of 256 batches in four folds. The budget is the memory
 of one-sided SOAP ("osoap") on these matrices. `fl.recommend` chooses a structure for each of them, once by the errors in the
 Frobenius norm and once by those in LogDet. A choice holds for the same matrix of both layers.
@@ -16,7 +16,7 @@ Adam at 0.01 in every arm. One rule finds the rate of each arm: 0.01 and powers 
 held-out loss of the first seed. At the best rate, three seeds are trained, which differ in weights and data.
 
 Each estimate, choice and training is one JSON line, written when it ends: a second run continues the file. The table has the
-held-out loss on 256 windows, in nats per byte: the mean over seeds, and the difference to the first mixture, seed by seed.
+held-out loss on 128 windows, in nats per byte: the mean over seeds, and the difference to the first mixture, seed by seed.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import itertools
 import json
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 from rich.console import Console
 from rich.table import Table
 
@@ -50,11 +51,11 @@ from fimlens.structure import Structure
 from fimlens.structures.named import named_structures
 
 FILE = Path(__file__).with_suffix(".jsonl")
-CONFIG = llama.Config(vocabulary=256, hidden=64, mlp=128, heads=4, layers=2)
+CONFIG = llama.Config(vocabulary=256, hidden=48, mlp=96, heads=4, layers=2)
 WINDOW, BATCH = 49, 8  # bytes in a window, the last of which is only predicted; windows in a batch
 BEFORE, SAMPLES, FOLDS = 100, 256, 4
 STEPS, SEEDS, TRIES, RATE, ADAM_RATE = 150, 3, 5, 0.01, 0.01
-STRUCTURES = {name: structure for name, structure in named_structures(16, sweeps=5).items() if name != "dense"}
+STRUCTURES = {name: structure for name, structure in named_structures(12, sweeps=5).items() if name != "dense"}
 BUDGET = "osoap"
 MIXTURES = {f"mixture by {name}": name for name in ("Frobenius", "LogDet")}
 
@@ -68,31 +69,38 @@ def batches(source: np.ndarray, count: int, seed: int, size: int = BATCH) -> Int
     return jnp.asarray(np.stack(list(itertools.islice(drawn, count))), jnp.int32)
 
 
-def train(tx: optax.GradientTransformation, seed: Array, data: Array) -> Any:
-    """Train new weights, and return them."""
-
-    def step(carry: Any, batch: Array) -> tuple[Any, None]:
-        params, state = carry
-        updates, state = tx.update(jax.grad(loss)(params, batch), state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    params = llama.init(CONFIG, jax.random.key(seed))
-    return jax.lax.scan(step, (params, tx.init(params)), data)[0][0]
+gradient = jax.jit(jax.grad(loss))
 
 
-def held_out(choices: dict[str, Structure], held_out: Array) -> Any:
-    """Return the program of an arm: the held-out loss after a training, by rate, seed and data."""
+def trainer(make: Callable[[Array], optax.GradientTransformation]) -> Callable[[float, int, Array], PyTree]:
+    """Return a function of rate, seed and data that trains new weights. Only the optimizer is compiled for it."""
 
     @jax.jit
-    def program(rate: Array, seed: Array, data: Array) -> Float[Array, ""]:
-        schedule = warmup_cosine(1.0, STEPS)
-        tx = fl.recommended(
-            lambda t: rate * schedule(t), choices=choices, b2=0.99, adam_learning_rate=lambda t: ADAM_RATE * schedule(t)
-        )
-        params = train(tx, seed, data)
-        return jax.lax.map(lambda batch: loss(params, batch), held_out).mean()
+    def step(rate: Array, params: PyTree, state: PyTree, slope: PyTree) -> tuple[PyTree, PyTree]:
+        updates, state = make(rate).update(slope, state, params)
+        return optax.apply_updates(params, updates), state
 
-    return program
+    def train(rate: float, seed: int, data: Array) -> PyTree:
+        params = llama.init(CONFIG, jax.random.key(seed))
+        state = make(jnp.asarray(rate)).init(params)
+        for batch in data:
+            params, state = step(rate, params, state, gradient(params, batch))
+        return params
+
+    return train
+
+
+def recommended(choices: dict[str, Structure], rate: Array) -> optax.GradientTransformation:
+    """Return the optimizer of an arm."""
+    schedule = warmup_cosine(1.0, STEPS)
+    rates = {"learning_rate": lambda t: rate * schedule(t), "adam_learning_rate": lambda t: ADAM_RATE * schedule(t)}
+    return fl.recommended(**rates, choices=choices, b2=0.99)
+
+
+@jax.jit
+def mean_loss(params: PyTree, windows: Int[Array, "count size window"]) -> Float[Array, ""]:
+    """Return the mean loss."""
+    return jax.lax.map(lambda batch: loss(params, batch), windows).mean()
 
 
 class Record:
@@ -131,7 +139,7 @@ def estimates(record: Record) -> dict[str, dict[str, Estimates]]:
 
     def estimate(matrix: str) -> dict[str, Any]:
         if not fishers:
-            trained = jax.jit(partial(train, optax.adam(ADAM_RATE)))(0, batches(TRAINING, BEFORE, 0))
+            trained = trainer(optax.adam)(ADAM_RATE, 0, batches(TRAINING, BEFORE, 0))
             fishers.update(fl.minibatch_fisher(loss, trained, list(batches(TRAINING, SAMPLES, 99)), matrices=names))
         folds, key = folds_of(np.arange(SAMPLES), FOLDS, jax.random.key(0))
         split = Split(fishers[matrix], folds)
@@ -164,15 +172,15 @@ def run(record: Record, console: Console) -> None:
         arms[name] = chosen, choice.total_cost
     singles = {name: ({"*": structure}, memory(structure, shapes)) for name, structure in STRUCTURES.items()}
     arms |= {name: arm for name, arm in singles.items() if arm[1] <= budget}
-    windows = batches(HELD_OUT, 4, 1234, size=64)
+    windows = batches(HELD_OUT, 2, 1234, size=64)
     table = Table("arm", "memory of a layer", "rate", "held-out loss", "less the first mixture's", "seeds", "rates")
     first: np.ndarray | None = None
     for name, (choices, cost) in sorted(arms.items(), key=lambda arm: (arm[0] not in MIXTURES, -arm[1][1])):
-        program = held_out(choices, windows)
+        train = trainer(partial(recommended, choices))
 
-        def trained(power: int, seed: int, name=name, program=program) -> float:
+        def trained(power: int, seed: int, name=name, train=train) -> float:
             def make() -> float | None:
-                value = float(program(RATE * 2.0**power, seed, batches(TRAINING, STEPS, 1 + seed)))
+                value = float(mean_loss(train(RATE * 2.0**power, seed, batches(TRAINING, STEPS, 1 + seed)), windows))
                 return value if math.isfinite(value) else None  # JSON knows no infinity
 
             value = record.get(make, arm=name, power=power, seed=seed)
