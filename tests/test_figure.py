@@ -7,6 +7,8 @@ import pytest
 import fimlens as fl
 from fimlens import plotting
 from fimlens.lens import figure
+from fimlens.lens.estimate_figure import errors_over_steps
+from fimlens.lens.estimates import Estimates, make_estimate
 
 
 @pytest.fixture
@@ -50,3 +52,19 @@ def test_the_lens_has_a_bar_in_two_parts_for_each_structure_and_the_smallest_fir
     assert basis[0].get_width() == pytest.approx(rows["Rows()"].basis)
     assert axes.get_xlim()[0] == 0
     assert axes.get_xlim()[1] > max(ends)
+
+
+def test_errors_over_steps_are_lines_with_intervals_without_what_is_infinite():
+    def estimates(**pseudo):
+        rows = {name: make_estimate(np.array(x), np.array(x), 0.0, 0.0, 12, None) for name, x in pseudo.items()}
+        return Estimates(rows, {}, {}, "LogDet()", (3, 4), 16, 4, (1.0, 0.1))
+
+    by_step = {100: estimates(soap=[0.3, 0.5], adam=[0.7, 0.9]), 25: estimates(soap=[np.inf, np.inf], adam=[0.8, 1.0])}
+    (axes,) = errors_over_steps({"a $": by_step}).axes
+    adam, soap = sorted(axes.containers, key=lambda bars: bars.get_label())
+    assert [bars.get_label() for bars in (adam, soap)] == ["adam", "soap"]
+    assert adam.lines[0].get_xydata().tolist() == [[25, 0.9], [100, 0.8]]
+    assert soap.lines[0].get_xydata().tolist() == [[100, 0.4]]
+    row = by_step[100].rows["soap"]
+    assert soap.lines[2][0].get_segments()[0][:, 1] == pytest.approx([row.low, row.high])
+    assert axes.get_title() == "a \\$\n3 x 4"

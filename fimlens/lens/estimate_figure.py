@@ -1,4 +1,4 @@
-"""The figures of estimates: error against memory with error bars, and a map of layers and structures."""
+"""The figures of estimates: errors against memory and over a training, with error bars, and a map of layers and structures."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fimlens.lens.estimates import Estimates
-from fimlens.plotting import AMOUNT, BASIS, SPECTRUM, legend_below, literal, panels, sheet
+from fimlens.plotting import AMOUNT, BASIS, COLOURS, SPECTRUM, STYLES, legend_below, literal, panels, sheet
 
 WIDEST = 1.5  # errors beyond are written at the upper edge: one bad structure would hide the differences among the others
 
@@ -69,4 +69,32 @@ def error_map(estimates: Mapping[str, Estimates]) -> Figure:
     axes.set_xticks(range(len(names)), map(literal, names), rotation=60, ha="right", fontsize=7)
     axes.set_yticks(range(len(estimates)), map(literal, estimates), fontsize=7)
     axes.set_title(f"Held-out error in {next(iter(estimates.values())).divergence}", fontsize=9)
+    return figure
+
+
+def errors_over_steps(estimates: Mapping[str, Mapping[int, Estimates]]) -> Figure:
+    """Draw one panel for each matrix: the error of each structure with its interval, over the steps of a training.
+
+    Args:
+        estimates: by the name of the matrix, and then by the step at which its gradients were taken.
+    """
+    everywhere = [found for by_step in estimates.values() for found in by_step.values()]
+    names = list(dict.fromkeys(name for found in everywhere for name in found.rows))
+    figure = panels(len(estimates), height=2.9)
+    for axes, (matrix, by_step) in zip(figure.axes, estimates.items(), strict=True):
+        for k, name in enumerate(names):
+            rows = {step: by_step[step].rows[name] for step in sorted(by_step) if name in by_step[step].rows}
+            points = [(step, row.relative, row.low, row.high) for step, row in rows.items() if math.isfinite(row.relative)]
+            if points:
+                steps, errors, low, high = np.array(points).T
+                style = {"color": COLOURS[k % len(COLOURS)], "linestyle": STYLES[k % len(STYLES)], "marker": "o"}
+                bars = [errors - low, high - errors]
+                axes.errorbar(steps, errors, bars, markersize=3, elinewidth=0.8, label=literal(name), **style)
+        axes.set_xscale("log")
+        axes.axhline(0, color="0.7", linewidth=0.6)
+        axes.set_xlabel("steps", fontsize=8)
+        m, n = next(iter(by_step.values())).shape
+        axes.set_title(f"{literal(matrix)}\n{m} x {n}", fontsize=8)
+    figure.suptitle(f"Held-out error in {everywhere[0].divergence}", fontsize=9)
+    legend_below(figure)
     return figure
