@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -130,6 +131,17 @@ def test_a_loss_that_is_never_reached_is_marked_and_json_has_no_infinities():
     results["adam"] = known({-1: None, 0: None, 1: None})
     with pytest.raises(ValueError, match="adam diverged, and others"):
         report.make_rows(entries, results, speeds)
+
+
+def test_an_optimizer_may_stand_twice_with_options_of_its_own(tmp_path):
+    own = {"adamw:b2=0.95": {"b2": 0.95}}
+    first, other = make_entries(["adamw", *own], Plan(), {}, own)
+    assert (first.options, other.options) == ({}, {"b2": 0.95})
+    assert first.usual == other.usual
+    places = [comparison.directory_for(tmp_path, entry, 0, 0) for entry in (first, replace(other, name="adamw:mask=../x"))]
+    assert {place.parent.parent for place in places} == {tmp_path / "runs"}
+    with pytest.raises(ValueError, match="adamw has no option 'rank'"):
+        make_entries(["adamw:rank=3"], Plan(), {}, {"adamw:rank=3": {"rank": 3}})
 
 
 # --- whole schedules at several lengths -----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The command `fimlens compare`: optimizers on one model and one text, each at its own best rate, over several seeds."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ def compare(
     more: Annotated[list[str] | None, typer.Argument(metavar="[OPTIMIZERS]...", help="More names.", show_default=False)] = None,
     optimizers: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAMES...", help="Names such as adam racs alice apollo-svd. The first is the reference."),
+        typer.Option(metavar="NAMES...", help="Names such as adam, alice or adamw:b2=0.95. The first is the reference."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds at each optimizer's best rate.")] = 3,
     tune: Annotated[bool, typer.Option("--tune/--no-tune", help="Try several learning rates, with the first seed.")] = True,
@@ -58,7 +59,9 @@ def compare(
         base = Plan(model, steps=steps, batch=batch, length=length, dtype=dtype, state_dtype=state_dtype)
         names = [*(optimizers or []), *(more or [])] or ["adam", "racs", "alice"]
         given, chosen = options_of(option), read_lengths(lengths, steps)
-        entries = comparison.make_entries(names, base, given)
+        own = {name: options_of(name.partition(":")[2].split(",")) for name in names if ":" in name}
+        make = partial(comparison.make_entries, names, given=given, own=own)
+        entries = make(base)
         corpus = data.read_files(text_path) if shards is None else data.read_shards(shards)
         tries = tries if tune else 1
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -83,7 +86,7 @@ def compare(
             if chosen is None:
                 results = comparison.run_all(entries, base, corpus, out, **options)
             else:
-                curves = run_lengths(names, base, chosen, given, corpus, out, **options)
+                curves = run_lengths(make, base, chosen, corpus, out, **options)
                 results = {curve.entry.name: curve.tuned for curve in curves}
         # Steps are timed after all trainings, whose own clocks depend on interruptions and on the load of the machine.
         timed = track(entries, "timing", console=errors, transient=True)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import jax
 
@@ -79,41 +80,48 @@ class Result(NamedTuple):
 Results = dict[tuple[int, int], Result]  # the runs of one entry; keys: (power of two of the rate, seed)
 
 
-def make_entry(name: str, base: Plan, given: dict[str, Any]) -> Entry:
+def make_entry(name: str, base: Plan, given: dict[str, Any], own: dict[str, Any] | None = None) -> Entry:
     """Make an entry, with sizes that fit the model.
 
     Ranks are those in [G] for its 60M model, in proportion to the model's width. A default refresh interval of 200 steps
     becomes a twentieth of the run. In [G] it is a fiftieth, which would be a handful of steps in our short runs.
 
     Args:
-        name: an optimizer of fimlens or one of VARIANTS.
+        name: an optimizer of fimlens or one of VARIANTS, and, after a colon, what tells it from others of that name.
         base: the plan whose model and steps determine the sizes.
         given: options that override these sizes. Those that the optimizer does not have are ignored.
+        own: options of this optimizer alone.
 
     Raises:
-        ValueError: there is no such optimizer.
+        ValueError: there is no such optimizer, or it has no such option of its own.
     """
-    if name not in NAMES:
-        raise ValueError(f"compare: there is no optimizer {name!r}. There are {', '.join(NAMES)}.")
-    optimizer, options = VARIANTS.get(name, (name, {}))
+    kind = name.partition(":")[0]
+    if kind not in NAMES:
+        raise ValueError(f"compare: there is no optimizer {kind!r}. There are {', '.join(NAMES)}.")
+    optimizer, options = VARIANTS.get(kind, (kind, {}))
     known = signature(getattr(optimizers, optimizer)).parameters
     d = base.config.hidden
     scaled = {"rank": max(d // 4, 1), "leading": max(5 * d // 64, 1)}
     if "update_interval" in known and known["update_interval"].default == 200:
         scaled["update_interval"] = max(base.steps // 20, 1)
-    options = {key: value for key, value in (scaled | given).items() if key in known} | options
+    unknown = [key for key in own or {} if key not in known]
+    if unknown:
+        raise ValueError(f"compare: {kind} has no option {unknown[0]!r}. It has {', '.join(known)}.")
+    options = {key: value for key, value in (scaled | given).items() if key in known} | options | (own or {})
     if options.get("variant") == "mini":
         del options["rank"]  # Apollo-mini has a rank of its own
-    return Entry(name, optimizer, options, USUAL_RATES.get(name, 0.01))
+    return Entry(name, optimizer, options, USUAL_RATES.get(kind, 0.01))
 
 
-def make_entries(names: list[str], base: Plan, given: dict[str, Any]) -> list[Entry]:
-    """Make the entries of a comparison, each name once. The arguments are as in `make_entry`.
+def make_entries(
+    names: list[str], base: Plan, given: dict[str, Any], own: dict[str, dict[str, Any]] | None = None
+) -> list[Entry]:
+    """Make the entries of a comparison, each name once. The arguments are as in `make_entry`; `own` has them by name.
 
     Raises:
         ValueError: there is no such optimizer, an optimizer refuses an option, or no optimizer has an option that is given.
     """
-    made = [make_entry(name, base, given) for name in dict.fromkeys(names)]
+    made = [make_entry(name, base, given, (own or {}).get(name)) for name in dict.fromkeys(names)]
     shapes = jax.eval_shape(lambda: initial_weights(base.config, jax.random.key(0)))
     for each in made:  # a wrong option is reported now, and not after hours of training the other optimizers
         jax.eval_shape(plan_for(each, base, 0, 0).transform().init, shapes)
@@ -125,7 +133,7 @@ def make_entries(names: list[str], base: Plan, given: dict[str, Any]) -> list[En
 
 def directory_for(out: Path, entry: Entry, power: int, seed: int) -> Path:
     """Return the directory of one run."""
-    return out / "runs" / entry.name / f"{entry.rate(power):g}-{seed}"
+    return out / "runs" / quote(entry.name, safe="+:=,") / f"{entry.rate(power):g}-{seed}"
 
 
 def plan_for(entry: Entry, base: Plan, power: int, seed: int) -> Plan:

@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from fimlens.experiments.comparison import Entry, Results, make_entries, run_all
+from fimlens.experiments.comparison import Entry, Results, run_all
 from fimlens.experiments.tuning import best_power
 from fimlens.pretrain.data import Corpus
 from fimlens.pretrain.plan import Plan
@@ -53,10 +53,9 @@ def read_lengths(text: str | None, tuned_at: int) -> list[int] | None:
 
 
 def run_lengths(
-    names: list[str],
+    make: Callable[[Plan], list[Entry]],
     base: Plan,
     lengths: Sequence[int],
-    given: dict[str, Any],
     corpus: Corpus,
     out: Path,
     *,
@@ -71,22 +70,18 @@ def run_lengths(
     the tuned rate is taken. Options that depend on the length, such as the refresh interval, do so at each.
 
     Args:
-        names: the optimizers.
+        make: makes the entries of a plan, whose length some options depend on: `make_entries` of a few names.
         base: the plan of every run, apart from length, optimizer, rate and seed.
         lengths: the numbers of steps.
-        given: options that override the sizes of `make_entry`.
         corpus: the text.
         out: the directory of all runs.
         tries: learning rates to try at most for each optimizer.
         seeds: seeds to train at the best rate.
         on_start: called with entry, power of the rate and seed before each run is trained or read.
         callback: called with each line of metrics of the runs that are trained.
-
-    Raises:
-        ValueError: as `make_entries`.
     """
     plans = {length: replace(base, steps=length) for length in sorted(set(lengths))}
-    made = {length: make_entries(names, plan, given) for length, plan in plans.items()}
+    made = {length: make(plan) for length, plan in plans.items()}
     others = [length for length in plans if length != base.steps]
     curves = []
     for index, own in enumerate(made[base.steps]):
