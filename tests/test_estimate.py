@@ -139,6 +139,9 @@ def test_heavy_tails_are_said_to_be():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fl.estimate([DIAGONAL], gradients(64)).reliable
+    one = gradients(64) * np.where(np.arange(64) == 7, 3.5, 1)[:, None, None].astype(np.float32)  # spread too little to show
+    with pytest.warns(UserWarning, match=r"largest sample has 0\.\d+ of the sum"):
+        assert fl.estimate([DIAGONAL], one).largest_share > 0.25
 
 
 def test_gradients_that_lie_outside_the_range_are_infinitely_far_and_last():

@@ -129,10 +129,9 @@ def _print(matrix: str, parts: Mapping[str, Estimates], files: GradientFiles) ->
         console.print(shown)
     for name, reason in first.unsuited.items():
         console.print(f"{name} was left out. {reason}", markup=False)
-    norm, se = first.norm_squared
     if not first.reliable:
         words = "so that errors in the Frobenius norm mean little here: take more gradients, or read the other tables"
-        console.print(f"||F||^2 is {norm:.2g} with a standard error of {se:.2g}, {words}.", style="red", markup=False)
+        console.print(f"{first.doubt}, {words}.", style="red", markup=False)
 
 
 def _number(x: float | None) -> str:

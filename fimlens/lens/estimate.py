@@ -69,7 +69,7 @@ def estimate(
             finite, or float32 does not hold the squares of any.
 
     Warns:
-        UserWarning: gradients were left out, or ||F||^2 is uncertain by more than half, as for heavy tails.
+        UserWarning: gradients were left out, or ||F||^2 is uncertain, as for heavy tails (`reliable`).
 
     Examples:
         >>> import jax, fimlens as fl
@@ -86,10 +86,9 @@ def estimate(
     split = Split(fisher, divided)
     found = estimate_each(named, split, {"": Trial(split, divergence, best_scale, shrink)}, key, progress)[""]
     if divergence.same_minima(FROBENIUS) and not found.reliable:
-        norm, se = found.norm_squared
         warnings.warn(
-            f"estimate: ||F||^2 is {norm:.2g} with a standard error of {se:.2g}, so that errors relative to it mean little: "
-            "the gradients have heavy tails, or are too few. Take more, or divergence=fl.LogDet() or fl.VonNeumann().",
+            f"estimate: {found.doubt}, so that errors relative to ||F||^2 mean little: the gradients have heavy tails, or are "
+            "too few. Take more, or divergence=fl.LogDet() or fl.VonNeumann().",
             stacklevel=2,
         )
     return found
@@ -130,6 +129,7 @@ def estimate_each(
             samples=len(split.fisher),
             folds=split.folds.count,
             norm_squared=split.norm_squared,
+            largest_share=split.largest_share,
         )
         for name, trial in trials.items()
     }

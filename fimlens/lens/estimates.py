@@ -13,6 +13,8 @@ from fimlens.lens.folds import standard_error
 from fimlens.optimizers.mixture import kept_size
 from fimlens.structure import Structure
 
+HEAVY = 0.25  # a larger share of one sample in the sum of ||g||^4 means heavy tails: of Gaussian ones it is some 3 / N
+
 
 class Estimate(NamedTuple):
     """How near fits of one structure are to the Fisher of the population, estimated from samples that they have not seen.
@@ -85,6 +87,7 @@ class Estimates:
         samples: the number of samples.
         folds: the number of folds.
         norm_squared: ||F||^2 and its standard error.
+        largest_share: the share of the largest sample in the sum of ||g||^4; 0 where it is not known.
 
     Examples:
         >>> import jax, fimlens as fl
@@ -106,12 +109,23 @@ class Estimates:
     samples: int
     folds: int
     norm_squared: tuple[float, float]
+    largest_share: float = 0.0
 
     @property
     def reliable(self) -> bool:
-        """Whether ||F||^2 is known to half of itself. The errors of the Frobenius norm are divided by it."""
+        """Whether ||F||^2 is known to half of itself, and no sample holds a quarter of the sum of ||g||^4.
+
+        The errors of the Frobenius norm are divided by ||F||^2, whose standard error is itself too small where tails are heavy.
+        """
         value, se = self.norm_squared
-        return se <= value / 2
+        return se <= value / 2 and self.largest_share <= HEAVY
+
+    @property
+    def doubt(self) -> str:
+        """What `reliable` looks at, in words."""
+        value, se = self.norm_squared
+        share = f"the largest sample has {self.largest_share:.2g} of the sum of ||g||^4"
+        return f"||F||^2 is {value:.2g} with a standard error of {se:.2g}, and {share}"
 
     def difference(self, first: str, second: str) -> tuple[float, float]:
         """Return the error of one structure less that of another, and the standard error of this difference.
@@ -161,7 +175,7 @@ class Estimates:
 
     def to_json(self) -> dict[str, Any]:
         """Return every number as plain data, ready for `json.dump`: "inf" for what is infinite, and None for NaN."""
-        plain = {name: getattr(self, name) for name in ("divergence", "samples", "folds", "reliable")}
+        plain = {name: getattr(self, name) for name in ("divergence", "samples", "folds", "largest_share", "reliable")}
         rows = {name: as_json(row) | {"pseudo": [as_json(x) for x in row.pseudo]} for name, row in self.rows.items()}
         lists = {"shape": list(self.shape), "norm_squared": list(self.norm_squared)}
         structures = {name: repr(structure) for name, structure in self.structures.items()}
@@ -183,4 +197,5 @@ class Estimates:
                 rows[name] = Estimate(**fields, pseudo=tuple(map(read_number, row["pseudo"])))
         unsuited = {name: reason for name, reason in plain["unsuited"].items() if name in structures}
         about = plain["divergence"], tuple(plain["shape"]), plain["samples"], plain["folds"], tuple(plain["norm_squared"])
-        return cls(rows, unsuited, dict(structures), *about)
+        share = plain.get("largest_share", 0.0)
+        return cls(rows, unsuited, dict(structures), *about, share)

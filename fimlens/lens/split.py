@@ -45,6 +45,12 @@ class Split:
         return self._products[2]
 
     @cached_property
+    def largest_share(self) -> float:
+        """The share of the largest sample in the sum of ||g||^4, which ||F||^2 rests on where the tails are heavy."""
+        fourth = (self.mean_squares / self.mean_squares.max()) ** 2
+        return float(1 / fourth.sum())
+
+    @cached_property
     def norm_squared(self) -> tuple[float, float]:
         """||F||^2 of the population and its standard error."""
         pseudo = pseudo_values(self.norm, self.folds.count) * float(self.fisher.unit) ** 2
