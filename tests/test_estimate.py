@@ -245,7 +245,7 @@ def test_structures_in_the_same_bases_share_their_moments(monkeypatch):
     spectra = [DIAGONAL, fl.Marginals()]
     structures = spectra + [fl.Rotated(spectrum, "LR") for spectrum in spectra]
     found, calls, G = [], [], gradients(16)
-    monkeypatch.setattr(fits, "moments", lambda *args: calls.append(args) or held_out.moments(*args))
+    monkeypatch.setattr(fits, "moments_along", lambda *args: calls.append(args) or held_out.moments_along(*args))
     for widest in (fits.widest, lambda structure, _: structure):
         monkeypatch.setattr("fimlens.lens.estimate.widest", widest)
         found.append(fl.estimate(structures, G, folds=2).rows)

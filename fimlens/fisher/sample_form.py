@@ -14,7 +14,7 @@ from fimlens.fisher.limits import DENSE_BYTES, require_dense
 from fimlens.fisher.samples import Samples, mean_over
 from fimlens.linalg.decompositions import eigh, singular_basis
 
-CHUNK_BYTES = 2**22  # bound on the samples that a linear map is applied to at once
+CHUNK_BYTES = 2**22  # bound on the samples that a linear map is applied to at once: those stay in the cache of a processor
 
 
 @jax.tree_util.register_dataclass

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from fimlens.fisher.fisher import Fisher
-from fimlens.lens.held_out import Moments, moments
+from fimlens.lens.held_out import Moments, moments_along
 from fimlens.lens.split import Split
 from fimlens.solver.fit import fit
 from fimlens.structure import Frame, Params, Structure
@@ -68,7 +68,7 @@ class WideFits:
             fisher, unit = self.split.fisher.take(chosen), folds.unit[chosen]
             starts = np.append(True, unit[1:] != unit[:-1])
             pairs = len(unit) ** 2 - np.sum(np.unique(unit, return_counts=True)[1] ** 2)
-            found = moments(
+            found = moments_along(
                 self.structure, params, fisher, jnp.asarray(starts), jnp.asarray(float(pairs)), self.split.fisher.unit
             )
             self._moments[tested, left_out] = found

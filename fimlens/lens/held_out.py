@@ -80,7 +80,7 @@ def held_out(
 
 
 @partial(jax.jit, static_argnums=0)
-def moments(
+def moments_along(
     structure: Structure,
     params: Params,
     fisher: Samples,
