@@ -6,7 +6,7 @@ The protocol, fixed before the runs. A pilot with Adam and SOAP on one matrix ch
 
 A model of two layers, 48 wide, is trained by Adam on the sources of Python's standard library, in batches of four windows of 48
 bytes. From its weights and Adam's state after 100 steps ("early") and after 1000 ("late"), training goes on for 100 steps. One
-matrix of the second layer alone (query, down or value) has another structure than Adam's; all else keeps Adam at its rate. The
+matrix of the second layer alone (query, value or down) has another structure than Adam's; all else keeps Adam at its rate. The
 structures are all named ones, except "dense", of rank 12 where they are of low rank, with at most five sweeps; the direction is
 `fl.scale_by_recommended` with b1 = 0.9, b2 = 0.99 and a refresh every ten steps, its averages begun anew. Each of its updates
 is scaled to a root mean square of 0.2 times the rate, Adam's usual one, so that structures differ in direction alone. Each
@@ -57,7 +57,7 @@ FILE = Path(__file__).with_suffix(".jsonl")
 CONFIG = llama.Config(vocabulary=256, hidden=48, mlp=96, heads=4, layers=2)
 WINDOW, BATCH = 49, 4  # bytes in a window, the last of which is only predicted; windows in a batch
 STAGES = {"early": 100, "late": 1000}
-LAYERS = {"query": "layers/1/attention/query", "down": "layers/1/mlp/down", "value": "layers/1/attention/value"}
+LAYERS = {"query": "layers/1/attention/query", "value": "layers/1/attention/value", "down": "layers/1/mlp/down"}
 STRUCTURES = {name: structure for name, structure in named_structures(12, sweeps=5).items() if name != "dense"}
 ADAM = optax.adam(3e-3)  # of all but the one matrix
 RATES, SIZE = (0.0005, 0.002, 0.008), 0.2
