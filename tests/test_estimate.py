@@ -296,6 +296,17 @@ def test_bad_input_is_refused_at_the_door():
             call()
     with pytest.raises(TypeError, match="no samples to hold out"):
         fl.estimate([DIAGONAL], fl.Fisher.from_dense(jnp.eye(4), (2, 2)))
+    for message, wrong in {
+        "expected real numbers, got object": G.astype(object),
+        "expected real numbers, got complex64": [G + 1j],
+        "expected real numbers, got complex": G + 1j,
+        "expected real numbers, got <U": np.full((8, 3, 4), "a"),
+        "of one matrix, .* got a dict": {"w": G},
+    }.items():
+        with pytest.raises(TypeError, match=message):
+            fl.estimate([DIAGONAL], wrong)
+    with pytest.raises(ValueError, match=r"k gradients \(k, m, n\); got shape \(24, 0, 4\)"):
+        fl.estimate([DIAGONAL], [G[:, :0]])
     with pytest.raises(FileNotFoundError):  # of the blocks' maker, not of the temporary file
         fl.estimate([DIAGONAL], (np.load(path) for path in ["none.npy"]))
     with pytest.warns(UserWarning, match=r"left out: \[5\]"):
@@ -305,6 +316,14 @@ def test_bad_input_is_refused_at_the_door():
     assert "rank 9" in found.unsuited["too many"]
     with pytest.raises(KeyError, match="no estimate of 'adam'"):
         found.difference("adam", "too many")
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.longdouble, ">f4"])
+def test_floats_that_jax_does_not_have_are_converted(dtype):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fl.estimate({"adam": DIAGONAL}, gradients().astype(dtype), folds=4)
+    assert found.rows == fl.estimate({"adam": DIAGONAL}, gradients(), folds=4).rows
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -368,8 +387,9 @@ def test_other_gradients_of_the_same_name_are_estimated_anew(tmp_path, monkeypat
         part = json.loads((out / "estimates.json").read_text())["matrices"]["query"]["Frobenius"]
         norms.append(part["norm_squared"])
     assert norms[0] != norms[1]
-    (out / "estimates.json").write_text("{")
-    assert "name another directory by --out" in " ".join(CliRunner().invoke(app, command).output.split())
+    for damaged in ("{", "[]"):
+        (out / "estimates.json").write_text(damaged)
+        assert "name another directory by --out" in " ".join(CliRunner().invoke(app, command).output.split())
 
 
 def test_gradients_in_safetensors_are_mapped(tmp_path):
@@ -403,8 +423,14 @@ def test_damaged_directories_are_refused(tmp_path):
     (tmp_path / "gradients.json").write_text("{")
     refused("is no JSON")
     (tmp_path / "gradients.json").unlink()
-    (tmp_path / "b.safetensors").write_bytes(b"\x08" + bytes(7) + b"{}")
-    refused("b.safetensors is damaged")
+    with (tmp_path / "c.npy").open("wb") as file:
+        np.savez(file, gradients(4))
+    refused("c.npy cannot be read")
+    (tmp_path / "c.npy").unlink()
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1, 3, 4], "data_offsets": [-88, -40]}}).encode()
+    for content in (b"\x08" + bytes(7) + b"{}", len(header).to_bytes(8, "little") + header):
+        (tmp_path / "b.safetensors").write_bytes(content)
+        refused("b.safetensors is damaged")
     with pytest.raises(ValueError, match="is no directory"):
         read_gradients(tmp_path / "none")
 

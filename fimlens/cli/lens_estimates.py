@@ -111,6 +111,8 @@ def _read_known(path: Path, about: dict[str, Any]) -> dict[str, Any]:
         known = json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}. Remove it, or name another directory by --out.") from error
+    if not isinstance(known, dict):
+        raise ValueError(f"{path} holds no estimates. Remove it, or name another directory by --out.")
     return known if about.items() <= known.items() else {}
 
 

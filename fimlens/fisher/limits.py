@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 DENSE_BYTES = 2**30  # bound on every mn x mn matrix that fimlens builds
 
@@ -29,8 +29,10 @@ def require_dense(call: str, remedy: str, shape: tuple[int, int], itemsize: int 
         )
 
 
-def require_real_array(call: str, array: Array) -> None:
-    """Refuse an array of complex numbers."""
+def require_real_array(call: str, array: Shaped[Array | np.ndarray, "..."]) -> None:
+    """Refuse an array of complex numbers, or of anything that is no number."""
+    if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != bool:
+        raise TypeError(f"{call}: expected real numbers, got {array.dtype}. Make an array of floats, all of one shape.")
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(
             f"{call}: expected real numbers, got {array.dtype}. Make real and imaginary parts parameters of their own, "

@@ -3,7 +3,7 @@
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from fimlens.fisher.fisher import Linear
-from fimlens.fisher.limits import DENSE_BYTES
+from fimlens.fisher.limits import DENSE_BYTES, require_real_array
 from fimlens.fisher.sample_form import SampleFisher
 from fimlens.fisher.samples import Samples, mean_over
 from fimlens.linalg.decompositions import eigh
@@ -157,12 +157,17 @@ def keep(call: str, blocks: Iterable[Any], max_bytes: int) -> np.ndarray:
     """Collect blocks of gradients: in memory up to `max_bytes`, beyond that in a temporary file, which ends with the array.
 
     Raises:
+        TypeError: these are no blocks of real numbers.
         ValueError: there are no blocks, their shapes differ, or the disk is full.
     """
+    if isinstance(blocks, Mapping) or not isinstance(blocks, Iterable):
+        kind = type(blocks).__name__
+        raise TypeError(f"{call}: expected the gradients of one matrix, (N, m, n), or blocks of them (k, m, n); got a {kind}")
     sides, count = None, 0
     with tempfile.TemporaryFile() as file:
         for block in map(np.asarray, blocks):
-            if block.ndim != 3 or (sides is not None and block.shape[1:] != sides):
+            require_real_array(call, block)
+            if block.ndim != 3 or 0 in block.shape[1:] or (sides is not None and block.shape[1:] != sides):
                 expected = "k gradients (k, m, n)" if sides is None else f"gradients of shape {sides}, as the first block does"
                 raise ValueError(f"{call}: a block holds {expected}; got shape {block.shape}")
             sides, count = block.shape[1:], count + len(block)
@@ -190,10 +195,12 @@ def samples_of(call: str, gradients: Any, max_bytes: int, skip: bool = False) ->
         skip: leave out gradients that are not finite, with a warning that names them.
 
     Raises:
+        TypeError: the array is not of real numbers.
         ValueError: the array is not (N, m, n), has gradients that are not finite, or float32 does not hold their squares.
     """
     if gradients.ndim != 3 or 0 in gradients.shape:
         raise ValueError(f"{call}: expected N > 0 gradients of one m x n matrix, (N, m, n); got shape {gradients.shape}")
+    require_real_array(call, gradients)
     block = max(1, min(len(gradients), max_bytes // (COPIES * 4 * math.prod(gradients.shape[1:]))))
     blocks = (np.asarray(gradients[k : k + block]) for k in range(0, len(gradients), block))
     largest = np.concatenate([np.abs(G).max((1, 2)) for G in blocks]).astype(float)
@@ -213,6 +220,8 @@ def samples_of(call: str, gradients: Any, max_bytes: int, skip: bool = False) ->
         )
     about = "given gradients", f"mean over {len(good)} gradients"
     if gradients.nbytes <= max_bytes:
-        samples = jnp.asarray(gradients, jnp.promote_types(gradients.dtype, jnp.float32))
+        # Of files too: JAX has neither long doubles nor the bytes in another order.
+        dtype = jnp.float32 if gradients.dtype.itemsize <= 4 else jax.dtypes.canonicalize_dtype(float)
+        samples = jnp.asarray(gradients.astype(dtype, copy=False))
         return SampleFisher(*about, samples[good] if len(bad) else samples), good
     return StoredFisher(*about, Store(gradients, block), jnp.asarray(good), jnp.ones([])), good

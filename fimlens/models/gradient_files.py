@@ -57,7 +57,7 @@ def read_gradients(directory: Path) -> GradientFiles:
     found: dict[str, np.ndarray] = {}
     for path in sorted(directory.glob("*.npy")):
         try:
-            found[path.stem] = np.load(path, mmap_mode="r", allow_pickle=False)
+            found[path.stem] = np.lib.format.open_memmap(path, mode="r")  # `numpy.load` takes an archive too
         except (ValueError, EOFError) as error:
             raise ValueError(f"{path} cannot be read: {error}. Write it by numpy.save, as an array of numbers.") from error
     for path in sorted(directory.glob("*.safetensors")):
@@ -121,7 +121,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             header = json.loads(file.read(length)) if 8 + length <= path.stat().st_size else None
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         return {name: _map_tensor(path, 8 + length, entry) for name, entry in tensors.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError) as error:
         raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
 
 

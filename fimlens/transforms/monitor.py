@@ -135,7 +135,7 @@ def readings(state: PyTree) -> dict[str, float]:
             states (`jax.vmap`), take one first: jax.tree.map(lambda x: x[0], state).
 
     Raises:
-        ValueError: the state holds no monitor.
+        ValueError: the state holds no monitor, or is a batch of states.
 
     Examples:
         >>> import jax.numpy as jnp, optax, fimlens as fl
@@ -160,13 +160,13 @@ def recent_gradients(state: PyTree) -> dict[str, Float[Array, "N m n"]]:
     averages over more of the training.
 
     Args:
-        state: of `fl.monitor` itself, or of any chain, partition or wrapper around it, or a tree that holds one.
+        state: as in `fl.readings`; of a batch of states too, take one.
 
     Returns:
         By the name of the matrix, at most `ring` gradients, the oldest first.
 
     Raises:
-        ValueError: the state holds no monitor, or none with a ring.
+        ValueError: the state holds no monitor, or none with a ring, or is a batch of states.
 
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
@@ -190,6 +190,8 @@ def _monitors(call: str, state: PyTree) -> list[MonitorState]:
     monitors = list(filter(is_monitor, jax.tree.leaves(state, is_leaf=is_monitor)))
     if not monitors:
         raise ValueError(f"{call}: the state holds no monitor. Wrap the optimizer, as in fl.monitor(fl.soap(3e-3)).")
+    if any(jnp.ndim(own.steps) for own in monitors):
+        raise ValueError(f"{call}: the state is a batch of states. Take one, as in jax.tree.map(lambda x: x[0], state).")
     return monitors
 
 

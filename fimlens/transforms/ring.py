@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from fimlens._validate import path_name
+from fimlens.transforms.dtypes import narrowed
 from fimlens.transforms.evidence import words_of
 from fimlens.transforms.routing import leaf_views
 
@@ -25,7 +26,7 @@ def record(axes: Any, ring: Ring, params: PyTree, gradients: PyTree, step: Int[A
     found = jax.tree.leaves(_matrices(axes, params, gradients)) if kept else []
     # By leaves, as `init` sees the boxes of Flax and `update` may not.
     return treedef.unflatten(
-        jax.lax.dynamic_update_index_in_dim(old, G.astype(old.dtype), step % len(old), 0)
+        jax.lax.dynamic_update_index_in_dim(old, narrowed(G, old), step % len(old), 0)
         for old, G in zip(kept, found, strict=True)
     )
 
