@@ -37,6 +37,7 @@ from scipy.stats import t as student
 import fimlens as fl
 from fimlens.divergence import excess
 from fimlens.lens.estimate import folds_of
+from fimlens.lens.estimates import HEAVY
 from fimlens.lens.held_out import HeldOut
 from fimlens.lens.split import Split
 from fimlens.lens.trial import Trial
@@ -184,6 +185,7 @@ def measure(
             for i, (trials, (_, outside, *_)) in enumerate(chunk):
                 split = trials[0].split
                 levels, (norm, se) = split.mean_squares[outside].mean(1), split.norm_squared
+                warned = se > norm / 2 or split.largest_share > HEAVY
                 of_sizes = norm / of.norm_squared - 1, split.mean_squares.mean() / of.moments().mean() - 1
                 true = truths(structures[name], jax.tree.map(itemgetter(i), params), levels, of, divergences)
                 for j, divergence in enumerate(divergences):
@@ -193,7 +195,7 @@ def measure(
                     low, high = interval(np.subtract(row.pseudo, reference[0]))
                     inside = row.low <= relative <= row.high, low <= relative - reference[2] <= high
                     off = row.total - total, row.total - total - reference[1], row.relative - relative
-                    found[divergence][name].append([relative, *off, *of_sizes, *inside, row.plug_in - relative, se > norm / 2])
+                    found[divergence][name].append([relative, *off, *of_sizes, *inside, row.plug_in - relative, warned])
     G, key, first = of.draw(N, seed, kind == "heavy tails"), jax.random.key(seed), divergences[0]  # of the last repetition
     known = fl.estimate({REFERENCE: STRUCTURES[REFERENCE]}, G, key=key, divergence=DIVERGENCES[first]).rows[REFERENCE]
     np.testing.assert_allclose(known.pseudo, pseudo[first, len(chunk) - 1][0], rtol=1e-3, atol=1e-3)
