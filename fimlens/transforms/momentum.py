@@ -41,7 +41,7 @@ def average_updates(
         averaged = optax.tree.update_moment(updates, state.momentum, decay, 1)
         if nesterov:
             ahead = optax.tree.bias_correction(averaged, decay, count + 1)
-            share = (1 - decay) / (1 - decay**count)  # at most 1, so that no finite gradient overflows
+            share = optax.tree.bias_correction(1 - decay, decay, count)  # of the gradient: at most 1, so that nothing overflows
             moved = jax.tree.map(lambda m, G: decay * m + share.astype(G.dtype) * G, ahead, updates)
         else:
             moved = optax.tree.bias_correction(averaged, decay, count)
