@@ -177,6 +177,7 @@ def test_blocks_side_by_side_have_a_smaller_rate():
 REFUSED = [
     (lambda: fl.width_multipliers("alice", {}, {}), "width_multipliers: there is no rule for 'alice'. There are adam"),
     (lambda: fl.width_multipliers("adam", {"up": W[0], "down": W[0]}, {"up": W[0]}), "only one of the two models has down"),
+    (lambda: fl.width_multipliers("adam", {"up": (3, 4)}, {"up": (3, 4)}), "shapes are arrays .* got int"),
     (lambda: fl.hyperball(optax.identity(), 0.1).update(W, fl.hyperball(optax.identity(), 0.1).init(W)), "hyperball: needs"),
     (functools.partial(fl.cautious_weight_decay(0.1).update, W, optax.EmptyState()), "weight decay: needs the parameters"),
     (
@@ -189,5 +190,5 @@ REFUSED = [
 @pytest.mark.parametrize("k", range(len(REFUSED)))
 def test_what_is_refused(k):
     call, message = REFUSED[k]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         call()
