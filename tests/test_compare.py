@@ -171,7 +171,22 @@ def test_a_speed_up_is_interpolated_between_lengths_and_never_beyond_them():
     json.loads(json.dumps(lengths_report.as_json([adam, racs]), allow_nan=False))
 
 
-@pytest.mark.parametrize("text", ["150", "150,x", "0,300", "100,200"])
+@pytest.mark.filterwarnings("error")
+def test_trainings_that_diverged_have_no_speed_up(tmp_path):
+    adam, racs = (
+        curve("adam", {100: [0.8, 0.8], 200: [0.6, math.inf]}),
+        curve("racs", {100: [0.9, math.inf], 200: [math.inf] * 2}),
+    )
+    assert lengths.speed_ups(adam, racs) == {100: [0.0, 0.0], 200: [0.0]}
+    assert lengths.speed_ups(racs, racs)[200] == []
+    assert lengths_report.speed_cells([racs, adam], {"adam": 1.0, "racs": 1.0})[1][0][2] == "unknown"
+    cells = {row[0]: row[1:3] for row in lengths_report.loss_cells([adam, racs])[1]}
+    assert cells == {"adam": ("0.8000 ± 0.0000", "diverged"), "racs": ("diverged", "diverged")}
+    json.loads(json.dumps(lengths_report.as_json([racs, adam]), allow_nan=False))
+    lengths_report.plot([adam, racs], tmp_path / "lengths.png")
+
+
+@pytest.mark.parametrize("text", ["150", "150,x", "0,300", "100,200", "300,0300"])
 def test_lengths_that_are_none_are_refused(text):
     with pytest.raises(ValueError, match="--lengths"):
         lengths.read_lengths(text, 300)

@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 import fimlens as fl
+from fimlens.cli import lens_estimates
 from fimlens.cli.app import app
 from fimlens.fisher.stored_form import samples_of
 from fimlens.lens import fits, held_out
 from fimlens.lens.conclusions import conclude
-from fimlens.lens.estimate import folds_of
+from fimlens.lens.estimate import estimate_each, folds_of
 from fimlens.lens.split import Split
 from fimlens.models.gradient_files import read_gradients
 
@@ -347,6 +348,39 @@ def test_the_command_reads_files_concludes_and_continues(tmp_path):
     assert again.exit_code == 0
     assert (out / "estimates.json").read_text() == written
     assert again.output.split("query", 1)[1].split("Numbers")[0] == result.output.split("query", 1)[1].split("Numbers")[0]
+
+
+def test_other_structures_are_added_and_nothing_is_lost(tmp_path, monkeypatch):
+    """After an interruption too; what is about other folds is not written over."""
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    source, out = tmp_path / "gradients", tmp_path / "out"
+    source.mkdir()
+    for name in ("a", "b"):
+        np.save(source / f"{name}.npy", gradients(16))
+    asked = []
+
+    def interrupted(structures, *rest):
+        asked.append(sorted(structures))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return estimate_each(structures, *rest)
+
+    monkeypatch.setattr(lens_estimates, "estimate_each", interrupted)
+
+    def run(structures, folds="2"):
+        words = ["lens", "--gradients", str(source), "--out", str(out), "--structures", structures, "--folds", folds]
+        return CliRunner().invoke(app, words)
+
+    assert run("sgd").exit_code
+    assert run("sgd").exit_code == 0
+    assert run("adam,sgd").exit_code == 0
+    written = (out / "estimates.json").read_text()
+    assert run("sgd").exit_code == 0
+    assert asked == 3 * [["sgd"]] + 2 * [["adam"]]
+    for part in json.loads(written)["matrices"].values():
+        assert set(part["LogDet"]["rows"]) == set(part["LogDet"]["structures"]) == {"sgd", "adam"}
+    assert "folds 2 there and 3 here" in " ".join(run("sgd", "3").output.split())
+    assert (out / "estimates.json").read_text() == written
 
 
 def test_a_name_that_means_another_structure_is_estimated_again(tmp_path):

@@ -290,8 +290,18 @@ def test_the_ring_holds_the_last_gradients_of_every_matrix_in_their_order():
             np.testing.assert_array_equal(G, [by_name(normal(k))[name] for k in range(max(1, t - 2), t + 1)])
 
 
+def test_a_finite_gradient_stays_finite_in_a_short_ring():
+    tx, W = fl.monitor(optax.sgd(0.1), ring=1), {"w": jnp.zeros((2, 2), jnp.float16)}
+    _, state = tx.update({"w": jnp.full((2, 2), 1e6)}, tx.init(W), W)
+    assert float(fl.recent_gradients(state)["w"].max()) == 65504
+
+
 def test_wrong_calls_are_refused():
     W = normal(0)
+    batch = jax.vmap(fl.monitor(optax.sgd(1.0), ring=2).init)({"w": jnp.zeros((3, 2, 2))})
+    for ask in (fl.readings, fl.recent_gradients):
+        with pytest.raises(ValueError, match="a batch of states"):
+            ask(batch)
     with pytest.raises(ValueError, match="ring is a whole number, at least 0; got -1"):
         fl.monitor(optax.sgd(1.0), ring=-1)
     with pytest.raises(ValueError, match="no monitor has a ring"):

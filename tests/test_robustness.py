@@ -74,6 +74,13 @@ def test_finite_gradients_make_finite_updates(name, kind, shape, power, dtype, s
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating))
 
 
+@pytest.mark.parametrize("name", ["muon", "normuon"])
+def test_momentum_that_looks_ahead_takes_large_gradients(name):
+    W = jnp.full((2, 3), 1e38)
+    updates, _ = named(name)(1.0).update(W, named(name)(1.0).init(W), W)
+    assert bool(jnp.isfinite(updates).all())
+
+
 def test_racs_is_finite_at_the_smallest_squares():
     """One entry, a row, a column and a whole matrix have squares near the smallest number of float32."""
     fitted = jax.jit(RowColumn(sweeps=5).project)

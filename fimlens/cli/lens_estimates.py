@@ -42,7 +42,8 @@ def estimate_gradients(
 ) -> dict[str, Any]:
     """Estimate every structure on the gradients of every matrix, print tables and conclusions, and write figures.
 
-    The numbers of a matrix are written to estimates.json in `out` as soon as they are known; a second run continues there.
+    The numbers of a matrix are written to estimates.json in `out` as soon as they are known. A second run continues there, and
+    adds other structures and matrices to it.
 
     Args:
         structures: by name.
@@ -57,7 +58,8 @@ def estimate_gradients(
         What estimates.json holds.
 
     Raises:
-        ValueError: no matrix has a name like the patterns, or the gradients cannot be divided into folds.
+        ValueError: no matrix has a name like the patterns, the gradients cannot be divided into folds, or `out` has the
+            estimates of another run.
     """
     chosen = {name: G for name, G in files.matrices.items() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
     if not chosen:
@@ -66,7 +68,6 @@ def estimate_gradients(
     about = {"fimlens": __version__, "kind": files.kind, "samples": count, "folds": folds, "seed": seed}
     known = _read_known(path, about)
     done, marks = known.get("matrices", {}), known.get("fingerprints", {})
-    written = {name: repr(structure) for name, structure in structures.items()}  # a name may stand for several ranks
     found: dict[str, dict[str, Estimates]] = {}
     with long_progress() as bar:
         task = bar.add_task("structures", total=len(chosen) * len(structures))
@@ -74,23 +75,24 @@ def estimate_gradients(
             # Other gradients may have the same name, number and kind: those of the same matrix later in training.
             mark = fingerprint([gradients] if files.units is None else [gradients, files.units])
             old = done.get(name, {}) if marks.get(name) == mark else {}
-            if old and all(written.items() <= part.get("structures", {}).items() for part in old.values()):
-                found[name] = {d: Estimates.from_json(part, structures) for d, part in old.items()}
-                bar.update(task, advance=len(structures))
-                continue
-            fisher, kept = samples_of(f"lens: {name}", gradients, MAX_BYTES, skip_nonfinite)
-            units = kept if files.units is None else files.units[kept]
-            divided, key = folds_of(units, folds, jax.random.key(seed))
-            split = Split(fisher, divided)
-            trials = {d: Trial(split, sense, best_scale=False, shrink=False) for d, sense in DIVERGENCES.items()}
+            written = next(iter(old.values()), {}).get("structures", {})  # a name may stand for several ranks
+            missing = {each: structure for each, structure in structures.items() if written.get(each) != repr(structure)}
+            bar.update(task, advance=len(structures) - len(missing))
+            if missing:
+                fisher, kept = samples_of(f"lens: {name}", gradients, MAX_BYTES, skip_nonfinite)
+                units = kept if files.units is None else files.units[kept]
+                divided, key = folds_of(units, folds, jax.random.key(seed))
+                split = Split(fisher, divided)
+                trials = {d: Trial(split, sense, best_scale=False, shrink=False) for d, sense in DIVERGENCES.items()}
 
-            def advance(structure: str, matrix: str = name) -> None:
-                bar.update(task, advance=1, description=f"{matrix}: {structure}")
+                def advance(structure: str, matrix: str = name) -> None:
+                    bar.update(task, advance=1, description=f"{matrix}: {structure}")
 
-            found[name] = estimate_each(structures, split, trials, key, advance)
-            done = done | {name: {d: part.to_json() for d, part in found[name].items()}}
-            marks = marks | {name: mark}
-            write_atomically(path, json.dumps(about | {"fingerprints": marks, "matrices": done}, indent=1) + "\n")
+                new = estimate_each(missing, split, trials, key, advance)
+                done = done | {name: {d: _joined(old.get(d, {}), part.to_json()) for d, part in new.items()}}
+                marks = marks | {name: mark}
+                write_atomically(path, json.dumps(about | {"fingerprints": marks, "matrices": done}, indent=1) + "\n")
+            found[name] = {d: Estimates.from_json(part, structures) for d, part in done[name].items()}
     for name, parts in found.items():
         _print(name, parts, files)
     by_divergence = {d: {name: parts[d] for name, parts in found.items()} for d in DIVERGENCES}
@@ -106,14 +108,23 @@ def estimate_gradients(
 
 
 def _read_known(path: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Return what an earlier run wrote, if it was about the same; nothing otherwise."""
+    """Return what an earlier run wrote; nothing if there was none. Refuse to write over what is about anything else."""
     try:
         known = json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}. Remove it, or name another directory by --out.") from error
     if not isinstance(known, dict):
         raise ValueError(f"{path} holds no estimates. Remove it, or name another directory by --out.")
-    return known if about.items() <= known.items() else {}
+    if known and (other := [f"{key} {known.get(key)} there and {x} here" for key, x in about.items() if known.get(key) != x]):
+        raise ValueError(f"{path} is of another run: {', '.join(other)}. Remove it, or name another directory by --out.")
+    return known
+
+
+def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return new estimates, and the old ones of structures that are not among the new."""
+    parts = ("structures", "rows", "unsuited")
+    kept = {part: {name: x for name, x in old.get(part, {}).items() if name not in new["structures"]} for part in parts}
+    return new | {part: kept[part] | new[part] for part in parts}
 
 
 def _print(matrix: str, parts: Mapping[str, Estimates], files: GradientFiles) -> None:

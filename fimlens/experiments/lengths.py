@@ -42,9 +42,9 @@ def read_lengths(text: str | None, tuned_at: int) -> list[int] | None:
     if text is None:
         return None
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and int(word) for word in words) or len(set(words)) < 2:
+    found = sorted({int(word) if word.isdecimal() else 0 for word in words})
+    if found[0] == 0 or len(found) < 2:
         raise ValueError(f"--lengths: several whole numbers of steps, as in 150,300,600; got {text!r}.")
-    found = sorted({int(word) for word in words})
     if tuned_at not in found:
         raise ValueError(
             f"--lengths: rates are tuned at --steps {tuned_at}, which is not among {found}. Name it, or set --steps."
@@ -93,7 +93,8 @@ def run_lengths(
             options = {"tries": few, "seeds": seeds, "on_start": on_start, "callback": callback}
             (results,) = run_all([entry], plans[length], corpus, where, **options).values()
             best = best_power({key: result.loss for key, result in results.items()})
-            losses[length] = [result.loss for (power, _), result in sorted(results.items()) if power == best]
+            found = [result.loss for (power, _), result in sorted(results.items()) if power == best]
+            losses[length] = found + [math.inf] * (seeds - len(found))  # where all rates diverge, no further seed is trained
             rates[length], all_runs[length] = entry.rate(best), results
             rate = rates[base.steps]
         curves.append(Curve(own, dict(sorted(losses.items())), dict(sorted(rates.items())), all_runs[base.steps]))
@@ -131,7 +132,7 @@ def speed_ups(reference: Curve, curve: Curve) -> dict[int, list[float]]:
     """Return, for each length of the reference and each seed, its length over the one at which the method ends as low.
 
     Infinite where the method's shortest run ends lower already, and 0 where none of its runs ends as low: the speed-up then
-    lies outside what was measured.
+    lies outside what was measured. A seed with which the reference diverged has none, as there is no loss to reach.
 
     Args:
         reference: the optimizer that the other is compared with.
@@ -139,7 +140,7 @@ def speed_ups(reference: Curve, curve: Curve) -> dict[int, list[float]]:
     """
     found = {}
     for length, ends in reference.losses.items():
-        own = [{at: losses[seed] for at, losses in curve.losses.items() if seed < len(losses)} for seed in range(len(ends))]
-        reached = [length_to_reach(loss, each) for loss, each in zip(ends, own, strict=True)]
+        own = [{at: losses[seed] for at, losses in curve.losses.items()} for seed in range(len(ends))]
+        reached = [length_to_reach(loss, each) for loss, each in zip(ends, own, strict=True) if math.isfinite(loss)]
         found[length] = [length / x if x else math.inf for x in reached]
     return found

@@ -22,10 +22,16 @@ def loss_cells(curves: list[Curve]) -> tuple[tuple[str, ...], list[tuple[str, ..
     lengths = list(curves[0].losses)
     cells = []
     for curve in sorted(curves, key=lambda curve: statistics.median(curve.losses[lengths[-1]])):
-        spread = [f"{statistics.median(x):.4f} ± {(max(x) - min(x)) / 2:.4f}" for x in curve.losses.values()]
+        spread = [_with_spread(losses) for losses in curve.losses.values()]
         rates = " ".join(f"{rate:g}" for rate in dict.fromkeys(curve.rates.values()))
         cells.append((curve.entry.name, *spread, rates))
     return ("optimizer", *(f"{length} steps" for length in lengths), "rate"), cells
+
+
+def _with_spread(losses: list[float]) -> str:
+    """The median over seeds and half their range, infinite where a seed diverged."""
+    middle = statistics.median(losses)
+    return f"{middle:.4f} ± {(max(losses) - min(losses)) / 2:.4f}" if math.isfinite(middle) else "diverged"
 
 
 def speed_cells(curves: list[Curve], step: dict[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -50,6 +56,8 @@ def speed_cells(curves: list[Curve], step: dict[str, float]) -> tuple[tuple[str,
 
 def _shown(values: list[float], length: int, curve: Curve) -> str:
     """The median and the range of a speed-up, with bounds where it lies outside what was measured."""
+    if not values:
+        return "unknown"
 
     def words(x: float) -> str:
         if x == math.inf:
@@ -94,8 +102,11 @@ def plot(curves: list[Curve], path: Path) -> None:
     (axes,) = figure.axes
     for k, curve in enumerate(curves):
         lengths = list(curve.losses)
+        # Where most seeds diverged there is no point, and where one did, the bar ends at the others.
         middle = [statistics.median(losses) for losses in curve.losses.values()]
-        bars = [[abs(m - end(x)) for m, x in zip(middle, curve.losses.values(), strict=True)] for end in (min, max)]
+        middle = [m if math.isfinite(m) else math.nan for m in middle]
+        ends = [[x for x in losses if math.isfinite(x)] or [math.nan] for losses in curve.losses.values()]
+        bars = [[abs(m - end(x)) for m, x in zip(middle, ends, strict=True)] for end in (min, max)]
         style = {"linestyle": STYLES[k % len(STYLES)], "color": COLOURS[k % len(COLOURS)], "marker": "o", "markersize": 3}
         axes.errorbar(lengths, middle, bars, capsize=2, label=curve.entry.name, **style)
     axes.set_xscale("log")

@@ -1,5 +1,6 @@
 """Steps along a sphere: each matrix keeps the norm that it starts with, whatever direction moves it."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from fimlens.optimizers.full_chain import Rate, Transform, require_rate
 from fimlens.transforms.drop_in import PLACEHOLDER
 from fimlens.transforms.momentum import compute_in_float32
 from fimlens.transforms.norms import at_least_float32, matrix_norm, of_unit_norm
+from fimlens.transforms.stacking import sides
 
 
 class HyperballState(NamedTuple):
@@ -28,8 +30,8 @@ def hyperball(tx: Transform, learning_rate: Rate) -> Transform:
     W_0 the weights before the first step. The rate is the size of a step relative to the weights, whatever the size of u.
     State: one number for each matrix, and that of `tx`.
 
-    A matrix is the last two axes of a leaf, so that the layers of a stack keep a norm each. Vectors and numbers, and a matrix
-    that starts at zero, have no sphere to stay on: their step is -rate u.
+    A matrix is the last two axes of a leaf, so that the layers of a stack keep a norm each. Vectors and numbers, a 1 x 1
+    matrix, and a matrix that starts at zero, have no sphere to move on: their step is -rate u.
 
     Args:
         tx: the direction, without a learning rate, a sign or weight decay, such as `fl.scale_by_muon()`. `fl.matrices` leaves
@@ -67,7 +69,8 @@ def hyperball(tx: Transform, learning_rate: Rate) -> Transform:
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
         def radius_of(W: Array, kept: Float[Array, "..."]) -> Float[Array, "..."]:
-            return jnp.where(state.count == 0, matrix_norm(W), kept) if jnp.ndim(W) >= 2 else kept
+            has_ball = jnp.ndim(W) >= 2 and math.prod(sides(jnp.shape(W))) > 1
+            return jnp.where(state.count == 0, matrix_norm(W), kept) if has_ball else kept
 
         radii = jax.tree.map(radius_of, params, state.radii)
         moved = jax.tree.map(lambda u, W, radius: _moved(rate, u, at_least_float32(W), radius), directions, params, radii)

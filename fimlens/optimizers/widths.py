@@ -75,6 +75,7 @@ def width_multipliers(
         axes: as in the optimizer. Default: None, by the evidence that `fl.as_matrix` describes.
 
     Raises:
+        TypeError: a shape is given as a tuple.
         ValueError: there is no rule for the optimizer; or the two models have other leaves.
 
     Examples:
@@ -88,6 +89,12 @@ def width_multipliers(
     """
     if optimizer not in RULES:
         raise ValueError(f"width_multipliers: there is no rule for {optimizer!r}. There are {', '.join(RULES)}.")
+    for leaf in jax.tree.leaves((shapes, base_shapes)):
+        if not hasattr(leaf, "shape"):
+            kind = type(leaf).__name__
+            raise TypeError(
+                f"width_multipliers: shapes are arrays or those of jax.eval_shape, in the tree of parameters; got {kind}."
+            )
     here, base = (_matrices(tree, route, head, axes) for tree in (shapes, base_shapes))
     if here.keys() != base.keys():
         raise ValueError(f"width_multipliers: only one of the two models has {', '.join(sorted(here.keys() ^ base.keys()))}.")

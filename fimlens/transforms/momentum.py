@@ -40,8 +40,9 @@ def average_updates(
         count = optax.safe_increment(state.count)
         averaged = optax.tree.update_moment(updates, state.momentum, decay, 1)
         if nesterov:
-            ahead, now = (optax.tree.bias_correction(x, decay, t) for x, t in ((averaged, count + 1), (updates, count)))
-            moved = optax.tree.update_moment(now, ahead, decay, 1)
+            ahead = optax.tree.bias_correction(averaged, decay, count + 1)
+            share = optax.tree.bias_correction(1 - decay, decay, count)  # of the gradient: at most 1, so that nothing overflows
+            moved = jax.tree.map(lambda m, G: decay * m + share.astype(G.dtype) * G, ahead, updates)
         else:
             moved = optax.tree.bias_correction(averaged, decay, count)
         return moved, MomentumState(count, jax.tree.map(narrowed, averaged, state.momentum))
