@@ -37,7 +37,7 @@ def errors_with_bars(estimates: Mapping[str, Estimates]) -> Figure:
         axes.set_xlabel("numbers kept beside the momentum", fontsize=8)
         m, n = found.shape
         axes.set_title(f"{literal(matrix)}\n{m} x {n}", fontsize=8)
-    figure.suptitle(f"Error in {next(iter(estimates.values())).divergence}", fontsize=9)
+    figure.suptitle(f"Error in {_divergence(estimates)}", fontsize=9)
     legend_below(figure)
     return figure
 
@@ -68,7 +68,7 @@ def error_map(estimates: Mapping[str, Estimates]) -> Figure:
                 axes.text(j, i, words, ha="center", va="center", fontsize=6, weight=weight, color="w" if dark else "k")
     axes.set_xticks(range(len(names)), map(literal, names), rotation=60, ha="right", fontsize=7)
     axes.set_yticks(range(len(estimates)), map(literal, estimates), fontsize=7)
-    axes.set_title(f"Held-out error in {next(iter(estimates.values())).divergence}", fontsize=9)
+    axes.set_title(f"Held-out error in {_divergence(estimates)}", fontsize=9)
     return figure
 
 
@@ -98,3 +98,7 @@ def errors_over_steps(estimates: Mapping[str, Mapping[int, Estimates]]) -> Figur
     figure.suptitle(f"Held-out error in {everywhere[0].divergence}", fontsize=9)
     legend_below(figure)
     return figure
+
+
+def _divergence(estimates: Mapping[str, Estimates]) -> str:
+    return next(iter(estimates.values())).divergence.removesuffix("()")
