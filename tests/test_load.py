@@ -358,9 +358,10 @@ def test_a_pickle_is_never_read(directory):
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "model.gguf"])
 def test_a_file_of_other_content_is_refused(directory, name):
     path = directory()
-    (path / name).write_bytes(b"something else, of some length")
-    with pytest.raises(ValueError, match=f"{name} cannot be read"):
-        load(path / name if name == "model.gguf" else path)
+    for content in (b"something else, of some length", b"[]"):
+        (path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+            load(path / name if name == "model.gguf" else path)
 
 
 @pytest.mark.parametrize(

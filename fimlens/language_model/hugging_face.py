@@ -118,6 +118,9 @@ def _tensors(path: Path) -> Iterator[tuple[str, Stored]]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__} in place of an object")
     except (OSError, ValueError) as error:
         raise ValueError(f"load: {path} cannot be read ({error}).") from error
+    return found
