@@ -187,10 +187,19 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def losses_of(line: dict[str, Any], which: str) -> Float[np.ndarray, "rates orders"]:
+    """Return the losses of a line."""
+    return np.array([[read_number(x) for x in row] for row in line[which]])
+
+
+def best_rate(line: dict[str, Any]) -> int:
+    """Return the place of the rate of the least mean held-out loss."""
+    return int(losses_of(line, "held_out").mean(axis=1).argmin())
+
+
 def at_best_rate(line: dict[str, Any], which: str) -> Float[np.ndarray, " orders"]:
-    """Return the loss of each order at the rate of the least mean held-out loss."""
-    held_out, wanted = (np.array([[read_number(x) for x in row] for row in line[key]]) for key in ("held_out", which))
-    return wanted[held_out.mean(axis=1).argmin()]
+    """Return the loss of each order at the best rate."""
+    return losses_of(line, which)[best_rate(line)]
 
 
 def correlation(first: Float[np.ndarray, "*k s"], second: Float[np.ndarray, "*k s"]) -> Float[np.ndarray, "*k"]:
@@ -233,6 +242,10 @@ def report(lines: list[dict[str, Any]], console: Console) -> None:
     agree = [np.mean([correlation(each[c][:, a], each[c][:, b]) for a, b in pairs]) for c in cells]
     table.add_row("", "seeds agree", *(f"{x:.2f}" for x in agree), f"{np.mean(agree):.2f}", "")
     console.print(table)
+    for stage, layer in cells:
+        counts = np.bincount([best_rate(of[stage, layer, s]) for s in names], minlength=len(RATES))
+        shown = ", ".join(f"{rate:g} for {count}" for rate, count in zip(RATES, counts, strict=True))
+        console.print(f"{stage} {layer}: the best rate is {shown}", highlight=False)
     for divergence in DIVERGENCES:
         gain = means[divergence, "held out"] - means[divergence, "plug-in"]
         console.print(f"{divergence}: held out less plug-in {with_interval(gain)}", highlight=False)
