@@ -166,6 +166,20 @@ def test_a_loss_has_a_derivative_by_the_rate(name):
     np.testing.assert_allclose(slope, quotient, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["scale_by_soap", "scale_by_osoap"])
+def test_two_steps_have_a_derivative_by_their_gradients(name):
+    """The first of them carries averages that are zero into the first basis."""
+    tx, G = getattr(fl, name)(), jax.random.normal(jax.random.key(0), (2, 3, 4))
+
+    def loss(G):
+        state = tx.init(G[0])
+        for g in G:
+            updates, state = tx.update(g, state)
+        return jnp.sum(updates**2 * jnp.arange(12.0).reshape(3, 4))
+
+    assert jnp.isfinite(jax.jit(jax.grad(loss))(G)).all()
+
+
 @pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_the_state_of_sharded_weights_is_made_where_they_are(name, kind):

@@ -86,8 +86,12 @@ def _with_means(V: Float[Array, "#m #n"], means: Float[Array, "..."] | None, axi
     own = V.mean(axis, keepdims=True)
     if means is None or means.shape != own.shape:
         return V
-    tiny = jnp.finfo(V.dtype).tiny  # a comparison with zero would let subnormal divisors pass
-    wanted, found = means / jnp.maximum(means.mean(), tiny), own / jnp.maximum(own.mean(), tiny)
-    factor = jnp.clip(wanted / jnp.maximum(found, tiny), 0.01, 100)
+    wanted, found = _over(means, means.mean()), _over(own, own.mean())
+    factor = jnp.clip(_over(wanted, found), 0.01, 100)
     total = jnp.mean(found * factor)  # 1 where no factor is clipped; 0 for zeros
     return V * jnp.where(total > 0, factor / jnp.where(total > 0, total, 1), 1)
+
+
+def _over(a: Array, b: Array) -> Array:
+    """a / b, and a where b is zero: at a small b in its place the derivative would be infinite."""
+    return a / jnp.where(b > jnp.finfo(b.dtype).tiny, b, 1)  # a comparison with zero would let subnormal divisors pass
