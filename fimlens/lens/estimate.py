@@ -21,7 +21,7 @@ from fimlens.lens.trial import Trial
 from fimlens.structure import Structure
 from fimlens.structures.named import name_structures
 
-MAX_BYTES = 2**30  # default bound on the memory of samples
+MAX_BYTES = 2**29  # default bound on the memory of samples
 
 
 def estimate(

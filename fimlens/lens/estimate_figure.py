@@ -11,6 +11,8 @@ from fimlens.plotting import AMOUNT, BASIS, COLOURS, SPECTRUM, STYLES, legend_be
 
 WIDEST = 1.5  # errors beyond are written at the upper edge: one bad structure would hide the differences among the others
 
+END = 2.0  # of the errors over steps
+
 
 def errors_with_bars(estimates: Mapping[str, Estimates]) -> Figure:
     """Draw one panel for each matrix: the error of each structure with its interval, against the numbers that it keeps.
@@ -75,6 +77,8 @@ def error_map(estimates: Mapping[str, Estimates]) -> Figure:
 def errors_over_steps(estimates: Mapping[str, Mapping[int, Estimates]]) -> Figure:
     """Draw one panel for each matrix: the error of each structure with its interval, over the steps of a training.
 
+    A panel ends at an error of 2: what is beyond leaves it.
+
     Args:
         estimates: by the name of the matrix, and then by the step at which its gradients were taken.
     """
@@ -91,11 +95,15 @@ def errors_over_steps(estimates: Mapping[str, Mapping[int, Estimates]]) -> Figur
                 bars = [errors - low, high - errors]
                 axes.errorbar(steps, errors, bars, markersize=3, elinewidth=0.8, label=literal(name), **style)
         axes.set_xscale("log")
+        axes.set_xticks(sorted(by_step), map(str, sorted(by_step)), fontsize=8)
+        axes.minorticks_off()
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -END), min(high, END))
         axes.axhline(0, color="0.7", linewidth=0.6)
         axes.set_xlabel("steps", fontsize=8)
         m, n = next(iter(by_step.values())).shape
         axes.set_title(f"{literal(matrix)}\n{m} x {n}", fontsize=8)
-    figure.suptitle(f"Held-out error in {everywhere[0].divergence}", fontsize=9)
+    figure.suptitle(f"Held-out error in {_divergence({'': everywhere[0]})}", fontsize=9)
     legend_below(figure)
     return figure
 
