@@ -486,6 +486,11 @@ def test_a_structure_that_is_infinitely_far_is_never_the_nearest():
     found = fl.estimate({"galore": fl.LowRank(DIAGONAL, 1, fl.Drop())}, gradients(16), divergence=fl.LogDet())
     assert math.isinf(found.error("galore"))
     assert "nearest on held-out gradients: none." in conclude({"a": found})[0]
+    structures = {"galore": found.structures["galore"], "sgd": fl.Scalar()}
+    both = fl.estimate(structures, gradients(16), divergence=fl.LogDet())
+    assert both.clearly_nearer("sgd", "galore")
+    assert not both.clearly_nearer("galore", "sgd")
+    assert "do not tell the best two apart" not in " ".join(conclude({"a": both}))
 
 
 def test_gradients_are_written_as_empirical_fisher_has_them_and_continued(tmp_path):

@@ -151,6 +151,8 @@ class Estimates:
     def clearly_nearer(self, first: str, second: str) -> bool:
         """Return whether the 95 % interval of the difference says that one structure is nearer than another.
 
+        A finite error is clearly below an infinite one, whose fit gives no probability to some sample.
+
         Args:
             first: the name of a structure.
             second: the name of the structure that may be farther.
@@ -159,6 +161,8 @@ class Estimates:
             KeyError: there is no estimate of that name.
         """
         value, se = self.difference(first, second)
+        if self.error(second) == math.inf:
+            return math.isfinite(self.error(first))
         return value < -_quantile(self.folds) * se
 
     def ranked(self) -> list[str]:
