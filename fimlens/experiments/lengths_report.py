@@ -13,7 +13,7 @@ LEGEND = (
     "Every run has its whole schedule. Loss: held out, the median over seeds ± half its range. Over the reference's L: L over "
     "the length at which the optimizer ends at the loss that the reference has after L steps, interpolated between measured "
     "lengths in log-log, with its range over seeds; over x or under x where that lies outside the measured lengths. Step: time "
-    "of a step, the reference's = 1. In time: the median speed-up over that."
+    "of a step, the reference's = 1. In time: the median over lengths and seeds of the speed-ups that lie inside, over that."
 )
 
 
