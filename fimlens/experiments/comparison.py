@@ -17,6 +17,7 @@ from urllib.parse import quote
 import jax
 
 from fimlens import optimizers
+from fimlens._validate import write_atomically
 from fimlens.experiments.tuning import tuned
 from fimlens.pretrain.data import Corpus
 from fimlens.pretrain.loop import NonFinite, train
@@ -214,7 +215,7 @@ def measure_or_read(entry: Entry, base: Plan, corpus: Corpus, path: Path) -> Ste
     plan = plan_for(entry, base, 0, 0)
     if measured.get(entry.name, {}).get("plan") != asdict(plan):
         measured[entry.name] = {"plan": asdict(plan), "speed": measure_step(plan, corpus)._asdict()}
-        path.write_text(json.dumps(measured, indent=2) + "\n")
+        write_atomically(path, json.dumps(measured, indent=2) + "\n")
     return StepCost(**measured[entry.name]["speed"])
 
 
