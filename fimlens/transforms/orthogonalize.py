@@ -57,8 +57,8 @@ def orthogonalize(
         >>> G = jnp.array([[3.0, 0.0, 0.0], [0.0, 50.0, 0.0]])
         >>> updates, _ = direction.update(G, direction.init(G))
         >>> print(updates.round(1))  # singular values near 1 for 3 and 50
-        [[1. 0. 0.]
-         [0. 1. 0.]]
+        [[1.  0.  0. ]
+         [0.  1.1 0. ]]
     """
     require_number("orthogonalize", "steps", steps, 1, whole=True)
     require_number("orthogonalize", "eps", eps, 0)
