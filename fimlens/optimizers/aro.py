@@ -29,9 +29,9 @@ def scale_by_aro(
 
     H = {R inner R^T}, of the momentum M alone: R <- QR( M f(R^T M)^T ), and the update is R f(R^T M), where f scales by the
     inner structure's member nearest to R^T M alone (`fl.scale_in_turning_basis`). State: m n + r^2, the momentum and R. With
-    `fl.Rows()` it is Muon at convergence, with `fl.Diagonal()` f is the sign, and SinkGD's sweeps, the default, are what its
-    authors found best. What is known here of ARO is a description, not its code: that R starts at the identity, that f has no
-    average of its own, and that vectors enter QR by their part of the gain is ours.
+    `fl.Rows()` it is Muon at convergence, and with `fl.Diagonal()` f is the sign. The default, SinkGD's sweeps, is what its
+    authors found best. This follows the description in the paper, not a code. These choices are ours: R is on the shorter side
+    and starts at the identity, f has no average of its own, and vectors enter QR by their part of the gain.
 
     Args:
         b1: decay of the momentum. Default: 0.95, as in Muon.

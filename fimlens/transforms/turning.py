@@ -42,8 +42,10 @@ def scale_in_turning_basis(
     """Scale each matrix M in a basis R that turns to raise the gain <update, M>. Use it on a momentum, as `fl.aro` does.
 
     H = {R inner R^T}, of M alone: R <- QR( M f(R^T M)^T ), and the update is R f(R^T M), where f(X) scales X by the inner
-    structure's member nearest to X alone. R^T M has the shorter side of M first. With `fl.Rows()` as the inner structure it is
-    subspace iteration on M M^T, as f(X) = D X with D diagonal, and converges to the polar factor. State: r^2, r = min(m, n).
+    structure's member nearest to X alone. M has its shorter side first: m <= n. State: m^2.
+
+    With `fl.Rows()` as the inner structure f(X) = D X with D diagonal, and R takes a step of subspace iteration on M M^T. For
+    one M the update converges to sqrt(n) times the polar factor.
 
     R starts at the identity, and vectors enter QR by their part of the gain. Directions that M does not have are fixed vectors,
     and coordinates that are only rounding get no update. But f brings all others to full size: where the singular values of M
@@ -93,10 +95,9 @@ def _update(
         if jax.tree.map(lambda M: (len(M), M.shape[1]), stacks) != jax.tree.map(lambda R: R.shape[:2], state.bases):
             raise state_of_others("scale_in_turning_basis", stacks)
         turn, move = (jax.vmap(partial(step, inner, eps)) for step in (_turned, _moved))
-        bases = {
-            name: refresh_if_due(state.count, interval, R, lambda first, R=R, M=stacks[name]: turn(R, M))
-            for name, R in state.bases.items()
-        }
+        bases = refresh_if_due(
+            state.count, interval, state.bases, lambda first: {name: turn(R, stacks[name]) for name, R in state.bases.items()}
+        )
         moved = {name: move(R, stacks[name]) for name, R in bases.items()}
     scaled = jax.tree.map(short_side_first, unstack(moved, given), updates)
     return scaled, TurningState(optax.safe_increment(state.count), bases)
