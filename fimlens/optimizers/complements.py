@@ -28,8 +28,8 @@ def scale_by_cosmos(
 ) -> Transform:
     """COSMOS (Liu et al., 2025): Adam in a tracked subspace of the momentum, and Muon outside it. Use it between SOAP and Muon.
 
-    H = LowRank(Diagonal(), rank, Drop()) for the lead; outside the subspace the update is the polar factor, which belongs to no
-    member of it. State: m n + n r + m r + r^2 with r = rank: momentum, second moments, U and Q~. Differences from Liu et al.:
+    H = LowRank(Diagonal(), rank, Drop()) for the lead. Outside the subspace the update is the polar factor, which H does not
+    describe. State: m n + n r + m r + r^2 with r = rank: momentum, second moments, U and Q~. Differences from Liu et al.:
     second moments are those of the momentum, and theirs of the gradient; U follows every `update_interval` steps by subspace
     iteration, and theirs every step; second moments are carried into the new basis; and both parts have the root mean square
     of a whitened gradient, times `scale`, where theirs has a factor for each.
@@ -88,7 +88,7 @@ def scale_by_frugal(
 ) -> Transform:
     """FRUGAL (Zmushko et al., 2024): `galore`, and the sign of what it leaves out. Use it where GaLore's loss is too high.
 
-    H = LowRank(Diagonal(), rank, Drop()), ONE_STEP, for the lead; the sign belongs to no member of it. State: 2 n r + m r with
+    H = LowRank(Diagonal(), rank, Drop()), ONE_STEP, for the lead; it does not describe the sign. State: 2 n r + m r with
     r = rank. Theirs splits by columns or blocks too, and has a rate for each part.
 
     Args:

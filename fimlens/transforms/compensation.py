@@ -1,7 +1,7 @@
 """Compensations: the scale d_j that a low-rank update gives to column j outside the subspace, or to the whole column.
 
-Each is a function of what one step measured; give it to `fl.scale_by_low_rank` as `compensation`. `polar` and `sign` are
-functions of what lies outside itself.
+Each is a function of what one step measured; give it to `fl.scale_by_low_rank` as `compensation`. `polar` and `sign` give no
+scale: they are functions of the matrix G - U U^T G.
 """
 
 from collections.abc import Callable
@@ -69,7 +69,7 @@ def _polar(rest: Float[Array, "k m n"]) -> Float[Array, "k m n"]:
     return factors * max(rest.shape[1:]) ** 0.5
 
 
-# The polar factor, with the root mean square that each of its directions has in a whitened gradient: COSMOS (Liu et al., 2025).
+# The polar factor times the root of the longer side, as in a whitened gradient: COSMOS (Liu et al., 2025).
 polar = Outside(_polar)
 
 

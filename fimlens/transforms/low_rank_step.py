@@ -121,6 +121,8 @@ def _scales(
     growth: NormGrowthState | None,
 ) -> tuple[Parts, NormGrowthState | None]:
     """The scale of each part, zero where nothing is left, times alpha_c and the limit of growth; and the limiter's state."""
+    if isinstance(recipe.compensation, Outside):
+        return Parts(None, None, None, None), growth
 
     def found(update: Array) -> list[Array | None]:
         values = (eigenvalues.rows, eigenvalues.columns, eigenvalues.tail)
@@ -129,8 +131,6 @@ def _scales(
         # Where nothing is left the scale is zero; a NaN in the squares stays, so that it is seen.
         return [d if d is None else jnp.where(V == 0, V, d) for d, V in zip(scales, squares[1:], strict=True)]
 
-    if isinstance(recipe.compensation, Outside):
-        return Parts(None, None, None, None), growth
     scales, eta = found(seen.update), recipe.alpha_c
     if not jax.tree.leaves(scales):
         return Parts(None, *scales), growth
