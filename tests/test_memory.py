@@ -26,7 +26,7 @@ def low_rank_soap(m, n, rank):
     return m * r + n * s + (r + s) ** 2 + r * (s < n) + s * (r < m) + (r < m) * (s < n)
 
 
-FORMULAS = papers.FORMULAS | {"low_rank_soap": papers.lying(low_rank_soap)}
+FORMULAS = papers.FORMULAS | {"low_rank_soap": papers.short_side_first(low_rank_soap)}
 VARIANTS = {"apollo": {"variant": "svd"}, "apollo-mini": {"variant": "mini"}}
 CACHED = {"shampoo": lambda m, n: papers.rotated(m) ** 2 + papers.rotated(n) ** 2 + m + n}  # the roots: bases and eigenvalues
 BESIDE = ("count", "lead_count", "weight", "key", "growth", *NormGrowthState._fields)  # counters, keys, the limiter's scalars

@@ -14,8 +14,8 @@ def rotated(side: int) -> int:
     return side if side <= 10_000 else 0
 
 
-def lying(formula: Formula) -> Formula:
-    """For a matrix of any shape, from the formula for m <= n, of a method that transposes the others."""
+def short_side_first(formula: Formula) -> Formula:
+    """Extend a formula for m <= n to every shape, for a method that puts the shorter side first."""
     return lambda m, n, r: formula(*sorted((m, n)), r)
 
 
@@ -33,30 +33,30 @@ FORMULAS: dict[str, Formula] = {
     "normuon": lambda m, n, r: m * n + n,
     "swan": lambda m, n, r: 0,
     "shampoo": lambda m, n, r: rotated(m) ** 2 + rotated(n) ** 2,
-    "osoap": lying(lambda m, n, r: 2 * m * n + 2 * rotated(m) ** 2),
+    "osoap": short_side_first(lambda m, n, r: 2 * m * n + 2 * rotated(m) ** 2),
     "soap": lambda m, n, r: 2 * m * n + 2 * rotated(m) ** 2 + 2 * rotated(n) ** 2,
     "soap_muon": lambda m, n, r: 2 * m * n + 2 * rotated(m) ** 2 + 2 * rotated(n) ** 2,
     "kl_shampoo": lambda m, n, r: m * n + 2 * rotated(m) ** 2 + 2 * rotated(n) ** 2 + m + n,
     "kl_soap": lambda m, n, r: 2 * m * n + 2 * rotated(m) ** 2 + 2 * rotated(n) ** 2 + m + n,
-    "aro": lying(lambda m, n, r: m * n + m**2),
+    "aro": short_side_first(lambda m, n, r: m * n + m**2),
     "racs": lambda m, n, r: m + n,
     "sinkgd": lambda m, n, r: 0,
-    "adadiag": lying(lambda m, n, r: 2 * m * n + rotated(m) ** 2),
+    "adadiag": short_side_first(lambda m, n, r: 2 * m * n + rotated(m) ** 2),
     "adadiag_pp": lambda m, n, r: 2 * m * n + rotated(m) ** 2 + rotated(n) ** 2,
-    "adafacdiag": lying(lambda m, n, r: m * n + m + n + rotated(m) ** 2),
-    "alice": lying(lambda m, n, r: 2 * n * r + m * r + n * (r < m) + r**2),
-    "alice0": lying(lambda m, n, r: 2 * n * r + m * r + n * (r < m)),
-    "cosmos": lying(lambda m, n, r: m * n + n * r + m * r + r**2),
-    "frugal": lying(lambda m, n, r: 2 * n * r + m * r),
-    "galore": lying(lambda m, n, r: 2 * n * r + m * r),
-    "fira": lying(lambda m, n, r: 2 * n * r + m * r),
-    "apollo": lying(lambda m, n, r: 2 * n * r + m * r),
-    "apollo-mini": lying(lambda m, n, r: 2 * n),
+    "adafacdiag": short_side_first(lambda m, n, r: m * n + m + n + rotated(m) ** 2),
+    "alice": short_side_first(lambda m, n, r: 2 * n * r + m * r + n * (r < m) + r**2),
+    "alice0": short_side_first(lambda m, n, r: 2 * n * r + m * r + n * (r < m)),
+    "cosmos": short_side_first(lambda m, n, r: m * n + n * r + m * r + r**2),
+    "frugal": short_side_first(lambda m, n, r: 2 * n * r + m * r),
+    "galore": short_side_first(lambda m, n, r: 2 * n * r + m * r),
+    "fira": short_side_first(lambda m, n, r: 2 * n * r + m * r),
+    "apollo": short_side_first(lambda m, n, r: 2 * n * r + m * r),
+    "apollo-mini": short_side_first(lambda m, n, r: 2 * n),
 }
 
 
 # Of those, the numbers that [G]'s figure needs at four bytes each, whatever the dtype: Alice's p and Q~.
-IN_FLOAT32 = {"alice": lying(lambda m, n, r: n * (r < m) + r**2)}
+IN_FLOAT32 = {"alice": short_side_first(lambda m, n, r: n * (r < m) + r**2)}
 
 
 # Ranks of the low-rank methods by model, as in [G]; GaLore's at 7B.
