@@ -47,11 +47,7 @@ def test_a_small_run_writes_a_table_a_figure_and_every_number(run, tmp_path):
     result = run(*QUICK, "--structures", "adam,muon,soap", "--json", str(tmp_path / "numbers.json"))
     assert result.exit_code == 0, result.output
     assert "layers/0/attention/query (12 x 12)" in result.output
-    for words in (
-        "in basis",
-        "In LogDet, nearest on the gradients of the fit: ",
-        "Of those that keep at most 2 (m + n) numbers",
-    ):
+    for words in ("in basis", "In LogDet, nearest on the gradients of the fit: "):
         assert words in result.output.replace("\n", " ")
     for figure in ("lens.png", "divergences.png"):
         assert (tmp_path / "out" / figure).stat().st_size > 10_000
