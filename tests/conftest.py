@@ -41,6 +41,12 @@ for module, name, shortcut in (
         setattr(module, name, shortcut(getattr(module, name)))
 
 
+@pytest.fixture
+def programs_within_programs(monkeypatch):
+    """Programs that read files, or many samples in parts, compile others while they are lowered: not in one shared context."""
+    monkeypatch.setattr(mlir, "make_ir_context", getattr(mlir.make_ir_context, "__wrapped__", mlir.make_ir_context))
+
+
 def pytest_collection_finish() -> None:
     """Keep the collector off what is imported: tracing allocates much, and would have all of it walked again and again."""
     gc.collect()

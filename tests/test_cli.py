@@ -63,7 +63,7 @@ def test_a_small_run_writes_a_table_a_figure_and_every_number(run, tmp_path):
 
 
 @pytest.mark.parametrize("fisher", ["minibatch", "model", "model-exact"])
-def test_every_fisher_of_the_built_in_model(run, fisher):
+def test_every_fisher_of_the_built_in_model(run, fisher, programs_within_programs):
     result = run(*QUICK, "--samples", "2", "--structures", "adam", "--fisher", fisher)
     assert result.exit_code == 0, result.output
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from jax._src.interpreters import mlir
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
@@ -33,12 +32,6 @@ PAIR = {"adam": DIAGONAL, "soap": SIDES}
 def gradients(N=24, m=3, n=4, seed=0):
     columns = np.linspace(0.5, 2, n)
     return np.random.default_rng(seed).normal(size=(N, m, n)).astype(np.float32) * columns.astype(np.float32)
-
-
-@pytest.fixture
-def files_in_programs(monkeypatch):
-    """Programs that read files compile others while they are lowered: not in the one context that tests share for speed."""
-    monkeypatch.setattr(mlir, "make_ir_context", mlir.make_ir_context.__wrapped__)
 
 
 # --- without bias: the mean over every draw of a small population ------------------------------------------------------
@@ -209,7 +202,7 @@ def test_copies_of_a_sample_in_its_unit_change_nothing():
     ],
     ids=str,
 )
-def test_samples_on_disk_give_the_same_numbers(structure, divergence, files_in_programs):
+def test_samples_on_disk_give_the_same_numbers(structure, divergence, programs_within_programs):
     G = gradients(26)
     inside = fl.estimate([structure], G, folds=2, divergence=divergence)
     stored = fl.estimate([structure], [G[:10], G[10:]], folds=2, divergence=divergence, max_bytes=1000)
@@ -219,7 +212,7 @@ def test_samples_on_disk_give_the_same_numbers(structure, divergence, files_in_p
         np.testing.assert_allclose(stored.rows[name].plug_in, row.plug_in, rtol=1e-4, atol=1e-5)
 
 
-def test_short_floats_are_summed_in_float32(files_in_programs):
+def test_short_floats_are_summed_in_float32(programs_within_programs):
     """In memory and in a file; the spectrum is asked for inside a program."""
     G = gradients(26).astype(ml_dtypes.bfloat16)
     full = fl.Fisher.from_gradients(G.astype(np.float32))
