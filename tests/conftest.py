@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import jaxtyping._decorator
+import pytest
 from jax._src.interpreters import mlir
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
