@@ -153,7 +153,7 @@ def curve(name, losses):
 
 
 def test_a_speed_up_is_interpolated_between_lengths_and_never_beyond_them():
-    """Losses 8 / length^(1/2) and half of that, but for Adam's second seed at the end."""
+    """Adam's losses fall as 8 / length^(1/2), and RACS's are half of them. At 400 steps Adam's second seed ends lower."""
     adam = curve("adam", {100: [0.8, 0.8], 200: [0.8 / 2**0.5] * 2, 400: [0.4, 0.1]})
     racs = curve("racs", {100: [0.4, 0.4], 200: [0.4 / 2**0.5] * 2, 400: [0.2, 0.2]})
     found = lengths.speed_ups(adam, racs)

@@ -49,7 +49,7 @@ def compare(
     """
     try:  # imported here, because Flax, Grain and Orbax are optional: the other commands work without them
         from fimlens.experiments import comparison, lengths_report, report
-        from fimlens.experiments.lengths import read_lengths, run_lengths
+        from fimlens.experiments.lengths import read_lengths, run_lengths, tries_at
         from fimlens.pretrain import data
         from fimlens.pretrain.plan import Plan
     except ModuleNotFoundError as error:
@@ -61,14 +61,13 @@ def compare(
         given, chosen = options_of(option), read_lengths(lengths, steps)
         own = {name: options_of(name.partition(":")[2].split(",")) for name in names if ":" in name}
         make = partial(comparison.make_entries, names, given=given, own=own)
-        entries = make(base)
+        entries = make(base)  # a wrong name is refused before the text is read
         corpus = data.read_files(text_path) if shards is None else data.read_shards(shards)
         tries = tries if tune else 1
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, console=errors, transient=True) as bar:
-            most = tries + seeds - 1  # runs of one optimizer at most; a bracketed rate needs fewer tries
-            if chosen is not None:
-                most += (len(chosen) - 1) * seeds + min(tries, 3) - 1
+            # Runs of one optimizer at most; a bracketed rate needs fewer tries.
+            most = sum(each + seeds - 1 for each in tries_at(steps, chosen, tries).values())
             task, current = bar.add_task("", total=most * len(entries)), ""
             started: dict[str, int] = {}
 
@@ -82,19 +81,15 @@ def compare(
                 bar.update(task, description=f"{current}: step {line.step}, perplexity {line.perplexity:.2f}")
 
             options = {"tries": tries, "seeds": seeds, "on_start": show_run, "callback": show_metrics}
-            curves = []
-            if chosen is None:
-                results = comparison.run_all(entries, base, corpus, out, **options)
-            else:
-                curves = run_lengths(make, base, chosen, corpus, out, **options)
-                results = {curve.entry.name: curve.tuned for curve in curves}
+            curves = run_lengths(make, base, chosen, corpus, out, **options)
+        results = {curve.entry.name: curve.tuned for curve in curves}
         # Steps are timed after all trainings, whose own clocks depend on interruptions and on the load of the machine.
         timed = track(entries, "timing", console=errors, transient=True)
         costs = {each.name: comparison.measure_or_read(each, base, corpus, out / "speed.json") for each in timed}
         rows = report.make_rows(entries, results, costs)
         tables = [(report.LOSS_HEADINGS, report.loss_cells(rows, base)), (report.COST_HEADINGS, report.cost_cells(rows, base))]
         written = report.as_json(entries, results, rows, base)
-        if curves:
+        if len(chosen) > 1:
             tables += [
                 lengths_report.loss_cells(curves),
                 lengths_report.speed_cells(curves, {row.name: row.step for row in rows}),
@@ -114,7 +109,7 @@ def compare(
             shown.add_row(*row)
         console.print(shown)
     console.print(report.legend(rows[0].name), highlight=False)
-    if curves:
+    if len(chosen) > 1:
         console.print(lengths_report.LEGEND, highlight=False)
         console.print(lengths_report.conclude(curves), highlight=False, markup=False)
     console.print(f"Wrote table.md, compare.json and compare.png to {out}.", markup=False, highlight=False)

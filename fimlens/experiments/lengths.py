@@ -33,14 +33,14 @@ class Curve(NamedTuple):
     tuned: Results
 
 
-def read_lengths(text: str | None, tuned_at: int) -> list[int] | None:
-    """Return the numbers of steps that a text lists, such as "150,300,600"; None for None.
+def read_lengths(text: str | None, tuned_at: int) -> list[int]:
+    """Return the numbers of steps that a text lists, such as "150,300,600"; without a text, the length of tuning alone.
 
     Raises:
         ValueError: it lists something else, or not the length at which rates are tuned.
     """
     if text is None:
-        return None
+        return [tuned_at]
     words = [word.strip() for word in text.split(",")]
     found = sorted({int(word) if word.isdecimal() else 0 for word in words})
     if found[0] == 0 or len(found) < 2:
@@ -80,25 +80,40 @@ def run_lengths(
         on_start: called with entry, power of the rate and seed before each run is trained or read.
         callback: called with each line of metrics of the runs that are trained.
     """
-    plans = {length: replace(base, steps=length) for length in sorted(set(lengths))}
-    made = {length: make(plan) for length, plan in plans.items()}
-    others = [length for length in plans if length != base.steps]
+    plans = {length: replace(base, steps=length) for length in lengths}
     curves = []
-    for index, own in enumerate(made[base.steps]):
-        losses, rates, all_runs, rate = {}, {}, {}, own.usual
-        for length in (base.steps, *others):
-            entry = replace(made[length][index], usual=rate)
-            few = tries if length == base.steps else min(tries, 3) if length == max(plans) else 1
+    for entries in zip(*map(make, plans.values()), strict=True):
+        own, losses, rates, runs = dict(zip(plans, entries, strict=True)), {}, {}, {}
+        for length, few in tries_at(base.steps, lengths, tries).items():
+            entry = replace(own[length], usual=rates.get(base.steps, own[length].usual))
             where = out if length == base.steps else out / f"{length} steps"
             options = {"tries": few, "seeds": seeds, "on_start": on_start, "callback": callback}
-            (results,) = run_all([entry], plans[length], corpus, where, **options).values()
-            best = best_power({key: result.loss for key, result in results.items()})
-            found = [result.loss for (power, _), result in sorted(results.items()) if power == best]
-            losses[length] = found + [math.inf] * (seeds - len(found))  # where all rates diverge, no further seed is trained
-            rates[length], all_runs[length] = entry.rate(best), results
-            rate = rates[base.steps]
-        curves.append(Curve(own, dict(sorted(losses.items())), dict(sorted(rates.items())), all_runs[base.steps]))
+            runs[length] = run_all([entry], plans[length], corpus, where, **options)[entry.name]
+            losses[length], rates[length] = _losses(runs[length], seeds), entry.rate(_best(runs[length]))
+        curves.append(Curve(own[base.steps], dict(sorted(losses.items())), dict(sorted(rates.items())), runs[base.steps]))
     return curves
+
+
+def tries_at(tuned_at: int, lengths: Sequence[int], tries: int) -> dict[int, int]:
+    """Return how many rates are tried at most at each length, in the order in which they are trained.
+
+    Args:
+        tuned_at: the length at which rates are tuned, one of the lengths.
+        lengths: the numbers of steps.
+        tries: rates to try at most where they are tuned.
+    """
+    others = {length: min(tries, 3) if length == max(lengths) else 1 for length in sorted(lengths) if length != tuned_at}
+    return {tuned_at: tries} | others
+
+
+def _best(results: Results) -> int:
+    return best_power({key: result.loss for key, result in results.items()})
+
+
+def _losses(results: Results, seeds: int) -> list[float]:
+    """The loss of each seed at the best rate; infinite where all rates diverged, so that no further seed was trained."""
+    found = [result.loss for (power, _), result in sorted(results.items()) if power == _best(results)]
+    return found + [math.inf] * (seeds - len(found))
 
 
 def length_to_reach(loss: float, ends: dict[int, float]) -> float:
