@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from fimlens.linalg.bases import short_side_first
 from fimlens.linalg.decompositions import unit_of
+from fimlens.transforms.norms import of_unit_norm
 from fimlens.transforms.stacked_bases import Side
 from fimlens.transforms.stacking import Matrices, Stack
 
@@ -33,20 +34,14 @@ def ratio(a: Numbers, b: Numbers) -> Numbers:
     return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
 
 
-def normalized(x: Array, axes: Axes = SIDES) -> Array:
-    """x / ||x||."""
-    x = x / unit_of(x, axes)
-    return ratio(x, size(x, axes))
-
-
 def cosine(x: Array, y: Array, axes: Axes = SIDES) -> Numbers:
     """<x, y> / (||x|| ||y||)."""
-    return jnp.sum(normalized(x, axes) * normalized(y, axes), axes, keepdims=True)
+    return jnp.sum(of_unit_norm(x, axes) * of_unit_norm(y, axes), axes, keepdims=True)
 
 
 def gram(G: Matrices) -> Float[Array, "*stack s s"]:
     """G G^T of the shorter side, over its trace ||G||^2."""
-    G = short_side_first(normalized(G))
+    G = short_side_first(of_unit_norm(G))
     return G @ G.mT
 
 
@@ -74,7 +69,7 @@ def outside(G: Stack, left: Side | None, right: Side | None) -> Numbers | None:
     )
     if U is None and V is None:
         return None
-    G = normalized(G)
+    G = of_unit_norm(G)
     within = G if U is None else U @ (U.mT @ G)
     within = within if V is None else (within @ V) @ V.mT
     return size(G - within) ** 2
@@ -87,7 +82,7 @@ def off_diagonal(G: Stack, side: Side) -> Numbers:
     """
     U = side.basis.astype(G.dtype)
     if side.covariance is None:
-        X = U.mT @ normalized(G)
+        X = U.mT @ of_unit_norm(G)
         D = X @ X.mT
     else:
         C = side.covariance.astype(G.dtype)

@@ -209,11 +209,11 @@ def matrix_norm(x: ArrayLike) -> Array:
     return root(jnp.sum(x**2, axis=(-2, -1) if x.ndim >= 2 else None, keepdims=True))
 
 
-def of_unit_norm(x: ArrayLike) -> Array:
-    """Each matrix over its Frobenius norm, whatever its scale; zero where it is zero."""
+def of_unit_norm(x: ArrayLike, axes: tuple[int, ...] = (-2, -1)) -> Array:
+    """Each matrix over its Frobenius norm, whatever its scale; zero where it is zero. A matrix is along `axes`."""
     matrices = jnp.atleast_2d(at_least_float32(x))
-    matrices = matrices / unit_of(matrices, (-2, -1))  # before the norm, whose squares would leave float32
-    size = matrix_norm(matrices)
+    matrices = matrices / unit_of(matrices, axes)  # before the norm, whose squares would leave float32
+    size = root(jnp.sum(matrices**2, axes, keepdims=True))
     return (matrices / jnp.where(size == 0, 1, size)).reshape(jnp.shape(x))
 
 
