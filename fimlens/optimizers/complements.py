@@ -5,9 +5,9 @@ from jax.typing import DTypeLike
 
 from fimlens._validate import require_number, require_rank
 from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
+from fimlens.optimizers.galore import in_subspace_of_gradient
 from fimlens.structures import Diagonal, Drop, LowRank
 from fimlens.structures.subspace_iteration import SubspaceIteration
-from fimlens.structures.trackers import Singular
 from fimlens.transforms import compensation as rules
 from fimlens.transforms.dtypes import StateDtypes, state_dtypes
 from fimlens.transforms.low_rank_transform import scale_by_low_rank
@@ -26,7 +26,7 @@ def scale_by_cosmos(
     eps: Number = 1e-8,
     dtypes: StateDtypes | DTypeLike | None = None,
 ) -> Transform:
-    """COSMOS (Liu et al., 2025): Adam in a tracked subspace of the momentum, and Muon outside it. Use it between SOAP and Muon.
+    """COSMOS (Liu et al., 2025): Adam in a subspace of the momentum, Muon outside it. Use it for part of SOAP at Muon's memory.
 
     H = LowRank(Diagonal(), rank, Drop()) for the lead. Outside the subspace the update is the polar factor, which H does not
     describe. State: m n + n r + m r + r^2 with r = rank: momentum, second moments, U and Q~. Differences from Liu et al.:
@@ -114,19 +114,7 @@ def scale_by_frugal(
         [[ 1.  0.]
          [ 0. -1.]]
     """
-    require_rank("frugal", rank)
-    return scale_by_low_rank(
-        LowRank(Diagonal(), rank, Drop(), tracker=Singular()),
-        compensation=rules.sign,
-        b1=b1,
-        b2=b2,
-        alpha_c=alpha_c,
-        gamma=None,
-        eps=eps,
-        update_interval=update_interval,
-        moments=moments,
-        dtypes=dtypes,
-    )
+    return in_subspace_of_gradient("frugal", rules.sign, gamma=None, **locals())
 
 
 cosmos = full_chain(scale_by_cosmos)

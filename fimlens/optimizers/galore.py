@@ -54,7 +54,7 @@ def scale_by_galore(
         >>> stack.lead.momentum.shape, stack.lead.averaged.shape, jax.tree.leaves(stack.complement)
         ((1, 2, 4), (1, 2, 4), [])
     """
-    return _in_subspace_of_gradient("galore", rules.none, gamma=None, **locals())
+    return in_subspace_of_gradient("galore", rules.none, gamma=None, **locals())
 
 
 def scale_by_fira(
@@ -110,8 +110,8 @@ def scale_by_fira(
     """
     options = locals()
     if options.pop("plus"):
-        return _in_subspace_of_gradient("fira", rules.matched_column_ratios, **options)
-    return _in_subspace_of_gradient("fira", rules.column_ratios, **options | {"alpha": 1.0, "lift": alpha})
+        return in_subspace_of_gradient("fira", rules.matched_column_ratios, **options)
+    return in_subspace_of_gradient("fira", rules.column_ratios, **options | {"alpha": 1.0, "lift": alpha})
 
 
 def scale_by_apollo(
@@ -189,7 +189,10 @@ def scale_by_apollo(
     return optax.chain(direction, optax.scale((128**0.5 if mini else 1.0) if alpha is None else alpha))
 
 
-def _in_subspace_of_gradient(call: str, rule: rules.Compensation, *, rank: Whole, alpha: Number, **options: Any) -> Transform:
+def in_subspace_of_gradient(
+    call: str, rule: rules.Compensation, *, rank: Whole, alpha: Number = 1.0, **options: Any
+) -> Transform:
+    """Adam in the leading subspace of the gradient, with a rule for what it leaves out; and `alpha` times all of it."""
     require_rank(call, rank)
     direction = scale_by_low_rank(LowRank(Diagonal(), rank, Drop(), tracker=Singular()), compensation=rule, **options)
     return optax.chain(direction, optax.scale(alpha))
