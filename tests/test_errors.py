@@ -94,6 +94,7 @@ REFUSED = [
     (lambda: fl.racs(0.1, divergence=fl.Beta(3.0)), "racs: the closed form of a product needs a divergence of a degree"),
     (lambda: fl.Marginals(fl.Beta(-1.0)), "Marginals: the closed form of a product needs a divergence of a degree"),
     (lambda: fl.sinkgd(0.1, sweeps=0), "sinkgd: sweeps is a whole number"),
+    (lambda: fl.aro(0.1, inner=fl.Rotated(fl.Rows(), "L")), "scale_in_turning_basis: .* has bases of its own"),
     (lambda: fl.kl_shampoo(0.1, clamp=0.0), "kl_shampoo: clamp is a number, at least 1; got 0.0"),
     (lambda: fl.kl_soap(0.1, b2=1.5), "scale_by_structure: the decay b2 is between 0 and 1"),
     (lambda: require_number("racs", "sweeps", 2.5, 1, whole=True), "whole number, at least 1; got 2.5"),

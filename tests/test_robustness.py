@@ -216,6 +216,21 @@ def test_without_eps_updates_do_not_depend_on_the_scale_of_gradients(name, kind,
 
 
 WITH_STATE = ("racs", "muon", "normuon", "soap", "soap_muon", "osoap", "kl_shampoo", "adadiag_pp", "alice")
+
+
+def test_a_turning_basis_and_its_update_mean_the_same_by_eps():
+    """Gradients and eps in other units give the same updates."""
+    gradients = jax.random.normal(jax.random.key(0), (3, 4, 6))
+    found = []
+    for unit in (1.0, 1e-3):
+        tx = fl.scale_in_turning_basis(fl.RowColumn(5, divergence=fl.LogDet()), eps=unit)
+        state = tx.init(gradients[0])
+        for G in gradients:
+            updates, state = tx.update(unit * G, state)
+        found.append(updates)
+    np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-4)
+
+
 NOT_FINITE = [(name, jnp.nan) for name in (*WITH_STATE, "swan")]
 
 

@@ -44,7 +44,7 @@ def scale_by_aro(
 
     Raises:
         TypeError: `inner` is no structure, or (at init) a parameter is not of real floating point.
-        ValueError: an option is out of its range.
+        ValueError: `inner` has bases, or an option is out of its range.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl

@@ -17,7 +17,7 @@ from fimlens.structure import Structure, require_structure
 from fimlens.transforms.drop_in import PLACEHOLDER, drop_in
 from fimlens.transforms.matrix_step import refresh_if_due
 from fimlens.transforms.stacking import clip_for_squaring, matrix_shapes, stack_matrices, unstack
-from fimlens.transforms.state import state_of_others
+from fimlens.transforms.state import state_layout, state_of_others
 
 Matrix = Float[Array, "m n"]
 Basis = Float[Array, "m m"]
@@ -59,7 +59,7 @@ def scale_in_turning_basis(
 
     Raises:
         TypeError: `inner` is no structure, or (at init) a parameter is not of real floating point.
-        ValueError: an option is out of its range, or (at a step) the state was made for other matrices.
+        ValueError: `inner` has bases, an option is out of its range, or (at a step) the state was made for other matrices.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -71,6 +71,8 @@ def scale_in_turning_basis(
         [1.414 1.414]
     """
     require_structure("scale_in_turning_basis", inner)
+    if state_layout(inner, "statistics").stacked:
+        raise ValueError(f"scale_in_turning_basis: {inner} has bases of its own. Give one without, such as fl.Rows().")
     require_number("scale_in_turning_basis", "eps", eps, 0)
     require_number("scale_in_turning_basis", "update_interval", update_interval, 1, whole=True)
     return drop_in(_init, _update, inner, eps, update_interval)
@@ -105,10 +107,9 @@ def _update(
 
 def _turned(inner: Structure, eps: Float[ArrayLike, ""], R: Basis, M: Matrix) -> Basis:
     """QR( M f(R^T M)^T )."""
-    M = M / unit_of(M)
-    X = tree_above_rounding(R.T @ M)
+    X, M = tree_above_rounding(R.T @ M), M / unit_of(M)  # eps is absolute in f, and the size of the product means nothing
     Y = _scaled(inner, eps, X)
-    return determined_basis((M @ Y.T)[:, jnp.argsort(-jnp.sum(X * Y, axis=1))])
+    return determined_basis((M @ Y.T)[:, jnp.argsort(-jnp.sum(X / unit_of(X) * Y, axis=1))])
 
 
 def _moved(inner: Structure, eps: Float[ArrayLike, ""], R: Basis, M: Matrix) -> Matrix:
