@@ -20,7 +20,6 @@ held-out loss on 128 windows, in nats per byte: the mean over seeds, and the dif
 """
 
 import argparse
-import itertools
 import json
 import math
 import time
@@ -33,13 +32,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from error_and_progress import CONFIG, HELD_OUT, STRUCTURES, TRAINING, batches, loss
 from jaxtyping import Array, Float, Int, PyTree
 from rich.console import Console
 from rich.table import Table
 
 import fimlens as fl
 from fimlens.experiments.tuning import best_power, tuned
-from fimlens.language_model import llama, text
+from fimlens.language_model import llama
 from fimlens.lens.estimate import estimate_each, folds_of
 from fimlens.lens.estimates import Estimates
 from fimlens.lens.nearness import DIVERGENCES
@@ -48,26 +48,13 @@ from fimlens.lens.split import Split
 from fimlens.lens.trial import Trial
 from fimlens.pretrain.schedule import warmup_cosine
 from fimlens.structure import Structure
-from fimlens.structures.named import named_structures
 
 FILE = Path(__file__).with_suffix(".jsonl")
-CONFIG = llama.Config(vocabulary=256, hidden=48, mlp=96, heads=4, layers=2)
-WINDOW, BATCH = 49, 8  # bytes in a window, the last of which is only predicted; windows in a batch
+BATCH = 8  # windows in a batch
 BEFORE, SAMPLES, FOLDS = 100, 256, 4
 STEPS, SEEDS, TRIES, RATE, ADAM_RATE = 150, 3, 5, 0.01, 0.01
-STRUCTURES = {name: structure for name, structure in named_structures(12, sweeps=5).items() if name != "dense"}
 BUDGET = "osoap"
 MIXTURES = {f"mixture by {name}": name for name in ("Frobenius", "LogDet")}
-
-loss = partial(llama.loss, CONFIG)
-TRAINING, HELD_OUT = map(text.read, text.split(text.standard_library()))
-
-
-def batches(source: np.ndarray, count: int, seed: int, size: int = BATCH) -> Int[Array, "count size window"]:
-    """Draw batches of windows of a text."""
-    drawn = text.batches(source, size=size, length=WINDOW, seed=seed)
-    return jnp.asarray(np.stack(list(itertools.islice(drawn, count))), jnp.int32)
-
 
 gradient = jax.jit(jax.grad(loss))
 
@@ -139,8 +126,8 @@ def estimates(record: Record) -> dict[str, dict[str, Estimates]]:
 
     def estimate(matrix: str) -> dict[str, Any]:
         if not fishers:
-            trained = trainer(optax.adam)(ADAM_RATE, 0, batches(TRAINING, BEFORE, 0))
-            fishers.update(fl.minibatch_fisher(loss, trained, list(batches(TRAINING, SAMPLES, 99)), matrices=names))
+            trained = trainer(optax.adam)(ADAM_RATE, 0, batches(TRAINING, BEFORE, 0, BATCH))
+            fishers.update(fl.minibatch_fisher(loss, trained, list(batches(TRAINING, SAMPLES, 99, BATCH)), matrices=names))
         folds, key = folds_of(np.arange(SAMPLES), FOLDS, jax.random.key(0))
         split = Split(fishers[matrix], folds)
         trials = {name: Trial(split, divergence, False, False) for name, divergence in DIVERGENCES.items()}
@@ -180,7 +167,7 @@ def run(record: Record, console: Console) -> None:
 
         def trained(power: int, seed: int, name=name, train=train) -> float:
             def make() -> float | None:
-                value = float(mean_loss(train(RATE * 2.0**power, seed, batches(TRAINING, STEPS, 1 + seed)), windows))
+                value = float(mean_loss(train(RATE * 2.0**power, seed, batches(TRAINING, STEPS, 1 + seed, BATCH)), windows))
                 return value if math.isfinite(value) else None  # JSON knows no infinity
 
             value = record.get(make, arm=name, power=power, seed=seed)

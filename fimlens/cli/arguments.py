@@ -24,8 +24,9 @@ console, errors = Console(), Console(stderr=True)
 
 
 # Headings of columns of words, which are aligned to the left; numbers are aligned to the right.
-WORDS = {"structure", "family", "nearest in", "optimizer", "claim", "head", "table", "arm", "statement", "sizes", "verdict"}
-WORDS |= {"verified"}
+WORDS = {
+    "structure", "family", "nearest in", "optimizer", "claim", "head", "table", "arm", "statement", "sizes", "verdict", "verified",
+}  # fmt: skip
 
 
 def table(*headings: str, title: str | None = None) -> Table:

@@ -1,7 +1,7 @@
 """The figures of estimates: errors against memory and over a training, with error bars, and a map of layers and structures."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ def errors_with_bars(estimates: Mapping[str, Estimates]) -> Figure:
         axes.set_xlabel("numbers kept beside the momentum", fontsize=8)
         m, n = found.shape
         axes.set_title(f"{literal(matrix)}\n{m} x {n}", fontsize=8)
-    figure.suptitle(f"Error in {_divergence(estimates)}", fontsize=9)
+    figure.suptitle(f"Error in {_divergence(estimates.values())}", fontsize=9)
     legend_below(figure)
     return figure
 
@@ -70,7 +70,7 @@ def error_map(estimates: Mapping[str, Estimates]) -> Figure:
                 axes.text(j, i, words, ha="center", va="center", fontsize=6, weight=weight, color="w" if dark else "k")
     axes.set_xticks(range(len(names)), map(literal, names), rotation=60, ha="right", fontsize=7)
     axes.set_yticks(range(len(estimates)), map(literal, estimates), fontsize=7)
-    axes.set_title(f"Held-out error in {_divergence(estimates)}", fontsize=9)
+    axes.set_title(f"Held-out error in {_divergence(estimates.values())}", fontsize=9)
     return figure
 
 
@@ -103,10 +103,10 @@ def errors_over_steps(estimates: Mapping[str, Mapping[int, Estimates]]) -> Figur
         axes.set_xlabel("steps", fontsize=8)
         m, n = next(iter(by_step.values())).shape
         axes.set_title(f"{literal(matrix)}\n{m} x {n}", fontsize=8)
-    figure.suptitle(f"Held-out error in {_divergence({'': everywhere[0]})}", fontsize=9)
+    figure.suptitle(f"Held-out error in {_divergence(everywhere)}", fontsize=9)
     legend_below(figure)
     return figure
 
 
-def _divergence(estimates: Mapping[str, Estimates]) -> str:
-    return next(iter(estimates.values())).divergence.removesuffix("()")
+def _divergence(estimates: Iterable[Estimates]) -> str:
+    return next(iter(estimates)).divergence.removesuffix("()")

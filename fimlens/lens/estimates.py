@@ -167,7 +167,7 @@ class Estimates:
 
     def ranked(self) -> list[str]:
         """Return the names in the order of their errors, the nearest first and what is infinite last."""
-        return sorted(self.rows, key=lambda name: (not math.isfinite(self.rows[name].relative), self.rows[name].relative))
+        return sorted(self.rows, key=lambda name: (not math.isfinite(self.error(name)), self.error(name)))
 
     def error(self, name: str) -> float:
         """Return the error of a structure, `rows[name].relative`."""
