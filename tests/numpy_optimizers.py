@@ -224,6 +224,7 @@ def soap(lr, b1=0.95, b2=0.95, eps=1e-8, interval=10, frames=None, qr=True):
     Unlike there, second moments turn with the bases.
     """
     L = R = M = V = 0.0
+    UL = UR = None  # from the first gradient on
     t = 0
     G, _ = yield
     while True:
@@ -278,6 +279,7 @@ def kl_shampoo(lr, b1=0.9, b2=0.98, eps=1e-8, interval=10, frames=None, moments=
     current gradient in its eigenvalues, and at a refresh they are those of the factors, up to scale. `moments`: KL-SOAP.
     """
     L = R = M = V = a = b = 0.0
+    UL = UR = None  # from the first gradient on
     t = 0
     G, _ = yield
     while True:

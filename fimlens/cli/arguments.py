@@ -25,7 +25,8 @@ console, errors = Console(), Console(stderr=True)
 
 # Headings of columns of words, which are aligned to the left; numbers are aligned to the right.
 WORDS = {
-    "structure", "family", "nearest in", "optimizer", "claim", "head", "table", "arm", "statement", "sizes", "verdict", "verified",
+    "structure", "family", "nearest in", "optimizer", "claim", "verified",
+    "head", "table", "arm", "statement", "sizes", "verdict",
 }  # fmt: skip
 
 
