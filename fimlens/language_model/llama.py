@@ -142,7 +142,7 @@ def logits(config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: 
     else:
         x = jax.lax.scan(lambda x, layer: (block(x, layer), None), x, layers)[0]
     head = params["embedding"].T if config.tied else params["head"]
-    return rms_norm(x, params["norm"], config.norm_eps) @ head
+    return project(rms_norm(x, params["norm"], config.norm_eps), head)
 
 
 def loss(config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: bool = False) -> Float[Array, ""]:
@@ -154,10 +154,10 @@ def loss(config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: bo
 def attention(config: Config, weights: PyTree, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
     """Apply causal attention with rotary positions, its query heads in groups that share a head of keys and values."""
     B, T, _ = x.shape
-    query, key, value = ((x @ weights[name]).reshape(B, T, -1, config.head_width) for name in ("query", "key", "value"))
+    query, key, value = (project(x, weights[name]).reshape(B, T, -1, config.head_width) for name in ("query", "key", "value"))
     query, key = rotary(query, config.rotary_base), rotary(key, config.rotary_base)
     mixed = jax.nn.dot_product_attention(query, key, value, is_causal=True)
-    return mixed.reshape(B, T, -1) @ weights["output"]
+    return project(mixed.reshape(B, T, -1), weights["output"])
 
 
 def rotary(x: Float[Array, "B T heads k"], base: float) -> Float[Array, "B T heads k"]:
@@ -172,7 +172,13 @@ def rotary(x: Float[Array, "B T heads k"], base: float) -> Float[Array, "B T hea
 
 def swiglu(weights: PyTree, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
     """Apply the SwiGLU MLP: down(silu(gate x) * up x) (Shazeer, 2020)."""
-    return (jax.nn.silu(x @ weights["gate"]) * (x @ weights["up"])) @ weights["down"]
+    return project(jax.nn.silu(project(x, weights["gate"])) * project(x, weights["up"]), weights["down"])
+
+
+def project(x: Float[Array, "... m"], weight: Float[Array, "m n"]) -> Float[Array, "... n"]:
+    """Compute x @ weight as one product of matrices."""
+    # XLA's CPU backend takes 1.7 times as long for the gradient of a product with several leading axes.
+    return (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], -1)
 
 
 def rms_norm(x: Float[Array, "B T d"], weight: Float[Array, " d"], eps: float) -> Float[Array, "B T d"]:
