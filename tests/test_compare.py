@@ -8,11 +8,13 @@ import pytest
 from typer.testing import CliRunner
 
 from fimlens.cli.app import app
-from fimlens.experiments import comparison, lengths, lengths_report, report
+from fimlens.costs.devices import DEVICES
+from fimlens.experiments import comparison, dry_run, lengths, lengths_report, report
+from fimlens.experiments.choices import CHOICE_HEADINGS, choice_cells
 from fimlens.experiments.comparison import Result, make_entries, steps_to_reach
 from fimlens.experiments.tuning import best_power, next_runs
 from fimlens.language_model import llama
-from fimlens.pretrain import model
+from fimlens.pretrain import data, model, timing
 from fimlens.pretrain.plan import Plan
 from fimlens.pretrain.run_directory import Metrics
 from fimlens.pretrain.timing import StepCost
@@ -148,8 +150,16 @@ def test_an_optimizer_may_stand_twice_with_options_of_its_own(tmp_path):
 
 
 def curve(name, losses):
+    """Curves of twenty points on which the loss falls to its end linearly, from one above it."""
     entry = make_entries([name], Plan(steps=200), {})[0]
-    return lengths.Curve(entry, losses, dict.fromkeys(losses, 0.1), {})
+    runs = {
+        at: {
+            (0, seed): Result([line(k * at // 20, end + 1 - k / 20) for k in range(1, 21)] if math.isfinite(end) else [])
+            for seed, end in enumerate(ends)
+        }
+        for at, ends in losses.items()
+    }
+    return lengths.Curve(entry, losses, dict.fromkeys(losses, 0.1), runs)
 
 
 def test_a_speed_up_is_interpolated_between_lengths_and_never_beyond_them():
@@ -162,12 +172,21 @@ def test_a_speed_up_is_interpolated_between_lengths_and_never_beyond_them():
     share = math.log(2**0.5) / math.log(8 / 2**0.5)
     assert lengths.speed_ups(racs, adam)[100] == pytest.approx([1 / 4, 1 / (2 * 2**share)])
     assert lengths.speed_ups(adam, adam) == {100: [1, 1], 200: [1, 1], 400: [1, 1]}
-    headings, cells = lengths_report.speed_cells([adam, racs], {"adam": 1.0, "racs": 2.0})
-    told = dict(zip(headings, cells[0], strict=True))
-    assert told["over adam's 100"] == "over 1.00"
-    assert told["over adam's 400"] == "2.00 (under 1.00 to 4.00)"
-    assert told["step"] == "2.00"
-    assert "racs ends lowest: 0.2000, adam 0.2500, but seeds overlap" in lengths_report.conclude([adam, racs])
+    step = {"adam": 1.0, "racs": 2.0}
+    cells = lengths_report.speed_cells([adam, racs], step)
+    told = {cell[1]: dict(zip(lengths_report.SPEED_HEADINGS, cell, strict=True)) for cell in cells}
+    assert told["100"]["speed-up"] == "over 1.00"
+    assert told["100"]["in time"] == "over 0.50"
+    assert told["400"]["speed-up"] == "under 1.00 (under 1.00 to 4.00)"
+    assert told["400"]["in time"] == "under 0.50 (under 0.50 to 2.00)"
+    assert told["400"]["a step"] == "2.00"
+    # RACS' curve of 100 steps is at Adam's last loss, 0.8, when 0.6 of it are left to fall: after 60 steps.
+    assert lengths.crossings(adam, racs)[100] == pytest.approx([100 / 60] * 2)
+    assert lengths.crossings(adam, racs)[400] == pytest.approx([1 / 0.8, 0.0])
+    assert told["400"]["by crossing"] == "under 1.00 (under 1.00 to 1.25)"
+    words = lengths_report.conclude([adam, racs], step)
+    assert "racs ends lowest: 0.2000, adam 0.2500, but seeds overlap" in words
+    assert "in steps and under 0.50 (under 0.50 to 2.00) in time" in words
     json.loads(json.dumps(lengths_report.as_json([adam, racs]), allow_nan=False))
 
 
@@ -179,7 +198,7 @@ def test_trainings_that_diverged_have_no_speed_up(tmp_path):
     )
     assert lengths.speed_ups(adam, racs) == {100: [0.0, 0.0], 200: [0.0]}
     assert lengths.speed_ups(racs, racs)[200] == []
-    assert lengths_report.speed_cells([racs, adam], {"adam": 1.0, "racs": 1.0})[1][0][2] == "unknown"
+    assert lengths_report.speed_cells([racs, adam], {"adam": 1.0, "racs": 1.0})[1][2:5] == ("unknown",) * 3
     cells = {row[0]: row[1:3] for row in lengths_report.loss_cells([adam, racs])[1]}
     assert cells == {"adam": ("0.8000 ± 0.0000", "diverged"), "racs": ("diverged", "diverged")}
     json.loads(json.dumps(lengths_report.as_json([racs, adam]), allow_nan=False))
@@ -190,6 +209,95 @@ def test_trainings_that_diverged_have_no_speed_up(tmp_path):
 def test_lengths_that_are_none_are_refused(text):
     with pytest.raises(ValueError, match="--lengths"):
         lengths.read_lengths(text, 300)
+
+
+# --- scalars, times and models of one's own -------------------------------------------------------------------------
+
+
+def test_the_scalars_are_those_that_ran():
+    own = {"muon:adam_learning_rate=0.1": {"adam_learning_rate": 0.1}}
+    entries = make_entries(["adamw", "racs", *own], Plan(steps=200, clip=0.5), {"weight_decay": 0.1}, own)
+    cells = choice_cells(entries, [0.01, 0.08, 0.02], Plan(steps=200, clip=0.5))
+    shown = {cell[0]: dict(zip(CHOICE_HEADINGS[1:], cell[1:], strict=True)) for cell in cells}
+    both = {"decay": "0.1", "warm-up": "20", "clip": "0.5"}
+    assert shown["adamw"] == both | {
+        "rate": "0.01", "b1": "0.9", "b2": "0.999", "beta": "", "eps": "1e-08", "Adam's rate": "",
+    }  # fmt: skip
+    assert shown["racs"] == both | {"rate": "0.08", "b1": "", "b2": "", "beta": "0.9", "eps": "0", "Adam's rate": "0.08"}
+    assert shown[next(iter(own))]["Adam's rate"] == "0.1"
+
+
+def test_a_time_is_read_only_on_the_machine_that_measured_it(tmp_path, monkeypatch):
+    measured, machine = [], {"cores": 2}
+
+    def measure(plan, corpus):
+        measured.append(plan)
+        return StepCost(1.0, float(len(measured)), 3, 4)
+
+    monkeypatch.setattr(timing, "measure_step", measure)
+    monkeypatch.setattr(timing, "_machine", lambda: dict(machine))
+    (tmp_path / "text.txt").write_bytes(b"a line of text " * 400)
+    corpus = data.read_files([tmp_path / "text.txt"])
+    path = tmp_path / "speed.json"
+    costs = [timing.measure_or_read("adam", Plan(), corpus, path) for _ in range(2)]
+    machine["cores"] = 4
+    costs += [timing.measure_or_read("adam", Plan(), corpus, path) for _ in range(2)]
+    costs += [timing.measure_or_read("adam", Plan(steps=7), corpus, path)]
+    assert [cost.optimizer for cost in costs] == [1, 1, 2, 2, 3]
+
+
+def test_an_optimizer_may_have_a_model_of_its_own():
+    own = {"galore:model=cpu-5m": {"model": "cpu-5m"}}
+    small, large = make_entries(["galore", *own], Plan(steps=100), {}, own)
+    plans = [comparison.plan_for(entry, Plan(steps=100), 0, 0) for entry in (small, large)]
+    assert [(plan.model, plan.options["rank"]) for plan in plans] == [("cpu-1m", 32), ("cpu-5m", 64)]
+    results = dict.fromkeys((small.name, large.name), known({-1: 5, 0: 2, 1: 5}))
+    costs = {small.name: StepCost(1.0, 1.0, 1, 1), large.name: StepCost(3.0, 1.0, 1, 1)}
+    assert [row.step for row in report.make_rows([small, large], results, costs)] == pytest.approx([2.0, 4.0])
+    with pytest.raises(ValueError, match="model is one of"):
+        make_entries(["adam:model=x"], Plan(), {}, {"adam:model=x": {"model": "x"}})
+
+
+def test_a_dry_run_by_hand(tmp_path):
+    """cpu-1m: d = 128, mlp = 344, 5 layers, a vocabulary of 256; 2048 tokens a step in two parts, in float32; 989 TFLOP/s.
+
+    Parameters  5 (4 x 128^2 + 3 x 128 x 344) = 988 160 in matrices, 32 768 each in head and embedding, 1 408 in norms
+    weights     4 x 1 055 104                 =   4 220 416 bytes; as many of gradients, and as many of their sums
+    state       2 x 4 220 416                 =   8 440 832, and a counter
+    activations 1024 (4 x 5 (8 x 128 + 4 x 344) + 8 x 256) = 51 249 152
+    runs        5 + 2 of 300 steps, 1 + 2 of 100: 2400 steps of 2048 tokens
+    a token     6 (988 160 + 32 768) + 12 x 128 x 5 x 128 = 7 108 608 FLOPs
+    """
+    words = ["compare", "adam", "--dry-run", "--lengths", "100,300", "--accumulate", "2", "--utilisation", "0.5"]
+    result = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    (need,) = json.loads((tmp_path / "out" / "dry-run.json").read_text())["optimizers"]
+    assert need["demand"]["state"] == pytest.approx(8_440_832, abs=100)
+    assert (need["demand"]["weights"], need["gradients"], need["demand"]["working"]) == (4_220_416, 8_440_832, 51_249_152)
+    assert (need["runs"], need["tokens"], need["devices"], need["share"]) == (10, 2400 * 2048, 1, 0)
+    assert need["bytes"] == pytest.approx(3 * 4_220_416 + 8_440_832 + 51_249_152, abs=100)
+    assert need["flops"] == 2400 * 2048 * 7_108_608
+    assert need["hours"] == pytest.approx(2400 * 2048 * 7_108_608 / (989e12 * 0.5) / 3600)
+    printed = " ".join(result.output.split())
+    assert all(
+        word in printed for word in (*dry_run.MEMORY_HEADINGS, *dry_run.TIME_HEADINGS, "Each fits in", "10 runs at most")
+    )
+    assert not (tmp_path / "out" / "runs").exists()
+    assert "there is no hardware 'h10'" in CliRunner().invoke(app, [*words, "--hardware", "h10"]).stderr
+
+
+def test_a_dry_run_says_what_does_not_fit():
+    """cpu-5m in float32: 20 MB of weights, 39 of gradients, 39 of state; a sequence of 256 tokens has 30 of activations."""
+    machine = dry_run.Machine("a small one", DEVICES["a100"]._replace(memory=1e8))
+    plan = Plan("cpu-5m", batch=8, length=256, accumulate=8)
+    entries = make_entries(["adam"], plan, {})
+    assert "2 devices hold each of them" in dry_run.conclude(dry_run.dry_run(entries, plan, {1: 1}, machine), plan, machine)
+    whole = replace(plan, accumulate=1)
+    needs = dry_run.dry_run(entries, whole, {1: 1}, machine)
+    assert needs[0].devices == 0
+    assert "raise --accumulate, now 1" in dry_run.conclude(needs, whole, machine)
+    with pytest.raises(ValueError, match="--utilisation"):
+        dry_run.dry_run(entries, whole, {1: 1}, machine._replace(utilisation=1.5))
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -217,9 +325,9 @@ def test_the_command_compares_and_continues_after_an_interruption(tmp_path, monk
     assert len(made) == len({(plan.optimizer, plan.rate, plan.seed) for plan in made})  # no run is trained twice
     assert {(plan.optimizer, plan.seed) for plan in made} == {(name, seed) for name in ("adam", "racs") for seed in (0, 1)}
     assert not list((tmp_path / "out").rglob("checkpoints"))
-    assert (tmp_path / "out" / "table.md").read_text().count("\n") == 14
+    assert (tmp_path / "out" / "table.md").read_text().count("\n") == 19
     assert all(
-        word in result.output for word in (*report.LOSS_HEADINGS, *report.COST_HEADINGS, "adam", "racs")
+        word in result.output for word in (*report.LOSS_HEADINGS, *report.COST_HEADINGS, *CHOICE_HEADINGS, "adam", "racs")
     )  # no heading is cut off
     assert (tmp_path / "out" / "compare.png").stat().st_size > 10_000
     again = CliRunner().invoke(app, words)
@@ -229,7 +337,7 @@ def test_the_command_compares_and_continues_after_an_interruption(tmp_path, monk
     whole = CliRunner().invoke(app, [*words, "--lengths", "2,4"])  # those of four steps are there
     assert whole.exit_code == 0, whole.output
     assert [plan.steps for plan in made[before:]] == [2] * 4
-    assert "over adam's 4" in whole.output
+    assert all(word in whole.output for word in lengths_report.SPEED_HEADINGS)
     assert (tmp_path / "out" / "lengths.png").stat().st_size > 10_000
     other = CliRunner().invoke(app, [*words, "--steps", "5"])
     assert other.exit_code == 2

@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fimlens.cli.arguments import console, errors, refusal, table
 from fimlens.cli.pretrain import options_of
+from fimlens.costs.devices import DEVICES, MEASURED_UTILISATION
+from fimlens.costs.memory import require_known
 
 
 def compare(
@@ -31,43 +33,71 @@ def compare(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 16,
     length: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 128,
+    accumulate: Annotated[int, typer.Option(min=1, help="Compute the gradient of a batch in this many parts.")] = 1,
+    clip: Annotated[float | None, typer.Option(help="Bound on the global norm of the gradient, for every optimizer.")] = None,
     dtype: Annotated[str, typer.Option(help="Data type of weights and activations: float32 or bfloat16.")] = "float32",
     state_dtype: Annotated[str, typer.Option(help="Data type of the optimizers' states: float32 or bfloat16.")] = "float32",
     text_path: Annotated[
         list[Path] | None, typer.Option("--text", help="Text files or directories; by default Python's standard library.")
     ] = None,
     shards: Annotated[Path | None, typer.Option(help="Directory of token shards, instead of text.")] = None,
-    out: Annotated[Path, typer.Option(help="Directory of runs, table and figure; a comparison in it continues.")] = Path(
-        "compare-out"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of runs, table and figure; a comparison in it continues. With --dry-run, of dry-run.json.",
+            show_default="compare-out",
+        ),
+    ] = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Train nothing, but print what all runs take on --hardware: memory, FLOPs, hours.")
+    ] = False,
+    hardware: Annotated[str, typer.Option(help=f"With --dry-run: {', '.join(DEVICES)}.")] = "h100",
+    devices: Annotated[int, typer.Option(min=1, help="With --dry-run: number of devices.")] = 1,
+    utilisation: Annotated[
+        float, typer.Option(help="With --dry-run: share of the peak that training reaches; default: our measured one.")
+    ] = MEASURED_UTILISATION,
 ) -> None:
     """Train each optimizer at its own best learning rate, and compare losses, speed and memory with the first one.
 
     All optimizers begin at the same weights and see the same batches. The same command with the same --out continues after an
     interruption. It writes table.md, compare.json and compare.png, and with --lengths the final losses against the length too,
-    in lengths.png.
+    in lengths.png. An optimizer may have options of its own and a model of its own, as in galore:model=llama-7b,rank=1024.
     """
     try:  # imported here, because Flax, Grain and Orbax are optional: the other commands work without them
-        from fimlens.experiments import comparison, lengths_report, report
+        from fimlens.experiments import comparison, dry_run, lengths_report, report
+        from fimlens.experiments.choices import CHOICE_HEADINGS, choice_cells
         from fimlens.experiments.lengths import read_lengths, run_lengths, tries_at
         from fimlens.pretrain import data
         from fimlens.pretrain.plan import Plan
+        from fimlens.pretrain.timing import measure_or_read
     except ModuleNotFoundError as error:
         errors.print(f"fimlens compare: {error}. It needs pip install 'fimlens[train]'.", style="red", markup=False)
         raise typer.Exit(2) from error
     try:
-        base = Plan(model, steps=steps, batch=batch, length=length, dtype=dtype, state_dtype=state_dtype)
+        sizes = {"steps": steps, "batch": batch, "length": length, "accumulate": accumulate}
+        base = Plan(model, **sizes, clip=clip, dtype=dtype, state_dtype=state_dtype)
         names = [*(optimizers or []), *(more or [])] or ["adam", "racs", "alice"]
         given, chosen = options_of(option), read_lengths(lengths, steps)
         own = {name: options_of(name.partition(":")[2].split(",")) for name in names if ":" in name}
         make = partial(comparison.make_entries, names, given=given, own=own)
         entries = make(base)  # a wrong name is refused before the text is read
+        # Runs of one optimizer at most; a bracketed rate needs fewer tries.
+        runs = {at: few + seeds - 1 for at, few in tries_at(steps, chosen, tries if tune else 1).items()}
+        if dry:
+            require_known("hardware", hardware, DEVICES)
+            machine = dry_run.Machine(hardware, DEVICES[hardware], devices, utilisation)
+            needs = dry_run.dry_run(entries, base, runs, machine)
+            if out is not None:
+                out.mkdir(parents=True, exist_ok=True)
+                (out / "dry-run.json").write_text(json.dumps(dry_run.as_json(needs, base, machine), indent=2) + "\n")
+            _show((dry_run.MEMORY_HEADINGS, dry_run.memory_cells(needs)), (dry_run.TIME_HEADINGS, dry_run.time_cells(needs)))
+            console.print(dry_run.conclude(needs, base, machine), highlight=False, markup=False)
+            return
+        out = out or Path("compare-out")
         corpus = data.read_files(text_path) if shards is None else data.read_shards(shards)
-        tries = tries if tune else 1
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, console=errors, transient=True) as bar:
-            # Runs of one optimizer at most; a bracketed rate needs fewer tries.
-            most = sum(each + seeds - 1 for each in tries_at(steps, chosen, tries).values())
+            most = sum(runs.values())
             task, current = bar.add_task("", total=most * len(entries)), ""
             started: dict[str, int] = {}
 
@@ -80,19 +110,22 @@ def compare(
             def show_metrics(line: Any) -> None:
                 bar.update(task, description=f"{current}: step {line.step}, perplexity {line.perplexity:.2f}")
 
-            options = {"tries": tries, "seeds": seeds, "on_start": show_run, "callback": show_metrics}
+            options = {"tries": tries if tune else 1, "seeds": seeds, "on_start": show_run, "callback": show_metrics}
             curves = run_lengths(make, base, chosen, corpus, out, **options)
-        results = {curve.entry.name: curve.tuned for curve in curves}
+        results = {curve.entry.name: curve.runs[steps] for curve in curves}
         # Steps are timed after all trainings, whose own clocks depend on interruptions and on the load of the machine.
-        timed = track(entries, "timing", console=errors, transient=True)
-        costs = {each.name: comparison.measure_or_read(each, base, corpus, out / "speed.json") for each in timed}
+        plans = {each.name: comparison.plan_for(each, base, 0, 0) for each in entries}
+        timed = track(plans.items(), "timing", console=errors, transient=True)
+        costs = {name: measure_or_read(name, plan, corpus, out / "speed.json") for name, plan in timed}
         rows = report.make_rows(entries, results, costs)
         tables = [(report.LOSS_HEADINGS, report.loss_cells(rows, base)), (report.COST_HEADINGS, report.cost_cells(rows, base))]
         written = report.as_json(entries, results, rows, base)
+        tables.append((CHOICE_HEADINGS, choice_cells(entries, [row.rate for row in rows], base)))
+        step = {row.name: row.step for row in rows}
         if len(chosen) > 1:
             tables += [
                 lengths_report.loss_cells(curves),
-                lengths_report.speed_cells(curves, {row.name: row.step for row in rows}),
+                (lengths_report.SPEED_HEADINGS, lengths_report.speed_cells(curves, step)),
             ]
             written |= {"lengths": lengths_report.as_json(curves)}
             lengths_report.plot(curves, out / "lengths.png")
@@ -103,13 +136,18 @@ def compare(
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         errors.print(refusal("compare", error), style="red", markup=False)
         raise typer.Exit(2) from error
+    _show(*tables)
+    console.print(report.legend(rows[0].name), highlight=False)
+    if len(chosen) > 1:
+        console.print(lengths_report.LEGEND, highlight=False)
+        console.print(lengths_report.conclude(curves, step), highlight=False, markup=False)
+    console.print(f"Wrote table.md, compare.json and compare.png to {out}.", markup=False, highlight=False)
+
+
+def _show(*tables: tuple[tuple[str, ...], list[tuple[str, ...]]]) -> None:
+    """Print tables, each given by its headings and cells."""
     for headings, cells in tables:
         shown = table(*headings)
         for row in cells:
             shown.add_row(*row)
         console.print(shown)
-    console.print(report.legend(rows[0].name), highlight=False)
-    if len(chosen) > 1:
-        console.print(lengths_report.LEGEND, highlight=False)
-        console.print(lengths_report.conclude(curves), highlight=False, markup=False)
-    console.print(f"Wrote table.md, compare.json and compare.png to {out}.", markup=False, highlight=False)

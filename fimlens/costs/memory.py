@@ -125,10 +125,13 @@ def optimizers_of(optimizers: Iterable[str] | Mapping[str, Optimizer]) -> dict[s
 
 
 def at_rank(optimizer: Optimizer, rank: int) -> Optimizer:
-    """Fix an optimizer's rank, and a quarter of that as its number of leading vectors, where it has these arguments."""
-    known = inspect.signature(optimizer).parameters
+    """Fix an optimizer's rank, and a quarter of that as its number of leading vectors, where it has these arguments.
+
+    Those that a functools.partial fixes already stay.
+    """
+    open_arguments = inspect.signature(optimizer).parameters.keys() - getattr(optimizer, "keywords", {}).keys()
     sizes = {"rank": rank, "leading": rank // 4}
-    return partial(optimizer, **{size: value for size, value in sizes.items() if size in known})
+    return partial(optimizer, **{size: value for size, value in sizes.items() if size in open_arguments})
 
 
 def require_known(what: str, name: str, known: Collection[str]) -> None:

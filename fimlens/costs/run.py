@@ -43,6 +43,20 @@ class Terms(NamedTuple):
         return USABLE * self.memory
 
 
+class Demand(NamedTuple):
+    """What training with one optimizer takes, whatever the devices.
+
+    `weights` and `state` are bytes, `working` bytes of activations on each device. `flops_per_token` are the model's, which
+    are Adam's too, and the optimizer's own.
+    """
+
+    weights: int
+    state: int
+    working: int
+    flops_per_token: float
+    adams_flops_per_token: float
+
+
 class Row(NamedTuple):
     """The costs of one optimizer: first the coefficients of its formulas, then the results.
 
@@ -106,25 +120,44 @@ def costs(
             raise ValueError(f"{name} is a positive, finite number; got {value}")
     if terms.utilisation > 1:
         raise ValueError(f"utilisation is a share of the peak, at most 1; got {terms.utilisation}")
-    config = llama.CONFIGS[model]
     rank = RANKS[model] if rank is None else rank
-    if not 1 <= rank <= config.hidden:
-        raise ValueError(f"rank: {rank} is not from 1 to {config.hidden}, the shorter side of {model}'s matrices")
+    hidden = llama.CONFIGS[model].hidden
+    if not 1 <= rank <= hidden:
+        raise ValueError(f"rank: {rank} is not from 1 to {hidden}, the shorter side of {model}'s matrices")
+    sized = {name: at_rank(make, rank) for name, make in chosen.items()}
+    needs = demands(sized, config=llama.CONFIGS[model], batch=batch, dtype=dtype, state_dtype=dtype)
+    known = SPEED_UPS | dict(speed_ups)
+    return [_row(name, known.get(name, UNREPORTED), need, terms, batch) for name, need in needs.items()]
+
+
+def demands(
+    optimizers: Mapping[str, Optimizer], *, config: llama.Config, batch: Batch, dtype: DTypeLike, state_dtype: DTypeLike
+) -> dict[str, Demand]:
+    """Count what training a model with each optimizer takes, from shapes alone.
+
+    Args:
+        optimizers: functions of the learning rate by name. One that can leave the output head to Adam does so.
+        config: the sizes of the model.
+        batch: the sequences of a step.
+        dtype: the dtype of weights, gradients and activations.
+        state_dtype: the dtype of the optimizer's state.
+    """
     shapes = jax.eval_shape(partial(llama.init, config), jax.random.key(0))
     groups = grouped(shapes)
     working = activations(config, batch, jnp.dtype(dtype).itemsize)
     adams = model_flops(config, groups, batch)
-    rows = []
-    for name, make in chosen.items():
-        taken = account(shapes, {name: make}, weight_dtype=dtype, state_dtype=dtype, rank=rank)[0]
-        held = 2 * sum(taken.weights.values()) + sum(taken.state.values())  # gradients take as much as weights
-        own = step_flops(at_rank(make, rank)(1.0), groups["matrices"]) / (batch.sequences * batch.length)
-        speed_up = speed_ups.get(name) or SPEED_UPS.get(name, UNREPORTED)
-        rows.append(_row(name, speed_up, held, working, adams + own, adams, terms, batch))
-    return rows
+    found = {}
+    for name, make in optimizers.items():
+        taken = account(shapes, {name: make}, weight_dtype=dtype, state_dtype=state_dtype)[0]
+        weights, state = sum(taken.weights.values()), sum(taken.state.values())
+        own = step_flops(make(1.0), groups["matrices"]) / (batch.sequences * batch.length)
+        found[name] = Demand(weights, state, working, adams + own, adams)
+    return found
 
 
-def _row(name: str, speed_up: SpeedUp, held: int, working: int, flops: float, adams: float, terms: Terms, batch: Batch) -> Row:
+def _row(name: str, speed_up: SpeedUp, need: Demand, terms: Terms, batch: Batch) -> Row:
+    weights, state, working, flops, adams = need
+    held = 2 * weights + state  # gradients take as much as weights
     room = f"{terms.usable / GIB:.1f} GiB usable"
     if working >= terms.usable:
         raise ValueError(

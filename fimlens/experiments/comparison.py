@@ -4,11 +4,10 @@ With one seed, all optimizers begin at the same weights and see the same batches
 runs in the directory, so that an interrupted comparison continues where it was, and each run from its last checkpoint.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,14 +16,12 @@ from urllib.parse import quote
 import jax
 
 from fimlens import optimizers
-from fimlens._validate import write_atomically
 from fimlens.experiments.tuning import tuned
 from fimlens.pretrain.data import Corpus
 from fimlens.pretrain.loop import NonFinite, train
 from fimlens.pretrain.model import initial_weights
 from fimlens.pretrain.plan import OPTIMIZERS, Plan
 from fimlens.pretrain.run_directory import Metrics, read_finished
-from fimlens.pretrain.timing import StepCost, measure_step
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "apollo-svd": ("apollo", {"variant": "svd"}),
@@ -52,12 +49,14 @@ class Entry:
     Args:
         name: its name in the comparison, such as "apollo-svd".
         optimizer: the name of its function in `fimlens.optimizers`.
+        model: the model that it trains.
         options: keyword arguments of that function.
         usual: the learning rate around which tuning begins.
     """
 
     name: str
     optimizer: str
+    model: str
     options: dict[str, Any]
     usual: float
 
@@ -91,27 +90,29 @@ def make_entry(name: str, base: Plan, given: dict[str, Any], own: dict[str, Any]
         name: an optimizer of fimlens or one of VARIANTS, and, after a colon, what tells it from others of that name.
         base: the plan whose model and steps determine the sizes.
         given: options that override these sizes. Those that the optimizer does not have are ignored.
-        own: options of this optimizer alone.
+        own: options of this optimizer alone; "model" is the model that it trains in place of the plan's.
 
     Raises:
-        ValueError: there is no such optimizer, or it has no such option of its own.
+        ValueError: there is no such optimizer or model, or the optimizer has no such option of its own.
     """
     kind = name.partition(":")[0]
     if kind not in NAMES:
         raise ValueError(f"compare: there is no optimizer {kind!r}. There are {', '.join(NAMES)}.")
     optimizer, options = VARIANTS.get(kind, (kind, {}))
     known = signature(getattr(optimizers, optimizer)).parameters
+    own = dict(own or {})
+    base = replace(base, model=own.pop("model", base.model))
     d = base.config.hidden
     scaled = {"rank": max(d // 4, 1), "leading": max(5 * d // 64, 1)}
     if "update_interval" in known and known["update_interval"].default == 200:
         scaled["update_interval"] = max(base.steps // 20, 1)
-    unknown = [key for key in own or {} if key not in known]
+    unknown = [key for key in own if key not in known]
     if unknown:
         raise ValueError(f"compare: {kind} has no option {unknown[0]!r}. It has {', '.join(known)}.")
-    options = {key: value for key, value in (scaled | given).items() if key in known} | options | (own or {})
+    options = {key: value for key, value in (scaled | given).items() if key in known} | options | own
     if options.get("variant") == "mini":
         del options["rank"]  # Apollo-mini has a rank of its own
-    return Entry(name, optimizer, options, USUAL_RATES.get(kind, 0.01))
+    return Entry(name, optimizer, base.model, options, USUAL_RATES.get(kind, 0.01))
 
 
 def make_entries(
@@ -123,9 +124,9 @@ def make_entries(
         ValueError: there is no such optimizer, an optimizer refuses an option, or no optimizer has an option that is given.
     """
     made = [make_entry(name, base, given, (own or {}).get(name)) for name in dict.fromkeys(names)]
-    shapes = jax.eval_shape(lambda: initial_weights(base.config, jax.random.key(0)))
     for each in made:  # a wrong option is reported now, and not after hours of training the other optimizers
-        jax.eval_shape(plan_for(each, base, 0, 0).transform().init, shapes)
+        plan = plan_for(each, base, 0, 0)
+        jax.eval_shape(lambda plan=plan: plan.transform().init(initial_weights(plan.config, jax.random.key(0))))
     for option in given:
         if not any(option in each.options for each in made):
             raise ValueError(f"compare: none of {', '.join(names)} has an option {option!r}.")
@@ -139,7 +140,8 @@ def directory_for(out: Path, entry: Entry, power: int, seed: int) -> Path:
 
 def plan_for(entry: Entry, base: Plan, power: int, seed: int) -> Plan:
     """Return the plan of one run."""
-    return replace(base, optimizer=entry.optimizer, options=entry.options, rate=entry.rate(power), seed=seed)
+    own = {"model": entry.model, "optimizer": entry.optimizer, "options": entry.options}
+    return replace(base, **own, rate=entry.rate(power), seed=seed)
 
 
 def run_all(
@@ -157,7 +159,7 @@ def run_all(
 
     Args:
         entries: the optimizers.
-        base: the plan of every run, apart from optimizer, rate and seed.
+        base: the plan of every run, apart from model, optimizer, rate and seed.
         corpus: the text.
         out: the directory of all runs.
         tries: learning rates to try at most for each entry.
@@ -200,23 +202,6 @@ def run_or_read(
         # Only an interrupted run needs its checkpoints; those of all finished runs would fill the disk.
         shutil.rmtree(directory / "checkpoints")
     return Result(metrics or [])
-
-
-def measure_or_read(entry: Entry, base: Plan, corpus: Corpus, path: Path) -> StepCost:
-    """Return what a step of an entry takes: measured, or read from the file where it was measured before.
-
-    Args:
-        entry: the optimizer.
-        base: the plan of its runs, apart from optimizer, rate and seed.
-        corpus: text for batches.
-        path: the JSON file of all entries.
-    """
-    measured = json.loads(path.read_text()) if path.exists() else {}
-    plan = plan_for(entry, base, 0, 0)
-    if measured.get(entry.name, {}).get("plan") != asdict(plan):
-        measured[entry.name] = {"plan": asdict(plan), "speed": measure_step(plan, corpus)._asdict()}
-        write_atomically(path, json.dumps(measured, indent=2) + "\n")
-    return StepCost(**measured[entry.name]["speed"])
 
 
 def steps_to_reach(loss: float, metrics: list[Metrics]) -> float | None:

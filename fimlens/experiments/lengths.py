@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from fimlens.experiments.comparison import Entry, Results, run_all
+from fimlens.experiments.comparison import Entry, Results, run_all, steps_to_reach
 from fimlens.experiments.tuning import best_power
 from fimlens.pretrain.data import Corpus
 from fimlens.pretrain.plan import Plan
@@ -24,13 +24,13 @@ class Curve(NamedTuple):
         entry: the optimizer, as it was tuned.
         losses: by length, the held-out loss of each seed at the end, infinite where the training diverged.
         rates: by length, the learning rate.
-        tuned: all runs of the length at which the rate was tuned.
+        runs: by length, all runs.
     """
 
     entry: Entry
     losses: dict[int, list[float]]
     rates: dict[int, float]
-    tuned: Results
+    runs: dict[int, Results]
 
 
 def read_lengths(text: str | None, tuned_at: int) -> list[int]:
@@ -90,7 +90,7 @@ def run_lengths(
             options = {"tries": few, "seeds": seeds, "on_start": on_start, "callback": callback}
             runs[length] = run_all([entry], plans[length], corpus, where, **options)[entry.name]
             losses[length], rates[length] = _losses(runs[length], seeds), entry.rate(_best(runs[length]))
-        curves.append(Curve(own[base.steps], dict(sorted(losses.items())), dict(sorted(rates.items())), runs[base.steps]))
+        curves.append(Curve(own[base.steps], dict(sorted(losses.items())), dict(sorted(rates.items())), runs))
     return curves
 
 
@@ -158,4 +158,23 @@ def speed_ups(reference: Curve, curve: Curve) -> dict[int, list[float]]:
         own = [{at: losses[seed] for at, losses in curve.losses.items()} for seed in range(len(ends))]
         reached = [length_to_reach(loss, each) for loss, each in zip(ends, own, strict=True) if math.isfinite(loss)]
         found[length] = [length / x if x else math.inf for x in reached]
+    return found
+
+
+def crossings(reference: Curve, curve: Curve) -> dict[int, list[float]]:
+    """Return, for each length and seed, the length over the step at which the method's curve crosses the reference's last loss.
+
+    [G] counts speed-ups so. The method's schedule is then unfinished. 0 where its curve never gets there. A seed with which the
+    reference diverged has none.
+
+    Args:
+        reference: the optimizer that the other is compared with.
+        curve: the other.
+    """
+    found = {}
+    for length, ends in reference.losses.items():
+        runs = curve.runs[length]
+        metrics = [runs[power, seed].metrics for power, seed in sorted(runs) if power == _best(runs)]
+        reached = [steps_to_reach(loss, lines) for loss, lines in zip(ends, metrics, strict=False) if math.isfinite(loss)]
+        found[length] = [0.0 if x is None else length / x for x in reached]
     return found

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from fimlens._validate import finite
-from fimlens.experiments.lengths import Curve, speed_ups
+from fimlens.experiments.lengths import Curve, crossings, speed_ups
 from fimlens.plotting import COLOURS, STYLES, sheet
 
+SPEED_HEADINGS = ("optimizer", "steps", "speed-up", "in time", "by crossing", "a step")
+
+
 LEGEND = (
-    "Every run has its whole schedule. Loss: held out, the median over seeds ± half its range. Over the reference's L: L over "
-    "the length at which the optimizer ends at the loss that the reference has after L steps, interpolated between measured "
-    "lengths in log-log, with its range over seeds; over x or under x where that lies outside the measured lengths. Step: time "
-    "of a step, the reference's = 1. In time: the median over lengths and seeds of the speed-ups that lie inside, over that."
+    "Every run has its whole schedule. Loss: held out, the median over seeds ± half its range. Speed-up over the reference's L "
+    "steps: L over the length at which the optimizer ends at the loss that the reference has after L, interpolated between "
+    "measured lengths in log-log, with its range over seeds; over x or under x where that lies outside the measured lengths. "
+    "In time: the same over the time of a step, whose ratio to the reference's is in the last column. By crossing: L over the "
+    "step at which the optimizer's curve of L steps is at that loss, as [G] counts, with a schedule that is unfinished there."
 )
 
 
@@ -34,52 +38,61 @@ def _with_spread(losses: list[float]) -> str:
     return f"{middle:.4f} ± {(max(losses) - min(losses)) / 2:.4f}" if math.isfinite(middle) else "diverged"
 
 
-def speed_cells(curves: list[Curve], step: dict[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return headings and cells: the speed-up at each length of the first optimizer, median and range over seeds; and in time.
+def speed_cells(curves: list[Curve], step: dict[str, float]) -> list[tuple[str, ...]]:
+    """Return the cells below SPEED_HEADINGS: each optimizer at each length of the first one, medians and ranges over seeds.
 
     Args:
         curves: the first is the reference.
         step: seconds of a step, by the optimizer's name.
     """
-    reference = curves[0]
-    headings = "optimizer", *(f"over {reference.entry.name}'s {length}" for length in reference.losses), "step", "in time"
     cells = []
     for curve in curves[1:]:
-        found = speed_ups(reference, curve)
-        ratio = step[curve.entry.name] / step[reference.entry.name]
-        inside = [x for values in found.values() for x in values if x and math.isfinite(x)]
-        in_time = f"{statistics.median(inside) / ratio:.2f}" if inside else ""
-        speeds = [_shown(values, length, curve) for length, values in found.items()]
-        cells.append((curve.entry.name, *speeds, f"{ratio:.2f}", in_time))
-    return headings, cells
+        ratio = step[curve.entry.name] / step[curves[0].entry.name]
+        crossed = crossings(curves[0], curve)
+        for length, values in speed_ups(curves[0], curve).items():
+            in_steps, in_time = (_speed(values, length, curve, each) for each in (1.0, ratio))
+            cells.append((curve.entry.name, str(length), in_steps, in_time, _shown(crossed[length], 1.0), f"{ratio:.2f}"))
+    return cells
 
 
-def _shown(values: list[float], length: int, curve: Curve) -> str:
-    """The median and the range of a speed-up, with bounds where it lies outside what was measured."""
+def _speed(values: list[float], length: int, curve: Curve, ratio: float = 1.0) -> str:
+    """A speed-up over a length in words, divided by the ratio of the times of a step."""
+    bounds = (length / ratio / end(curve.losses) for end in (max, min))
+    return _shown([x / ratio for x in values], *bounds)
+
+
+def _shown(values: list[float], least: float, most: float = math.inf) -> str:
+    """The median and the range of a speed-up; 0 stands for less than `least`, and infinity for more than `most`."""
     if not values:
         return "unknown"
 
     def words(x: float) -> str:
         if x == math.inf:
-            return f"over {length / min(curve.losses):.2f}"
-        return f"{x:.2f}" if x else f"under {length / max(curve.losses):.2f}"
+            return f"over {most:.2f}"
+        return f"{x:.2f}" if x else f"under {least:.2f}"
 
-    middle, ends = words(statistics.median(values)), [words(x) for x in (min(values), max(values))]
+    # Of two values in the middle the lower one: a mean with a bound would be no speed-up at all.
+    middle, ends = words(statistics.median_low(values)), [words(x) for x in (min(values), max(values))]
     return middle if ends[0] == ends[1] else f"{middle} ({ends[0]} to {ends[1]})"
 
 
-def conclude(curves: list[Curve]) -> str:
-    """Say in words which optimizer ends lowest at the longest length, and how much sooner it gets to the reference's loss."""
+def conclude(curves: list[Curve], step: dict[str, float]) -> str:
+    """Say in words which optimizer ends lowest at the longest length, and how much sooner it gets to the reference's loss.
+
+    The arguments are as in `speed_cells`.
+    """
     reference, longest = curves[0], max(curves[0].losses)
     best = min(curves, key=lambda curve: statistics.median(curve.losses[longest]))
     losses = best.losses[longest], reference.losses[longest]
     words = f"At {longest} steps {best.entry.name} ends lowest: {statistics.median(losses[0]):.4f}"
     if best is reference:
         return f"{words}. No method is ahead of it."
-    speed = _shown(speed_ups(reference, best)[longest], longest, best)
+    values, ratio = speed_ups(reference, best)[longest], step[best.entry.name] / step[reference.entry.name]
+    in_steps, in_time = (_speed(values, longest, best, each) for each in (1.0, ratio))
     apart = max(losses[0]) < min(losses[1])
     seeds = "in every seed" if apart else "but seeds overlap"
-    return f"{words}, {reference.entry.name} {statistics.median(losses[1]):.4f}, {seeds}. Its speed-up there is {speed}."
+    reached = f"{reference.entry.name} {statistics.median(losses[1]):.4f}, {seeds}"
+    return f"{words}, {reached}. Its speed-up there is {in_steps} in steps and {in_time} in time."
 
 
 def as_json(curves: list[Curve]) -> list[dict[str, Any]]:
@@ -91,6 +104,7 @@ def as_json(curves: list[Curve]) -> list[dict[str, Any]]:
             "losses": {length: [finite(x) for x in losses] for length, losses in curve.losses.items()},
             "rates": curve.rates,
             "speed_ups": {at: [finite(x) for x in values] for at, values in speed_ups(curves[0], curve).items()},
+            "crossings": crossings(curves[0], curve),
         }
         for curve in curves
     ]

@@ -64,9 +64,11 @@ def make_rows(entries: list[Entry], results: dict[str, Results], costs: dict[str
     Raises:
         ValueError: the first entry diverged with some seed.
     """
-    # The gradient is the same for every optimizer, and its measurements differ by noise only: take their median for all. The
+    # The gradient of a model is the same for every optimizer, and its measurements differ by noise only: take their median. The
     # optimizer's time enters as a ratio to the gradient measured beside it, which cancels drifts of the machine's speed.
-    gradient = statistics.median(costs[each.name].gradient for each in entries)
+    gradients: dict[str, list[float]] = {}
+    for each in entries:
+        gradients.setdefault(each.model, []).append(costs[each.name].gradient)
     reference = results[entries[0].name]
     goals = {seed: reference[_best(reference), seed].loss for seed in _seeds(reference)}
     if not all(map(math.isfinite, goals.values())):
@@ -84,7 +86,7 @@ def make_rows(entries: list[Entry], results: dict[str, Results], costs: dict[str
                 min(tried) < best < max(tried),
                 [runs[best, seed].loss for seed in seeds],
                 statistics.median(math.inf if x is None else x for x in steps),
-                gradient / (1 - cost.share),
+                statistics.median(gradients[each.model]) / (1 - cost.share),
                 cost.share,
                 cost.weights,
                 cost.state,

@@ -11,4 +11,9 @@ def warmup_cosine(rate: float, steps: int) -> optax.Schedule:
         steps: the length of the training.
     """
     # Optax requires at least one step of decay after the warm-up, and a run may have a single step.
-    return optax.warmup_cosine_decay_schedule(0.0, rate, max(steps // 10, 1), max(steps, 2), rate / 10)
+    return optax.warmup_cosine_decay_schedule(0.0, rate, warm_up(steps), max(steps, 2), rate / 10)
+
+
+def warm_up(steps: int) -> int:
+    """Return the number of steps until `warmup_cosine` is at its peak."""
+    return max(steps // 10, 1)

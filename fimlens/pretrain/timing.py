@@ -4,15 +4,21 @@ Each part is compiled and timed alone. The difference between a step with and a 
 small model the optimizer takes a hundredth of a step, and two compilations of one gradient differ by more.
 """
 
+import json
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from fimlens._validate import write_atomically
 from fimlens.pretrain.data import Batches, Corpus
 from fimlens.pretrain.mesh import make_mesh
 from fimlens.pretrain.plan import Plan
@@ -75,6 +81,29 @@ def measure_step(plan: Plan, corpus: Corpus, mesh: Mesh | None = None) -> StepCo
             seconds, (state, _) = timed(update, state, *loss_and_gradient)
             update_seconds.append(seconds)
     return StepCost(statistics.median(gradient_seconds), statistics.mean(update_seconds), *sizes)
+
+
+def measure_or_read(name: str, plan: Plan, corpus: Corpus, path: Path) -> StepCost:
+    """Return what a step of a plan takes: measured, or read from the file where this machine measured it before.
+
+    Args:
+        name: the plan's name in the file.
+        plan: the training.
+        corpus: text for its batches.
+        path: the JSON file of all plans.
+    """
+    measured = json.loads(path.read_text()) if path.exists() else {}
+    key = {"plan": asdict(plan), "machine": _machine()}
+    if {word: measured.get(name, {}).get(word) for word in key} != key:
+        measured[name] = key | {"speed": measure_step(plan, corpus)._asdict()}
+        write_atomically(path, json.dumps(measured, indent=2) + "\n")
+    return StepCost(**measured[name]["speed"])
+
+
+def _machine() -> dict[str, Any]:
+    """What times depend on: the kind of processor, the cores that this process may use, and the devices."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # macOS has no affinity
+    return {"processor": platform.machine(), "cores": cores, "devices": [each.device_kind for each in jax.devices()]}
 
 
 def timed(call: Callable[..., Any], *arguments: PyTree) -> tuple[float, Any]:
