@@ -479,6 +479,8 @@ def test_a_structure_that_is_infinitely_far_is_never_the_nearest():
     found = fl.estimate({"galore": fl.LowRank(DIAGONAL, 1, fl.Drop())}, gradients(16), divergence=fl.LogDet())
     assert math.isinf(found.error("galore"))
     assert "nearest on held-out gradients: none." in conclude({"a": found})[0]
+    with pytest.raises(ValueError, match="conclude: there are no estimates"):
+        conclude({})
     structures = {"galore": found.structures["galore"], "sgd": fl.Scalar()}
     both = fl.estimate(structures, gradients(16), divergence=fl.LogDet())
     assert both.clearly_nearer("sgd", "galore")

@@ -168,6 +168,19 @@ def test_muon_times_its_multiplier_has_a_norm_of_the_root_of_outputs_over_inputs
         assert np.linalg.norm(found["w"], 2) == pytest.approx((n / m) ** 0.5, rel=1e-4)
 
 
+@pytest.mark.parametrize("scale", ["width", "fisher", "rms"])
+def test_the_multiplier_is_that_of_muons_own_scale(scale):
+    """From 8 x 8 to 16 x 32 its spectral norm is to grow by sqrt(32 / 16), whatever the scale makes of either shape."""
+    (base, wide), direction = (
+        ({"w": jnp.eye(*shape)} for shape in ((8, 8), (16, 32))),
+        fl.scale_by_muon(scale=scale, root="exact"),
+    )
+    tx = optax.chain(direction, fl.width_multipliers("muon", wide, base, scale=scale))
+    narrow, _ = direction.update(base, direction.init(base))
+    found, _ = tx.update(wide, tx.init(wide), wide)
+    assert np.linalg.norm(found["w"], 2) / np.linalg.norm(narrow["w"], 2) == pytest.approx(2**0.5, rel=1e-4)
+
+
 def test_blocks_side_by_side_have_a_smaller_rate():
     wide, base = ({"w": jnp.ones((d, d))} for d in (16, 8))
     heads = lambda path, leaf: fl.Axes(columns=leaf.shape[1] // 4)  # noqa: E731
@@ -177,6 +190,11 @@ def test_blocks_side_by_side_have_a_smaller_rate():
 REFUSED = [
     (lambda: fl.width_multipliers("alice", {}, {}), "width_multipliers: there is no rule for 'alice'. There are adam"),
     (lambda: fl.width_multipliers("adam", {"up": W[0], "down": W[0]}, {"up": W[0]}), "only one of the two models has down"),
+    (lambda: fl.width_multipliers("muon", {}, {}, scale="norm"), 'width_multipliers: scale is "width", "fisher" or "rms"'),
+    (
+        lambda: fl.width_multipliers("adam", {"up": W[0]}, {"up": W[0]}).update({"down": W[0]}, optax.EmptyState()),
+        "width_multipliers: shapes have no leaf down. Pass",
+    ),
     (lambda: fl.width_multipliers("adam", {"up": (3, 4)}, {"up": (3, 4)}), "shapes are arrays .* got int"),
     (lambda: fl.hyperball(optax.identity(), 0.1).update(W, fl.hyperball(optax.identity(), 0.1).init(W)), "hyperball: needs"),
     (functools.partial(fl.cautious_weight_decay(0.1).update, W, optax.EmptyState()), "weight decay: needs the parameters"),

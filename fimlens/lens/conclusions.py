@@ -48,7 +48,12 @@ def conclude(estimates: Mapping[str, Estimates]) -> list[str]:
 
     Args:
         estimates: by the name of the matrix.
+
+    Raises:
+        ValueError: there are none.
     """
+    if not estimates:
+        raise ValueError("conclude: there are no estimates to conclude from.")
     found, count = list(estimates.values()), len(estimates)
     sentences = [f"In {found[0].divergence}, nearest on held-out gradients: {_nearest(found)}.", *_worths(found)]
     unclear = sum(len(one.rows) > 1 and not one.clearly_nearer(*one.ranked()[:2]) for one in found)

@@ -12,6 +12,7 @@ from fimlens.transforms.as_matrix import LeafView
 from fimlens.transforms.axes import Axes
 from fimlens.transforms.leaf_rules import Rule
 from fimlens.transforms.momentum import compute_in_float32
+from fimlens.transforms.orthogonalize import SCALES, require_scale
 from fimlens.transforms.routing import leaf_views
 
 
@@ -25,16 +26,12 @@ def _by_spectrum(m: int, n: int, rows: int, columns: int) -> float:
     return (n / m / (rows * columns)) ** 0.5
 
 
-def _by_polar_factor(m: int, n: int, rows: int, columns: int) -> float:
-    """The same, less what Muon's scale="width" has in each block already."""
-    return _by_spectrum(m, n, rows, columns) / max(1, (n / columns) / (m / rows)) ** 0.5
-
-
-RULES = (
-    dict.fromkeys(("adam", "adamw", "racs", "sinkgd"), _by_entry)
-    | dict.fromkeys(("soap", "shampoo", "kl_shampoo", "kl_soap"), _by_spectrum)
-    | dict.fromkeys(("muon", "normuon", "soap_muon"), _by_polar_factor)
+RULES = dict.fromkeys(("adam", "adamw", "racs", "sinkgd"), _by_entry) | dict.fromkeys(
+    ("soap", "shampoo", "kl_shampoo", "kl_soap", "muon", "normuon", "soap_muon"), _by_spectrum
 )
+
+
+SCALED = ("muon", "normuon", "soap_muon")  # those whose argument `scale` gives each block a factor already
 
 
 def width_multipliers(
@@ -42,6 +39,7 @@ def width_multipliers(
     shapes: PyTree,
     base_shapes: PyTree,
     *,
+    scale: str = "width",
     weight_decay: Number = 0.0,
     route: Rule | str | PyTree | None = None,
     head: bool = False,
@@ -53,7 +51,7 @@ def width_multipliers(
 
     - `adam`, `adamw`, and `racs` and `sinkgd`, whose entries are of one size too: 1 / d_in;
     - `soap`, `shampoo`, `kl_shampoo` and `kl_soap`: sqrt(d_out / d_in / blocks), with `fl.Axes(rows=..., columns=...)` blocks;
-    - `muon`, `normuon` and `soap_muon`: the same, of which its scale="width" has sqrt(max(1, d_out / d_in)) already.
+    - `muon`, `normuon` and `soap_muon`: the same over what their `scale` gives each block, such as sqrt(max(1, d_out / d_in)).
 
     Matrices that the optimizer leaves to Adam have Adam's factor. Embeddings, vectors and leaves whose axes are unknown keep
     their rate. So updates change the outputs of layers alike at every width (Yang et al., 2022), provided that initial weights
@@ -68,6 +66,7 @@ def width_multipliers(
         optimizer: name of the optimizer, one of those above.
         shapes: the parameters, as arrays or jax.ShapeDtypeStructs.
         base_shapes: the same of the model at which the rate was tuned.
+        scale: as in `muon`, `normuon` and `soap_muon`: "width", "fisher" or "rms". Default: "width".
         weight_decay: number times the weights that is added to the update of each leaf; for a matrix also times the base d_in
             over its own. Default: 0.
         route: as in the optimizer. Default: None, the rule of `fl.matrices`.
@@ -76,7 +75,8 @@ def width_multipliers(
 
     Raises:
         TypeError: a shape is given as a tuple.
-        ValueError: there is no rule for the optimizer; or the two models have other leaves.
+        ValueError: there is no rule for the optimizer, or no such scale; or the two models have other leaves, or an update has
+            a leaf that `shapes` does not have.
 
     Examples:
         >>> import jax.numpy as jnp, optax, fimlens as fl
@@ -89,6 +89,7 @@ def width_multipliers(
     """
     if optimizer not in RULES:
         raise ValueError(f"width_multipliers: there is no rule for {optimizer!r}. There are {', '.join(RULES)}.")
+    require_scale("width_multipliers", scale)
     for leaf in jax.tree.leaves((shapes, base_shapes)):
         if not hasattr(leaf, "shape"):
             kind = type(leaf).__name__
@@ -98,15 +99,23 @@ def width_multipliers(
     here, base = (_matrices(tree, route, head, axes) for tree in (shapes, base_shapes))
     if here.keys() != base.keys():
         raise ValueError(f"width_multipliers: only one of the two models has {', '.join(sorted(here.keys() ^ base.keys()))}.")
-    rates, decays = {}, {}
+
+    def rate(is_method: bool, m: int, n: int, rows: int, columns: int) -> float:
+        rule = RULES[optimizer] if is_method else _by_entry
+        taken = SCALES[scale](m / rows, n / columns) if is_method and optimizer in SCALED else 1.0
+        return rule(m, n, rows, columns) / taken
+
+    rates, decays = {path_name(path): 1.0 for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}, {}
     for path, (is_method, sides) in here.items():
-        rule, base_sides = RULES[optimizer] if is_method else _by_entry, base[path][1]
-        rates[path] = rule(*sides) / rule(*base_sides)
+        base_sides = base[path][1]
+        rates[path] = rate(is_method, *sides) / rate(is_method, *base_sides)
         decays[path] = weight_decay * _by_entry(*sides) / _by_entry(*base_sides)
 
     def scaled(key: Any, u: Array, *weights: Array) -> Array:
         path = path_name(key)
-        return rates.get(path, 1.0) * u + sum(decays.get(path, weight_decay) * W for W in weights)
+        if path not in rates:
+            raise ValueError(f"width_multipliers: shapes have no leaf {path}. Pass those of all parameters.")
+        return rates[path] * u + sum(decays.get(path, weight_decay) * W for W in weights)
 
     def update(updates: PyTree, params: PyTree) -> PyTree:
         if isinstance(weight_decay, float | int) and weight_decay == 0:

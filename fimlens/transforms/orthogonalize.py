@@ -30,6 +30,13 @@ COEFFICIENTS = {
     ),
 }
 
+# What multiplies the polar factor of an m x n matrix, as in x @ W.
+SCALES: dict[str, Callable[[float, float], float]] = {
+    "width": lambda m, n: max(1, n / m) ** 0.5,
+    "fisher": lambda m, n: max(m, n) ** 0.5,
+    "rms": lambda m, n: 0.2 * max(m, n) ** 0.5,
+}
+
 Coefficients = str | Sequence[Any] | ArrayLike  # a name, (a, b, c), or a list of these
 
 
@@ -137,14 +144,23 @@ def scale_by_shape(scale: str = "width") -> optax.GradientTransformation:
     Raises:
         ValueError: the scale is none of these.
     """
-    if scale not in ("width", "fisher", "rms"):
-        raise ValueError(f'scale_by_shape: scale is "width", "fisher" or "rms"; got {scale!r}')
+    require_scale("scale_by_shape", scale)
 
     def scaled(U: Array) -> Array:
         m, n = (max(1, side) for side in sides(U.shape))
-        return U * {"width": max(1, n / m) ** 0.5, "fisher": max(m, n) ** 0.5, "rms": 0.2 * max(m, n) ** 0.5}[scale]
+        return U * SCALES[scale](m, n)
 
     return optax.stateless(lambda updates, params: jax.tree.map(scaled, updates))
+
+
+def require_scale(caller: str, scale: str) -> None:
+    """Refuse a scale that is not in SCALES.
+
+    Raises:
+        ValueError: the scale has no such name.
+    """
+    if scale not in SCALES:
+        raise ValueError(f'{caller}: scale is "width", "fisher" or "rms"; got {scale!r}')
 
 
 def over_longer_side() -> optax.GradientTransformation:
