@@ -307,7 +307,18 @@ def test_the_command_compares_and_continues_after_an_interruption(tmp_path, monk
     monkeypatch.setitem(model.CONFIGS, "tiny", TINY)
     (tmp_path / "text.txt").write_bytes(b"a line of text, and another one; " * 400)
     words = ["compare", "--optimizers", "adam", "racs", "--seeds", "2", "--tries", "3", "--model", "tiny", "--steps", "4"]
-    words += ["--batch", "8", "--length", "16", "--text", str(tmp_path / "text.txt"), "--out", str(tmp_path / "out")]
+    words += [
+        "--batch",
+        "8",
+        "--length",
+        "16",
+        "--clip",
+        "1",
+        "--text",
+        str(tmp_path / "text.txt"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     train, made = comparison.train, []
 
     def counted(plan, *args, **options):
@@ -323,6 +334,7 @@ def test_the_command_compares_and_continues_after_an_interruption(tmp_path, monk
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert len(made) == len({(plan.optimizer, plan.rate, plan.seed) for plan in made})  # no run is trained twice
+    assert {plan.clip for plan in made} == {1.0}
     assert {(plan.optimizer, plan.seed) for plan in made} == {(name, seed) for name in ("adam", "racs") for seed in (0, 1)}
     assert not list((tmp_path / "out").rglob("checkpoints"))
     assert (tmp_path / "out" / "table.md").read_text().count("\n") == 19

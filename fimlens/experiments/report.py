@@ -155,7 +155,8 @@ def legend(reference: str) -> str:
         f"to reach {reference}'s final loss. Speed-up is {reference}'s step count divided by these steps. In time is the same "
         "ratio with seconds: steps times the measured time of a step. Effective tokens/s are "
         f"{reference}'s tokens over that time. Share of step is the optimizer's part of a step's time. Memory is weights and "
-        "optimizer state. The first seed chose the rates, by this loss; * marks a best rate at the edge of those tried."
+        "optimizer state. The first seed chose the rates, by this loss; * marks a best rate at the edge of those tried. "
+        "Adam's rate is that of embeddings, norms and other leaves that an optimizer leaves to Adam."
     )
 
 
