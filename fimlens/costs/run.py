@@ -136,7 +136,8 @@ def demands(
     """Count what training a model with each optimizer takes, from shapes alone.
 
     Args:
-        optimizers: functions of the learning rate by name. One that can leave the output head to Adam does so.
+        optimizers: functions of the learning rate by name, whose ranks are fixed. One that can leave the output head to Adam
+            does so.
         config: the sizes of the model.
         batch: the sequences of a step.
         dtype: the dtype of weights, gradients and activations.

@@ -101,7 +101,7 @@ def dry_run(entries: list[Entry], base: Plan, runs: Mapping[int, int], machine: 
 
 
 def _maker(entry: Entry) -> Callable[..., optax.GradientTransformation]:
-    """The optimizer as a function of the rate alone: `demands` sets options of a function that shows some."""
+    """The optimizer as a function of the rate alone, since a function with an open rank is counted at a rank of its own."""
     return lambda rate: getattr(optimizers, entry.optimizer)(rate, **entry.options)
 
 
