@@ -12,27 +12,15 @@ Each training is one JSON line, written when it ends: a second run continues the
 table has the held-out loss at the best rate, in nats per byte: the median over seeds.
 """
 
-import argparse
-import json
-import math
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import jax
 import optax
-from rich.console import Console
-from rich.table import Table
+from tuned_arms import compare_arms
 
 import fimlens as fl
-from fimlens.experiments.trial import train_and_evaluate
-from fimlens.experiments.tuning import best_power, tuned
 from fimlens.optimizers.full_chain import full_chain
-
-ADAM_RATE = 0.01  # learning rate of Adam on embeddings, norms and head
-FILE = Path(__file__).with_suffix(".jsonl")
 
 
 def rotated(inner: fl.Structure) -> Callable[..., optax.GradientTransformation]:
@@ -58,60 +46,5 @@ ARMS = {  # the optimizer, and the learning rate around which its tuning begins
 }
 
 
-def trained(name: str, rate: float, steps: int, seed: int) -> float:
-    """Train an arm and return its held-out loss; infinite if it diverged."""
-    make, _ = ARMS[name]
-    adam_factor = ADAM_RATE / rate
-
-    def optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
-        return make(schedule, adam_learning_rate=lambda t: adam_factor * schedule(t))
-
-    loss = train_and_evaluate(optimizer, rate, steps=steps, seed=seed)
-    return loss if math.isfinite(loss) else math.inf
-
-
-def read(path: Path, steps: int) -> dict[tuple[str, int, int], float]:
-    """Return the losses of the file by arm, power of two of the rate, and seed; those of another length are left out."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    own = [line for line in lines if line["steps"] == steps]
-    return {(line["arm"], line["power"], line["seed"]): math.inf if line["loss"] is None else line["loss"] for line in own}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=240)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tries", type=int, default=5)
-    parser.add_argument("--json", type=Path, default=FILE)
-    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS), metavar="NAME")
-    options = parser.parse_args()
-    done, console = read(options.json, options.steps), Console(width=160)
-    table = Table("arm", "rate", "held-out loss", "each seed", "loss of the first seed at every rate")
-    for name in options.arms:
-        usual = ARMS[name][1]
-
-        def loss(power: int, seed: int, name=name, usual=usual) -> float:
-            key, rate = (name, power, seed), usual * 2.0**power
-            if key not in done:
-                start = time.perf_counter()
-                done[key] = trained(name, rate, options.steps, seed)
-                seconds = time.perf_counter() - start
-                console.print(f"{name} at {rate:g}, seed {seed}: {done[key]:.4f} in {seconds:.0f} s", highlight=False)
-                finite = done[key] if math.isfinite(done[key]) else None  # JSON knows no infinity
-                line = {"arm": name, "power": power, "rate": rate, "seed": seed, "steps": options.steps, "loss": finite}
-                line["device"] = jax.devices()[0].device_kind
-                with options.json.open("a") as file:
-                    file.write(json.dumps(line | {"seconds": round(seconds, 1)}) + "\n")
-            return done[key]
-
-        losses = tuned(loss, options.tries, options.seeds)
-        best = best_power(losses)
-        each = [losses[key] for key in sorted(losses) if key[0] == best]
-        tried = {f"{usual * 2.0**power:g}": losses[power, 0] for power, seed in sorted(losses) if seed == 0}
-        seeds, rates = " ".join(f"{x:.4f}" for x in each), ", ".join(f"{rate}: {x:.4f}" for rate, x in tried.items())
-        table.add_row(name, f"{usual * 2.0**best:g}", f"{statistics.median(each):.4f}", seeds, rates)
-    console.print(table)
-
-
 if __name__ == "__main__":
-    main()
+    compare_arms(__doc__, ARMS, Path(__file__).with_suffix(".jsonl"))

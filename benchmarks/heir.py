@@ -1,0 +1,96 @@
+"""Which change brings Alice's loss to Muon's at Alice's memory? One change at a time from `alice`, each arm tuned by one rule.
+
+    python benchmarks/heir.py [--steps 240] [--seeds 3] [--tries 5] [--json FILE] [--arms NAME ...]
+
+Every arm but the references is a sentence over `fl.scale_by_low_rank`, with rank 16, 5 leading directions and a refresh every
+20 steps. The complement's denominators have one value in every divergence, so no arm changes it: given the basis, what is tied
+over its columns, or over all of it, is the mean (docs/divergences.md). Each arm trains the small language model of
+fimlens/experiments/trial.py, with one rate of Adam on embeddings, norms and head. Each training is a line of the file, written
+when it ends, and a second run continues it. The table has the held-out loss at the best rate, in nats per byte: the median
+over seeds.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import optax
+from tuned_arms import Make, compare_arms
+
+import fimlens as fl
+from fimlens.optimizers.full_chain import full_chain
+from fimlens.structure import Params, Tree
+from fimlens.transforms import compensation as rules
+from fimlens.transforms.compensation import Compensation
+from fimlens.transforms.momentum import average_updates
+from fimlens.transforms.orthogonalize import scale_by_shape
+
+SIZES = {"rank": 16, "update_interval": 20}
+alice = partial(fl.alice, leading=5, **SIZES)
+
+
+@dataclass(frozen=True)
+class Polar(fl.Scalar):
+    """The polar factor of what is scaled, times the root of its longer side, as in a whitened gradient."""
+
+    def precondition(self, params: Params, X: Tree, eps: float) -> Tree:
+        return rules.polar.direction(X[None])[0]
+
+
+def low_rank(
+    inner: fl.Structure = fl.Diagonal(),
+    complement: fl.Spectrum = fl.Columns(),
+    compensation: Compensation = rules.nearest,
+    *,
+    b1: float | None = 0.9,
+    before: tuple[optax.GradientTransformation, ...] = (),
+    after: tuple[optax.GradientTransformation, ...] = (optax.scale(0.3),),
+) -> Make:
+    """Return Alice with another structure on the lead, complement or compensation, or with transforms around her."""
+
+    def scale_by_direction() -> optax.GradientTransformation:
+        """Scale matrices by the sentence."""
+        lead = fl.LowRank(inner, SIZES["rank"], complement, tracker=fl.SubspaceIteration(leading=5, b3=0.999))
+        direction = fl.scale_by_low_rank(
+            lead,
+            compensation=compensation,
+            b1=b1,
+            b2=0.9,
+            alpha_c=0.4,
+            gamma=1.01 if compensation is rules.nearest else None,
+            update_interval=SIZES["update_interval"],
+            moments="reset",
+            bias_correction=False,
+        )
+        return optax.chain(*before, direction, *after)
+
+    return full_chain(scale_by_direction)
+
+
+def scale_by_adam() -> optax.GradientTransformation:
+    """Adam's direction."""
+    return optax.scale_by_adam()
+
+
+then_polar = fl.orthogonalize(), scale_by_shape("rms")
+ARMS = {  # the optimizer, and the learning rate around which its tuning begins
+    "adam": (full_chain(scale_by_adam), 0.005),
+    "muon": (fl.muon, 0.02),
+    "alice": (alice, 0.04),
+    "then polar": (low_rank(after=then_polar), 0.04),
+    "polar complement": (low_rank(fl.Diagonal(), fl.Drop(), rules.polar), 0.04),
+    "polar lead": (low_rank(Polar()), 0.04),
+    "both polar": (low_rank(Polar(), fl.Drop(), rules.polar), 0.04),
+    "momentum of all": (low_rank(b1=None, before=(average_updates(0.9),)), 0.04),
+    "sign complement": (low_rank(fl.Diagonal(), fl.Drop(), rules.sign), 0.04),
+    "momentum of 0.95": (partial(alice, b1=0.95), 0.04),
+    "bias correction": (partial(alice, bias_correction=True), 0.04),
+    "no limiter": (partial(alice, gamma=None), 0.04),
+    "one size of updates": (low_rank(after=(fl.match_rms(0.2),)), 0.04),
+    "one number for the complement": (low_rank(complement=fl.Scalar()), 0.04),
+    "momentum in the subspace, then polar": (low_rank(fl.Scalar(), fl.Scalar(), after=then_polar), 0.04),
+}
+
+
+if __name__ == "__main__":
+    compare_arms(__doc__, ARMS, Path(__file__).with_suffix(".jsonl"))
