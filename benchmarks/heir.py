@@ -38,9 +38,9 @@ class Polar(fl.Scalar):
 
 
 def low_rank(
-    inner: fl.Structure = fl.Diagonal(),
-    complement: fl.Spectrum = fl.Columns(),
-    compensation: Compensation = rules.nearest,
+    inner: fl.Structure,
+    complement: fl.Spectrum,
+    compensation: Compensation,
     *,
     b1: float | None = 0.9,
     before: tuple[optax.GradientTransformation, ...] = (),
@@ -72,23 +72,24 @@ def scale_by_adam() -> optax.GradientTransformation:
     return optax.scale_by_adam()
 
 
+adam, columns, drop, nearest = fl.Diagonal(), fl.Columns(), fl.Drop(), rules.nearest
 then_polar = fl.orthogonalize(), scale_by_shape("rms")
 ARMS = {  # the optimizer, and the learning rate around which its tuning begins
     "adam": (full_chain(scale_by_adam), 0.005),
     "muon": (fl.muon, 0.02),
     "alice": (alice, 0.04),
-    "then polar": (low_rank(after=then_polar), 0.04),
-    "polar complement": (low_rank(fl.Diagonal(), fl.Drop(), rules.polar), 0.04),
-    "polar lead": (low_rank(Polar()), 0.04),
-    "both polar": (low_rank(Polar(), fl.Drop(), rules.polar), 0.04),
-    "momentum of all": (low_rank(b1=None, before=(average_updates(0.9),)), 0.04),
-    "sign complement": (low_rank(fl.Diagonal(), fl.Drop(), rules.sign), 0.04),
+    "then polar": (low_rank(adam, columns, nearest, after=then_polar), 0.04),
+    "polar complement": (low_rank(adam, drop, rules.polar), 0.04),
+    "polar lead": (low_rank(Polar(), columns, nearest), 0.04),
+    "both polar": (low_rank(Polar(), drop, rules.polar), 0.04),
+    "momentum of all": (low_rank(adam, columns, nearest, b1=None, before=(average_updates(0.9),)), 0.04),
+    "momentum in the subspace, then polar": (low_rank(fl.Scalar(), fl.Scalar(), nearest, after=then_polar), 0.04),
+    "one number for the complement": (low_rank(adam, fl.Scalar(), nearest), 0.04),
+    "sign complement": (low_rank(adam, drop, rules.sign), 0.04),
     "momentum of 0.95": (partial(alice, b1=0.95), 0.04),
     "bias correction": (partial(alice, bias_correction=True), 0.04),
     "no limiter": (partial(alice, gamma=None), 0.04),
-    "one size of updates": (low_rank(after=(fl.match_rms(0.2),)), 0.04),
-    "one number for the complement": (low_rank(complement=fl.Scalar()), 0.04),
-    "momentum in the subspace, then polar": (low_rank(fl.Scalar(), fl.Scalar(), after=then_polar), 0.04),
+    "one size of updates": (low_rank(adam, columns, nearest, after=(fl.match_rms(0.2),)), 0.04),
 }
 
 
