@@ -43,6 +43,7 @@ def low_rank(
     compensation: Compensation,
     *,
     b1: float | None = 0.9,
+    gamma: float | None = 1.01,
     before: tuple[optax.GradientTransformation, ...] = (),
     after: tuple[optax.GradientTransformation, ...] = (optax.scale(0.3),),
 ) -> Make:
@@ -57,7 +58,7 @@ def low_rank(
             b1=b1,
             b2=0.9,
             alpha_c=0.4,
-            gamma=1.01 if compensation is rules.nearest else None,
+            gamma=gamma if compensation is rules.nearest else None,
             update_interval=SIZES["update_interval"],
             moments="reset",
             bias_correction=False,
@@ -90,6 +91,9 @@ ARMS = {  # the optimizer, and the learning rate around which its tuning begins
     "bias correction": (partial(alice, bias_correction=True), 0.04),
     "no limiter": (partial(alice, gamma=None), 0.04),
     "one size of updates": (low_rank(adam, columns, nearest, after=(fl.match_rms(0.2),)), 0.04),
+    "muon, one size of updates": (partial(fl.muon, scale="rms"), 0.01),
+    "then polar, momentum of 0.95": (low_rank(adam, columns, nearest, b1=0.95, after=then_polar), 0.04),
+    "then polar, no limiter": (low_rank(adam, columns, nearest, gamma=None, after=then_polar), 0.04),
 }
 
 
