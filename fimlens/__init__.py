@@ -64,7 +64,9 @@ from fimlens.optimizers.low_rank_soap import low_rank_soap as low_rank_soap
 from fimlens.optimizers.low_rank_soap import scale_by_low_rank_soap as scale_by_low_rank_soap
 from fimlens.optimizers.mixture import recommended as recommended
 from fimlens.optimizers.mixture import scale_by_recommended as scale_by_recommended
+from fimlens.optimizers.muon_family import alice_muon as alice_muon
 from fimlens.optimizers.muon_family import normuon as normuon
+from fimlens.optimizers.muon_family import scale_by_alice_muon as scale_by_alice_muon
 from fimlens.optimizers.muon_family import scale_by_normuon as scale_by_normuon
 from fimlens.optimizers.muon_family import scale_by_soap_muon as scale_by_soap_muon
 from fimlens.optimizers.muon_family import soap_muon as soap_muon

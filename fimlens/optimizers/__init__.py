@@ -19,6 +19,7 @@ from fimlens.optimizers.rank_one import adafactor as adafactor
 from fimlens.optimizers.layerwise import lars as lars
 from fimlens.optimizers.layerwise import lamb as lamb
 from fimlens.optimizers.whitening import muon as muon
+from fimlens.optimizers.muon_family import alice_muon as alice_muon
 from fimlens.optimizers.muon_family import normuon as normuon
 from fimlens.optimizers.whitening import swan as swan
 from fimlens.optimizers.eigenbasis import shampoo as shampoo
@@ -59,6 +60,7 @@ from fimlens.optimizers.galore import scale_by_galore as scale_by_galore
 from fimlens.optimizers.low_rank_soap import scale_by_low_rank_soap as scale_by_low_rank_soap
 from fimlens.optimizers.kl_shampoo import scale_by_kl_shampoo as scale_by_kl_shampoo
 from fimlens.optimizers.kl_shampoo import scale_by_kl_soap as scale_by_kl_soap
+from fimlens.optimizers.muon_family import scale_by_alice_muon as scale_by_alice_muon
 from fimlens.optimizers.muon_family import scale_by_normuon as scale_by_normuon
 from fimlens.optimizers.muon_family import scale_by_soap_muon as scale_by_soap_muon
 from fimlens.optimizers.rank_one import scale_by_racs as scale_by_racs

@@ -1,9 +1,14 @@
-"""NorMuon and SOAP-Muon: polar factors with neurons of one size, and of what SOAP makes of the gradient."""
+"""NorMuon, SOAP-Muon and Alice-Muon: polar factors with neurons of one size, and of the updates of SOAP and Alice."""
+
+import inspect
+from typing import Any
 
 import optax
 from jax.typing import DTypeLike
 
 from fimlens._validate import require_number
+from fimlens.optimizers.alice import scale_by_alice
+from fimlens.optimizers.docstrings import argument_lines, with_arguments
 from fimlens.optimizers.eigenbasis import scale_by_soap
 from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.structures import Columns
@@ -113,7 +118,52 @@ def scale_by_soap_muon(
     return compute_in_float32(optax.chain(soap, orthogonalize(steps, coefficients, eps=0.0), scale_by_shape(scale)))
 
 
+def scale_by_alice_muon(
+    *, steps: Whole = 5, coefficients: Coefficients = "jordan", scale: str = "rms", **options: Any
+) -> Transform:
+    """Alice-Muon: the polar factor of Alice's update. Use it for a lower loss than `muon`'s or `alice`'s at Alice's memory.
+
+    It is `fl.scale_by_alice`, and after it `fl.orthogonalize`, with Alice's family and state: 2 n r + m r + n + r^2 with
+    r = rank. No paper has it: it was found by a search (benchmarks/README.md). Alice's alpha would change nothing here.
+
+    Args:
+        alpha_c: factor of the compensation, relative to the lead. Default: 0.4, as in Alice.
+        moments: what a refresh does to momentum, second moments and Q~: "keep" them as if the basis had not moved, "rotate" them
+            into the new basis, or "reset" them to zero. Default: "reset", as in `alice`; the others were not tried.
+        steps: number of Newton-Schulz iterations. Default: 5, as in Muon.
+        coefficients: those of the iterations: "jordan", "polar-express" or numbers; see `fl.orthogonalize`. Default: "jordan".
+        scale: scale by the matrix's shape; see `fl.scale_by_muon`. Default: "rms", for updates about as large as Alice's.
+
+    Raises:
+        TypeError: as `scale_by_alice`.
+        ValueError: as `scale_by_alice`; or steps, coefficients or scale is out of its range.
+
+    Examples:
+        >>> import jax.numpy as jnp, fimlens as fl
+        >>> tx, G = fl.scale_by_alice_muon(rank=1, leading=1), jnp.array([[9.0, 0.0], [0.0, -0.1]])
+        >>> updates, _ = tx.update(G, tx.init(G))
+        >>> print(jnp.linalg.svd(updates)[1].round(1))  # of one size, in the subspace and outside it
+        [0.2 0.2]
+    """
+    require_number("alice_muon", "steps", steps, 1, whole=True)
+    alice = scale_by_alice(alpha=1.0, **options)
+    return compute_in_float32(optax.chain(alice, orthogonalize(steps, coefficients, eps=0.0), scale_by_shape(scale)))
+
+
+_own = list(inspect.signature(scale_by_alice_muon).parameters.values())[:-1]
+_parameters = [*(p for p in inspect.signature(scale_by_alice).parameters.values() if p.name != "alpha"), *_own]
+scale_by_alice_muon.__signature__ = inspect.Signature(_parameters)
+scale_by_alice_muon.__doc__ = with_arguments(
+    scale_by_alice_muon.__doc__,
+    argument_lines(scale_by_alice.__doc__) | argument_lines(scale_by_alice_muon.__doc__),
+    [p.name for p in _parameters],
+)
+
+
 normuon = full_chain(scale_by_normuon)
 
 
 soap_muon = full_chain(scale_by_soap_muon)
+
+
+alice_muon = full_chain(scale_by_alice_muon, adam_factor=0.3)
