@@ -111,6 +111,16 @@ def alice(
 
 
 @in_short_side
+def alice_muon(lr, **options):
+    """The polar factor of Alice's update."""
+    inner = alice(-1.0, **options)
+    next(inner)
+    G, W = yield
+    while True:
+        G, W = yield -0.2 * lr * max(G.shape) ** 0.5 * newton_schulz(inner.send((G, W)), eps=1e-300)
+
+
+@in_short_side
 def galore(lr, rank, interval=5, alpha=0.3, moments="keep", fira=False, plus=False, frames=None):
     """Zhao et al. 2024; with `fira`, the code of Chen et al. 2024, and with `plus` [G]'s Fira+."""
     factor, whole = (alpha, 1.0) if fira and not plus else (1.0, alpha)

@@ -57,6 +57,7 @@ PRODUCTS = {
     "adafacdiag": lambda m, n, r: 4 * m**2 * n,
     "alice": lambda m, n, r: 4 * m * n * r + 2 * n * r**2,
     "alice0": lambda m, n, r: 4 * m * n * r,
+    "alice_muon": lambda m, n, r: 4 * m * n * r + 2 * n * r**2 + 5 * (4 * m**2 * n + 2 * m**3),
     "galore": lambda m, n, r: 4 * m * n * r,
     "frugal": lambda m, n, r: 6 * m * n * r,
     "cosmos": lambda m, n, r: 6 * m * n * r + 2 * n * r**2 + 5 * (4 * m**2 * n + 2 * m**3),
@@ -91,7 +92,7 @@ REFRESH = {
 }
 
 
-REFRESH["soap_muon"] = REFRESH["soap"]
+REFRESH |= {"soap_muon": REFRESH["soap"], "alice_muon": REFRESH["alice"]}
 
 
 # What the closed forms of a refresh leave out: a QR that fixes null-space vectors of a new basis, momentum rotated into it

@@ -47,6 +47,7 @@ METHODS = {
     "galore": both(fl.galore, witness.galore),
     "fira": (fl.fira, partial(witness.galore, fira=True)),
     "low_rank_soap": both(fl.low_rank_soap, witness.low_rank_soap, leading=1, moments="keep"),
+    "alice_muon": both(fl.alice_muon, witness.alice_muon, leading=1, moments="keep"),
     "frugal": both(fl.frugal, witness.frugal),
     "cosmos": both(fl.cosmos, witness.cosmos),
     "apollo": both(fl.apollo, witness.apollo),

@@ -20,11 +20,11 @@ STARTS_BASES = (fl.soap, fl.soap_muon, fl.kl_shampoo, fl.kl_soap)  # in the firs
 QUICK = ["adam", "racs", "alice"]
 LIKE_THEM = [
     "soap", "muon", "adafactor", "sgd", "adamw", "lars", "lamb", "swan", "shampoo", "osoap", "adadiag", "adadiag_pp",
-    "adafacdiag", "kl_shampoo", "kl_soap", "sinkgd", "aro", "normuon", "soap_muon", "alice0", "galore", "fira",
+    "adafacdiag", "kl_shampoo", "kl_soap", "sinkgd", "aro", "normuon", "soap_muon", "alice0", "alice_muon", "galore", "fira",
     "apollo", "frugal", "cosmos", "low_rank_soap", "recommended", "links", "hyperball",
 ]  # fmt: skip
 NAMES = QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
-SIZES = {name: {"rank": 2, "leading": 1} for name in ("alice", "alice0", "low_rank_soap")}
+SIZES = {name: {"rank": 2, "leading": 1} for name in ("alice", "alice0", "alice_muon", "low_rank_soap")}
 SIZES |= {name: {"rank": 2} for name in ("galore", "fira", "apollo", "frugal", "cosmos")}
 SIZES |= {"recommended": {"choices": {"*kernel": "soap", "*layers*": "racs"}}}
 TREE = {"kernel": (3, 4), "layers": (2, 3, 4), "bias": (4,)}

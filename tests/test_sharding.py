@@ -29,7 +29,7 @@ SHAPES = {
 }
 NAMES = [pytest.param("muon", marks=pytest.mark.slow), "soap", "alice"]
 LIKE_THEM = ["racs", "adafactor", "adam", "sgd", "lars", "lamb", "osoap", "adadiag", "adadiag_pp", "adafacdiag"]
-LIKE_THEM += ["kl_shampoo", "kl_soap", "sinkgd", "aro", "normuon", "soap_muon"]
+LIKE_THEM += ["kl_shampoo", "kl_soap", "sinkgd", "aro", "normuon", "soap_muon", "alice_muon"]
 LIKE_THEM += ["frugal", "cosmos", "galore", "apollo", "fira", "alice0", "low_rank_soap", "recommended", "links", "hyperball"]
 NAMES += [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
 

@@ -45,6 +45,7 @@ FORMULAS: dict[str, Formula] = {
     "adadiag_pp": lambda m, n, r: 2 * m * n + rotated(m) ** 2 + rotated(n) ** 2,
     "adafacdiag": short_side_first(lambda m, n, r: m * n + m + n + rotated(m) ** 2),
     "alice": short_side_first(lambda m, n, r: 2 * n * r + m * r + n * (r < m) + r**2),
+    "alice_muon": short_side_first(lambda m, n, r: 2 * n * r + m * r + n * (r < m) + r**2),
     "alice0": short_side_first(lambda m, n, r: 2 * n * r + m * r + n * (r < m)),
     "cosmos": short_side_first(lambda m, n, r: m * n + n * r + m * r + r**2),
     "frugal": short_side_first(lambda m, n, r: 2 * n * r + m * r),

@@ -128,8 +128,8 @@ def scale_by_alice_muon(
 
     Args:
         alpha_c: factor of the compensation, relative to the lead. Default: 0.4, as in Alice.
-        moments: what a refresh does to momentum, second moments and Q~: "keep" them as if the basis had not moved, "rotate" them
-            into the new basis, or "reset" them to zero. Default: "reset", as in `alice`; the others were not tried.
+        moments: what a refresh does to momentum, second moments and Q~: "keep" them as if the basis had not moved, "rotate"
+            them into the new basis, or "reset" them to zero. Default: "reset", as in `alice`; the others were not tried.
         steps: number of Newton-Schulz iterations. Default: 5, as in Muon.
         coefficients: those of the iterations: "jordan", "polar-express" or numbers; see `fl.orthogonalize`. Default: "jordan".
         scale: scale by the matrix's shape; see `fl.scale_by_muon`. Default: "rms", for updates about as large as Alice's.
