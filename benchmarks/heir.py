@@ -94,6 +94,7 @@ ARMS = {  # the optimizer, and the learning rate around which its tuning begins
     "muon, one size of updates": (partial(fl.muon, scale="rms"), 0.01),
     "then polar, momentum of 0.95": (low_rank(adam, columns, nearest, b1=0.95, after=then_polar), 0.04),
     "then polar, no limiter": (low_rank(adam, columns, nearest, gamma=None, after=then_polar), 0.04),
+    "then polar, polar complement": (low_rank(adam, drop, rules.polar, after=then_polar), 0.04),
 }
 
 

@@ -113,7 +113,7 @@ def alice(
 @in_short_side
 def alice_muon(lr, **options):
     """The polar factor of Alice's update."""
-    inner = alice(-1.0, **options)
+    inner = alice(-1.0, gamma=np.inf, **options)
     next(inner)
     G, W = yield
     while True:

@@ -123,8 +123,9 @@ def scale_by_alice_muon(
 ) -> Transform:
     """Alice-Muon: the polar factor of Alice's update. Use it for a lower loss than `muon`'s or `alice`'s at Alice's memory.
 
-    It is `fl.scale_by_alice`, and after it `fl.orthogonalize`, with Alice's family and state: 2 n r + m r + n + r^2 with
-    r = rank. No paper has it: it was found by a search (benchmarks/README.md). Alice's alpha would change nothing here.
+    It is `fl.scale_by_alice` without a limiter, and after it `fl.orthogonalize`, with Alice's family and state: 2 n r + m r +
+    n + r^2 with r = rank. No paper has it: a search among changes of Alice found it (benchmarks/README.md). The polar factor
+    forgets the size of an update, so there is no alpha, and training did not need the limiter of the compensation.
 
     Args:
         alpha_c: factor of the compensation, relative to the lead. Default: 0.4, as in Alice.
@@ -146,12 +147,12 @@ def scale_by_alice_muon(
         [0.2 0.2]
     """
     require_number("alice_muon", "steps", steps, 1, whole=True)
-    alice = scale_by_alice(alpha=1.0, **options)
+    alice = scale_by_alice(alpha=1.0, gamma=None, **options)
     return compute_in_float32(optax.chain(alice, orthogonalize(steps, coefficients, eps=0.0), scale_by_shape(scale)))
 
 
 _own = list(inspect.signature(scale_by_alice_muon).parameters.values())[:-1]
-_parameters = [*(p for p in inspect.signature(scale_by_alice).parameters.values() if p.name != "alpha"), *_own]
+_parameters = [*(p for p in inspect.signature(scale_by_alice).parameters.values() if p.name not in ("alpha", "gamma")), *_own]
 scale_by_alice_muon.__signature__ = inspect.Signature(_parameters)
 scale_by_alice_muon.__doc__ = with_arguments(
     scale_by_alice_muon.__doc__,
