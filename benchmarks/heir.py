@@ -92,7 +92,7 @@ ARMS = {  # the optimizer, and the learning rate around which its tuning begins
     "no limiter": (partial(alice, gamma=None), 0.04),
     "one size of updates": (low_rank(adam, columns, nearest, after=(fl.match_rms(0.2),)), 0.04),
     "muon, one size of updates": (partial(fl.muon, scale="rms"), 0.01),
-    "muon, momentum of 0.9": (partial(fl.muon, beta=0.9), 0.02),
+    **{f"muon, momentum of {beta}": (partial(fl.muon, beta=beta), 0.02) for beta in (0.9, 0.8)},
     "then polar, momentum of 0.95": (low_rank(adam, columns, nearest, b1=0.95, after=then_polar), 0.04),
     "then polar, no limiter": (low_rank(adam, columns, nearest, gamma=None, after=then_polar), 0.04),
     "then polar, polar complement": (low_rank(adam, drop, rules.polar, after=then_polar), 0.04),
