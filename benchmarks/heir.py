@@ -93,7 +93,9 @@ ARMS = {  # the optimizer, and the learning rate around which its tuning begins
     "one size of updates": (low_rank(adam, columns, nearest, after=(fl.match_rms(0.2),)), 0.04),
     "muon, one size of updates": (partial(fl.muon, scale="rms"), 0.01),
     **{f"muon, momentum of {beta}": (partial(fl.muon, beta=beta), 0.02) for beta in (0.9, 0.8)},
-    "then polar, momentum of 0.95": (low_rank(adam, columns, nearest, b1=0.95, after=then_polar), 0.04),
+    **{
+        f"then polar, momentum of {b1}": (low_rank(adam, columns, nearest, b1=b1, after=then_polar), 0.04) for b1 in (0.95, 0.8)
+    },
     "then polar, no limiter": (low_rank(adam, columns, nearest, gamma=None, after=then_polar), 0.04),
     "then polar, polar complement": (low_rank(adam, drop, rules.polar, after=then_polar), 0.04),
 }

@@ -121,11 +121,12 @@ def scale_by_soap_muon(
 def scale_by_alice_muon(
     *, steps: Whole = 5, coefficients: Coefficients = "jordan", scale: str = "rms", **options: Any
 ) -> Transform:
-    """Alice-Muon: the polar factor of Alice's update. Use it for a lower loss than `muon`'s or `alice`'s at Alice's memory.
+    """Alice-Muon: the polar factor of Alice's update. Use it for Muon's loss at Alice's memory.
 
     It is `fl.scale_by_alice` without a limiter, and after it `fl.orthogonalize`, with Alice's family and state: 2 n r + m r +
     n + r^2 with r = rank. No paper has it: a search among changes of Alice found it (benchmarks/README.md). The polar factor
-    forgets the size of an update, so there is no alpha, and training did not need the limiter of the compensation.
+    forgets the size of an update, so there is no alpha, and training did not need the limiter of the compensation. A step costs
+    Muon's products beside Alice's.
 
     Args:
         alpha_c: factor of the compensation, relative to the lead. Default: 0.4, as in Alice.
