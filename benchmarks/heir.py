@@ -3,11 +3,10 @@
     python benchmarks/heir.py [--steps 240] [--seeds 3] [--tries 5] [--json FILE] [--arms NAME ...]
 
 Every arm but the references is a sentence over `fl.scale_by_low_rank`, with rank 16, 5 leading directions and a refresh every
-20 steps. The complement's denominators have one value in every divergence, so no arm changes it: given the basis, what is tied
-over its columns, or over all of it, is the mean (docs/divergences.md). Each arm trains the small language model of
-fimlens/experiments/trial.py, with one rate of Adam on embeddings, norms and head. Each training is a line of the file, written
-when it ends, and a second run continues it. The table has the held-out loss at the best rate, in nats per byte: the median
-over seeds.
+20 steps. No arm has the complement's denominators in another divergence: given the basis, the means are nearest in all of them
+(docs/divergences.md). Each arm trains the small language model of fimlens/experiments/trial.py, with one rate of Adam on
+embeddings, norms and head. Each training is a line of the file, written when it ends, and a second run continues the file. The
+table has the held-out loss at the best rate, in nats per byte: the median over seeds.
 """
 
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ alice = partial(fl.alice, leading=5, **SIZES)
 
 @dataclass(frozen=True)
 class Polar(fl.Scalar):
-    """The polar factor of what is scaled, times the root of its longer side, as in a whitened gradient."""
+    """The polar factor in place of one scale, times the root of the longer side, as in a whitened gradient."""
 
     def precondition(self, params: Params, X: Tree, eps: float) -> Tree:
         return rules.polar.direction(X[None])[0]
@@ -47,7 +46,7 @@ def low_rank(
     before: tuple[optax.GradientTransformation, ...] = (),
     after: tuple[optax.GradientTransformation, ...] = (optax.scale(0.3),),
 ) -> Make:
-    """Return Alice with another structure on the lead, complement or compensation, or with transforms around her."""
+    """Return Alice with another structure of the lead, another complement or compensation, or transforms around her."""
 
     def scale_by_direction() -> optax.GradientTransformation:
         """Scale matrices by the sentence."""
