@@ -1,7 +1,7 @@
 """Checks of arguments that several rooms share, and small helpers for what is printed and saved."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import fields
 from inspect import get_annotations
 from numbers import Integral
@@ -109,6 +109,16 @@ def require_decay(call: str, name: str, value: Any) -> None:
     """
     if isinstance(value, float | int) and not 0 <= value <= 1:
         raise ValueError(f"{call}: the decay {name} is between 0 and 1; got {value}")
+
+
+def require_some(call: str, given: Sized, what: str) -> None:
+    """Refuse an empty collection of what there is one of for each matrix.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if not given:
+        raise ValueError(f"{call}: there are no {what}. Give those of one matrix at least.")
 
 
 def require_real(call: str, params: PyTree) -> None:

@@ -14,13 +14,14 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from fimlens.fisher.fisher import Fisher
 from fimlens.fisher.sample_form import SampleFisher
+from fimlens.fisher.samples import Samples
 from fimlens.member import EigenvalueBlock
 
 
 def is_zero(V: Float[Array, "..."], fisher: Fisher) -> Bool[Array, "..."]:
     """Whether second moments are zero up to rounding, which samples square: they are means of squares."""
     rounding = 64 * jnp.finfo(fisher.dtype).eps
-    return (rounding**2 if isinstance(fisher, SampleFisher) else rounding) * fisher.unit >= V
+    return (rounding**2 if isinstance(fisher, Samples) else rounding) * fisher.unit >= V
 
 
 def zero_means(blocks: list[EigenvalueBlock], fisher: Fisher) -> str | None:

@@ -68,7 +68,7 @@ SLIPS = [  # derivation, owner of the shipped function, its name, code in it, an
     ("van_loan_pitsianis", dense_form.DenseFisher, "right", "self._tensor, B)", "self._tensor, B**2)"),
     ("van_loan_pitsianis", product.Product, "stats", "self._weight(left, b)", "self._weight(left, a[: len(b)])"),
     ("diagonal_kronecker", product.Product, "fit", "total = weights @ rows", "total = weights @ b"),
-    ("diagonal_kronecker", kronecker.DiagonalKronecker, "_right", "fisher.right(B)", "fisher.right()"),
+    ("diagonal_kronecker", kronecker.DiagonalKronecker, "_right", "right_diagonal(B)", "right_diagonal(B**2)"),
     ("compensation", low_rank.LowRank, "tied", "total / count", "total"),
     ("compensation", compensation, "nearest", "inverse_root(0.0)", "inverse_root(1e-8)"),
     ("alice", low_rank.LowRank, "dense", "jnp.eye(short) - U @ U.T", "jnp.eye(short)"),
@@ -105,7 +105,7 @@ SLIPS = [  # derivation, owner of the shipped function, its name, code in it, an
     ("nearest_product", product.Product, "_weight", "weights @ values", "jnp.sum(weights)"),
     ("nearest_product", product.Product, "eigenvalues", "b * a", "b + a"),
     ("nearest_product", product.Product, "fit", "total = weights @ rows", "total = weights @ b"),
-    ("nearest_product", kronecker.DiagonalKronecker, "_right", "fisher.right(B)", "fisher.right()"),
+    ("nearest_product", kronecker.DiagonalKronecker, "_right", "right_diagonal(B)", "right_diagonal(B**2)"),
     ("nearest_product", divergence.Beta, "slope", "x ** (self.b - 1)", "x**self.b"),
     ("shampoo_bound", rotated.Rotated, "objective", "fisher.map(partial(rotate, params.frame))", "fisher"),
     (

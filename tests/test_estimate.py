@@ -20,8 +20,10 @@ from fimlens.cli import lens_estimates
 from fimlens.cli.app import app
 from fimlens.fisher.stored_form import samples_of
 from fimlens.lens import fits, held_out
-from fimlens.lens.conclusions import conclude
+from fimlens.lens.conclusions import conclude, conclude_in_sample
 from fimlens.lens.estimate import estimate_each, folds_of
+from fimlens.lens.estimate_figure import error_map, errors_over_steps, errors_with_bars
+from fimlens.lens.figure import error_against_memory, error_in_each_divergence
 from fimlens.lens.split import Split
 from fimlens.models.gradient_files import read_gradients
 
@@ -310,6 +312,44 @@ def test_bad_input_is_refused_at_the_door():
     assert "rank 9" in found.unsuited["too many"]
     with pytest.raises(KeyError, match="no estimate of 'adam'"):
         found.difference("adam", "too many")
+
+
+@dataclasses.dataclass(frozen=True)
+class Faulty(fl.Scalar):
+    """A structure of a user whose code fails."""
+
+    def stats(self, fisher, params):
+        raise ValueError("a fault of my own")
+
+
+@pytest.mark.parametrize("lens", [fl.estimate, lambda given, G: fl.compare(given, fl.Fisher.from_gradients(G))])
+def test_a_fault_is_not_taken_for_a_structure_that_does_not_suit(lens):
+    with pytest.raises(ValueError, match="a fault of my own"):
+        lens({"mine": Faulty(), "sgd": fl.Scalar()}, gradients(16))
+    assert list(lens({"too wide": fl.LowRank(DIAGONAL, 9, fl.Drop()), "sgd": fl.Scalar()}, gradients(16)).unsuited) == [
+        "too wide"
+    ]
+
+
+def test_a_map_of_samples_on_disk_is_seen_by_every_question(programs_within_programs):
+    G, U = gradients(26), jnp.eye(3)[:, :2] * 3.0  # no orthogonal map
+    inside = fl.Fisher.from_gradients(G).map(lambda G: U.T @ G)
+    stored = samples_of("test", G, 1000)[0].map(lambda G: U.T @ G)
+    for ask in (lambda f: f.gram(), lambda f: f.mean_squares(), lambda f: f.norm_squared, lambda f: f.spectrum[-8:]):
+        np.testing.assert_allclose(ask(stored), ask(inside), rtol=1e-4, atol=1e-3)
+
+
+def test_whole_numbers_of_any_size_are_gradients():
+    assert fl.estimate({"adam": DIAGONAL}, np.where(gradients() > 0, -128, 0).astype(np.int8)).rows
+
+
+def test_empty_input_is_named():
+    for ask in (conclude, errors_with_bars, error_map, errors_over_steps):
+        with pytest.raises(ValueError, match=f"^{ask.__name__}: there are no estimates"):
+            ask({})
+    for ask in (conclude_in_sample, error_against_memory, error_in_each_divergence):
+        with pytest.raises(ValueError, match=f"^{ask.__name__}: there are no comparisons"):
+            ask([])
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.longdouble, ">f4"])

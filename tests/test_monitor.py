@@ -290,6 +290,11 @@ def test_the_ring_holds_the_last_gradients_of_every_matrix_in_their_order():
             np.testing.assert_array_equal(G, [by_name(normal(k))[name] for k in range(max(1, t - 2), t + 1)])
 
 
+def test_the_ring_is_made_once():
+    jaxpr = jax.make_jaxpr(fl.monitor(optax.sgd(0.1), ring=7).init)({"w": jnp.ones((2, 3))})
+    assert [x.aval.shape for equation in jaxpr.eqns for x in equation.outvars].count((7, 2, 3)) == 1
+
+
 def test_a_finite_gradient_stays_finite_in_a_short_ring():
     tx, W = fl.monitor(optax.sgd(0.1), ring=1), {"w": jnp.zeros((2, 2), jnp.float16)}
     _, state = tx.update({"w": jnp.full((2, 2), 1e6)}, tx.init(W), W)
@@ -314,3 +319,12 @@ def test_wrong_calls_are_refused():
         fl.monitor(optax.sgd(1.0)).update(W, optax.sgd(1.0).init(W), W)
     with pytest.raises(ValueError, match="holds no monitor"):
         fl.readings(optax.sgd(1.0).init(W))
+
+
+def test_two_monitors_of_the_same_matrices_are_told_apart_by_their_states():
+    W = {"w": jnp.ones((2, 3))}
+    state = optax.chain(fl.monitor(optax.sgd(1.0), ring=2), fl.monitor(optax.sgd(0.1), ring=2)).init(W)
+    for ask in (fl.readings, fl.recent_gradients):
+        with pytest.raises(ValueError, match=r"two monitors in this state have w"):
+            ask(state)
+        assert ask(state[0]).keys() == ask(state[1]).keys()

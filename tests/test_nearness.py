@@ -111,12 +111,12 @@ def test_the_best_scale_has_a_mark_of_its_own(comparison):
 
 
 def test_a_structure_that_has_no_fit_is_left_out_with_the_reason():
-    class Refused(fl.Diagonal):
-        def project(self, moments):
-            raise ValueError("no minimum")
+    class Tall(fl.Diagonal):
+        def frame(self, m, n):
+            raise ValueError("needs more rows than columns")
 
-    found = fl.compare([Refused()], fl.Fisher.from_gradients(np.ones((1, 2, 2), np.float32)))
-    assert dict(found.unsuited) == {"Refused()": "no minimum"}
+    found = fl.compare([Tall()], fl.Fisher.from_gradients(np.ones((1, 2, 2), np.float32)))
+    assert dict(found.unsuited) == {"Tall()": "needs more rows than columns"}
     assert not found.rows
 
 

@@ -169,7 +169,7 @@ def test_it_says_what_the_best_single_structure_would_give():
     estimates = {"w": estimated({"columns": 0.9, "adam": 0.1}), "v": estimated({"columns": 0.3, "adam": 0.2}, (3, 8))}
     words = fl.recommend(estimates, 20).in_words()
     assert (
-        "Of 20 numbers of state, 20 are spent, for a mean error of 0.233 (Frobenius()): adam for 1, columns for 1 of 2" in words
+        "Of 20 numbers of state, 20 are spent, for a mean error of 0.233 (Frobenius): adam for 1, columns for 1 of 2" in words
     )
     assert "The best single structure within the budget is columns: 12, with 0.500." in words
     apart = {"w": estimated({"columns": 0.9}), "v": estimated({"adam": 0.2})}

@@ -148,4 +148,4 @@ def _print(matrix: str, parts: Mapping[str, Estimates], files: GradientFiles) ->
 
 
 def _number(x: float | None) -> str:
-    return "" if x is None else "inf" if np.isinf(x) else "-" if np.isnan(x) else f"{x:.3f}"
+    return "" if x is None else "-" if np.isnan(x) else f"{x:.3f}"

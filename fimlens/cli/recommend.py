@@ -9,6 +9,7 @@ import typer
 
 from fimlens.cli.arguments import console, errors, parse_divergence, refusal, require_writable, table
 from fimlens.lens.estimates import Estimates
+from fimlens.lens.nearness import divergence_name
 from fimlens.lens.recommend import recommend as choose
 from fimlens.lens.recommendation import UNITS, Recommendation
 from fimlens.structure import Structure
@@ -61,7 +62,7 @@ def _print(found: Recommendation) -> None:
     """Print the table behind the choice: one a matrix, the cheapest structure first."""
     for matrix, rows in found.table.items():
         console.print(f"\n{matrix}: {found.entries[matrix]:,} entries", style="bold", markup=False, highlight=False)
-        shown = table("structure", UNITS[found.cost], found.divergence, "+-", "verdict")
+        shown = table("structure", UNITS[found.cost], divergence_name(found.divergence), "+-", "verdict")
         shown.columns[-1].no_wrap = False
         for row in rows:
             numbers = f"{row.cost:,.0f}", f"{row.error:.3f}", f"{row.se:.3f}"

@@ -45,11 +45,15 @@ class DenseFisher(Fisher):
         T = self._map_rows(into, jnp.eye(len(self.matrix), dtype=self.matrix.dtype))
         return jax.tree.map(lambda t, tf: jnp.sum(t * tf, 0), T, self._map_rows(into, self.matrix))
 
-    def left(self, A: Float[Array, "n n"] | None = None) -> Float[Array, "m m"]:
+    def left(self, A: Float[Array, "n n"] | Float[Array, " n"] | None = None) -> Float[Array, "m m"]:
+        A = jnp.diag(A) if A is not None and A.ndim == 1 else A
         return jnp.einsum("jijk->ik", self._tensor) if A is None else jnp.einsum("jilk,jl->ik", self._tensor, A)
 
     def right(self, B: Float[Array, "m m"] | None = None) -> Float[Array, "n n"]:
         return jnp.einsum("jili->jl", self._tensor) if B is None else jnp.einsum("jilk,ik->jl", self._tensor, B)
+
+    def right_diagonal(self, B: Float[Array, "m m"]) -> Float[Array, " n"]:
+        return jnp.diagonal(self.right(B))
 
     def left_singular(self) -> Float[Array, "m m"]:
         return eigenbasis(self.left())

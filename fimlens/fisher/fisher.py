@@ -146,12 +146,16 @@ class Fisher(abc.ABC):
         """Return E[into(G)^2], entry by entry, for a linear map `into` any tree of arrays."""
 
     @abc.abstractmethod
-    def left(self, A: Float[Array, "n n"] | None = None) -> Float[Array, "m m"]:
-        """Return E[G A G^T], with A = I by default."""
+    def left(self, A: Float[Array, "n n"] | Float[Array, " n"] | None = None) -> Float[Array, "m m"]:
+        """Return E[G A G^T], with A = I by default; of a diagonal A its diagonal is enough."""
 
     @abc.abstractmethod
     def right(self, B: Float[Array, "m m"] | None = None) -> Float[Array, "n n"]:
         """Return E[G^T B G], with B = I by default."""
+
+    @abc.abstractmethod
+    def right_diagonal(self, B: Float[Array, "m m"]) -> Float[Array, " n"]:
+        """Return the diagonal of E[G^T B G], without the rest of it."""
 
     @abc.abstractmethod
     def left_singular(self) -> Float[Array, "m m"]:

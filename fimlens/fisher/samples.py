@@ -46,15 +46,19 @@ class Samples(Fisher):
     def second_moment(self, into: Linear = lambda G: G) -> Any:
         return self._mean(lambda G: jax.tree.map(lambda x: jnp.sum(x**2, 0), jax.vmap(into)(G)))
 
-    def left(self, A: Float[Array, "n n"] | None = None) -> Float[Array, "m m"]:
+    def left(self, A: Float[Array, "n n"] | Float[Array, " n"] | None = None) -> Float[Array, "m m"]:
         if A is None and self.covariances is not None:
             return self.covariances[0]
-        return self._mean(lambda G: jnp.einsum("kij,klj->il", G if A is None else G @ A, G))
+        weighted = lambda G: G if A is None else G * A if A.ndim == 1 else G @ A  # noqa: E731
+        return self._mean(lambda G: jnp.einsum("kij,klj->il", weighted(G), G))
 
     def right(self, B: Float[Array, "m m"] | None = None) -> Float[Array, "n n"]:
         if B is None and self.covariances is not None:
             return self.covariances[1]
         return self._mean(lambda G: jnp.einsum("kji,kjl->il", G if B is None else B.T @ G, G))
+
+    def right_diagonal(self, B: Float[Array, "m m"]) -> Float[Array, " n"]:
+        return self._mean(lambda G: jnp.sum((B.T @ G) * G, (0, 1)))
 
     def inner(self, operator: Linear) -> Float[Array, ""]:
         return self._mean(lambda G: jnp.sum(G * jax.vmap(operator)(G)))

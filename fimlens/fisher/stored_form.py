@@ -85,16 +85,12 @@ class StoredFisher(Samples):
         return jnp.pad(self.chosen, (0, -len(self) % self.store.block), constant_values=-1).reshape(-1, self.store.block)
 
     def _read(self, chosen: Int[Array, " block"]) -> Float[Array, "block m n"]:
-        sides = self.store.samples.shape[1:]
-        found = jax.ShapeDtypeStruct((self.store.block, *sides), self.dtype)
-        return jax.pure_callback(self.store.read, found, chosen, vmap_method="sequential") * jnp.sqrt(self.factor)
+        found = jax.ShapeDtypeStruct((self.store.block, *self.store.samples.shape[1:]), self.dtype)
+        G = jax.pure_callback(self.store.read, found, chosen, vmap_method="sequential") * jnp.sqrt(self.factor)
+        return G if self.linear is None else jax.vmap(self.linear)(G)
 
     def _mean(self, total: Callable[[Float[Array, "block m n"]], Any]) -> Any:
-        def of_block(chosen: Int[Array, " block"]) -> Any:
-            G = self._read(chosen)
-            return total(G if self.linear is None else jax.vmap(self.linear)(G))
-
-        return mean_over(self._blocks(), of_block, len(self))
+        return mean_over(self._blocks(), lambda chosen: total(self._read(chosen)), len(self))
 
     def scan(self, step: Callable[[Any, Float[Array, "m n"], Any], Any], carry: Any, beside: Array) -> Any:
         blocks = self._blocks()
@@ -134,7 +130,10 @@ class StoredFisher(Samples):
         return jnp.concatenate([read(block) for block in self._blocks()])[: len(self)]
 
     def gram(self) -> Float[Array, "k k"]:
-        # A sum over bands of rows, so that each entry is read once.
+        return self._gram_in_bands() if self.linear is None else self._gram_in_blocks()
+
+    def _gram_in_bands(self) -> Float[Array, "k k"]:
+        """Return a sum over bands of rows, so that each entry is read once."""
         N, m, n = self.store.samples.shape
         rows = max(1, self.store.block * m // N)
         found = jax.ShapeDtypeStruct((len(self), rows, n), self.dtype)
@@ -145,6 +144,19 @@ class StoredFisher(Samples):
             return total + jnp.matmul(band, band.T, precision="highest"), None
 
         return jax.lax.scan(add, jnp.zeros((len(self), len(self))), jnp.arange(0, m, rows))[0] * self.factor
+
+    def _gram_in_blocks(self) -> Float[Array, "k k"]:
+        """Return the products of each block with each: a map mixes rows, so it needs whole samples."""
+        blocks = self._blocks()
+
+        def products(one: Int[Array, " block"]) -> Float[Array, "block k"]:
+            G = self._read(one)
+            found = jax.lax.map(
+                lambda other: jnp.tensordot(G, self._read(other), ((1, 2), (1, 2)), precision="highest"), blocks
+            )
+            return jnp.concatenate(found, axis=1)
+
+        return jax.lax.map(products, blocks).reshape(blocks.size, blocks.size)[: len(self), : len(self)]
 
     def _norm_squared(self, unit: Float[Array, ""]) -> Float[Array, ""]:
         return jnp.sum(jnp.square(self.gram() / (len(self) * unit)))
@@ -169,7 +181,8 @@ def keep(call: str, blocks: Iterable[Any], max_bytes: int) -> np.ndarray:
             require_real_array(call, block)
             if block.ndim != 3 or 0 in block.shape[1:] or (sides is not None and block.shape[1:] != sides):
                 expected = "k gradients (k, m, n)" if sides is None else f"gradients of shape {sides}, as the first block does"
-                raise ValueError(f"{call}: a block holds {expected}; got shape {block.shape}")
+                remedy = " One gradient is G[None]." if block.ndim == 2 else ""
+                raise ValueError(f"{call}: a block holds {expected}; got shape {block.shape}.{remedy}")
             sides, count = block.shape[1:], count + len(block)
             try:
                 file.write(np.ascontiguousarray(block, np.float32).data)
@@ -203,7 +216,8 @@ def samples_of(call: str, gradients: Any, max_bytes: int, skip: bool = False) ->
     require_real_array(call, gradients)
     block = max(1, min(len(gradients), max_bytes // (COPIES * 4 * math.prod(gradients.shape[1:]))))
     blocks = (np.asarray(gradients[k : k + block]) for k in range(0, len(gradients), block))
-    largest = np.concatenate([np.abs(G).max((1, 2)) for G in blocks]).astype(float)
+    ends = ((G.min((1, 2)).astype(float), G.max((1, 2)).astype(float)) for G in blocks)  # the -128 of int8 has no +128
+    largest = np.concatenate([np.maximum(-low, high) for low, high in ends])
     bad = np.flatnonzero(~np.isfinite(largest))
     if len(bad) and (not skip or len(bad) == len(gradients)):
         raise ValueError(
@@ -213,10 +227,12 @@ def samples_of(call: str, gradients: Any, max_bytes: int, skip: bool = False) ->
     if len(bad):
         warnings.warn(f"{call}: {len(bad)} gradients are not finite and are left out: {bad.tolist()}", stacklevel=3)
     good = np.setdiff1d(np.arange(len(gradients)), bad)
+    if not largest[good].any():
+        raise ValueError(f"{call}: the gradients are all zero, and no error is relative to that. Give others.")
     if not SMALLEST <= largest[good].max() <= LARGEST:
         raise ValueError(
             f"{call}: the largest entry of the gradients is {largest[good].max():.2g}, and float32 does not hold its square. "
-            "Scale them, which changes no relative error; of gradients that are all zero there is none."
+            "Scale them, which changes no relative error."
         )
     about = "given gradients", f"mean over {len(good)} gradients"
     if gradients.nbytes <= max_bytes:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ from rich.table import Table
 
 from fimlens.lens.case import TOLERANCE, draw_case
 from fimlens.lens.laws import LAWS, SHAPES
+from fimlens.solver.sizes import unsuited
 from fimlens.structure import Structure
 
 
@@ -118,14 +118,8 @@ def check(
 
 
 def _suited(structure: Structure) -> tuple[tuple[int, int], ...]:
-    refusals = []
-    suited = []
-    for shape in SHAPES:
-        try:
-            jax.eval_shape(partial(structure.frame, *shape))
-            suited.append(shape)
-        except ValueError as error:
-            refusals.append(str(error))
+    refusals = {shape: unsuited(structure, shape) for shape in SHAPES}
+    suited = [shape for shape, refusal in refusals.items() if refusal is None]
     if not suited:
-        raise ValueError(f"check: {structure} accepts none of {SHAPES}; give shapes=. It says: {refusals[0]}")
+        raise ValueError(f"check: {structure} accepts none of {SHAPES}; give shapes=. It says: {refusals[SHAPES[0]]}")
     return tuple(suited[:2])

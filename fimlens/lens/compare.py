@@ -11,7 +11,7 @@ from jaxtyping import Array
 from fimlens._validate import as_json
 from fimlens.fisher.fisher import Fisher
 from fimlens.lens.row import EXACT, Row, measure_row
-from fimlens.solver.fit import fit, require_structure_and_fisher
+from fimlens.solver.fit import Unsuited, fit, require_structure_and_fisher
 from fimlens.structure import Structure
 from fimlens.structures.named import name_structures
 
@@ -119,7 +119,7 @@ def compare(
             key = jax.random.wrap_key_data(key_data)
             try:
                 fitted = fit(structure, exact, key=key)
-            except ValueError as error:  # such as a rank over the shorter side, or a divergence that has no minimum here
+            except Unsuited as error:
                 unsuited[name] = str(error)
             else:
                 rows.append(measure_row(name, structure, fitted, exact, key, solve_up_to, dtype))

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fimlens._validate import require_some
 from fimlens.lens.compare import Comparison
 from fimlens.lens.estimates import Estimates
-from fimlens.lens.nearness import DIVERGENCES
+from fimlens.lens.nearness import DIVERGENCES, divergence_name
 from fimlens.lens.row import EXACT
 from fimlens.structure import Claim
 
@@ -52,11 +53,13 @@ def conclude(estimates: Mapping[str, Estimates]) -> list[str]:
     Raises:
         ValueError: there are none.
     """
-    if not estimates:
-        raise ValueError("conclude: there are no estimates to conclude from.")
+    require_some("conclude", estimates, "estimates")
     found, count = list(estimates.values()), len(estimates)
-    sentences = [f"In {found[0].divergence}, nearest on held-out gradients: {_nearest(found)}.", *_worths(found)]
-    unclear = sum(len(one.rows) > 1 and not one.clearly_nearer(*one.ranked()[:2]) for one in found)
+    sentences = [
+        f"In {divergence_name(found[0].divergence)}, nearest on held-out gradients: {_nearest(found)}.",
+        *_worths(found),
+    ]
+    unclear = sum(len(one.rows) > 1 and _leader(one) is not None and not one.clearly_nearer(*one.ranked()[:2]) for one in found)
     if unclear:
         sentences.append(f"On {unclear} of {count} matrices the error bars do not tell the best two apart.")
     flattered = sum(_flattered(one) for one in found)
@@ -69,7 +72,11 @@ def conclude_in_sample(comparisons: Sequence[Comparison]) -> list[str]:
     """Return sentences about comparisons of several matrices: one line a divergence, and one about the claims.
 
     What is F itself, such as `fl.Dense()`, is left aside.
+
+    Raises:
+        ValueError: there are no comparisons.
     """
+    require_some("conclude_in_sample", comparisons, "comparisons")
     lines = []
     for d in DIVERGENCES:
         judged = [
@@ -87,8 +94,12 @@ def conclude_in_sample(comparisons: Sequence[Comparison]) -> list[str]:
 
 def _nearest(found: Iterable[Judged]) -> str:
     """Return how often each name leads, such as "soap on 5, kronecker on 2"."""
-    leaders = [next((name for name in one.ranked() if math.isfinite(one.error(name))), "none") for one in found]
-    return _counted(leaders)
+    return _counted([_leader(one) or "none" for one in found])
+
+
+def _leader(one: Judged) -> str | None:
+    """Return the nearest structure; None where no error is finite."""
+    return next((name for name in one.ranked() if math.isfinite(one.error(name))), None)
 
 
 def _counted(names: list[str]) -> str:
@@ -136,4 +147,4 @@ def _loss(comparisons: Sequence[Comparison], claim: Claim) -> str:
 
 def _flattered(found: Estimates) -> bool:
     plug_in = min(found.rows, key=lambda name: found.rows[name].plug_in, default=None)
-    return bool(found.rows) and plug_in != found.ranked()[0]
+    return _leader(found) not in (None, plug_in)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
-from fimlens._validate import require_number
+from fimlens._validate import require_number, require_size
 from fimlens.divergence import FROBENIUS, Divergence, require_divergence
 from fimlens.fisher.fisher import Fisher
 from fimlens.fisher.samples import Samples
@@ -18,6 +18,7 @@ from fimlens.lens.fits import Fits, WideFits, widest
 from fimlens.lens.folds import Folds, divide
 from fimlens.lens.split import Split
 from fimlens.lens.trial import Trial
+from fimlens.solver.fit import Unsuited
 from fimlens.structure import Structure
 from fimlens.structures.named import name_structures
 
@@ -64,7 +65,7 @@ def estimate(
         `Estimates`, whose `rows` have an `Estimate` by name.
 
     Raises:
-        TypeError: a structure, the Fisher or the divergence is of another type, or the Fisher is dense.
+        TypeError: a structure, the Fisher, the divergence or `folds` is of another type, or the Fisher is dense.
         ValueError: there are no structures, two have the same name, a fold leaves fewer than two units, a gradient is not
             finite, or float32 does not hold the squares of any.
 
@@ -116,7 +117,7 @@ def estimate_each(
             try:
                 for trial_name, trial in trials.items():
                     found[trial_name][name] = trial.row(fits)
-            except ValueError as error:  # such as a rank over the shorter side, or a divergence that has no minimum here
+            except Unsuited as error:
                 unsuited[name] = str(error)
             progress(name)
     return {
@@ -157,6 +158,7 @@ def _units(units: object, count: int) -> Int[np.ndarray, " N"]:
 
 def folds_of(units: Int[np.ndarray, " N"], folds: int, key: Array) -> tuple[Folds, Array]:
     """Return the division of samples that `estimate` makes, and the key of its fits; raise ValueError if there is none."""
+    require_size("estimate", "folds", folds)
     require_number("estimate", "folds", folds, 2, whole=True)
     count = len(np.unique(units))
     if count < folds or count - -(-count // folds) < 2:  # without a fold, a pair of units must be left

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
+from fimlens._validate import require_some
 from fimlens.lens.estimates import Estimates
+from fimlens.lens.nearness import divergence_name
 from fimlens.plotting import AMOUNT, BASIS, COLOURS, SPECTRUM, STYLES, legend_below, literal, panels, sheet
 
 WIDEST = 1.5  # errors beyond are written at the upper edge: one bad structure would hide the differences among the others
@@ -20,12 +22,14 @@ def errors_with_bars(estimates: Mapping[str, Estimates]) -> Figure:
     Args:
         estimates: by the name of the matrix.
     """
+    require_some("errors_with_bars", estimates, "estimates")
     figure = panels(len(estimates), height=2.9)
     for axes, (matrix, found) in zip(figure.axes, estimates.items(), strict=True):
-        top = max((row.high for row in found.rows.values() if row.relative <= WIDEST), default=WIDEST)
+        drawn = {name for name, row in found.rows.items() if math.isfinite(row.relative) and row.relative <= WIDEST}
+        top = max((found.rows[name].high for name in drawn), default=WIDEST)
         for name, row in found.rows.items():
             kept = max(1, found.kept(name))
-            if not row.relative <= WIDEST:
+            if name not in drawn:
                 axes.plot(kept, top, "^", color=BASIS, markersize=3, label="beyond the upper edge")
                 words = literal(f"{name} {row.relative:.3g}")
                 axes.annotate(words, (kept, top), (3, -3), textcoords="offset points", fontsize=6, rotation=-60, va="top")
@@ -50,6 +54,7 @@ def error_map(estimates: Mapping[str, Estimates]) -> Figure:
     Args:
         estimates: by the name of the matrix.
     """
+    require_some("error_map", estimates, "estimates")
     names = list(dict.fromkeys(name for found in estimates.values() for name in found.rows))
     figure = sheet(width=0.5 * len(names) + 2.2, height=0.28 * len(estimates) + 1.6)
     (axes,) = figure.axes
@@ -64,7 +69,7 @@ def error_map(estimates: Mapping[str, Estimates]) -> Figure:
         best = (found.ranked() or [None])[0]
         for j, name in enumerate(names):
             if name in found.rows:
-                words = f"{errors[i, j]:.2f}" if np.isfinite(errors[i, j]) else "inf"
+                words = f"{found.rows[name].relative:.2f}"
                 dark = errors[i, j] > low + 0.6 * (high - low)
                 weight = "bold" if name == best else "normal"
                 axes.text(j, i, words, ha="center", va="center", fontsize=6, weight=weight, color="w" if dark else "k")
@@ -82,6 +87,7 @@ def errors_over_steps(estimates: Mapping[str, Mapping[int, Estimates]]) -> Figur
     Args:
         estimates: by the name of the matrix, and then by the step at which its gradients were taken.
     """
+    require_some("errors_over_steps", estimates, "estimates")
     everywhere = [found for by_step in estimates.values() for found in by_step.values()]
     names = list(dict.fromkeys(name for found in everywhere for name in found.rows))
     figure = panels(len(estimates), height=2.9)
@@ -109,4 +115,4 @@ def errors_over_steps(estimates: Mapping[str, Mapping[int, Estimates]]) -> Figur
 
 
 def _divergence(estimates: Iterable[Estimates]) -> str:
-    return next(iter(estimates)).divergence.removesuffix("()")
+    return divergence_name(next(iter(estimates)).divergence)

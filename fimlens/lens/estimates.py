@@ -21,12 +21,14 @@ class Estimate(NamedTuple):
 
     In the Frobenius norm an error is ||F~ - F||^2 / ||F||^2. In another divergence it is D(F, F~) - D(F, c I), with the best
     multiple c I of the identity: per entry, in nats under LogDet, and relative to the mean eigenvalue under von Neumann. It
-    may be negative, by noise, or where F~ is nearer than c I; it is infinite where samples lie outside the range of F~.
+    may be negative, by noise, or where F~ is nearer than c I. It is infinite where samples lie outside the range of F~. Under
+    LogDet it is -inf, and says nothing, where F~ is zero in directions in which no sample has a part either.
 
     Attributes:
         relative: the mean error of the fits, of which each was tested on the fold that it was not fitted to.
         se: the standard error of `relative`.
-        basis: what the best eigenvalues in those bases would leave; None where it cannot be estimated.
+        basis: what the best eigenvalues in those bases would leave; None where it cannot be estimated: the error is infinite,
+            or a fold has one sampling unit.
         spectrum: what the eigenvalues add; None where `basis` is.
         plug_in: the error of the fit of all samples, measured on the same samples. It flatters large families.
         fitted_on: how many samples a fit has seen.

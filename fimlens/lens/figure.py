@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fimlens._validate import require_some
 from fimlens.lens.compare import Comparison
 from fimlens.lens.nearness import DIVERGENCES
 from fimlens.lens.row import Row
@@ -19,6 +20,7 @@ def error_against_memory(comparisons: Sequence[Comparison]) -> Figure:
 
     Memory is `kept`, the numbers that the optimizer of a structure keeps beside its momentum.
     """
+    require_some("error_against_memory", comparisons, "comparisons")
     most = max(len(comparison.rows) for comparison in comparisons)
     figure = panels(len(comparisons), height=0.17 * most + 1.5)
     for axes, comparison in zip(figure.axes, comparisons, strict=True):
@@ -60,6 +62,7 @@ def error_in_each_divergence(comparisons: Sequence[Comparison]) -> Figure:
 
     A star stands at the nearest structure that is not F itself, and a stroke at the error of t F~ with the best scalar t.
     """
+    require_some("error_in_each_divergence", comparisons, "comparisons")
     most = max(len(comparison.rows) for comparison in comparisons)
     figure = sheet(len(comparisons), len(DIVERGENCES), width=3.0, height=0.14 * most + 1.1)
     for k, axes in enumerate(figure.axes):

@@ -17,6 +17,11 @@ from fimlens.structure import Params, Structure
 DIVERGENCES = {"Frobenius": Frobenius(), "von Neumann": VonNeumann(), "LogDet": LogDet()}
 
 
+def divergence_name(printed: str) -> str:
+    """Return the name of a divergence in words, given how it prints: "von Neumann" for "VonNeumann()"."""
+    return next((name for name, divergence in DIVERGENCES.items() if str(divergence) == printed), printed)
+
+
 class Nearness(NamedTuple):
     """How near a fit is to F in one divergence. Smaller is nearer; the nearest multiple c I of the identity sets the scale.
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fimlens._validate import require_number
+from fimlens._validate import require_number, require_some
 from fimlens.costs.flops import step_flops
 from fimlens.lens.estimates import Estimates
 from fimlens.lens.recommendation import CHOSEN, KEPT, Candidate, Recommendation
@@ -80,8 +80,7 @@ def _require(estimates: object, cost: str) -> None:
     """Refuse what cannot be chosen from."""
     if not isinstance(estimates, Mapping) or not all(isinstance(found, Estimates) for found in estimates.values()):
         raise TypeError("recommend: expected estimates by matrix, such as {'layers/0/attention/query': fl.estimate(...)}.")
-    if not estimates:
-        raise ValueError("recommend: there are no estimates. Give those of one matrix at least.")
+    require_some("recommend", estimates, "estimates")
     divergences = {found.divergence: matrix for matrix, found in estimates.items()}
     if len(divergences) > 1:
         listed = ", ".join(f"{divergence} of {matrix}" for divergence, matrix in divergences.items())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fimlens._validate import as_json, read_number
+from fimlens.lens.nearness import divergence_name
 from fimlens.structure import Structure
 from fimlens.structures.named import STRUCTURES, read_structure
 
@@ -97,7 +98,7 @@ class Recommendation:
         listed = ", ".join(f"{name} for {count}" for name, count in counts)
         words = (
             f"Of {self.budget:,.0f} {unit}, {self.total_cost:,.0f} are spent, for a mean error of {self.total_error:.3f} "
-            f"({self.divergence}): {listed} of {len(self.table)} matrices."
+            f"({divergence_name(self.divergence)}): {listed} of {len(self.table)} matrices."
         )
         single = self.best_single()
         if single is None:

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from fimlens.divergence import FROBENIUS, Divergence, excess, require_divergence
 from fimlens.fisher.fisher import Fisher
-from fimlens.solver.sizes import zero_state
+from fimlens.solver.sizes import unsuited, zero_state
 from fimlens.structure import EigenvalueBlock, Params, Structure
 
 NEGATIVE_TOLERANCE = 1e-9  # an eigenvalue may be this far below zero, relative to the largest, by rounding
@@ -45,6 +45,10 @@ class Gap(NamedTuple):
     share: Float[Array, ""]
 
 
+class Unsuited(ValueError):
+    """A structure that has no fit here, by its nature and by no fault: it does not suit the shape, or there is no minimum."""
+
+
 def fit(structure: Structure, fisher: Fisher, *, key: Array | None = None) -> Params:
     """Fit a structure to a Fisher by its closed form: find the basis, then the nearest eigenvalues in it.
 
@@ -71,7 +75,12 @@ def fit(structure: Structure, fisher: Fisher, *, key: Array | None = None) -> Pa
         (3, 1)
     """
     require_structure_and_fisher("fit", structure, fisher)
-    params = unchecked_fit(structure, fisher, jax.random.key(0) if key is None else key)
+    try:
+        params = unchecked_fit(structure, fisher, jax.random.key(0) if key is None else key)
+    except ValueError as error:
+        if reason := unsuited(structure, fisher.shape):  # asked only now, as it takes longer than a small fit
+            raise Unsuited(reason) from error
+        raise
     require_minimum("fit", structure, params, fisher, structure.divergence)
     return params
 
@@ -93,9 +102,9 @@ def require_minimum(call: str, structure: Structure, params: Params, fisher: Fis
         raise no_minimum(f"{call}: {divergence} has no minimum over {structure} here: {reason}")
 
 
-def no_minimum(finding: str) -> ValueError:
+def no_minimum(finding: str) -> Unsuited:
     """Return the error of a divergence that has no minimum, with the remedy."""
-    return ValueError(f"{finding}. Take more gradients, or a divergence that is finite at 0, such as fl.Beta(0.5).")
+    return Unsuited(f"{finding}. Take more gradients, or a divergence that is finite at 0, such as fl.Beta(0.5).")
 
 
 def gap(structure: Structure, params: Params, fisher: Fisher, *, divergence: Divergence = FROBENIUS) -> Gap:

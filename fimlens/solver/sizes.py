@@ -73,6 +73,15 @@ def zero_state(
     return first_frame(structure, shape, dtype), jax.tree.map(jnp.zeros_like, layout)
 
 
+def unsuited(structure: Structure, shape: tuple[int, int]) -> str | None:
+    """Return what a structure says of a shape that it does not suit; None of one that it suits."""
+    try:
+        jax.eval_shape(partial(structure.frame, *shape))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def first_frame(structure: Structure, shape: tuple[int, int], dtype: Any) -> Frame:
     """Return the frame before any gradient is seen."""
     return cast_floating(structure.frame(*shape), dtype)

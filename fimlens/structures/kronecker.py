@@ -87,7 +87,7 @@ class DiagonalKronecker(Product):
         return Frame(Bases(jnp.eye(m), b, None, a), (m, n))
 
     def _right(self, fisher: Fisher, B: Float[Array, "m m"]) -> Float[Array, " n"]:
-        return jnp.diagonal(fisher.right(B))
+        return fisher.right_diagonal(B)
 
     def _least(self, m: int, n: int) -> int:
         return m // n + (n > 1)  # so that no subspace holds more than its share of the columns

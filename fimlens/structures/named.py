@@ -103,9 +103,11 @@ def name_structures(call: str, structures: Mapping[str, Structure] | Iterable[St
         structures: the structures.
 
     Raises:
-        TypeError: one is not a Structure instance.
+        TypeError: one is not a Structure instance, or `structures` is a single one.
         ValueError: there are none, or two have the same name.
     """
+    if isinstance(structures, Structure | str):
+        raise TypeError(f"{call}: expected several structures, as in [fl.Diagonal(), fl.Rows()]; got {structures!r}.")
     given = list(structures.items()) if isinstance(structures, Mapping) else [(str(s), s) for s in structures]
     if not given:
         raise ValueError(f"{call}: there are no structures. Give some, such as [fl.Diagonal(), fl.Rows()].")

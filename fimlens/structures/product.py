@@ -91,11 +91,11 @@ class Product(Structure):
         left, b, right, a = member.frame.bases
         return Statistics(None, Weighted(fisher.left(self._weight(right, a)), self._right(fisher, self._weight(left, b))))
 
-    def _weight(self, U: Float[Array, "k k"] | None, values: Float[Array, " k"]) -> Float[Array, "k k"]:
-        """X^(b-1) / tr X^b of the factor X with these eigenvectors (None for unit vectors) and eigenvalues."""
+    def _weight(self, U: Float[Array, "k k"] | None, values: Float[Array, " k"]) -> Float[Array, "k k"] | Float[Array, " k"]:
+        """X^(b-1) / tr X^b of the factor X with these eigenvectors and eigenvalues; its diagonal where U is None."""
         weights = self.divergence.weight(values)
         weights = weights / (weights @ values)
-        return jnp.diag(weights) if U is None else (U * weights) @ U.T
+        return weights if U is None else (U * weights) @ U.T
 
     def update_basis(self, stats: Statistics, frame: Frame, fisher: Fisher, step: BasisStep) -> tuple[Frame, Statistics]:
         seen = jax.tree.map(step.mix, stats.spectrum, self.stats(fisher, Params(frame, None)).spectrum)
@@ -116,9 +116,8 @@ class Product(Structure):
         start = jnp.eye(n, dtype=fisher.dtype) if self.frame(m, n).bases.right is not None else jnp.ones(n, fisher.dtype)
         limit = {} if self.sweeps is None else {"steps": self.sweeps}
         if self.divergence.degree == 2:  # linear half steps: found faster, and to rounding
-            left = lambda A: fisher.left(A if A.ndim == 2 else jnp.diag(A))  # noqa: E731
-            A = perron(left, lambda B: self._right(fisher, B), start, **limit)
-            return self._frame(Weighted(left(A), A), (m, n))
+            A = perron(fisher.left, lambda B: self._right(fisher, B), start, **limit)
+            return self._frame(Weighted(fisher.left(A), A), (m, n))
 
         def left_factor(A: Array) -> Array:
             right, a = self._split(A)

@@ -135,7 +135,7 @@ def readings(state: PyTree) -> dict[str, float]:
             states (`jax.vmap`), take one first: jax.tree.map(lambda x: x[0], state).
 
     Raises:
-        ValueError: the state holds no monitor, or is a batch of states.
+        ValueError: the state holds no monitor, or two with readings of one name, or is a batch of states.
 
     Examples:
         >>> import jax.numpy as jnp, optax, fimlens as fl
@@ -144,13 +144,15 @@ def readings(state: PyTree) -> dict[str, float]:
         {'bias/cosine': 0.0, 'bias/relative_update': 0.0, 'bias/update_rms': 0.0}
     """
     found = jax.device_get([own.readings for own in _monitors("readings", state)])
-    named = {
-        "/".join(filter(None, (name, reading))): float(value)
+    named = [
+        {
+            "/".join(filter(None, (name, reading))): float(value)
+            for reading, (names, values) in own.items()
+            for name, value in zip(sorted(names), values, strict=True)
+        }
         for own in found
-        for reading, (names, values) in own.items()
-        for name, value in zip(sorted(names), values, strict=True)
-    }
-    return dict(sorted(named.items()))
+    ]
+    return dict(sorted(_joined("readings", named).items()))
 
 
 def recent_gradients(state: PyTree) -> dict[str, Float[Array, "N m n"]]:
@@ -166,7 +168,7 @@ def recent_gradients(state: PyTree) -> dict[str, Float[Array, "N m n"]]:
         By the name of the matrix, at most `ring` gradients, the oldest first.
 
     Raises:
-        ValueError: the state holds no monitor, or none with a ring, or is a batch of states.
+        ValueError: the state holds no monitor, none with a ring, or two with a matrix of one name, or is a batch of states.
 
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
@@ -181,7 +183,7 @@ def recent_gradients(state: PyTree) -> dict[str, Float[Array, "N m n"]]:
     monitors = [own for own in _monitors("recent_gradients", state) if own.ring is not None]
     if not monitors:
         raise ValueError("recent_gradients: no monitor has a ring. Ask for one, as in fl.monitor(tx, ring=32).")
-    return {name: G for own in monitors for name, G in in_order(own.ring, int(own.steps)).items()}
+    return _joined("recent_gradients", [in_order(own.ring, int(own.steps)) for own in monitors])
 
 
 def _monitors(call: str, state: PyTree) -> list[MonitorState]:
@@ -193,6 +195,19 @@ def _monitors(call: str, state: PyTree) -> list[MonitorState]:
     if any(jnp.ndim(own.steps) for own in monitors):
         raise ValueError(f"{call}: the state is a batch of states. Take one, as in jax.tree.map(lambda x: x[0], state).")
     return monitors
+
+
+def _joined(call: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join what several monitors say; refuse names that two of them have."""
+    joined: dict[str, Any] = {}
+    for part in parts:
+        if twice := joined.keys() & part.keys():
+            raise ValueError(
+                f"{call}: two monitors in this state have {min(twice)}. Ask each state by itself: that of a chain is a tuple "
+                f"with one for each transform, as in fl.{call}(state[0])."
+            )
+        joined |= part
+    return joined
 
 
 def _step(

@@ -17,7 +17,8 @@ Ring = PyTree  # of arrays (size, *stack, m, n) like the parameters, without lea
 
 def empty_ring(axes: Any, params: PyTree, size: int) -> Ring:
     """Room for `size` gradients of each matrix, where the parameters are."""
-    return jax.tree.map(lambda W: jnp.zeros_like(jnp.broadcast_to(W, (size, *W.shape))), _matrices(axes, params, params))
+    # Zeros of one matrix are repeated, as those of a repeated matrix would take the memory of the ring twice.
+    return jax.tree.map(lambda W: jnp.broadcast_to(jnp.zeros_like(W), (size, *W.shape)), _matrices(axes, params, params))
 
 
 def record(axes: Any, ring: Ring, params: PyTree, gradients: PyTree, step: Int[Array, ""]) -> Ring:

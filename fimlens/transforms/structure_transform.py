@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from fimlens._validate import path_name, require_decay, require_real
+from fimlens.solver.sizes import unsuited
 from fimlens.structure import Structure, require_structure
 from fimlens.structures.trackers import Tracker, require_tracker
 from fimlens.transforms.drop_in import PLACEHOLDER, drop_in
@@ -153,10 +154,8 @@ def _require_suited(structure: Structure, params: PyTree) -> None:
     require_real("scale_by_structure", params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         shape, name = jnp.shape(leaf), path_name(path)
-        try:
-            jax.eval_shape(lambda shape=shape: structure.frame(*sides(shape)))
-        except ValueError as error:
+        if reason := unsuited(structure, sides(shape)):
             raise ValueError(
-                f"scale_by_structure: {structure} does not suit parameter {name!r} of shape {shape}: {error} "
+                f"scale_by_structure: {structure} does not suit parameter {name!r} of shape {shape}: {reason} "
                 "Route it to another transform, with fl.matrices, optax.partition or optax.masked."
-            ) from error
+            )
