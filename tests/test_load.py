@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fimlens.cli.app import app
-from fimlens.language_model import Pretrained, bits_per_byte, llama, load, token_windows
+from fimlens.language_model import Pretrained, bits_per_byte, encoder, encoder_files, llama, load, token_windows
 
 gguf = pytest.importorskip("gguf")
 safetensors = pytest.importorskip("safetensors.numpy")
@@ -337,6 +337,76 @@ def test_tensors_that_are_not_this_model_are_refused(directory):
     del tensors[norm]
     with pytest.raises(ValueError, match=r"lacks model.norm.weight. A LLaMA of 2 layers has 21 tensors"):
         load(directory(tensors))
+
+
+BERT = encoder.Config(vocabulary=300, hidden=8, mlp=12, heads=2, layers=2, positions=20)
+BERT_SIZES = {
+    "model_type": "bert",
+    "vocab_size": 300,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 20,
+    "type_vocab_size": 2,
+    "hidden_act": "gelu",
+}
+
+
+@pytest.fixture
+def bert(tmp_path, tokenizer):
+    """Write a Hugging Face directory of an encoder; names of tensors and entries of config.json may be changed."""
+
+    def write(rename=lambda name: name, others=None, **changes):
+        params = encoder.init(BERT, jax.random.key(0))
+        named = jax.tree_util.tree_leaves_with_path(encoder_files.names(BERT))
+        leaves = {path: np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+        tensors = {rename(name): leaves[path] if path[0].key == "embedding" else leaves[path].T for path, name in named}
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        safetensors.save_file(tensors | (others or {}), tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(BERT_SIZES | changes))
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        return tmp_path, params
+
+    return write
+
+
+def test_an_encoder_with_the_heads_and_names_of_the_first_bert_files(bert):
+    def rename(name):
+        return "bert." + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+    others = {"cls.predictions.bias": np.ones(300, np.float32), "bert.embeddings.position_ids": np.arange(20)[None]}
+    for path, params in (bert(), bert(rename, others)):
+        model = load(path)
+        assert model.config == BERT
+        assert same(model.params, params)
+    with pytest.raises(ValueError, match="a BERT predicts no next token"):
+        token_windows(model, TEXT)
+
+
+def test_an_encoder_reads_no_padding():
+    params = encoder.init(BERT, jax.random.key(0))
+    tokens = jnp.arange(12).reshape(2, 6)
+    lengths = jnp.array([6, 4])
+    states = encoder.hidden(BERT, params, tokens, lengths)
+    alone = encoder.hidden(BERT, params, tokens[1:, :4], lengths[1:])
+    np.testing.assert_allclose(states[1, :4], alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "gelu_new"}, "hidden_act = 'gelu_new', and only 'gelu'"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key'"),
+        ({"num_attention_heads": 3}, "heads is a divisor of the width, 8; got 3"),
+        ({"num_hidden_layers": 3}, "lacks encoder.layer.2.* A BERT of 3 layers has 55 tensors"),
+        ({"vocab_size": 200}, "has token 279, and the model knows 200 tokens"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_encoder_that_is_not_this_model_is_refused(bert, change, message):
+    with pytest.raises(ValueError, match=message):
+        load(bert(**change)[0])
 
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model-00002-of-00003.safetensors"])

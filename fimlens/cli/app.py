@@ -10,6 +10,7 @@ from fimlens.cli.arguments import console
 from fimlens.cli.compare import compare
 from fimlens.cli.cost import cost
 from fimlens.cli.derive import derive
+from fimlens.cli.finetune import finetune
 from fimlens.cli.lens import lens
 from fimlens.cli.memory import memory
 from fimlens.cli.pretrain import pretrain
@@ -19,7 +20,18 @@ from fimlens.cli.recommend import recommend
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-for command in (lens, recommend, derive, memory, ablate, pretrain, prove, compare, cost):  # the order of the help page
+for command in (
+    lens,
+    recommend,
+    derive,
+    memory,
+    ablate,
+    pretrain,
+    finetune,
+    prove,
+    compare,
+    cost,
+):  # the order of the help page
     app.command()(command)
 
 

@@ -66,7 +66,9 @@ def attribute(option: str, reference: str) -> Any:
 
 def refusal(command: str, error: BaseException) -> str:
     """Return an error's message with the command's name in front, once, and the place in the user's own code that raised it."""
-    return f"fimlens {command}: {str(error).removeprefix(f'{command}: ')}{_user_line(error)}"
+    # Several commands train by the loop of fimlens.pretrain.
+    message = str(error).removeprefix(f"{command}: ").removeprefix("pretrain: ")
+    return f"fimlens {command}: {message}{_user_line(error)}"
 
 
 def require_writable(option: str, path: Path | None) -> None:

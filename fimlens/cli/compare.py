@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 
-from fimlens.cli.arguments import console, errors, refusal, table
-from fimlens.cli.pretrain import options_of
+from fimlens.cli import training
+from fimlens.cli.arguments import console, errors, table
 from fimlens.costs.devices import DEVICES, MEASURED_UTILISATION
 from fimlens.costs.memory import require_known
 
@@ -23,7 +23,7 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds at each optimizer's best rate.")] = 3,
     tune: Annotated[bool, typer.Option("--tune/--no-tune", help="Try several learning rates, with the first seed.")] = True,
     tries: Annotated[int, typer.Option(min=3, help="Learning rates to try at most, for each optimizer.")] = 5,
-    model: Annotated[str, typer.Option(help="A model of fimlens pretrain.")] = "cpu-1m",
+    model: Annotated[str, typer.Option(help="A model of fimlens pretrain; with --task, a directory.")] = "cpu-1m",
     option: Annotated[
         list[str] | None, typer.Option(help="Option such as rank=32, for every optimizer that has it. Repeatable.")
     ] = None,
@@ -41,6 +41,16 @@ def compare(
         list[Path] | None, typer.Option("--text", help="Text files or directories; by default Python's standard library.")
     ] = None,
     shards: Annotated[Path | None, typer.Option(help="Directory of token shards, instead of text.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Fine-tune --model for this task instead: a name of GLUE, or a file as in finetune.")
+    ] = None,
+    held_out: training.HeldOut = None,
+    texts: training.Texts = "text",
+    label: training.Label = "label",
+    dataset: training.TaskDataset = None,
+    head_only: training.HeadOnly = False,
+    epochs: training.Epochs = 3.0,
+    warmup: training.Warmup = 0.1,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -59,6 +69,8 @@ def compare(
 ) -> None:
     """Train each optimizer at its own best learning rate, and compare losses, speed and memory with the first one.
 
+    With a task they fine-tune a model, and scores are compared. --epochs then gives the steps, and the first score the rates.
+
     All optimizers begin at the same weights and see the same batches. The same command with the same --out continues after an
     interruption. It writes table.md, compare.json and compare.png, and with --lengths the final losses against the length too,
     in lengths.png. An optimizer may have options of its own and a model of its own, as in galore:model=llama-7b,rank=1024.
@@ -70,19 +82,35 @@ def compare(
         from fimlens.pretrain import data
         from fimlens.pretrain.plan import Plan
         from fimlens.pretrain.timing import measure_or_read
+
+        if task is not None:
+            from fimlens.experiments import score_report
+            from fimlens.finetune.examples import HUB
+            from fimlens.finetune.plan import prepare
     except ModuleNotFoundError as error:
-        errors.print(f"fimlens compare: {error}. It needs pip install 'fimlens[train]'.", style="red", markup=False)
+        extra = "train" if task is None else "finetune"
+        errors.print(f"fimlens compare: {error}. It needs pip install 'fimlens[{extra}]'.", style="red", markup=False)
         raise typer.Exit(2) from error
-    try:
-        sizes = {"steps": steps, "batch": batch, "length": length, "accumulate": accumulate}
-        base = Plan(model, **sizes, clip=clip, dtype=dtype, state_dtype=state_dtype)
+    with training.refusing("compare"):
+        sizes = {"batch": batch, "length": length, "accumulate": accumulate}
+        sizes |= {"clip": clip, "dtype": dtype, "state_dtype": state_dtype}
+        if task is None:
+            base, examples = Plan(model, steps=steps, **sizes), None
+        elif dry or lengths is not None:
+            raise ValueError("--lengths and --dry-run are for pre-trainings. Leave them out with --task.")
+        else:
+            reading = training.reading(dataset or HUB, held_out, texts, label)
+            further = {"head_only": head_only, "warmup": warmup, "scan": True}
+            base, examples = prepare(model, task, epochs=epochs, reading=reading, **sizes, **further)
         names = [*(optimizers or []), *(more or [])] or ["adam", "racs", "alice"]
-        given, chosen = options_of(option), read_lengths(lengths, steps)
-        own = {name: options_of(name.partition(":")[2].split(",")) for name in names if ":" in name}
+        given, chosen = training.options_of(option), read_lengths(lengths, base.steps)
+        own = {name: training.options_of(name.partition(":")[2].split(",")) for name in names if ":" in name}
+        if task is not None and any("model" in each for each in own.values()):
+            raise ValueError("with --task all optimizers train one model, whose tokenizer encodes the texts. Leave out model=.")
         make = partial(comparison.make_entries, names, given=given, own=own)
         entries = make(base)  # a wrong name is refused before the text is read
         # Runs of one optimizer at most; a bracketed rate needs fewer tries.
-        runs = {at: few + seeds - 1 for at, few in tries_at(steps, chosen, tries if tune else 1).items()}
+        runs = {at: few + seeds - 1 for at, few in tries_at(base.steps, chosen, tries if tune else 1).items()}
         if dry:
             require_known("hardware", hardware, DEVICES)
             machine = dry_run.Machine(hardware, DEVICES[hardware], devices, utilisation)
@@ -94,31 +122,40 @@ def compare(
             console.print(dry_run.conclude(needs, base, machine), highlight=False, markup=False)
             return
         out = out or Path("compare-out")
-        corpus = data.read_files(text_path) if shards is None else data.read_shards(shards)
+        corpus = examples or (data.read_files(text_path) if shards is None else data.read_shards(shards))
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, console=errors, transient=True) as bar:
             most = sum(runs.values())
-            task, current = bar.add_task("", total=most * len(entries)), ""
+            total, current = bar.add_task("", total=most * len(entries)), ""
             started: dict[str, int] = {}
 
             def show_run(entry: comparison.Entry, power: int, seed: int) -> None:
                 nonlocal current
                 started[entry.name] = started.get(entry.name, -1) + 1
                 current = f"{entry.name}, rate {entry.rate(power):g}, seed {seed}"
-                bar.update(task, completed=most * (len(started) - 1) + started[entry.name], description=current)
+                bar.update(total, completed=most * (len(started) - 1) + started[entry.name], description=current)
 
             def show_metrics(line: Any) -> None:
-                bar.update(task, description=f"{current}: step {line.step}, perplexity {line.perplexity:.2f}")
+                perplexity = {} if line.perplexity is None else {"perplexity": line.perplexity}
+                words = [f"{name} {value:.3f}" for name, value in (perplexity | dict(line.scores)).items()]
+                bar.update(total, description=f"{current}: {', '.join([f'step {line.step}', *words])}")
 
             options = {"tries": tries if tune else 1, "seeds": seeds, "on_start": show_run, "callback": show_metrics}
             curves = run_lengths(make, base, chosen, corpus, out, **options)
-        results = {curve.entry.name: curve.runs[steps] for curve in curves}
+        results = {curve.entry.name: curve.runs[base.steps] for curve in curves}
         # Steps are timed after all trainings, whose own clocks depend on interruptions and on the load of the machine.
         plans = {each.name: comparison.plan_for(each, base, 0, 0) for each in entries}
         timed = track(plans.items(), "timing", console=errors, transient=True)
         costs = {name: measure_or_read(name, plan, corpus, out / "speed.json") for name, plan in timed}
         rows = report.make_rows(entries, results, costs)
-        tables = [(report.LOSS_HEADINGS, report.loss_cells(rows, base)), (report.COST_HEADINGS, report.cost_cells(rows, base))]
+        if task is not None:
+            scores = base.task.scores
+            tables = [(score_report.headings(scores), score_report.cells(entries, results, rows, scores))]
+        else:
+            tables = [
+                (report.LOSS_HEADINGS, report.loss_cells(rows, base)),
+                (report.COST_HEADINGS, report.cost_cells(rows, base)),
+            ]
         written = report.as_json(entries, results, rows, base)
         tables.append((CHOICE_HEADINGS, choice_cells(entries, [row.rate for row in rows], base)))
         step = {row.name: row.step for row in rows}
@@ -133,11 +170,8 @@ def compare(
         (out / "table.md").write_text("\n".join(sections))
         (out / "compare.json").write_text(json.dumps(written, indent=2) + "\n")
         report.plot(entries, results, rows, out / "compare.png")
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        errors.print(refusal("compare", error), style="red", markup=False)
-        raise typer.Exit(2) from error
     _show(*tables)
-    console.print(report.legend(rows[0].name), highlight=False)
+    console.print(report.legend(rows[0].name) if task is None else score_report.LEGEND, highlight=False)
     if len(chosen) > 1:
         console.print(lengths_report.LEGEND, highlight=False)
         console.print(lengths_report.conclude(curves, step), highlight=False, markup=False)

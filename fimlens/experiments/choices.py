@@ -4,8 +4,7 @@ from inspect import signature
 
 from fimlens import optimizers
 from fimlens.experiments.comparison import Entry
-from fimlens.pretrain.plan import Plan
-from fimlens.pretrain.schedule import warm_up
+from fimlens.pretrain.recipe import Recipe
 
 # Arguments and their headings; an optimizer without an argument has an empty cell.
 SCALARS = {
@@ -16,7 +15,7 @@ SCALARS = {
 CHOICE_HEADINGS = ("optimizer", "rate", *SCALARS.values(), "warm-up", "clip")
 
 
-def choice_cells(entries: list[Entry], rates: list[float], base: Plan) -> list[tuple[str, ...]]:
+def choice_cells(entries: list[Entry], rates: list[float], base: Recipe) -> list[tuple[str, ...]]:
     """Return the cells below CHOICE_HEADINGS, in the order of the entries.
 
     Adam's rate is that of the leaves that an optimizer leaves to Adam.
@@ -33,7 +32,7 @@ def choice_cells(entries: list[Entry], rates: list[float], base: Plan) -> list[t
         if "adam_learning_rate" in known and values["adam_learning_rate"] is None:
             values["adam_learning_rate"] = rate
         scalars = (_word(values.get(name, "")) for name in SCALARS)
-        cells.append((each.name, _word(rate), *scalars, _word(warm_up(base.steps)), _word(base.clip)))
+        cells.append((each.name, _word(rate), *scalars, _word(base.warm_up), _word(base.clip)))
     return cells
 
 

@@ -1,4 +1,4 @@
-"""A comparison of optimizers as in [G]: one model and one text, each optimizer at its own best rate, over several seeds.
+"""A comparison of optimizers as in [G]: one model, one text or task, each optimizer at its own best rate, over several seeds.
 
 With one seed, all optimizers begin at the same weights and see the same batches. What remains to be trained follows from the
 runs in the directory, so that an interrupted comparison continues where it was, and each run from its last checkpoint.
@@ -6,7 +6,7 @@ runs in the directory, so that an interrupted comparison continues where it was,
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -16,11 +16,10 @@ from urllib.parse import quote
 import jax
 
 from fimlens import optimizers
-from fimlens.experiments.tuning import tuned
-from fimlens.pretrain.data import Corpus
+from fimlens.experiments.tuning import best_power, tuned
+from fimlens.optimizers import OPTIMIZERS
 from fimlens.pretrain.loop import NonFinite, train
-from fimlens.pretrain.model import initial_weights
-from fimlens.pretrain.plan import OPTIMIZERS, Plan
+from fimlens.pretrain.recipe import Data, Recipe
 from fimlens.pretrain.run_directory import Metrics, read_finished
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -28,18 +27,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "apollo-mini": ("apollo", {"variant": "mini"}),
     "fira+": ("fira", {"plus": True}),
 }
-
-
 NAMES = (*OPTIMIZERS, *VARIANTS)
 
 
-USUAL_RATES = {  # the rate in the middle of the first three tries; 0.01 for the optimizers that are not listed
+# Of a pre-training: the rate in the middle of the first three tries; 0.01 for the optimizers that are not listed.
+USUAL_RATES = {
     "sgd": 1.0, "adafactor": 0.1, "lars": 10.0, "racs": 0.08, "alice": 0.04, "alice0": 0.04, "alice_muon": 0.04,
     "galore": 0.04, "fira": 0.04, "fira+": 0.04, "low_rank_soap": 0.04,
 }  # fmt: skip
-
-
-EVALUATIONS = 20  # measurements of the held-out loss in a run
 
 
 @dataclass(frozen=True)
@@ -76,15 +71,36 @@ class Result(NamedTuple):
         last = self.metrics[-1].held_out if self.metrics else math.inf
         return last if last is not None and math.isfinite(last) else math.inf
 
+    @property
+    def scores(self) -> Mapping[str, float]:
+        """The scores of a task at the end; empty for a text, or if the training diverged."""
+        return self.metrics[-1].scores if math.isfinite(self.loss) else {}
+
+    @property
+    def error(self) -> float:
+        """What tuning minimises: the loss or, for a task, how far its first score is from 1."""
+        return 1 - next(iter(self.scores.values())) if self.scores else self.loss
+
 
 Results = dict[tuple[int, int], Result]  # the runs of one entry; keys: (power of two of the rate, seed)
 
 
-def make_entry(name: str, base: Plan, given: dict[str, Any], own: dict[str, Any] | None = None) -> Entry:
+def best_of(runs: Results) -> int:
+    """Return the power of two of an entry's best rate."""
+    return best_power({key: result.error for key, result in runs.items()})
+
+
+def seeds_of(runs: Results) -> list[int]:
+    """Return the seeds that were trained at an entry's best rate."""
+    best = best_of(runs)
+    return sorted(seed for power, seed in runs if power == best)
+
+
+def make_entry(name: str, base: Recipe, given: dict[str, Any], own: dict[str, Any] | None = None) -> Entry:
     """Make an entry, with sizes that fit the model.
 
-    Ranks are those in [G] for its 60M model, in proportion to the model's width. A default refresh interval of 200 steps
-    becomes a twentieth of the run. In [G] it is a fiftieth, which would be a handful of steps in our short runs.
+    Ranks are the usual ones of the base. A default refresh interval of 200 steps becomes a twentieth of the run. In [G] it is a
+    fiftieth, which would be a handful of steps in our short runs.
 
     Args:
         name: an optimizer of fimlens or one of VARIANTS, and, after a colon, what tells it from others of that name.
@@ -102,8 +118,7 @@ def make_entry(name: str, base: Plan, given: dict[str, Any], own: dict[str, Any]
     known = signature(getattr(optimizers, optimizer)).parameters
     own = dict(own or {})
     base = replace(base, model=own.pop("model", base.model))
-    d = base.config.hidden
-    scaled = {"rank": max(d // 4, 1), "leading": max(5 * d // 64, 1)}
+    scaled = {"rank": base.usual_rank, "leading": max(5 * base.usual_rank // 16, 1)}
     if "update_interval" in known and known["update_interval"].default == 200:
         scaled["update_interval"] = max(base.steps // 20, 1)
     unknown = [key for key in own if key not in known]
@@ -112,11 +127,11 @@ def make_entry(name: str, base: Plan, given: dict[str, Any], own: dict[str, Any]
     options = {key: value for key, value in (scaled | given).items() if key in known} | options | own
     if options.get("variant") == "mini":
         del options["rank"]  # Apollo-mini has a rank of its own
-    return Entry(name, optimizer, base.model, options, USUAL_RATES.get(kind, 0.01))
+    return Entry(name, optimizer, base.model, options, base.rate_scale * USUAL_RATES.get(kind, 0.01))
 
 
 def make_entries(
-    names: list[str], base: Plan, given: dict[str, Any], own: dict[str, dict[str, Any]] | None = None
+    names: list[str], base: Recipe, given: dict[str, Any], own: dict[str, dict[str, Any]] | None = None
 ) -> list[Entry]:
     """Make the entries of a comparison, each name once. The arguments are as in `make_entry`; `own` has them by name.
 
@@ -126,7 +141,8 @@ def make_entries(
     made = [make_entry(name, base, given, (own or {}).get(name)) for name in dict.fromkeys(names)]
     for each in made:  # a wrong option is reported now, and not after hours of training the other optimizers
         plan = plan_for(each, base, 0, 0)
-        jax.eval_shape(lambda plan=plan: plan.transform().init(initial_weights(plan.config, jax.random.key(0))))
+        weights = jax.eval_shape(plan.initial_weights, plan.pretrained())
+        jax.eval_shape(plan.transform().init, weights)
     for option in given:
         if not any(option in each.options for each in made):
             raise ValueError(f"compare: none of {', '.join(names)} has an option {option!r}.")
@@ -138,7 +154,7 @@ def directory_for(out: Path, entry: Entry, power: int, seed: int) -> Path:
     return out / "runs" / quote(entry.name, safe="+:=,") / f"{entry.rate(power):g}-{seed}"
 
 
-def plan_for(entry: Entry, base: Plan, power: int, seed: int) -> Plan:
+def plan_for(entry: Entry, base: Recipe, power: int, seed: int) -> Recipe:
     """Return the plan of one run."""
     own = {"model": entry.model, "optimizer": entry.optimizer, "options": entry.options}
     return replace(base, **own, rate=entry.rate(power), seed=seed)
@@ -146,8 +162,8 @@ def plan_for(entry: Entry, base: Plan, power: int, seed: int) -> Plan:
 
 def run_all(
     entries: list[Entry],
-    base: Plan,
-    corpus: Corpus,
+    base: Recipe,
+    data: Data,
     out: Path,
     *,
     tries: int,
@@ -160,7 +176,7 @@ def run_all(
     Args:
         entries: the optimizers.
         base: the plan of every run, apart from model, optimizer, rate and seed.
-        corpus: the text.
+        data: the text, or the examples of a task.
         out: the directory of all runs.
         tries: learning rates to try at most for each entry.
         seeds: seeds to train at the best rate.
@@ -176,27 +192,27 @@ def run_all(
         def loss(power: int, seed: int, each: Entry = each) -> float:
             on_start(each, power, seed)
             plan, directory = plan_for(each, base, power, seed), directory_for(out, each, power, seed)
-            results[each.name][power, seed] = result = run_or_read(plan, corpus, directory, callback)
-            return result.loss
+            results[each.name][power, seed] = result = run_or_read(plan, data, directory, callback)
+            return result.error
 
         tuned(loss, tries, seeds)
     return results
 
 
 def run_or_read(
-    plan: Plan, corpus: Corpus, directory: Path, callback: Callable[[Metrics], None] = lambda metrics: None
+    plan: Recipe, data: Data, directory: Path, callback: Callable[[Metrics], None] = lambda metrics: None
 ) -> Result:
     """Train one run, or read it if it is finished. The arguments are as in `fimlens.pretrain.loop.train`.
 
     Raises:
-        ValueError: the directory belongs to another plan or text.
+        ValueError: the directory belongs to another plan or other data.
     """
-    metrics = read_finished(plan, corpus, directory)
+    metrics = read_finished(plan, data, directory)
     diverged = directory / "diverged.txt"  # marks a run that ended early, so that it is not trained again
     if metrics is None and not diverged.exists():
-        evaluate_every = max(plan.steps // EVALUATIONS, 1)
+        evaluate_every = max(plan.steps // plan.evaluations, 1)
         try:
-            metrics = train(plan, corpus, directory, evaluate_every=evaluate_every, keep=1, callback=callback)
+            metrics = train(plan, data, directory, evaluate_every=evaluate_every, keep=1, callback=callback)
         except NonFinite as error:
             diverged.write_text(f"{error}\n")
         # Only an interrupted run needs its checkpoints; those of all finished runs would fill the disk.

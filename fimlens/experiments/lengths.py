@@ -10,10 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from fimlens.experiments.comparison import Entry, Results, run_all, steps_to_reach
-from fimlens.experiments.tuning import best_power
-from fimlens.pretrain.data import Corpus
-from fimlens.pretrain.plan import Plan
+from fimlens.experiments.comparison import Entry, Results, best_of, run_all, steps_to_reach
+from fimlens.pretrain.recipe import Data, Recipe
 from fimlens.pretrain.run_directory import Metrics
 
 
@@ -53,10 +51,10 @@ def read_lengths(text: str | None, tuned_at: int) -> list[int]:
 
 
 def run_lengths(
-    make: Callable[[Plan], list[Entry]],
-    base: Plan,
+    make: Callable[[Recipe], list[Entry]],
+    base: Recipe,
     lengths: Sequence[int],
-    corpus: Corpus,
+    data: Data,
     out: Path,
     *,
     tries: int,
@@ -73,7 +71,7 @@ def run_lengths(
         make: makes the entries of a plan, whose length some options depend on: `make_entries` of a few names.
         base: the plan of every run, apart from length, optimizer, rate and seed.
         lengths: the numbers of steps.
-        corpus: the text.
+        data: the text, or the examples of a task.
         out: the directory of all runs.
         tries: learning rates to try at most for each optimizer.
         seeds: seeds to train at the best rate.
@@ -88,8 +86,8 @@ def run_lengths(
             entry = replace(own[length], usual=rates.get(base.steps, own[length].usual))
             where = out if length == base.steps else out / f"{length} steps"
             options = {"tries": few, "seeds": seeds, "on_start": on_start, "callback": callback}
-            runs[length] = run_all([entry], plans[length], corpus, where, **options)[entry.name]
-            losses[length], rates[length] = _losses(runs[length], seeds), entry.rate(_best(runs[length]))
+            runs[length] = run_all([entry], plans[length], data, where, **options)[entry.name]
+            losses[length], rates[length] = _losses(runs[length], seeds), entry.rate(best_of(runs[length]))
         curves.append(Curve(own[base.steps], dict(sorted(losses.items())), dict(sorted(rates.items())), runs))
     return curves
 
@@ -106,13 +104,9 @@ def tries_at(tuned_at: int, lengths: Sequence[int], tries: int) -> dict[int, int
     return {tuned_at: tries} | others
 
 
-def _best(results: Results) -> int:
-    return best_power({key: result.loss for key, result in results.items()})
-
-
 def _losses(results: Results, seeds: int) -> list[float]:
     """The loss of each seed at the best rate; infinite where all rates diverged, so that no further seed was trained."""
-    found = [result.loss for (power, _), result in sorted(results.items()) if power == _best(results)]
+    found = [result.loss for (power, _), result in sorted(results.items()) if power == best_of(results)]
     return found + [math.inf] * (seeds - len(found))
 
 
@@ -174,7 +168,7 @@ def crossings(reference: Curve, curve: Curve) -> dict[int, list[float]]:
     found = {}
     for length, ends in reference.losses.items():
         runs = curve.runs[length]
-        metrics = [runs[power, seed].metrics for power, seed in sorted(runs) if power == _best(runs)]
+        metrics = [runs[power, seed].metrics for power, seed in sorted(runs) if power == best_of(runs)]
         reached = [steps_to_reach(loss, lines) for loss, lines in zip(ends, metrics, strict=False) if math.isfinite(loss)]
         found[length] = [0.0 if x is None else length / x for x in reached]
     return found

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 
 from fimlens._validate import finite
-from fimlens.experiments.comparison import Entry, Results, steps_to_reach
-from fimlens.experiments.tuning import best_power
+from fimlens.experiments.comparison import Entry, Results, best_of, seeds_of, steps_to_reach
 from fimlens.plotting import COLOURS, STYLES, sheet
-from fimlens.pretrain.plan import Plan
+from fimlens.pretrain.recipe import Recipe
 from fimlens.pretrain.timing import StepCost
 
 LOSS_HEADINGS = ("optimizer", "rate", "loss", "spread", "perplexity", "steps", "speed-up", "in time")
@@ -70,14 +69,14 @@ def make_rows(entries: list[Entry], results: dict[str, Results], costs: dict[str
     for each in entries:
         gradients.setdefault(each.model, []).append(costs[each.name].gradient)
     reference = results[entries[0].name]
-    goals = {seed: reference[_best(reference), seed].loss for seed in _seeds(reference)}
+    goals = {seed: reference[best_of(reference), seed].loss for seed in seeds_of(reference)}
     if not all(map(math.isfinite, goals.values())):
         raise ValueError(f"compare: {entries[0].name} diverged, and others are compared with it. Name another one first.")
     rows = []
     for each in entries:
         runs, cost = results[each.name], costs[each.name]
-        best, tried = _best(runs), [power for power, seed in runs if seed == 0]
-        seeds = _seeds(runs)
+        best, tried = best_of(runs), [power for power, seed in runs if seed == 0]
+        seeds = seeds_of(runs)
         steps = [steps_to_reach(goals[seed], runs[best, seed].metrics) for seed in seeds]
         rows.append(
             Row(
@@ -95,18 +94,7 @@ def make_rows(entries: list[Entry], results: dict[str, Results], costs: dict[str
     return rows
 
 
-def _best(runs: Results) -> int:
-    """Return the power of two of an entry's best rate."""
-    return best_power({key: result.loss for key, result in runs.items()})
-
-
-def _seeds(runs: Results) -> list[int]:
-    """Return the seeds that were trained at an entry's best rate."""
-    best = _best(runs)
-    return sorted(seed for power, seed in runs if power == best)
-
-
-def loss_cells(rows: list[Row], base: Plan) -> list[tuple[str, ...]]:
+def loss_cells(rows: list[Row], base: Recipe) -> list[tuple[str, ...]]:
     """Return the cells below LOSS_HEADINGS, sorted by loss. A star marks a rate at the edge of those tried."""
     return [
         (
@@ -129,7 +117,7 @@ def loss_cells(rows: list[Row], base: Plan) -> list[tuple[str, ...]]:
     ]
 
 
-def cost_cells(rows: list[Row], base: Plan) -> list[tuple[str, ...]]:
+def cost_cells(rows: list[Row], base: Recipe) -> list[tuple[str, ...]]:
     """Return the cells below COST_HEADINGS, sorted by loss.
 
     Effective tokens per second are as in [G]: the tokens that the first optimizer is trained on, divided by the time that this
@@ -172,13 +160,13 @@ def runs_table(entries: list[Entry], results: dict[str, Results]) -> str:
     for each in entries:
         runs = results[each.name]
         rates = [f"{each.rate(power):g}: {runs[power, seed].loss:.4f}" for power, seed in sorted(runs) if seed == 0]
-        others = [f"{runs[_best(runs), seed].loss:.4f}" for seed in _seeds(runs)[1:]]
+        others = [f"{runs[best_of(runs), seed].loss:.4f}" for seed in seeds_of(runs)[1:]]
         options = ", ".join(f"{key} {value}" for key, value in each.options.items())
         lines.append((each.name, options, ", ".join(rates), ", ".join(others)))
     return markdown(("optimizer", "options", "rate: loss of seed 0", "other seeds at the best rate"), lines)
 
 
-def as_json(entries: list[Entry], results: dict[str, Results], rows: list[Row], base: Plan) -> dict[str, Any]:
+def as_json(entries: list[Entry], results: dict[str, Results], rows: list[Row], base: Recipe) -> dict[str, Any]:
     """Return everything for JSON: the plan, and the curves of all runs and the row of each entry. None stands for infinity."""
     written = []
     for each, row in zip(entries, rows, strict=True):
@@ -187,6 +175,7 @@ def as_json(entries: list[Entry], results: dict[str, Results], rows: list[Row], 
                 "rate": each.rate(power),
                 "seed": seed,
                 "loss": finite(result.loss),
+                "scores": dict(result.scores),
                 "held_out": [(line.step, finite(line.held_out)) for line in result.metrics if line.held_out is not None],
             }
             for (power, seed), result in sorted(results[each.name].items())
@@ -213,7 +202,7 @@ def plot(entries: list[Entry], results: dict[str, Results], rows: list[Row], pat
     top = 0.0
     for each, row in zip(entries, rows, strict=True):
         runs = results[each.name]
-        curves = [[x for x in runs[_best(runs), s].metrics if x.held_out is not None] for s in _seeds(runs)]
+        curves = [[x for x in runs[best_of(runs), s].metrics if x.held_out is not None] for s in seeds_of(runs)]
         if not all(curves):
             continue  # a seed diverged
         steps = [float(line.step) for line in curves[0]]

@@ -1,4 +1,4 @@
-"""A LLaMA language model in plain JAX, weights and tokenizers of others for it, and text to train it on."""
+"""LLaMA, BERT and RoBERTa in plain JAX, weights and tokenizers of others for them, and text to train on."""
 
 from fimlens.language_model.pretrained import Pretrained as Pretrained
 from fimlens.language_model.pretrained import load as load

@@ -36,7 +36,7 @@ def read(path: Path, tokenizer_file: Path | None, dtype: DTypeLike) -> tuple[lla
     for name, (shape, values) in stored.items():
         if name.endswith(("attn_q.weight", "attn_k.weight")):
             stored[name] = Stored(shape, partial(_halves, values, config.head_width))
-    return config, assemble(path, config, names(config), stored, dtype), found
+    return config, assemble(path, config, llama.init, names(config), stored, dtype), found
 
 
 def _config(path: Path, metadata: Mapping[str, Any], stored: Mapping[str, Stored]) -> llama.Config:

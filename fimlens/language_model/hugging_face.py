@@ -10,87 +10,35 @@ from jaxtyping import DTypeLike, PyTree
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from fimlens.language_model import llama, tokenizer
+from fimlens.language_model import encoder_files, llama_files, tokenizer
 from fimlens.language_model.weights import Stored, assemble
 
-ARCHITECTURES = ("llama", "mistral")
-# What the plain model does. A config.json that says otherwise would give other logits.
-IMPLEMENTED = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "sliding_window": None,
-    "rope_scaling": "default",
-    "partial_rotary_factor": 1.0,
-    "quantization_config": None,
-}
+FAMILIES = {name: files for files in (llama_files, encoder_files) for name in files.ARCHITECTURES}
 FLOATS = ("F64", "F32", "F16", "BF16")
+# What early versions of transformers stored and later ones compute: rotary angles, and the numbers of positions.
+COMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
 
-def read(path: Path, tokenizer_file: Path | None, dtype: DTypeLike) -> tuple[llama.Config, PyTree, Tokenizer]:
+def read(path: Path, tokenizer_file: Path | None, dtype: DTypeLike) -> tuple[Any, PyTree, Tokenizer]:
     """Read a directory; arguments and errors are those of `load`."""
-    config = read_config(path / "config.json")
-    found = tokenizer.read(tokenizer_file or path / "tokenizer.json", config.vocabulary)
-    stored = dict(_tensors(path))
-    if config.tied:
-        stored.pop("lm_head.weight", None)  # a copy of the embedding, in some files
-    return config, assemble(path, config, names(config), stored, dtype), found
-
-
-def read_config(path: Path) -> llama.Config:
-    """Return the sizes that a config.json states.
-
-    Raises:
-        ValueError: it cannot be read, or is of a model that `llama` does not compute.
-    """
-    about = _read_json(path)
-    if about.get("model_type") not in ARCHITECTURES:
+    about = _read_json(path / "config.json")
+    files = FAMILIES.get(about.get("model_type"))
+    if files is None:
         raise ValueError(
-            f"load: {path} is of the architecture {about.get('model_type')!r}. Supported are {' and '.join(ARCHITECTURES)}."
+            f"load: {path / 'config.json'} is of the architecture {about.get('model_type')!r}. Supported are "
+            f"{' and '.join(llama_files.ARCHITECTURES)}, and the encoders {' and '.join(encoder_files.ARCHITECTURES)}."
         )
-    # Transformers 5 has the rotary base and its scaling in one entry, and earlier versions in two.
-    rotary = about.get("rope_parameters") or about.get("rope_scaling") or {}
-    stated = about | rotary | {"rope_scaling": rotary.get("rope_type", rotary.get("type", "default"))}
-    for name, value in IMPLEMENTED.items():
-        if stated.get(name, value) != value:
-            raise ValueError(f"load: {path} has {name} = {stated[name]!r}, and only {value!r} is implemented.")
+    about = files.stated(about)
+    for name, value in files.IMPLEMENTED.items():
+        if about.get(name, value) != value:
+            raise ValueError(f"load: {path / 'config.json'} has {name} = {about[name]!r}, and only {value!r} is implemented.")
+    stored = files.own(about, dict(_tensors(path)))
     try:
-        return llama.Config(
-            vocabulary=about["vocab_size"],
-            hidden=about["hidden_size"],
-            mlp=about["intermediate_size"],
-            heads=about["num_attention_heads"],
-            layers=about["num_hidden_layers"],
-            tied=about.get("tie_word_embeddings", False),
-            kv_heads=about.get("num_key_value_heads"),
-            head_size=about.get("head_dim"),
-            rotary_base=stated.get("rope_theta", 10000.0),
-            norm_eps=about.get("rms_norm_eps", 1e-6),
-        )
+        config = files.config(about, stored)
     except KeyError as error:
-        raise ValueError(f"load: {path} has no {error}.") from error
-
-
-def names(config: llama.Config) -> PyTree:
-    """Return the name in a Hugging Face file of each parameter."""
-
-    def layer(k: int) -> PyTree:
-        attention, mlp = f"model.layers.{k}.self_attn", f"model.layers.{k}.mlp"
-        return {
-            "attention_norm": f"model.layers.{k}.input_layernorm.weight",
-            "attention": {
-                "query": f"{attention}.q_proj.weight",
-                "key": f"{attention}.k_proj.weight",
-                "value": f"{attention}.v_proj.weight",
-                "output": f"{attention}.o_proj.weight",
-            },
-            "mlp_norm": f"model.layers.{k}.post_attention_layernorm.weight",
-            "mlp": {name: f"{mlp}.{name}_proj.weight" for name in ("gate", "up", "down")},
-        }
-
-    layers = [layer(k) for k in range(config.layers)]
-    every = {"embedding": "model.embed_tokens.weight", "layers": layers, "norm": "model.norm.weight"}
-    return every if config.tied else every | {"head": "lm_head.weight"}
+        raise ValueError(f"load: {path / 'config.json'} has no {error}.") from error
+    found = tokenizer.read(tokenizer_file or path / "tokenizer.json", config.vocabulary)
+    return config, assemble(path, config, files.init, files.names(config), stored, dtype), found
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Stored]]:
@@ -108,8 +56,8 @@ def _tensors(path: Path) -> Iterator[tuple[str, Stored]]:
         except SafetensorError as error:
             raise ValueError(f"load: {path / file} cannot be read ({error}).") from error
         for name in tensors.keys():  # noqa: SIM118  (it cannot be iterated itself)
-            if name.endswith("rotary_emb.inv_freq"):
-                continue  # the rotary angles, which early versions of transformers stored and later ones compute
+            if name.endswith(COMPUTED):
+                continue
             about = tensors.get_slice(name)
             if about.get_dtype() not in FLOATS:
                 raise ValueError(f"load: {name} in {path / file} is {about.get_dtype()}; weights are {', '.join(FLOATS)}.")

@@ -5,7 +5,10 @@ may have any floating dtype; norms, attention scores and losses are computed in 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +34,8 @@ class Config:
     Raises:
         ValueError: the size of a head is not even, as rotary positions need, or `kv_heads` does not divide `heads`.
     """
+
+    family: ClassVar[str] = "LLaMA"
 
     vocabulary: int = 256
     hidden: int = 12
@@ -113,7 +118,7 @@ def stack_layers(params: PyTree) -> PyTree:
 
 def unstack_layers(params: PyTree) -> PyTree:
     """Undo `stack_layers`: every layer's parameters are then leaves of their own, such as layers/0/attention/query."""
-    count = len(params["layers"]["attention_norm"])
+    count = len(jax.tree.leaves(params["layers"])[0])
     return params | {"layers": [jax.tree.map(lambda leaf, k=k: leaf[k], params["layers"]) for k in range(count)]}
 
 
@@ -129,25 +134,33 @@ def logits(config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: 
     Returns:
         Scores of shape (B, T, vocabulary): entry t is for the token after token t.
     """
+    head = params["embedding"].T if config.tied else params["head"]
+    return project(hidden(config, params, tokens, remat=remat), head)
+
+
+def hidden(config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: bool = False) -> Float[Array, "B T d"]:
+    """Compute the states of all tokens after the last norm, from which the head makes scores. Arguments are as in `logits`."""
 
     def block(x: Float[Array, "B T d"], layer: PyTree) -> Float[Array, "B T d"]:
         x = x + attention(config, layer["attention"], rms_norm(x, layer["attention_norm"], config.norm_eps))
         return x + swiglu(layer["mlp"], rms_norm(x, layer["mlp_norm"], config.norm_eps))
 
-    block = jax.checkpoint(block) if remat else block
-    x, layers = params["embedding"][tokens], params["layers"]
+    x = through_layers(jax.checkpoint(block) if remat else block, params["embedding"][tokens], params["layers"])
+    return rms_norm(x, params["norm"], config.norm_eps)
+
+
+def through_layers(
+    block: Callable[[Float[Array, "B T d"], PyTree], Float[Array, "B T d"]], x: Float[Array, "B T d"], layers: PyTree
+) -> Float[Array, "B T d"]:
+    """Apply a block with the parameters of each layer in turn: a list of them, or a stack, over which it scans."""
     if isinstance(layers, list):
-        for layer in layers:
-            x = block(x, layer)
-    else:
-        x = jax.lax.scan(lambda x, layer: (block(x, layer), None), x, layers)[0]
-    head = params["embedding"].T if config.tied else params["head"]
-    return project(rms_norm(x, params["norm"], config.norm_eps), head)
+        return reduce(block, layers, x)
+    return jax.lax.scan(lambda x, layer: (block(x, layer), None), x, layers)[0]
 
 
 def loss(config: Config, params: PyTree, tokens: Int[Array, "B T"], *, remat: bool = False) -> Float[Array, ""]:
     """Return the mean cross-entropy of each token given the tokens before it, in nats. `remat` is as in `logits`."""
-    log_p = jax.nn.log_softmax(_at_least_float32(logits(config, params, tokens[:, :-1], remat=remat)))
+    log_p = jax.nn.log_softmax(at_least_float32(logits(config, params, tokens[:, :-1], remat=remat)))
     return -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1).mean()
 
 
@@ -183,10 +196,10 @@ def project(x: Float[Array, "... m"], weight: Float[Array, "m n"]) -> Float[Arra
 
 def rms_norm(x: Float[Array, "B T d"], weight: Float[Array, " d"], eps: float) -> Float[Array, "B T d"]:
     """Divide x by its root mean square, computed in float32 (Zhang and Sennrich, 2019), and multiply by `weight`."""
-    mean_square = jnp.mean(jnp.square(_at_least_float32(x)), axis=-1, keepdims=True)
+    mean_square = jnp.mean(jnp.square(at_least_float32(x)), axis=-1, keepdims=True)
     return (x * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype) * weight
 
 
-def _at_least_float32(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def at_least_float32(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Convert bfloat16 and float16 to float32; leave float32 and float64 as they are."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

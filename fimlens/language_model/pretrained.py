@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import DTypeLike, PyTree
 
-from fimlens.language_model.llama import Config
+from fimlens.language_model import encoder, llama
 
 PLAN_FILE, CHECKPOINTS = "plan.json", "checkpoints"  # in the directory of a run of `fimlens pretrain`
 
@@ -17,12 +17,12 @@ class Pretrained(NamedTuple):
     """A trained model: what `load` returns.
 
     Attributes:
-        config: the sizes, for the functions of `fimlens.language_model.llama`.
-        params: the parameters, named as `llama.init` names them: layers/0/attention/query etc., each (inputs, outputs).
+        config: the sizes, for the functions of `fimlens.language_model.llama`, or of `fimlens.language_model.encoder`.
+        params: the parameters, named as `init` names them there: layers/0/attention/query etc., each (inputs, outputs).
         tokenizer: a `tokenizers.Tokenizer`, or None for a model of bytes.
     """
 
-    config: Config
+    config: llama.Config | encoder.Config
     params: PyTree
     tokenizer: Any
 
@@ -30,9 +30,11 @@ class Pretrained(NamedTuple):
 def load(
     path: str | PathLike[str], *, tokenizer: str | PathLike[str] | None = None, dtype: DTypeLike = jnp.float32
 ) -> Pretrained:
-    """Load a LLaMA-family model, to ask questions about its gradients (pip install 'fimlens[models]').
+    """Load a LLaMA-family model, BERT or RoBERTa, to ask questions about its gradients or to fine-tune it.
 
-    Nothing is unpickled and nothing is fetched. A model that would get other logits here is refused, with the reason.
+    It needs pip install 'fimlens[models]'.
+
+    Nothing is unpickled and nothing is fetched. A model that would compute something else here is refused, with the reason.
 
     Args:
         path: a Hugging Face directory (config.json, *.safetensors, tokenizer.json); a .gguf file, whose weights may be

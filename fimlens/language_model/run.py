@@ -19,6 +19,8 @@ def read(path: Path, tokenizer_file: Path | None, dtype: DTypeLike) -> tuple[lla
     """Read the last checkpoint of a run, or the given one; arguments and errors are those of `load`."""
     run = run_of(path)
     plan = json.loads((run / PLAN_FILE).read_text())
+    if "task" in plan:
+        raise ValueError(f"load: {run} is a run of fimlens finetune. fimlens.finetune.run.read reads it.")
     known = llama.CPU_CONFIGS | llama.CONFIGS
     if plan.get("model") not in known:
         raise ValueError(f"load: {run} is a run of the model {plan.get('model')!r}. Known are {', '.join(known)}.")
@@ -28,13 +30,15 @@ def read(path: Path, tokenizer_file: Path | None, dtype: DTypeLike) -> tuple[lla
         from fimlens.language_model import tokenizer  # a model of bytes needs no such package
 
         found = tokenizer.read(tokenizer_file, config.vocabulary)
-    weights = _weights((run / CHECKPOINTS).absolute(), None if run == path else path.name)
+    weights = read_weights(path)
     weights = llama.unstack_layers(weights) if plan["scan"] else weights
     return config, jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), weights), found
 
 
-def _weights(directory: Path, name: str | None) -> PyTree:
-    """Read the weights of a checkpoint, by default of the last one."""
+def read_weights(path: Path) -> PyTree:
+    """Read the weights of the last checkpoint of a run, or of the given one."""
+    run = run_of(path)
+    directory, name = (run / CHECKPOINTS).absolute(), None if run == path else path.name
     # Read only: the run may still be going on, and a manager that writes would remove its unfinished checkpoints.
     options = ocp.CheckpointManagerOptions(read_only=True)
     with ocp.CheckpointManager(directory, item_handlers=ocp.PyTreeCheckpointHandler(), options=options) as manager:

@@ -3,14 +3,12 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, PyTree
-
-from fimlens.language_model import llama
 
 
 class Stored(NamedTuple):
@@ -25,12 +23,20 @@ class Stored(NamedTuple):
     read: Callable[[], np.ndarray]
 
 
-def assemble(path: Path, config: llama.Config, names: PyTree, stored: Mapping[str, Stored], dtype: DTypeLike) -> PyTree:
-    """Return the parameters of `llama` from tensors of a file.
+def assemble(
+    path: Path,
+    config: Any,
+    init: Callable[[Any, Array], PyTree],
+    names: PyTree,
+    stored: Mapping[str, Stored],
+    dtype: DTypeLike,
+) -> PyTree:
+    """Return the parameters of a plain model from tensors of a file.
 
     Args:
         path: the file or directory, for messages.
         config: the sizes, which say the shape of each tensor.
+        init: makes the parameters of these sizes from a key, as `llama.init` does.
         names: the tensors' names in the file, as a tree like the parameters.
         stored: the tensors by these names.
         dtype: dtype of the parameters.
@@ -42,15 +48,17 @@ def assemble(path: Path, config: llama.Config, names: PyTree, stored: Mapping[st
     for what, which in (("lacks", expected - stored.keys()), ("has, beyond this model,", stored.keys() - expected)):
         if which:
             some = ", ".join(sorted(which)[:3]) + (f" and {len(which) - 3} more" if len(which) > 3 else "")
-            raise ValueError(f"load: {path} {what} {some}. A LLaMA of {config.layers} layers has {len(expected)} tensors.")
+            raise ValueError(
+                f"load: {path} {what} {some}. A {config.family} of {config.layers} layers has {len(expected)} tensors."
+            )
 
-    def leaf(name: str, wanted: jax.ShapeDtypeStruct) -> Array:
-        # A row of the embedding is one token's, in files as here. Every other matrix is stored as outputs x inputs.
-        transposed = name != names["embedding"]
+    def leaf(at: Any, name: str, wanted: jax.ShapeDtypeStruct) -> Array:
+        # A row of an embedding is one token's, in files as here. Every other matrix is stored as outputs x inputs.
+        transposed = at[0].key != "embedding"
         shape = wanted.shape[::-1] if transposed else wanted.shape
         if stored[name].shape != shape:
             raise ValueError(f"load: {name} in {path} has shape {stored[name].shape}, and the sizes of the model say {shape}.")
         values = stored[name].read()
         return jnp.array(values.T if transposed else values, dtype)  # a copy: the numbers may be a view of the open file
 
-    return jax.tree.map(leaf, names, jax.eval_shape(partial(llama.init, config), jax.random.key(0)))
+    return jax.tree_util.tree_map_with_path(leaf, names, jax.eval_shape(partial(init, config), jax.random.key(0)))

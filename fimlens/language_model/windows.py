@@ -29,7 +29,7 @@ def token_windows(model: Pretrained, text: str, *, length: int = 128) -> Int32[n
 
     Raises:
         TooShort: the text has fewer than `length` tokens.
-        ValueError: the model has no tokenizer and does not read bytes.
+        ValueError: the model predicts no next token, or it has no tokenizer and does not read bytes.
     """
     ids, _ = _encode(model, text)
     count = len(ids) // length
@@ -50,7 +50,7 @@ def bits_per_byte(model: Pretrained, text: str, *, length: int = 128) -> float:
 
     Raises:
         TooShort: the text has no more than `length` tokens.
-        ValueError: the model has no tokenizer and does not read bytes.
+        ValueError: the model predicts no next token, or it has no tokenizer and does not read bytes.
     """
     ids, ends = _encode(model, text)
     count = (len(ids) - 1) // length
@@ -63,6 +63,8 @@ def bits_per_byte(model: Pretrained, text: str, *, length: int = 128) -> float:
 
 def _encode(model: Pretrained, text: str) -> tuple[Int32[np.ndarray, " tokens"], Int[np.ndarray, " tokens"]]:
     """Return the tokens of a text, and the bytes of UTF-8 up to the end of each."""
+    if not isinstance(model.config, llama.Config):
+        raise ValueError(f"text: a {model.config.family} predicts no next token. Give a LLaMA-family model.")
     if model.tokenizer is not None:
         encoding = model.tokenizer.encode(text, add_special_tokens=False)
         bytes_before = np.cumsum([0, *(len(character.encode()) for character in text)])

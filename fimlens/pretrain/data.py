@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 from jaxtyping import Int
 
 from fimlens.language_model import text
+from fimlens.pretrain.shuffled import Shuffled
 
 HELD_OUT_PART = 10  # of a single file, the last tenth is held out
 
@@ -83,7 +83,7 @@ def cut_windows(rows: Sequence[Tokens], length: int) -> list[Windows]:
     return windows
 
 
-class Batches:
+class Batches(Shuffled):
     """Batch k of shuffled windows, for every k >= 0. Each epoch has every window once, in an order of its own.
 
     Args:
@@ -103,13 +103,7 @@ class Batches:
     """
 
     def __init__(self, rows: Sequence[Tokens], *, batch: int, length: int, seed: int) -> None:
-        sources = [grain.MapDataset.source(windows) for windows in cut_windows(rows, length)]
-        # Grain's map datasets give element i by a pseudo-random permutation, without going through the elements before it.
-        self.batch, self.windows = batch, grain.MapDataset.concatenate(sources).seed(seed).shuffle().repeat()
-
-    def __call__(self, k: int, rows: slice = slice(None)) -> Int[np.ndarray, "_ window"]:
-        """Return batch k, or only the given rows of it."""
-        return np.stack([self.windows[k * self.batch + row] for row in range(*rows.indices(self.batch))])
+        super().__init__(cut_windows(rows, length), batch=batch, seed=seed)
 
 
 def evaluation_windows(rows: Sequence[Tokens], *, count: int, length: int) -> Int[np.ndarray, "_ window"]:

@@ -65,7 +65,7 @@ class Documents:
 
 def _texts(source: Source) -> Iterator[list[str]]:
     """Iterate over the texts of the documents, DOCUMENTS_AT_ONCE at a time."""
-    for rows in _rows(source):
+    for rows in stream(source.dataset, source.config, source.split):
         texts = rows.get(source.column, [None])
         if not all(isinstance(text, str) for text in texts):
             names = ", ".join(rows)
@@ -75,17 +75,21 @@ def _texts(source: Source) -> Iterator[list[str]]:
         yield texts
 
 
-def _rows(source: Source) -> Iterator[dict[str, list[Any]]]:
-    """Stream rows of the dataset, as columns of DOCUMENTS_AT_ONCE values."""
-    local = Path(source.dataset)
+def stream(name: str, config: str | None, split: str) -> Iterator[dict[str, list[Any]]]:
+    """Stream rows of a dataset, as columns of DOCUMENTS_AT_ONCE values. The arguments are as in `Source`.
+
+    Raises:
+        ValueError: the dataset, its config or its split cannot be read.
+    """
+    local = Path(name).absolute()  # `datasets` finds no name in a relative "."
     # For a single file, `datasets` wants the directory as the name and the file under the split that we ask for.
-    path, files = (local.parent, {source.split: local.name}) if local.is_file() else (source.dataset, None)
+    path, files = (local.parent, {split: local.name}) if local.is_file() else (name, None)
     try:
-        dataset = load_dataset(str(path), source.config, data_files=files, split=source.split, streaming=True)
+        dataset = load_dataset(str(path), config, data_files=files, split=split, streaming=True)
         yield from dataset.iter(DOCUMENTS_AT_ONCE)
     except Exception as error:  # the errors of `datasets`, of the network and of the file formats share no narrower class
         raise ValueError(
-            f"pretrain: split {source.split!r} of dataset {source.dataset!r}, config {source.config!r}, cannot be read "
+            f"pretrain: split {split!r} of dataset {name!r}, config {config!r}, cannot be read "
             f"({_one_line(error)}). Give a path, or a name on the hub and a network connection; and a config and a split that "
             "it has."
         ) from error

@@ -59,9 +59,9 @@ def state_shardings(mesh: Mesh, tx: Any, weights: PyTree) -> PyTree:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
-def batch_sharding(mesh: Mesh, axes: int = 2) -> NamedSharding:
-    """Place a batch: rows along data and fsdp together. `axes` is the rank of the array, whose last axes are (rows, window)."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * (axes - 2), AXES[:2], None))
+def batch_sharding(mesh: Mesh, before: int = 0) -> NamedSharding:
+    """Place a batch: rows along data and fsdp together. `before` is the number of axes before that of the rows."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * before, AXES[:2]))
 
 
 def row_shards(mesh: Mesh) -> int:
@@ -69,12 +69,15 @@ def row_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in AXES[:2])
 
 
-def array_of_rows(mesh: Mesh, shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], np.ndarray]) -> jax.Array:
+def array_of_rows(
+    mesh: Mesh, shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], np.ndarray], *, before: int = 0
+) -> jax.Array:
     """Make one array over all hosts, placed by `batch_sharding`, of which each host reads only the rows that it holds.
 
     Args:
         mesh: the mesh.
         shape: the shape of the whole array.
         read: maps the indices of a part to the part.
+        before: the number of axes before that of the rows.
     """
-    return jax.make_array_from_callback(shape, batch_sharding(mesh, len(shape)), read)
+    return jax.make_array_from_callback(shape, batch_sharding(mesh, before), read)

@@ -1,10 +1,10 @@
 """The directory of a run: its plan, its metrics and its last checkpoints, from which an interrupted run continues."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +12,7 @@ import orbax.checkpoint as ocp
 
 from fimlens._validate import finite, write_atomically
 from fimlens.language_model.pretrained import CHECKPOINTS, PLAN_FILE
-from fimlens.pretrain.data import Corpus
-from fimlens.pretrain.plan import Plan
+from fimlens.pretrain.recipe import Data, Recipe
 from fimlens.pretrain.step import TrainState
 
 METRICS_FILE, READINGS_FILE = "metrics.jsonl", "readings.jsonl"
@@ -27,15 +26,16 @@ class Metrics(NamedTuple):
 
     Attributes:
         step: steps made.
-        loss: mean training loss since the last line, in nats per token; None if every step was skipped.
-        held_out: held-out loss in nats per token; None at steps without evaluation.
-        perplexity: exponential of the held-out loss, or else of the training loss.
-        tokens: tokens trained on, from the first step.
+        loss: mean training loss since the last line, in nats per token or as a task says; None if every step was skipped.
+        held_out: held-out loss, alike; None at steps without evaluation.
+        perplexity: exponential of the held-out loss, or else of the training loss; None if neither is of a token.
+        tokens: tokens trained on, from the first step, with any padding.
         seconds: seconds of training, from the first step.
         tokens_per_second: since the last line.
         optimizer_share: the optimizer's time, measured alone, divided by the time of a step since the last line; None if it
             was not measured.
         skipped: numbers of the batches since the last line that were skipped because something was not finite.
+        scores: of a task, such as its accuracy, on the held-out examples; empty at steps without evaluation.
     """
 
     step: int
@@ -47,6 +47,7 @@ class Metrics(NamedTuple):
     tokens_per_second: float
     optimizer_share: float | None
     skipped: Sequence[int] = ()
+    scores: Mapping[str, float] = MappingProxyType({})
 
 
 class RunDirectory:
@@ -54,16 +55,16 @@ class RunDirectory:
 
     Args:
         plan: the plan of the run.
-        corpus: the text of the run.
+        data: the data of the run.
         directory: created if it does not exist. With None nothing is stored, and the metrics are only in memory.
         checkpoint_every: steps between checkpoints.
         keep: checkpoints to keep.
 
     Raises:
-        ValueError: the directory belongs to a run of another plan or text.
+        ValueError: the directory belongs to a run of another plan or other data.
     """
 
-    def __init__(self, plan: Plan, corpus: Corpus, directory: Path | None, checkpoint_every: int, keep: int) -> None:
+    def __init__(self, plan: Recipe, data: Data, directory: Path | None, checkpoint_every: int, keep: int) -> None:
         self.plan = plan
         self.metrics: list[Metrics] = []
         self.manager = None
@@ -71,7 +72,7 @@ class RunDirectory:
             return
         directory = directory.absolute()  # Orbax refuses relative paths
         directory.mkdir(parents=True, exist_ok=True)
-        _require_same_plan(directory / PLAN_FILE, plan, corpus)
+        _require_same_plan(directory / PLAN_FILE, plan, data)
         self.metrics_file, self.readings_file = directory / METRICS_FILE, directory / READINGS_FILE
         # Orbax writes in the background and renames a checkpoint when it is complete, so that a kill never leaves half of one.
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
@@ -140,6 +141,7 @@ class RunDirectory:
         step: int,
         loss: float | None,
         held_out: float | None,
+        scores: dict[str, float],
         skipped: list[int],
         steps: int,
         seconds: float,
@@ -149,7 +151,7 @@ class RunDirectory:
 
         Args:
             step: steps made so far.
-            loss, held_out, skipped: as in `Metrics`.
+            loss, held_out, scores, skipped: as in `Metrics`.
             steps: steps since the last line.
             seconds: seconds that these steps took.
             optimizer_seconds: the optimizer's seconds in one step, measured alone.
@@ -157,10 +159,9 @@ class RunDirectory:
         before = self.metrics[-1].seconds if self.metrics else 0.0
         size, last_loss = self.plan.batch * self.plan.length, loss if held_out is None else held_out
         share = None if optimizer_seconds is None else optimizer_seconds * steps / seconds
-        # exp(700) is still finite in float64; a loss beyond it belongs to a run that diverges.
-        perplexity = None if last_loss is None else math.exp(min(last_loss, 700.0))
+        perplexity = None if last_loss is None else self.plan.perplexity(last_loss)
         rate = size * steps / seconds
-        line = Metrics(step, loss, held_out, perplexity, size * step, before + seconds, rate, share, skipped)
+        line = Metrics(step, loss, held_out, perplexity, size * step, before + seconds, rate, share, skipped, scores)
         self.metrics.append(line)
         if self.manager is not None and jax.process_index() == 0:
             _append(self.metrics_file, line._asdict())
@@ -177,23 +178,23 @@ class RunDirectory:
             self.manager.save(step, args=ocp.args.StandardSave(state))
 
 
-def read_finished(plan: Plan, corpus: Corpus, directory: Path) -> list[Metrics] | None:
+def read_finished(plan: Recipe, data: Data, directory: Path) -> list[Metrics] | None:
     """Return the metrics of a finished run, or None if it is not finished. For this the checkpoints are not needed.
 
     Raises:
-        ValueError: the directory belongs to a run of another plan or text.
+        ValueError: the directory belongs to a run of another plan or other data.
     """
     if not directory.exists():
         return None
-    _require_same_plan(directory / PLAN_FILE, plan, corpus)
+    _require_same_plan(directory / PLAN_FILE, plan, data)
     metrics = list(_read_metrics(directory / METRICS_FILE))
     return metrics if metrics and metrics[-1].step == plan.steps else None
 
 
-def _require_same_plan(path: Path, plan: Plan, corpus: Corpus) -> None:
-    """Store the plan and the text's fingerprint, or refuse a directory that has others."""
+def _require_same_plan(path: Path, plan: Recipe, data: Data) -> None:
+    """Store the plan and the data's fingerprint, or refuse a directory that has others."""
     # Compared as JSON has them: a tuple in the plan comes back as a list.
-    mine = json.loads(json.dumps(asdict(plan) | {"text": corpus.fingerprint}))
+    mine = json.loads(json.dumps(asdict(plan) | {"text": data.fingerprint}))
     try:
         theirs = json.loads(path.read_text()) if path.exists() else mine
     except ValueError as error:

@@ -1,6 +1,7 @@
 """One step of training: the gradient over the parts of a batch, the optimizer's update, and a guard against NaN."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -10,13 +11,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from fimlens.language_model import llama
-from fimlens.pretrain.data import Batches
 from fimlens.pretrain.mesh import array_of_rows, state_shardings, weight_shardings
-from fimlens.pretrain.model import initial_weights
-from fimlens.pretrain.plan import Plan
+from fimlens.pretrain.recipe import Recipe
+from fimlens.pretrain.shuffled import Shuffled
 
-Batch = Int[Array, "parts rows window"]
+Batch = PyTree  # of arrays whose first axes are (parts, rows)
 
 
 class TrainState(NamedTuple):
@@ -27,9 +26,9 @@ class TrainState(NamedTuple):
     optimizer: PyTree
 
 
-def initial_state(plan: Plan, tx: optax.GradientTransformation) -> TrainState:
-    """Return the state before the first step."""
-    weights = initial_weights(plan.config, jax.random.key(plan.seed), dtype=plan.weight_dtype, scan=plan.scan)
+def initial_state(plan: Recipe, tx: optax.GradientTransformation, pretrained: PyTree = ()) -> TrainState:
+    """Return the state before the first step, given the weights that `plan.pretrained` returns."""
+    weights = plan.initial_weights(pretrained)
     return TrainState(jnp.zeros([], jnp.int32), weights, tx.init(weights))
 
 
@@ -39,34 +38,39 @@ def train_shardings(shapes: TrainState, tx: optax.GradientTransformation, mesh: 
     return TrainState(everywhere, weight_shardings(mesh, shapes.weights), state_shardings(mesh, tx, shapes.weights))
 
 
-def load_batch(plan: Plan, batches: Batches, mesh: Mesh, k: int) -> Batch:
+def load_batch(plan: Recipe, batches: Shuffled, mesh: Mesh, k: int) -> Batch:
     """Place batch k on a mesh, in `plan.accumulate` equal parts. Each host reads only the rows that its devices train on."""
     part_rows = plan.batch // plan.accumulate
 
-    def read(index: tuple[slice, ...]) -> Int[np.ndarray, "parts rows window"]:
-        parts, rows = range(*index[0].indices(plan.accumulate)), index[1].indices(part_rows)
-        return np.stack([batches(k, slice(part * part_rows + rows[0], part * part_rows + rows[1])) for part in parts])
+    @cache  # each array of a tree asks for the same rows
+    def rows_of(part: int, start: int, stop: int) -> list[np.ndarray]:
+        return jax.tree.leaves(batches(k, slice(part * part_rows + start, part * part_rows + stop)))
 
-    return array_of_rows(mesh, (plan.accumulate, part_rows, plan.length + 1), read)
+    def leaf(place: int, example: jax.ShapeDtypeStruct) -> Array:
+        def read(index: tuple[slice, ...]) -> np.ndarray:
+            parts, rows = range(*index[0].indices(plan.accumulate)), index[1].indices(part_rows)
+            return np.stack([rows_of(part, *rows[:2])[place] for part in parts])
+
+        return array_of_rows(mesh, (plan.accumulate, part_rows, *example.shape), read, before=1)
+
+    examples, tree = jax.tree.flatten(batches.shapes)
+    return tree.unflatten([leaf(place, example) for place, example in enumerate(examples)])
 
 
-def make_gradient(plan: Plan) -> Callable[[PyTree, Batch], tuple[Float[Array, ""], PyTree]]:
+def make_gradient(plan: Recipe) -> Callable[[PyTree, Batch], tuple[Float[Array, ""], PyTree]]:
     """Return a function of weights and a batch that gives the mean loss and its gradient."""
+    value_and_grad = jax.value_and_grad(plan.loss)
 
-    def loss(weights: PyTree, tokens: Int[Array, "rows window"]) -> Float[Array, ""]:
-        return llama.loss(plan.config, weights, tokens, remat=plan.remat)
-
-    def gradient(weights: PyTree, tokens: Batch) -> tuple[Float[Array, ""], PyTree]:
+    def gradient(weights: PyTree, batch: Batch) -> tuple[Float[Array, ""], PyTree]:
         if plan.accumulate == 1:
-            return jax.value_and_grad(loss)(weights, tokens[0])
+            return value_and_grad(weights, jax.tree.map(lambda leaf: leaf[0], batch))
 
-        def add(sums: PyTree, tokens: Int[Array, "rows window"]) -> tuple[PyTree, None]:
-            value_and_gradient = jax.value_and_grad(loss)(weights, tokens)
-            return jax.tree.map(lambda s, x: s + x.astype(jnp.float32), sums, value_and_gradient), None
+        def add(sums: PyTree, part: PyTree) -> tuple[PyTree, None]:
+            return jax.tree.map(lambda s, x: s + x.astype(jnp.float32), sums, value_and_grad(weights, part)), None
 
         # Sums in float32: in bfloat16 a small part added to a large sum would be rounded away.
         zero = (jnp.zeros([]), jax.tree.map(lambda W: jnp.zeros(W.shape, jnp.float32), weights))
-        sums, _ = jax.lax.scan(add, zero, tokens)
+        sums, _ = jax.lax.scan(add, zero, batch)
         # Divide by the number of parts: they have equally many rows, so this is the mean over the batch.
         value, gradients = jax.tree.map(lambda s: s / plan.accumulate, sums)
         return value, jax.tree.map(lambda g, W: g.astype(W.dtype), gradients, weights)
@@ -100,12 +104,12 @@ def make_update(
 
 
 def make_step(
-    plan: Plan, tx: optax.GradientTransformation
+    plan: Recipe, tx: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch], tuple[TrainState, tuple[Float[Array, ""], Bool[Array, ""]]]]:
     """Return a whole step: the gradient of a batch, then the update. The result is as in `make_update`."""
     gradient, update = make_gradient(plan), make_update(tx)
 
-    def step(state: TrainState, tokens: Batch) -> tuple[TrainState, tuple[Float[Array, ""], Bool[Array, ""]]]:
-        return update(state, *gradient(state.weights, tokens))
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, tuple[Float[Array, ""], Bool[Array, ""]]]:
+        return update(state, *gradient(state.weights, batch))
 
     return step

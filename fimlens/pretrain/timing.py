@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +20,8 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from fimlens._validate import write_atomically
-from fimlens.pretrain.data import Batches, Corpus
 from fimlens.pretrain.mesh import make_mesh
-from fimlens.pretrain.plan import Plan
+from fimlens.pretrain.recipe import Data, Recipe
 from fimlens.pretrain.step import initial_state, load_batch, make_gradient, make_update, train_shardings
 
 REPETITIONS = 20  # of the gradient, and at least as many of the update
@@ -48,54 +48,55 @@ class StepCost(NamedTuple):
         return self.optimizer / (self.gradient + self.optimizer)
 
 
-def measure_step(plan: Plan, corpus: Corpus, mesh: Mesh | None = None) -> StepCost:
+def measure_step(plan: Recipe, data: Data, mesh: Mesh | None = None) -> StepCost:
     """Time the gradient and the update of a plan, each alone, without training.
 
     Args:
         plan: the training.
-        corpus: text for its batches.
+        data: those of its batches.
         mesh: the devices; by default all of them, along data.
 
     Returns:
         The median time of the gradient, and the mean time of the update over whole refresh intervals. It is a mean because a
         median would leave out the refreshes, which are rare and slow.
     """
-    tx, batches = plan.transform(), Batches(corpus.train, batch=plan.batch, length=plan.length, seed=plan.seed)
+    tx, batches = plan.transform(), plan.batches(data)
     mesh = make_mesh() if mesh is None else mesh
-    tokens = [load_batch(plan, batches, mesh, k) for k in range(2)]
-    shardings = train_shardings(jax.eval_shape(lambda: initial_state(plan, tx)), tx, mesh)
+    examples = [load_batch(plan, batches, mesh, k) for k in range(2)]
+    initialize, pretrained = partial(initial_state, plan, tx), plan.pretrained()
+    shardings = train_shardings(jax.eval_shape(initialize, pretrained), tx, mesh)
     gradient_seconds, update_seconds = [], []
     with jax.set_mesh(mesh):
-        state = jax.jit(lambda: initial_state(plan, tx), out_shardings=shardings)()
+        state = jax.jit(initialize, out_shardings=shardings)(pretrained)
         sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (state.weights, state.optimizer)]
         gradient = jax.jit(make_gradient(plan), out_shardings=(None, shardings.weights))
         update = jax.jit(make_update(tx), donate_argnums=0, out_shardings=(shardings, None))
-        loss_and_gradient = gradient(state.weights, tokens[0])
+        loss_and_gradient = gradient(state.weights, examples[0])
         # The first calls compile, and the first update starts the bases, which costs more than a later refresh.
         state, _ = jax.block_until_ready(update(state, *loss_and_gradient))
         # Gradient and update take turns, so that a drift of the machine's speed affects both.
         for k in range(-(-REPETITIONS // plan.update_interval) * plan.update_interval):
             if k < REPETITIONS:
-                seconds, loss_and_gradient = timed(gradient, state.weights, tokens[k % 2])
+                seconds, loss_and_gradient = timed(gradient, state.weights, examples[k % 2])
                 gradient_seconds.append(seconds)
             seconds, (state, _) = timed(update, state, *loss_and_gradient)
             update_seconds.append(seconds)
     return StepCost(statistics.median(gradient_seconds), statistics.mean(update_seconds), *sizes)
 
 
-def measure_or_read(name: str, plan: Plan, corpus: Corpus, path: Path) -> StepCost:
+def measure_or_read(name: str, plan: Recipe, data: Data, path: Path) -> StepCost:
     """Return what a step of a plan takes: measured, or read from the file where this machine measured it before.
 
     Args:
         name: the plan's name in the file.
         plan: the training.
-        corpus: text for its batches.
+        data: those of its batches.
         path: the JSON file of all plans.
     """
     measured = json.loads(path.read_text()) if path.exists() else {}
-    key = {"plan": asdict(plan), "machine": _machine()}
+    key = json.loads(json.dumps({"plan": asdict(plan), "machine": _machine()}))  # as the file has it, where a tuple is a list
     if {word: measured.get(name, {}).get(word) for word in key} != key:
-        measured[name] = key | {"speed": measure_step(plan, corpus)._asdict()}
+        measured[name] = key | {"speed": measure_step(plan, data)._asdict()}
         write_atomically(path, json.dumps(measured, indent=2) + "\n")
     return StepCost(**measured[name]["speed"])
 

@@ -1,0 +1,135 @@
+"""What the commands that train share: their options, and a training with a bar."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fimlens.cli.arguments import errors, refusal
+from fimlens.optimizers.mixture import read_texts
+
+Optimizer = Annotated[
+    str, typer.Option(help="Name of an optimizer of fimlens, or recommended:FILE, which `fimlens recommend` wrote.")
+]
+Rate = Annotated[float, typer.Option(help="Peak of the learning rate.")]
+Option = Annotated[list[str] | None, typer.Option(help="Option of the optimizer, such as rank=32. Repeatable.")]
+Batch = Annotated[int, typer.Option(help="Sequences per step, over all devices.")]
+Length = Annotated[int, typer.Option(help="Tokens per sequence.")]
+Accumulate = Annotated[int, typer.Option(help="Compute the gradient of a batch in this many parts.")]
+Clip = Annotated[float | None, typer.Option(help="Bound on the global norm of the gradient.")]
+Dtype = Annotated[str, typer.Option(help="Data type of weights and activations: float32 or bfloat16.")]
+StateDtype = Annotated[str, typer.Option(help="Data type of the optimizer's state: float32 or bfloat16.")]
+Scan = Annotated[bool, typer.Option("--scan", help="Scan over the layers, which compiles one instead of all.")]
+Remat = Annotated[bool, typer.Option("--remat", help="Recompute layers in the backward pass, to save memory.")]
+OnNonfinite = Annotated[str, typer.Option(help="What to do after a loss that is not finite: stop or skip.")]
+Mesh = Annotated[str | None, typer.Option(help="Sizes of the mesh, such as data=2,fsdp=4,tensor=1.")]
+Distributed = Annotated[bool, typer.Option("--distributed", help="One of several hosts that the cluster knows.")]
+Coordinator = Annotated[str | None, typer.Option(help="Without a cluster: address:port of host 0.")]
+Hosts = Annotated[int | None, typer.Option(min=1, help="With --coordinator: number of hosts.")]
+Host = Annotated[int | None, typer.Option(min=0, help="With --coordinator: number of this host, from 0.")]
+EvaluateEvery = Annotated[int | None, typer.Option(min=1, help="Steps between evaluations; by default one at the end.")]
+CheckpointEvery = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
+Keep = Annotated[int, typer.Option(min=1, help="Checkpoints to keep.")]
+Share = Annotated[bool, typer.Option("--share", help="Time the optimizer alone, and report its share of a step.")]
+Monitor = Annotated[
+    int | None, typer.Option(min=1, help="Steps between readings of each matrix, for readings.jsonl and readings.png.")
+]
+HeldOut = Annotated[Path | None, typer.Option(help="With a file: one to hold out; by default every tenth row.")]
+Texts = Annotated[str, typer.Option(help="With a file: the column of the text, or two for a pair, such as premise,hypothesis.")]
+Label = Annotated[str, typer.Option(help="With a file: the column of the label.")]
+TaskDataset = Annotated[str | None, typer.Option(help="GLUE by another name on the hub, or as a directory.", metavar="NAME")]
+HeadOnly = Annotated[bool, typer.Option("--head-only", help="Train the head alone, on states that are computed once.")]
+Epochs = Annotated[float, typer.Option(help="Passes over the examples.")]
+Warmup = Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")]
+Out = Annotated[Path, typer.Option(help="Directory of plan, metrics and checkpoints; a run in it continues.")]
+
+
+@contextmanager
+def refusing(command: str) -> Iterator[None]:
+    """Print an error in one line and exit, with status 1 after a step that was not finite, and else with 2."""
+    try:
+        yield
+    except (FloatingPointError, ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        errors.print(refusal(command, error), style="red", markup=False)
+        raise typer.Exit(1 if isinstance(error, FloatingPointError) else 2) from error
+
+
+def join_hosts(distributed: bool, coordinator: str | None, hosts: int | None, host: int | None) -> None:
+    """Join the other hosts of a training, before anything asks JAX for its devices."""
+    if not distributed and (coordinator is None) != (hosts is None or host is None):
+        raise ValueError("give --coordinator, --hosts and --host together, or --distributed on a cluster that knows them.")
+    if distributed or coordinator is not None:
+        jax.distributed.initialize(coordinator, hosts, host)
+
+
+def reading(source: str, held_out: Path | None, texts: str, label: str) -> dict[str, Any]:
+    """Return how a task is read, as arguments of `fimlens.finetune.examples.read_task`."""
+    return {"source": source, "held_out": held_out, "texts": texts.split(","), "label": label}
+
+
+def optimizer_of(optimizer: str, option: list[str] | None) -> tuple[str, dict[str, Any]]:
+    """Return the name of an optimizer and its options, with the choices of recommended:FILE among them."""
+    name, _, choices = optimizer.partition(":")
+    return name, options_of(option) | ({"choices": read_texts(Path(choices))} if choices else {})
+
+
+def bar() -> Progress:
+    """Return a bar for a training, which host 0 shows."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=errors, disable=jax.process_index() > 0)
+
+
+def show_metrics(shown: Progress, title: str, steps: int) -> Callable[[Any], None]:
+    """Return a function that shows each line of metrics in a bar."""
+    task = shown.add_task(title, total=steps)
+
+    def show(line: Any) -> None:
+        for k in line.skipped:
+            shown.print(f"batch {k} was skipped: its loss, gradient or update is not finite")
+        words = [f"{line.tokens_per_second:,.0f} tokens/s"]
+        if line.perplexity is not None:
+            words.insert(0, f"perplexity {line.perplexity:.2f}")
+        if line.loss is not None:
+            words.insert(0, f"loss {line.loss:.3f}")
+        words += [f"{name} {value:.3f}" for name, value in line.scores.items()]
+        if line.optimizer_share is not None:
+            words.append(f"optimizer {line.optimizer_share:.0%}")
+        shown.update(task, completed=line.step, description=f"{title}: {', '.join(words)}")
+
+    return show
+
+
+def options_of(given: list[str] | None) -> dict[str, Any]:
+    """Read options of the form name=value, where a value is a number, true, false, none or a word."""
+    options = {}
+    for each in given or []:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise ValueError(f"--option: expected name=value, such as rank=32; got {each!r}.")
+        options[name.strip().replace("-", "_")] = _value(value.strip())
+    return options
+
+
+def _value(word: str) -> Any:
+    """Read a value as an int, a float, a bool or None; leave any other word as it is."""
+    known = {"true": True, "false": False, "none": None}
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return known.get(word.lower(), word)
+
+
+def sizes_of(mesh: str | None) -> dict[str, int] | None:
+    """Read the sizes of a mesh, such as data=2,fsdp=4."""
+    if mesh is None:
+        return None
+    pairs = [part.partition("=") for part in mesh.split(",")]
+    if not all(size.strip().isdigit() for _, _, size in pairs):
+        raise ValueError(f"--mesh: expected sizes such as data=2,fsdp=4; got {mesh!r}.")
+    return {name.strip(): int(size) for name, _, size in pairs}
