@@ -1,15 +1,13 @@
 """The command `fimlens compare`: optimizers on one model and one text, each at its own best rate, over several seeds."""
 
-import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 
 from fimlens.cli import training
-from fimlens.cli.arguments import console, errors, table
+from fimlens.cli.arguments import errors
 from fimlens.costs.devices import DEVICES, MEASURED_UTILISATION
 from fimlens.costs.memory import require_known
 
@@ -76,15 +74,14 @@ def compare(
     in lengths.png. An optimizer may have options of its own and a model of its own, as in galore:model=llama-7b,rank=1024.
     """
     try:  # imported here, because Flax, Grain and Orbax are optional: the other commands work without them
-        from fimlens.experiments import comparison, dry_run, lengths_report, report
-        from fimlens.experiments.choices import CHOICE_HEADINGS, choice_cells
-        from fimlens.experiments.lengths import read_lengths, run_lengths, tries_at
+        from fimlens.cli import comparing
+        from fimlens.experiments import comparison
+        from fimlens.experiments.dry_run import Machine
+        from fimlens.experiments.lengths import read_lengths, tries_at
         from fimlens.pretrain import data
         from fimlens.pretrain.plan import Plan
-        from fimlens.pretrain.timing import measure_or_read
 
         if task is not None:
-            from fimlens.experiments import score_report
             from fimlens.finetune.examples import HUB
             from fimlens.finetune.plan import prepare
     except ModuleNotFoundError as error:
@@ -103,85 +100,18 @@ def compare(
             further = {"head_only": head_only, "warmup": warmup, "scan": True}
             base, examples = prepare(model, task, epochs=epochs, reading=reading, **sizes, **further)
         names = [*(optimizers or []), *(more or [])] or ["adam", "racs", "alice"]
-        given, chosen = training.options_of(option), read_lengths(lengths, base.steps)
+        given, chosen, tries = training.options_of(option), read_lengths(lengths, base.steps), tries if tune else 1
         own = {name: training.options_of(name.partition(":")[2].split(",")) for name in names if ":" in name}
         if task is not None and any("model" in each for each in own.values()):
             raise ValueError("with --task all optimizers train one model, whose tokenizer encodes the texts. Leave out model=.")
         make = partial(comparison.make_entries, names, given=given, own=own)
         entries = make(base)  # a wrong name is refused before the text is read
-        # Runs of one optimizer at most; a bracketed rate needs fewer tries.
-        runs = {at: few + seeds - 1 for at, few in tries_at(base.steps, chosen, tries if tune else 1).items()}
+        runs = {at: few + seeds - 1 for at, few in tries_at(base.steps, chosen, tries).items()}
         if dry:
             require_known("hardware", hardware, DEVICES)
-            machine = dry_run.Machine(hardware, DEVICES[hardware], devices, utilisation)
-            needs = dry_run.dry_run(entries, base, runs, machine)
-            if out is not None:
-                out.mkdir(parents=True, exist_ok=True)
-                (out / "dry-run.json").write_text(json.dumps(dry_run.as_json(needs, base, machine), indent=2) + "\n")
-            _show((dry_run.MEMORY_HEADINGS, dry_run.memory_cells(needs)), (dry_run.TIME_HEADINGS, dry_run.time_cells(needs)))
-            console.print(dry_run.conclude(needs, base, machine), highlight=False, markup=False)
+            comparing.show_needs(entries, base, runs, Machine(hardware, DEVICES[hardware], devices, utilisation), out)
             return
         out = out or Path("compare-out")
-        corpus = examples or (data.read_files(text_path) if shards is None else data.read_shards(shards))
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        with Progress(*columns, console=errors, transient=True) as bar:
-            most = sum(runs.values())
-            total, current = bar.add_task("", total=most * len(entries)), ""
-            started: dict[str, int] = {}
-
-            def show_run(entry: comparison.Entry, power: int, seed: int) -> None:
-                nonlocal current
-                started[entry.name] = started.get(entry.name, -1) + 1
-                current = f"{entry.name}, rate {entry.rate(power):g}, seed {seed}"
-                bar.update(total, completed=most * (len(started) - 1) + started[entry.name], description=current)
-
-            def show_metrics(line: Any) -> None:
-                perplexity = {} if line.perplexity is None else {"perplexity": line.perplexity}
-                words = [f"{name} {value:.3f}" for name, value in (perplexity | dict(line.scores)).items()]
-                bar.update(total, description=f"{current}: {', '.join([f'step {line.step}', *words])}")
-
-            options = {"tries": tries if tune else 1, "seeds": seeds, "on_start": show_run, "callback": show_metrics}
-            curves = run_lengths(make, base, chosen, corpus, out, **options)
-        results = {curve.entry.name: curve.runs[base.steps] for curve in curves}
-        # Steps are timed after all trainings, whose own clocks depend on interruptions and on the load of the machine.
-        plans = {each.name: comparison.plan_for(each, base, 0, 0) for each in entries}
-        timed = track(plans.items(), "timing", console=errors, transient=True)
-        costs = {name: measure_or_read(name, plan, corpus, out / "speed.json") for name, plan in timed}
-        rows = report.make_rows(entries, results, costs)
-        if task is not None:
-            scores = base.task.scores
-            tables = [(score_report.headings(scores), score_report.cells(entries, results, rows, scores))]
-        else:
-            tables = [
-                (report.LOSS_HEADINGS, report.loss_cells(rows, base)),
-                (report.COST_HEADINGS, report.cost_cells(rows, base)),
-            ]
-        written = report.as_json(entries, results, rows, base)
-        tables.append((CHOICE_HEADINGS, choice_cells(entries, [row.rate for row in rows], base)))
-        step = {row.name: row.step for row in rows}
-        if len(chosen) > 1:
-            tables += [
-                lengths_report.loss_cells(curves),
-                (lengths_report.SPEED_HEADINGS, lengths_report.speed_cells(curves, step)),
-            ]
-            written |= {"lengths": lengths_report.as_json(curves)}
-            lengths_report.plot(curves, out / "lengths.png")
-        sections = [*(report.markdown(*each) for each in tables), report.runs_table(entries, results)]
-        (out / "table.md").write_text("\n".join(sections))
-        (out / "compare.json").write_text(json.dumps(written, indent=2) + "\n")
-        report.plot(entries, results, rows, out / "compare.png")
-    _show(*tables)
-    console.print(report.legend(rows[0].name) if task is None else score_report.LEGEND, highlight=False)
-    if len(chosen) > 1:
-        console.print(lengths_report.LEGEND, highlight=False)
-        console.print(lengths_report.conclude(curves, step), highlight=False, markup=False)
-    console.print(f"Wrote table.md, compare.json and compare.png to {out}.", markup=False, highlight=False)
-
-
-def _show(*tables: tuple[tuple[str, ...], list[tuple[str, ...]]]) -> None:
-    """Print tables, each given by its headings and cells."""
-    for headings, cells in tables:
-        shown = table(*headings)
-        for row in cells:
-            shown.add_row(*row)
-        console.print(shown)
+        found = examples or (data.read_files(text_path) if shards is None else data.read_shards(shards))
+        curves = comparing.train_all(make, base, found, runs, out, tries=tries, seeds=seeds)
+        comparing.show_results(curves, base, found, out)

@@ -27,11 +27,11 @@ def _by_spectrum(m: int, n: int, rows: int, columns: int) -> float:
 
 
 RULES = dict.fromkeys(("adam", "adamw", "racs", "sinkgd"), _by_entry) | dict.fromkeys(
-    ("soap", "shampoo", "kl_shampoo", "kl_soap", "muon", "normuon", "soap_muon"), _by_spectrum
+    ("soap", "shampoo", "kl_shampoo", "kl_soap", "muon", "normuon", "soap_muon", "alice_muon"), _by_spectrum
 )
 
 
-SCALED = ("muon", "normuon", "soap_muon")  # those whose argument `scale` gives each block a factor already
+SCALED = ("muon", "normuon", "soap_muon", "alice_muon")  # those whose argument `scale` gives each block a factor already
 
 
 def width_multipliers(
@@ -51,7 +51,8 @@ def width_multipliers(
 
     - `adam`, `adamw`, and `racs` and `sinkgd`, whose entries are of one size too: 1 / d_in;
     - `soap`, `shampoo`, `kl_shampoo` and `kl_soap`: sqrt(d_out / d_in / blocks), with `fl.Axes(rows=..., columns=...)` blocks;
-    - `muon`, `normuon` and `soap_muon`: the same over what their `scale` gives each block, such as sqrt(max(1, d_out / d_in)).
+    - `muon`, `normuon`, `soap_muon` and `alice_muon`: the same over what their `scale` gives each block, such as
+      sqrt(max(1, d_out / d_in)).
 
     Matrices that the optimizer leaves to Adam have Adam's factor. Embeddings, vectors and leaves whose axes are unknown keep
     their rate. So updates change the outputs of layers alike at every width (Yang et al., 2022), provided that initial weights
@@ -66,7 +67,8 @@ def width_multipliers(
         optimizer: name of the optimizer, one of those above.
         shapes: the parameters, as arrays or jax.ShapeDtypeStructs.
         base_shapes: the same of the model at which the rate was tuned.
-        scale: as in `muon`, `normuon` and `soap_muon`: "width", "fisher" or "rms". Default: "width".
+        scale: as in `muon` and its relatives: "width", "fisher" or "rms". Default: "width", as theirs; `alice_muon`
+            has "rms".
         weight_decay: number times the weights that is added to the update of each leaf; for a matrix also times the base d_in
             over its own. Default: 0.
         route: as in the optimizer. Default: None, the rule of `fl.matrices`.
