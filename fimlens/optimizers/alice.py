@@ -4,7 +4,6 @@ The update of every low-rank optimizer is one expression: see `fl.scale_by_low_r
 whose shorter side is below `rank` is seen whole.
 """
 
-import inspect
 from numbers import Integral
 from typing import Any
 
@@ -12,7 +11,7 @@ import optax
 from jax.typing import DTypeLike
 
 from fimlens._validate import require_rank
-from fimlens.optimizers.docstrings import argument_lines, with_arguments
+from fimlens.optimizers.docstrings import takes_over
 from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.structures import Columns, Diagonal, Drop, LowRank
 from fimlens.structures.subspace_iteration import SubspaceIteration
@@ -118,6 +117,7 @@ def scale_by_alice(
     return optax.chain(direction, optax.scale(alpha))
 
 
+@takes_over(scale_by_alice, without=("b3",))
 def scale_by_alice0(**options: Any) -> Transform:
     """Alice-0 ([G]): `alice` without tracking, b3 = 0. Use it to save Q~.
 
@@ -135,13 +135,6 @@ def scale_by_alice0(**options: Any) -> Transform:
         True
     """
     return scale_by_alice(b3=0.0, **options)
-
-
-_parameters = [p for p in inspect.signature(scale_by_alice).parameters.values() if p.name != "b3"]
-scale_by_alice0.__signature__ = inspect.Signature(_parameters)
-scale_by_alice0.__doc__ = with_arguments(
-    scale_by_alice0.__doc__, argument_lines(scale_by_alice.__doc__), [p.name for p in _parameters]
-)
 
 
 def require_leading(call: str, rank: Any, leading: Any) -> None:

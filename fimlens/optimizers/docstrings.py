@@ -1,8 +1,8 @@
-"""The "Args:" section of docstrings: an optimizer that is made from another takes over the descriptions of its arguments."""
+"""An optimizer that is made from another takes over its arguments, and their lines in the "Args:" section of the docstring."""
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 SECTION = re.compile(r"^(?=(?:Args|Raises|Examples):$)", re.MULTILINE)
 
@@ -28,3 +28,22 @@ def with_arguments(doc: str | None, lines: dict[str, str], names: Iterable[str])
     described = "\n".join(f"    {lines[name]}" for name in names if name in lines)
     parts = {"": parts.pop(""), "Args": f"Args:\n{described}", **{t: part for t, part in parts.items() if t != "Args"}}
     return "\n\n".join(parts.values())
+
+
+def takes_over(other: Callable, *, without: tuple[str, ...]) -> Callable[[Callable], Callable]:
+    """Decorate a function that passes its `**options` on to another: it shows the other's arguments, and then its own.
+
+    Args:
+        other: the function that the options go to.
+        without: the arguments of the other that are fixed.
+    """
+
+    def shown(function: Callable) -> Callable:
+        own = [each for each in inspect.signature(function).parameters.values() if each.kind is not each.VAR_KEYWORD]
+        taken = [each for name, each in inspect.signature(other).parameters.items() if name not in without]
+        function.__signature__ = inspect.Signature([*taken, *own])
+        lines = argument_lines(other.__doc__) | argument_lines(function.__doc__)
+        function.__doc__ = with_arguments(function.__doc__, lines, function.__signature__.parameters)
+        return function
+
+    return shown

@@ -1,6 +1,5 @@
 """NorMuon, SOAP-Muon and Alice-Muon: polar factors with neurons of one size, and of the updates of SOAP and Alice."""
 
-import inspect
 from typing import Any
 
 import optax
@@ -8,7 +7,7 @@ from jax.typing import DTypeLike
 
 from fimlens._validate import require_number
 from fimlens.optimizers.alice import scale_by_alice
-from fimlens.optimizers.docstrings import argument_lines, with_arguments
+from fimlens.optimizers.docstrings import takes_over
 from fimlens.optimizers.eigenbasis import scale_by_soap
 from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.structures import Columns
@@ -118,6 +117,7 @@ def scale_by_soap_muon(
     return compute_in_float32(optax.chain(soap, orthogonalize(steps, coefficients, eps=0.0), scale_by_shape(scale)))
 
 
+@takes_over(scale_by_alice, without=("alpha", "gamma"))
 def scale_by_alice_muon(
     *, steps: Whole = 5, coefficients: Coefficients = "jordan", scale: str = "rms", **options: Any
 ) -> Transform:
@@ -150,16 +150,6 @@ def scale_by_alice_muon(
     require_number("alice_muon", "steps", steps, 1, whole=True)
     alice = scale_by_alice(alpha=1.0, gamma=None, **options)
     return compute_in_float32(optax.chain(alice, orthogonalize(steps, coefficients, eps=0.0), scale_by_shape(scale)))
-
-
-_own = list(inspect.signature(scale_by_alice_muon).parameters.values())[:-1]
-_parameters = [*(p for p in inspect.signature(scale_by_alice).parameters.values() if p.name not in ("alpha", "gamma")), *_own]
-scale_by_alice_muon.__signature__ = inspect.Signature(_parameters)
-scale_by_alice_muon.__doc__ = with_arguments(
-    scale_by_alice_muon.__doc__,
-    argument_lines(scale_by_alice.__doc__) | argument_lines(scale_by_alice_muon.__doc__),
-    [p.name for p in _parameters],
-)
 
 
 normuon = full_chain(scale_by_normuon)
