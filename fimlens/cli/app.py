@@ -20,18 +20,8 @@ from fimlens.cli.recommend import recommend
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-for command in (
-    lens,
-    recommend,
-    derive,
-    memory,
-    ablate,
-    pretrain,
-    finetune,
-    prove,
-    compare,
-    cost,
-):  # the order of the help page
+# In the order of the help page.
+for command in (lens, recommend, derive, memory, ablate, pretrain, finetune, prove, compare, cost):
     app.command()(command)
 
 

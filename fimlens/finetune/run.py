@@ -5,6 +5,7 @@ from os import PathLike
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from fimlens.finetune.plan import Finetuning
@@ -35,4 +36,4 @@ def read(path: str | PathLike[str]) -> tuple[Finetuning, PyTree]:
     fields = {name: about[name] for name in about if name not in ("task", "text")}
     plan, weights = Finetuning(**fields | {"task": Task(**task), "scan": False}), read_weights(path)
     stacked = about["scan"] and "layers" in weights
-    return plan, jax.tree.map(jax.numpy.asarray, llama.unstack_layers(weights) if stacked else weights)
+    return plan, jax.tree.map(jnp.asarray, llama.unstack_layers(weights) if stacked else weights)

@@ -49,7 +49,12 @@ class Samples(Fisher):
     def left(self, A: Float[Array, "n n"] | Float[Array, " n"] | None = None) -> Float[Array, "m m"]:
         if A is None and self.covariances is not None:
             return self.covariances[0]
-        weighted = lambda G: G if A is None else G * A if A.ndim == 1 else G @ A  # noqa: E731
+
+        def weighted(G: Float[Array, "k m n"]) -> Float[Array, "k m n"]:
+            if A is None:
+                return G
+            return G * A if A.ndim == 1 else G @ A
+
         return self._mean(lambda G: jnp.einsum("kij,klj->il", weighted(G), G))
 
     def right(self, B: Float[Array, "m m"] | None = None) -> Float[Array, "n n"]:
