@@ -54,11 +54,9 @@ def finetune(
     fraction for a regression. After an interruption, the same command continues from the last checkpoint.
     """
     try:  # imported here, because the extras are optional: the other commands work without them
+        from fimlens.cli import running
         from fimlens.finetune.examples import HUB
         from fimlens.finetune.plan import prepare
-        from fimlens.pretrain import loop
-        from fimlens.pretrain.mesh import make_mesh
-        from fimlens.pretrain.readings import write_figure
     except ModuleNotFoundError as error:
         errors.print(f"fimlens finetune: {error}. It needs pip install 'fimlens[finetune]'.", style="red", markup=False)
         raise typer.Exit(2) from error
@@ -71,14 +69,11 @@ def finetune(
             seed=seed, dtype=dtype, state_dtype=state_dtype, scan=scan, remat=remat, on_nonfinite=on_nonfinite,
             monitor=monitor, head_only=head_only, warmup=warmup, tokenizer=tokenizer,
         )  # fmt: skip
-        with training.bar() as bar:
-            metrics = loop.train(
-                plan, examples, out, mesh=make_mesh(training.sizes_of(mesh)), evaluate_every=evaluate_every,
+        with running.bar() as bar:
+            metrics = running.train(
+                bar, f"{task}, {optimizer}", plan, examples, out, mesh=mesh, evaluate_every=evaluate_every,
                 checkpoint_every=checkpoint_every, keep=keep, share=share,
-                callback=training.show_metrics(bar, f"{task}, {optimizer}", plan.steps),
             )  # fmt: skip
-            if monitor is not None and jax.process_index() == 0:
-                write_figure(out)
     if jax.process_index() == 0:
         last = metrics[-1]
         scores = ", ".join(f"{name} {value:.4f}" for name, value in last.scores.items())

@@ -58,10 +58,9 @@ def pretrain(
 ) -> None:
     """Train a language model. After an interruption, the same command continues from the last checkpoint."""
     try:  # imported here, because Flax, Grain and Orbax are optional: the other commands work without them
-        from fimlens.pretrain import data, loop
-        from fimlens.pretrain.mesh import make_mesh
+        from fimlens.cli import running
+        from fimlens.pretrain import data
         from fimlens.pretrain.plan import Plan
-        from fimlens.pretrain.readings import write_figure
 
         if dataset is not None:
             from fimlens.pretrain import hub
@@ -81,7 +80,7 @@ def pretrain(
             raise ValueError("give only one of --text, --shards and --dataset.")
         if (dataset is None) != (tokenizer is None):
             raise ValueError("give --dataset and --tokenizer, such as t5-base, together.")
-        with training.bar() as bar:
+        with running.bar() as bar:
             if dataset is not None:
                 source = hub.Source(dataset, tokenizer, dataset_config, split, column, end_token, held_out)
                 stream = bar.add_task("tokens streamed", total=None, visible=False)
@@ -92,13 +91,10 @@ def pretrain(
                 corpus = stream_shards(plan, source, tokens or out / "tokens", show_stream)
             else:
                 corpus = data.read_files(text_path) if shards is None else data.read_shards(shards)
-            metrics = loop.train(
-                plan, corpus, out, mesh=make_mesh(training.sizes_of(mesh)), evaluate_every=evaluate_every,
+            metrics = running.train(
+                bar, f"{model}, {optimizer}", plan, corpus, out, mesh=mesh, evaluate_every=evaluate_every,
                 checkpoint_every=checkpoint_every, keep=keep, share=share,
-                callback=training.show_metrics(bar, f"{model}, {optimizer}", steps),
             )  # fmt: skip
-            if monitor is not None and jax.process_index() == 0:
-                write_figure(out)
     last = metrics[-1]
     if jax.process_index() == 0:
         console.print(

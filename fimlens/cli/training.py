@@ -1,13 +1,12 @@
-"""What the commands that train share: their options, and a training with a bar."""
+"""What the commands that train share: their options, and how these are read."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fimlens.cli.arguments import errors, refusal
 from fimlens.optimizers.mixture import read_texts
@@ -77,32 +76,6 @@ def optimizer_of(optimizer: str, option: list[str] | None) -> tuple[str, dict[st
     return name, options_of(option) | ({"choices": read_texts(Path(choices))} if choices else {})
 
 
-def bar() -> Progress:
-    """Return a bar for a training, which host 0 shows."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=errors, disable=jax.process_index() > 0)
-
-
-def show_metrics(shown: Progress, title: str, steps: int) -> Callable[[Any], None]:
-    """Return a function that shows each line of metrics in a bar."""
-    task = shown.add_task(title, total=steps)
-
-    def show(line: Any) -> None:
-        for k in line.skipped:
-            shown.print(f"batch {k} was skipped: its loss, gradient or update is not finite")
-        words = [f"{line.tokens_per_second:,.0f} tokens/s"]
-        if line.perplexity is not None:
-            words.insert(0, f"perplexity {line.perplexity:.2f}")
-        if line.loss is not None:
-            words.insert(0, f"loss {line.loss:.3f}")
-        words += [f"{name} {value:.3f}" for name, value in line.scores.items()]
-        if line.optimizer_share is not None:
-            words.append(f"optimizer {line.optimizer_share:.0%}")
-        shown.update(task, completed=line.step, description=f"{title}: {', '.join(words)}")
-
-    return show
-
-
 def options_of(given: list[str] | None) -> dict[str, Any]:
     """Read options of the form name=value, where a value is a number, true, false, none or a word."""
     options = {}
@@ -123,13 +96,3 @@ def _value(word: str) -> Any:
         except ValueError:
             continue
     return known.get(word.lower(), word)
-
-
-def sizes_of(mesh: str | None) -> dict[str, int] | None:
-    """Read the sizes of a mesh, such as data=2,fsdp=4."""
-    if mesh is None:
-        return None
-    pairs = [part.partition("=") for part in mesh.split(",")]
-    if not all(size.strip().isdigit() for _, _, size in pairs):
-        raise ValueError(f"--mesh: expected sizes such as data=2,fsdp=4; got {mesh!r}.")
-    return {name.strip(): int(size) for name, _, size in pairs}
