@@ -215,7 +215,7 @@ def test_lengths_that_are_none_are_refused(text):
 
 
 def test_the_scalars_are_those_that_ran():
-    own = {"muon:adam_learning_rate=0.1": {"adam_learning_rate": 0.1}}
+    own = {"muon:adam_learning_rate=0.1,clip=2": {"adam_learning_rate": 0.1, "clip": 2}}
     entries = make_entries(["adamw", "racs", *own], Plan(steps=200, clip=0.5), {"weight_decay": 0.1}, own)
     cells = choice_cells(entries, [0.01, 0.08, 0.02], Plan(steps=200, clip=0.5))
     shown = {cell[0]: dict(zip(CHOICE_HEADINGS[1:], cell[1:], strict=True)) for cell in cells}
@@ -224,7 +224,8 @@ def test_the_scalars_are_those_that_ran():
         "rate": "0.01", "b1": "0.9", "b2": "0.999", "beta": "", "eps": "1e-08", "Adam's rate": "",
     }  # fmt: skip
     assert shown["racs"] == both | {"rate": "0.08", "b1": "", "b2": "", "beta": "0.9", "eps": "0", "Adam's rate": "0.08"}
-    assert shown[next(iter(own))]["Adam's rate"] == "0.1"
+    assert [shown[next(iter(own))][name] for name in ("Adam's rate", "clip")] == ["0.1", "2"]
+    assert comparison.plan_for(entries[-1], Plan(steps=200, clip=0.5), 0, 0).clip == 2
 
 
 def test_a_time_is_read_only_on_the_machine_that_measured_it(tmp_path, monkeypatch):

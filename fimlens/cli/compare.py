@@ -71,7 +71,7 @@ def compare(
 
     All optimizers begin at the same weights and see the same batches. The same command with the same --out continues after an
     interruption. It writes table.md, compare.json and compare.png, and with --lengths the final losses against the length too,
-    in lengths.png. An optimizer may have options of its own and a model of its own, as in galore:model=llama-7b,rank=1024.
+    in lengths.png. An optimizer may have its own options, model and clipping: galore:model=llama-7b,rank=1024,clip=1.
     """
     try:  # imported here, because Flax, Grain and Orbax are optional: the other commands work without them
         from fimlens.cli import comparing

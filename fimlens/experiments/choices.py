@@ -32,7 +32,7 @@ def choice_cells(entries: list[Entry], rates: list[float], base: Recipe) -> list
         if "adam_learning_rate" in known and values["adam_learning_rate"] is None:
             values["adam_learning_rate"] = rate
         scalars = (_word(values.get(name, "")) for name in SCALARS)
-        cells.append((each.name, _word(rate), *scalars, _word(base.warm_up), _word(base.clip)))
+        cells.append((each.name, _word(rate), *scalars, _word(base.warm_up), _word(each.clip)))
     return cells
 
 

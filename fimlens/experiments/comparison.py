@@ -28,7 +28,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "fira+": ("fira", {"plus": True}),
 }
 NAMES = (*OPTIMIZERS, *VARIANTS)
-
+OF_THE_PLAN = {"model": str, "clip": float}  # fields of the plan that an optimizer may have to itself
 
 # Of a pre-training: the rate in the middle of the first three tries; 0.01 for the optimizers that are not listed.
 USUAL_RATES = {
@@ -45,6 +45,7 @@ class Entry:
         name: its name in the comparison, such as "apollo-svd".
         optimizer: the name of its function in `fimlens.optimizers`.
         model: the model that it trains.
+        clip: bound on the global norm of its gradients, or None.
         options: keyword arguments of that function.
         usual: the learning rate around which tuning begins.
     """
@@ -52,6 +53,7 @@ class Entry:
     name: str
     optimizer: str
     model: str
+    clip: float | None
     options: dict[str, Any]
     usual: float
 
@@ -106,7 +108,7 @@ def make_entry(name: str, base: Recipe, given: dict[str, Any], own: dict[str, An
         name: an optimizer of fimlens or one of VARIANTS, and, after a colon, what tells it from others of that name.
         base: the plan whose model and steps determine the sizes.
         given: options that override these sizes. Those that the optimizer does not have are ignored.
-        own: options of this optimizer alone; "model" is the model that it trains in place of the plan's.
+        own: options of this optimizer alone. "model" and "clip" stand for these fields of the plan.
 
     Raises:
         ValueError: there is no such optimizer or model, or the optimizer has no such option of its own.
@@ -117,17 +119,17 @@ def make_entry(name: str, base: Recipe, given: dict[str, Any], own: dict[str, An
     optimizer, options = VARIANTS.get(kind, (kind, {}))
     known = signature(getattr(optimizers, optimizer)).parameters
     own = dict(own or {})
-    base = replace(base, model=own.pop("model", base.model))
+    base = replace(base, **{field: kind(own.pop(field)) for field, kind in OF_THE_PLAN.items() if field in own})
     scaled = {"rank": base.usual_rank, "leading": max(5 * base.usual_rank // 16, 1)}
     if "update_interval" in known and known["update_interval"].default == 200:
         scaled["update_interval"] = max(base.steps // 20, 1)
     unknown = [key for key in own if key not in known]
     if unknown:
-        raise ValueError(f"compare: {kind} has no option {unknown[0]!r}. It has {', '.join(known)}.")
+        raise ValueError(f"compare: {kind} has no option {unknown[0]!r}. It has {', '.join([*known, *OF_THE_PLAN])}.")
     options = {key: value for key, value in (scaled | given).items() if key in known} | options | own
     if options.get("variant") == "mini":
         del options["rank"]  # Apollo-mini has a rank of its own
-    return Entry(name, optimizer, base.model, options, base.rate_scale * USUAL_RATES.get(kind, 0.01))
+    return Entry(name, optimizer, base.model, base.clip, options, base.rate_scale * USUAL_RATES.get(kind, 0.01))
 
 
 def make_entries(
@@ -156,7 +158,7 @@ def directory_for(out: Path, entry: Entry, power: int, seed: int) -> Path:
 
 def plan_for(entry: Entry, base: Recipe, power: int, seed: int) -> Recipe:
     """Return the plan of one run."""
-    own = {"model": entry.model, "optimizer": entry.optimizer, "options": entry.options}
+    own = {"model": entry.model, "clip": entry.clip, "optimizer": entry.optimizer, "options": entry.options}
     return replace(base, **own, rate=entry.rate(power), seed=seed)
 
 
