@@ -4,8 +4,6 @@ LogDet gains without bound along an eigenvalue that falls to zero where F has no
 0 such an eigenvalue is zero, and that is all. The functions here are for concrete arrays: a trained step is never refused.
 """
 
-from dataclasses import replace
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -13,7 +11,6 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from fimlens.fisher.fisher import Fisher
-from fimlens.fisher.sample_form import SampleFisher
 from fimlens.fisher.samples import Samples
 from fimlens.member import EigenvalueBlock
 
@@ -72,7 +69,10 @@ def zero_block(V: Float[Array, "m n"], fisher: Fisher) -> str | None:
 
 def rank(fisher: Fisher) -> int:
     """The number of independent gradients."""
-    if isinstance(fisher, SampleFisher):  # of one size, so that no small one passes for rounding
-        size = jnp.abs(fisher.samples).max((1, 2), keepdims=True)
-        fisher = replace(fisher, samples=fisher.samples / jnp.where(size > 0, size, 1))
-    return int(jnp.sum(fisher.spectrum > 0))
+    # Of one size, so that no small one passes for rounding. `map` takes each gradient by itself, and need not be linear here.
+    return int(jnp.sum((fisher.map(_of_one_size) if isinstance(fisher, Samples) else fisher).spectrum > 0))
+
+
+def _of_one_size(gradient: Float[Array, "m n"]) -> Float[Array, "m n"]:
+    size = jnp.abs(gradient).max()
+    return gradient / jnp.where(size > 0, size, 1)

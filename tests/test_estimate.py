@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 import fimlens as fl
+from fimlens import edges
 from fimlens.cli import lens_estimates
 from fimlens.cli.app import app
 from fimlens.fisher.stored_form import samples_of
@@ -337,6 +338,11 @@ def test_a_map_of_samples_on_disk_is_seen_by_every_question(programs_within_prog
     stored = samples_of("test", G, 1000)[0].map(lambda G: U.T @ G)
     for ask in (lambda f: f.gram(), lambda f: f.mean_squares(), lambda f: f.norm_squared, lambda f: f.spectrum[-8:]):
         np.testing.assert_allclose(ask(stored), ask(inside), rtol=1e-4, atol=1e-3)
+
+
+def test_a_small_sample_counts_for_the_rank_in_memory_and_on_disk(programs_within_programs):
+    G = np.float32(jax.random.normal(jax.random.key(7), (4, 2, 3))) * np.float32([[[1]], [[1e-9]], [[1]], [[0]]])
+    assert [edges.rank(each) for each in (fl.Fisher.from_gradients(G), samples_of("test", G, G.nbytes - 1)[0])] == [3, 3]
 
 
 def test_whole_numbers_of_any_size_are_gradients():
