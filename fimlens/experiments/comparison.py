@@ -32,8 +32,8 @@ OF_THE_PLAN = {"model": str, "clip": float}  # fields of the plan that an optimi
 
 # Of a pre-training: the rate in the middle of the first three tries; 0.01 for the optimizers that are not listed.
 USUAL_RATES = {
-    "sgd": 1.0, "adafactor": 0.1, "lars": 10.0, "racs": 0.08, "alice": 0.04, "alice0": 0.04, "alice_muon": 0.04,
-    "galore": 0.04, "fira": 0.04, "fira+": 0.04, "low_rank_soap": 0.04,
+    "sgd": 1.0, "adafactor": 0.1, "lars": 10.0, "racs": 0.08, "alice": 0.04, "alice0": 0.04,
+    "alice_muon": 0.02, "muon": 0.02, "soap_muon": 0.04, "galore": 0.04, "fira": 0.04, "fira+": 0.04, "low_rank_soap": 0.04,
 }  # fmt: skip
 
 

@@ -208,7 +208,7 @@ def _require_same_plan(path: Path, plan: Recipe, data: Data) -> None:
 
 
 def _json_line(line: Mapping[str, Any]) -> str:
-    return json.dumps(line) + "\n"
+    return json.dumps(line, default=dict) + "\n"  # a mapping of another kind is written as a dict
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
