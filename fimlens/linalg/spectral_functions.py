@@ -13,7 +13,7 @@ Tree = Any  # a pytree of arrays
 
 
 def inverse_root(eps: Float[ArrayLike, ""]) -> Callable[[Array], Array]:
-    """Return f(x) = 1 / (sqrt(x) + eps), defining f(0) = 0 when eps = 0: no step along a direction never seen."""
+    """Return f(x) = 1 / (sqrt(x) + eps), with f(0) = 0 when eps = 0: directions without gradients get no step."""
     return partial(_over_root, eps)
 
 
