@@ -43,6 +43,12 @@ def test_every_page_is_in_the_navigation_and_there():
     assert sorted(nav) == sorted({str(page.relative_to(DOCS)) for page in PAGES} | GENERATED)
 
 
+def test_the_search_on_files_needs_nothing_from_elsewhere():
+    """The plugin `offline` fetches a script for it, unless the configuration names one of our own."""
+    assert "polyfills: [iframe-worker.js]" in (ROOT / "mkdocs.yml").read_text()
+    assert (DOCS / "iframe-worker.js").exists()
+
+
 def test_every_derivation_is_on_the_page_of_proofs():
     named = re.findall(r"^::: derivations\.(\w+)$", (DOCS / "proofs.md").read_text(), re.M)
     assert sorted(named) == sorted(load_derivations(derivations))

@@ -37,7 +37,7 @@ def gradients():
     return jax.random.normal(jax.random.key(0), (20, 3, 4)) * (1 + where((3, 4)))
 
 
-@pytest.mark.slow  # a block of README has another such family checked by every law, at two shapes
+@pytest.mark.slow  # docs/structures.md has another such family checked by every law, at two shapes
 def test_it_passes_every_law():
     assert fl.check(AntiDiagonals(), shapes=[(3, 4)]).ok
 

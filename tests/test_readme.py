@@ -1,40 +1,56 @@
-"""The README runs: its blocks of Python, in order, and its commands are those of the Makefile and the command line."""
+"""README and the pages around it are true: code runs, commands exist, figures are those that were measured."""
 
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 import typer
 from sympy.parsing.sympy_parser import convert_xor, implicit_multiplication, parse_expr, standard_transformations
 from test_memory import FORMULAS
 
+import fimlens
 from fimlens import derivations
 from fimlens.cli.app import app
+from fimlens.lens.gallery import example
 from fimlens.proofs import closed_forms
 from fimlens.proofs.theorem import load_derivations
 from fimlens.structures.named import STRUCTURES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+OPTIMIZERS = (ROOT / "docs" / "optimizers.md").read_text()
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_python_runs(block, capsys):
-    exec(compile(block, "README.md", "exec"), {})
-    assert "False" not in capsys.readouterr().out
+def test_python_runs(capsys):
+    """All blocks in order, as a reader types them: the network trains, and the structure's fit is proved."""
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", README, re.S):
+        exec(compile(block, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    without = names["loss"](jax.tree.map(jnp.zeros_like, names["params"]), names["batch"])
+    assert float(printed.split()[0]) < without / 2
+    assert "fit: proved" in printed
+    assert "False" not in printed
 
 
 def test_commands_exist():
-    shell = " ".join(re.findall(r"```sh\n(.*?)```", README, re.S))
+    pages = "README.md", "CONTRIBUTING.md", "docs/index.md", "docs/proofs.md"
+    shell = "\n".join(re.findall(r"```sh\n.*?```|`make \w+`", "".join((ROOT / page).read_text() for page in pages), re.S))
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"make (\w+)", shell):
+    targets = set(re.findall(r"make (\w+)", shell))
+    assert {"lens", "test", "lab", "notebooks", "prove"} <= targets
+    for target in targets:
         assert re.search(rf"^{target}:", makefile, re.M), target
     for name in re.search(r"--structures (\S+)", shell)[1].split(","):
         assert name in STRUCTURES
     assert set(re.search(r"fimlens prove ([\w ]+?) --", shell)[1].split()) <= set(load_derivations(derivations))
+    for script in re.findall(r"`python (\S+?)`", README):
+        assert (ROOT / script).exists(), script
 
 
 TOLD = ["README.md", *(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")), "notebooks/04_train_with_flax.py"]
@@ -42,16 +58,18 @@ TOLD = ["README.md", *(str(page.relative_to(ROOT)) for page in (ROOT / "docs").g
 
 @pytest.mark.parametrize("page", TOLD)
 def test_command_lines_are_understood(page):
-    """Every line that begins with fimlens in a block of commands; it is parsed, not run."""
+    """Every line that begins with fimlens in a block of commands, and README's inside its lines; they are parsed, not run."""
     group = typer.main.get_command(app)
     text = re.sub(r"^# ?", "", (ROOT / page).read_text(), flags=re.M) if page.endswith(".py") else (ROOT / page).read_text()
     lines = re.findall(r"^(?:\$ )?fimlens (.+)$", "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S)), re.M)
+    lines += re.findall(r"`fimlens (.+?)`", text) if page == "README.md" else []
     for name, *arguments in (shlex.split(line, comments=True) for line in lines):
         group.commands[name].make_context(name, arguments)
 
 
 def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+    for target in re.findall(r"\]\((?!http)([^)]+)\)|src=\"([^\"]+)\"", README):
+        target = "".join(target)
         path, _, heading = target.partition("#")
         path = path or "README.md"
         assert (ROOT / path).exists(), target
@@ -63,7 +81,7 @@ def test_errors_are_those_of_the_lens():
     """Of the first matrix; `docs/lens.json` is what `fimlens lens` wrote beside `docs/lens.png`."""
     rows = json.loads((ROOT / "docs" / "lens.json").read_text())["matrices"][0]["rows"]
     measured = {row[key]: f"{abs(row['relative']):.3f}" for row in rows for key in ("name", "structure")}
-    told = re.findall(r"^\| `([^`]+)`.*\| (\d\.\d{3}) \|", README, re.M)
+    told = re.findall(r"^\| `([^`]+)`.*\| (\d\.\d{3}) \|", OPTIMIZERS, re.M)
     assert len(told) == 15
     for name, error in told:
         assert error == measured[name.replace(', "LR"', "")], name
@@ -87,9 +105,13 @@ def test_the_comparison_of_twelve_is_as_measured():
 
 
 def rows_told():
-    """The names and the cells of each row of README's two tables of optimizers, which have seven columns."""
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in README.splitlines() if line.startswith("| `")]
-    return [(re.findall(r"`(\w+)`", cells[0]), cells) for cells in rows if len(cells) == 7]
+    """The names and the cells of each row of the two tables of all optimizers, which have seven columns."""
+    return table_rows(OPTIMIZERS, columns=7)
+
+
+def table_rows(text, *, columns):
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
+    return [(re.findall(r"`(\w+)`", cells[0]), cells) for cells in rows if len(cells) == columns]
 
 
 @pytest.mark.parametrize("rank", [5, 3], ids=["whole", "low rank"])
@@ -108,7 +130,7 @@ def test_states_are_those_of_the_formulas(rank):
     assert checked == (9 if rank == 3 else 21)
 
 
-def test_sooner_is_as_measured():
+def test_speed_ups_are_as_measured():
     reached = (ROOT / "benchmarks" / "twelve" / "table.md").read_text().split("\n\n")[0]
     measured = {
         cells[0]: cells[-2] for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in reached.splitlines()[2:])
@@ -118,7 +140,43 @@ def test_sooner_is_as_measured():
     assert {name: steps or "never" for name, steps in measured.items()} == {name: told[name] for name in measured}
 
 
+def test_the_short_table_agrees_with_the_long_one():
+    """README has at most eight rows. One of them, `recommended`, stands for many structures."""
+    long = {name: (cells[3], cells[-1]) for names, cells in rows_told() for name in names}
+    short = {names[0]: tuple(cells[2:]) for names, cells in table_rows(README, columns=4)}
+    assert short.pop("recommended") == ("your budget", "")
+    assert 5 <= len(short) <= 7
+    assert short == {name: long[name] for name in short}
+
+
+def test_the_headline_figures_are_as_measured():
+    reached = (ROOT / "benchmarks" / "README.md").read_text().partition("## Twelve optimizers")[2]
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \| ([\d. ]+) \| (\S+) \|", reached.partition("![")[0], re.M)
+    each_seed, median = ({row[0]: row[k] for row in rows} for k in (1, 2))
+    alice = [1 / float(each) for each in each_seed["alice"].split()]
+    low, high, racs = map(float, re.search(r"Alice .* in (\S+) to (\S+) of its steps, RACS in (\S+) ", README).groups())
+    assert (low, high) == (round(min(alice), 2), round(max(alice), 2))
+    assert racs == round(1 / float(median["racs"]), 2)
+    for share in re.search(r"RACS takes (\S+ to \S+) of .* Alice (\S+ to \S+) ", README).groups():
+        assert f"{share} " in (ROOT / "benchmarks" / "README.md").read_text()
+    count, of = map(int, re.search(r"nearest on (\d+) of (\d+) matrices", README).groups())
+    matrices = json.loads((ROOT / "benchmarks" / "smollm2" / "estimates.json").read_text())["matrices"].values()
+    errors = [{name: row["relative"] for name, row in found["Frobenius"]["rows"].items()} for found in matrices]
+    assert (count, of) == (sum(min(e, key=e.get) == "shampoo squared" for e in errors), len(errors))
+    assert int(re.search(r"(\d+) theorems", README)[1]) == len(load_derivations(derivations))
+    assert f"version = {{{fimlens.__version__}}}" in README
+
+
+@pytest.mark.training
+def test_the_picture_of_readme_has_the_errors_that_its_text_says():
+    titles = runpy.run_path(ROOT / "benchmarks" / "idea.py")["panels"](example())
+    drawn = dict(re.findall(r"error (\S+) → fl\.(\w+)", " ".join(titles)))
+    assert len(drawn) == 3
+    assert drawn == dict(re.findall(r"(\d\.\d\d) and makes fl\.(\w+)", README))
+
+
 @pytest.mark.proof
 def test_the_table_of_closed_forms_is_current():
-    between = re.search(r"<!-- closed forms.*? -->\n(.*?)\n<!-- end -->", README, re.S)[1]
+    page = (ROOT / "docs" / "proofs.md").read_text()
+    between = re.search(r"<!-- closed forms.*? -->\n(.*?)\n<!-- end -->", page, re.S)[1]
     assert between == closed_forms.table()
