@@ -209,8 +209,9 @@ def plot(entries: list[Entry], results: dict[str, Results], rows: list[Row], pat
         losses = [statistics.median(losses) for losses in zip(*([x.held_out for x in c] for c in curves), strict=True)]
         top = max(top, losses[len(losses) // 4])  # leaves out the first steps, whose losses would flatten the rest
         style = marked.get(each.name, {"color": "0.7", "linewidth": 0.8, "zorder": 1})
+        marker = "o" if len(steps) == 1 else None
         for axes, unit in ((by_steps, 1.0), (by_time, row.step)):
-            axes.plot([unit * step for step in steps], losses, **style)
+            axes.plot([unit * step for step in steps], losses, marker=marker, **style)
             ends.append((axes, unit * steps[-1], losses[-1], each.name, style))
     bottom = min(end[2] for end in ends)
     for axes, what in ((by_steps, "steps"), (by_time, "seconds (steps times the measured time of a step)")):
