@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import cache
+from numbers import Real
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,8 @@ def recommend(
         ({'key': 'Scalar()', 'query': 'Columns()'}, 5.0)
     """
     _require(estimates, cost)
-    if not math.isfinite(budget):
-        raise ValueError(f"recommend: budget is a finite number; got {budget}.")
+    if not isinstance(budget, Real) or not math.isfinite(budget):
+        raise ValueError(f"recommend: budget is a finite number; got {budget!r}.")
     require_number("recommend", "grid", grid, 1, whole=True)
     table = {matrix: _candidates(found, COSTS[cost]) for matrix, found in estimates.items()}
     kept = {matrix: [row for row in rows if row.verdict == KEPT] for matrix, rows in table.items()}
