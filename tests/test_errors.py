@@ -90,6 +90,7 @@ REFUSED = [
     (lambda: fl.racs(0.1, beta=2.0), "racs: beta is a number"),
     (lambda: fl.racs(0.1, gamma=0.5), "racs: gamma is a number, at least 1; got 0.5"),
     (lambda: fl.racs(0.1, sweeps=0), "racs: sweeps is a whole number"),
+    (lambda: fl.racs(0.1, sweeps="5"), "racs: sweeps is a whole number, at least 1; got '5'"),
     (lambda: fl.racs(0.1, eps=-1.0), "racs: eps is a number, at least 0"),
     (lambda: fl.racs(0.1, divergence=fl.Beta(3.0)), "racs: the closed form of a product needs a divergence of a degree"),
     (lambda: fl.Marginals(fl.Beta(-1.0)), "Marginals: the closed form of a product needs a divergence of a degree"),

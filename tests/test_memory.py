@@ -94,6 +94,9 @@ def test_the_command(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "2.98" in result.output
+    printed = " ".join(result.output.split())
+    assert "llama-1b: racs takes the least, 2.98 GiB; alice takes the most, " in printed
+    assert "apollo projects at random" in printed
     rows = json.loads((tmp_path / "m.json").read_text())
     both = [(name, head) for name in ("racs", "alice") for head in ("adam", name)]
     assert [(row["optimizer"], row["head"]) for row in rows] == both

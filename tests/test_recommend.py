@@ -120,6 +120,7 @@ def test_a_step_s_cost_is_that_of_the_optimizer():
         ({}, {}, "there are no estimates"),
         ({"a": estimated({}), "b": estimated({}, divergence="LogDet()")}, {}, "Frobenius.* of a, LogDet.* of b"),
         ({"w": estimated({"columns": 1.0, "adam": 0.5})}, {"budget": 3}, "a budget of 3 is too small. The cheapest .* takes 4"),
+        ({"w": estimated({"sgd": 1.0})}, {"budget": "10"}, "recommend: budget is a finite number; got '10'"),
         ({"w": estimated({"sgd": 1.0})}, {"budget": math.inf}, "budget is a finite number"),
         ({"w": estimated({"sgd": 1.0})}, {"budget": math.nan}, "budget is a finite number"),
         ({"w": estimated({"sgd": 1.0})}, {"cost": "hours"}, "cost is one of memory, flops; got 'hours'"),

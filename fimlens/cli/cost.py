@@ -124,7 +124,7 @@ def _conclusion(rows: list[Row]) -> str:
     """Say which run is the cheapest, and what it saves."""
     best = min(rows, key=lambda row: row.money)
     if best.saving <= 0:
-        return f"None of these is cheaper than Adam. The nearest is {best.optimizer}, at {1 - best.saving:.2f} times Adam's dollars."
+        return f"None of these is cheaper than Adam; {best.optimizer} takes {1 - best.saving:.2f} times Adam's dollars."
     so = f"{best.saving:.0%} less than Adam, if its speed-up of {best.speed_up.ratio:g} holds"
     return f"The cheapest of these is {best.optimizer}: {so}."
 

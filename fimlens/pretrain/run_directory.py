@@ -123,7 +123,8 @@ class RunDirectory:
         except (ValueError, KeyError, OSError) as error:
             raise ValueError(
                 f"{self.plan.command}: checkpoint {last} of {self.manager.directory} cannot be read "
-                f"({str(error).splitlines()[0]}). Remove it to continue from the one before, or remove the directory to start again."
+                f"({str(error).splitlines()[0]}). Remove it to continue from the one before, or remove the directory to "
+                "start again."
             ) from error
 
     def metrics_of_finished_run(self) -> list[Metrics]:
