@@ -405,9 +405,9 @@ def test_optimizers_are_compared_by_their_scores(model, task_file, tmp_path, mon
 
 
 def test_its_errors_have_its_name():
-    with pytest.raises(ValueError, match="^finetune: rate is a positive number"):
+    with pytest.raises(ValueError, match=r"^finetune: rate is a positive number"):
         Finetuning("anywhere", rate=0.0)
-    with pytest.raises(ValueError, match="^finetune: adam has no option 'rank'"):
+    with pytest.raises(ValueError, match=r"^finetune: adam has no option 'rank'"):
         Finetuning("anywhere", options={"rank": 3})
 
 

@@ -168,7 +168,7 @@ def _compare(
 @contextmanager
 def _compiled_for(entries: int) -> Iterator[None]:
     """Compile without optimisation, which saves two thirds of the time, if no matrix has more than TINY entries."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", before or entries <= TINY)
     try:
         yield
