@@ -23,7 +23,6 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
