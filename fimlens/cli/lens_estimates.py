@@ -71,8 +71,8 @@ def estimate_gradients(
     done, marks = known.get("matrices", {}), known.get("fingerprints", {})
     found: dict[str, dict[str, Estimates]] = {}
     errors.print(
-        f"{len(structures)} structures on {len(chosen)} matrices, with {count} gradients in {folds} folds. Estimates are stored "
-        f"in {path} as they come: after an interruption the same command continues.",
+        f"{len(structures)} structures on {len(chosen)} matrices, with {count} gradients in {folds} folds. Estimates are "
+        f"stored in {path} as they come: after an interruption the same command continues.",
         markup=False,
         highlight=False,
     )
