@@ -120,7 +120,6 @@ def test_a_step_s_cost_is_that_of_the_optimizer():
         ({}, {}, "there are no estimates"),
         ({"a": estimated({}), "b": estimated({}, divergence="LogDet()")}, {}, "Frobenius.* of a, LogDet.* of b"),
         ({"w": estimated({"columns": 1.0, "adam": 0.5})}, {"budget": 3}, "a budget of 3 is too small. The cheapest .* takes 4"),
-        ({"w": estimated({"sgd": 1.0})}, {"budget": "10"}, "recommend: budget is a finite number; got '10'"),
         ({"w": estimated({"sgd": 1.0})}, {"budget": math.inf}, "budget is a finite number"),
         ({"w": estimated({"sgd": 1.0})}, {"budget": math.nan}, "budget is a finite number"),
         ({"w": estimated({"sgd": 1.0})}, {"cost": "hours"}, "cost is one of memory, flops; got 'hours'"),
@@ -133,8 +132,11 @@ def test_what_cannot_be_chosen_from_is_refused(estimates, options, message):
 
 
 def test_other_things_than_estimates_are_refused():
+    # The type checker of the tests would refuse both first.
     with pytest.raises(TypeError, match="expected estimates by matrix"):
-        module._require({"w": 0.5}, "memory")  # the type checker of the tests would refuse it first
+        module._require({"w": 0.5}, 10, "memory")
+    with pytest.raises(ValueError, match="budget is a finite number; got '10'"):
+        module._require({"w": estimated({"sgd": 1.0})}, "10", "memory")
 
 
 def test_it_survives_json():

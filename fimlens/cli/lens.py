@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
+import jaxlib
 import typer
 
 from fimlens import __version__
@@ -79,6 +81,7 @@ def lens(
     By default the model is a small byte-level language model, trained for a few seconds on the sources of Python's standard
     library. All structures on three of its matrices take about three minutes on two cores.
     """
+    _compile_less()
     try:
         held_out = model is not None or gradients is not None
         known = named_structures(rank or 32, sweeps=10) if held_out else named_structures(rank or 4)
@@ -163,6 +166,16 @@ def _compare(
             )
         bar.update(task, description="structures")
     return comparisons
+
+
+def _compile_less() -> None:
+    """Ask XLA to compile faster, unless XLA_FLAGS says how: here the compiler takes longer than the code that it makes.
+
+    JAX reads the flags at its first array, and stops at one that it does not know: the second is unknown since jaxlib 0.11.
+    """
+    known = tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 11)
+    emitters = " --xla_cpu_use_fusion_emitters=false" if known else ""
+    os.environ.setdefault("XLA_FLAGS", f"--xla_cpu_parallel_codegen_split_count=1{emitters}")
 
 
 @contextmanager

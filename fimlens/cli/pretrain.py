@@ -58,7 +58,7 @@ def pretrain(
 ) -> None:
     """Train a language model. After an interruption, the same command continues from the last checkpoint.
 
-    It first says how many parameters, tokens and bytes the training takes. The defaults take some minutes on two cores.
+    It first says how many parameters, tokens and bytes the training takes. The defaults take about two minutes on two cores.
     """
     try:  # imported here, because Flax, Grain and Orbax are optional: the other commands work without them
         from fimlens.cli import running
