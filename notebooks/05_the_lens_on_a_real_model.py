@@ -226,8 +226,8 @@ with warnings.catch_warnings(record=True) as caught:
 print(f"reliable: {largest.reliable} before, {heavy.reliable} now. The warning begins: {str(caught[-1].message)[:80]}...")
 
 # %% [markdown]
-# LogDet has no such term. On the same gradients its errors keep small error bars, for structures without an
-# eigenvalue of zero:
+# LogDet needs no fourth moments, and is not divided by $\|F\|^2$. If the tails make it uncertain too, its error bars
+# say so. On the same gradients:
 
 # %%
 positive = {name: chosen[name] for name in ("sgd", "adam")}
