@@ -154,8 +154,8 @@ print(*conclude(real["LogDet"]), sep="\n")
 
 # %% [markdown]
 # Shampoo squared was the nearest on most matrices in the Frobenius norm, and is among the farthest here. Its smallest
-# eigenvalues are too small for gradients that do come. An infinite error means that a fit has an eigenvalue of zero in the direction
-# of a held-out gradient: GaLore's has many.
+# eigenvalues are too small for gradients that do come. An infinite error means that a fit has an eigenvalue of zero
+# in the direction of a held-out gradient: GaLore's has many.
 #
 # ## A choice within a budget
 #

@@ -6,7 +6,6 @@ import pytest
 from typer.testing import CliRunner
 
 from fimlens.cli.app import app
-from fimlens.cli.arguments import refusal
 
 QUICK = ["--steps", "2", "--samples", "4", "--solve-up-to", "0", "--matrices", "layers/0/attention/query"]
 
@@ -132,15 +131,6 @@ def test_refusals_name_the_cause_and_leave_no_traceback(run, arguments, message)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
-
-
-def test_a_refusal_names_no_line_of_the_command_itself(tmp_path, monkeypatch):
-    """The console script is the outermost line of every traceback, and no code of the user's."""
-    script = str(tmp_path / "fimlens")
-    monkeypatch.setattr("sys.argv", [script])
-    with pytest.raises(ValueError, match="too far") as caught:
-        exec(compile("raise ValueError('pretrain: too far')", script, "exec"))
-    assert refusal("compare", caught.value.with_traceback(caught.value.__traceback__.tb_next)) == "fimlens compare: too far"
 
 
 def test_an_empty_or_short_text_is_refused(run, tmp_path):

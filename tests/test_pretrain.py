@@ -302,6 +302,12 @@ def test_a_wrong_plan_is_refused(plan, changed, message):
         replace(plan, **changed)
 
 
+def test_a_refusal_names_no_line_of_ours():
+    run = CliRunner().invoke(app, ["pretrain", "--model", "gpt2"])
+    assert run.exit_code == 2
+    assert " ".join(run.output.split()).endswith("A model of others, in a directory, is trained by `fimlens finetune`.")
+
+
 def test_a_wrong_option_is_refused(plan):
     with pytest.raises(ValueError, match="adam has no option 'rank'"):
         replace(plan, options={"rank": 3}).transform()

@@ -132,7 +132,7 @@ def _conclusion(rows: list[Row]) -> str:
 def _cells(row: Row) -> list[str]:
     counts = f"{row.speed_up.ratio:.2f}", f"{row.memory / GIB:.1f}", str(row.devices_needed), str(row.devices)
     amounts = (f"{amount:,.0f}" if amount >= 1000 else f"{amount:.2f}" for amount in (row.hours, row.money))
-    return [row.optimizer, *counts, *amounts, f"{row.saving:.1%}"]
+    return [row.optimizer, *counts, *amounts, f"{round(row.saving, 3) + 0:.1%}"]
 
 
 def _speed_ups(words: list[str], names: list[str]) -> dict[str, SpeedUp]:
