@@ -125,7 +125,7 @@ def test_states_are_those_of_the_formulas(rank):
         told = cells[3].partition(", and")[0].replace("²", "^2").replace("(+", "+ (").split(", ")
         for name, written in zip(names, told * len(names), strict=False):
             number = parse_expr(written, {"m": 5, "n": 7, "r": rank}, implicit)
-            # README has the term of the basis that only Apollo with singular vectors keeps.
+            # The page adds in brackets what only Apollo with singular vectors keeps, its basis.
             formula = FORMULAS["apollo-svd" if name == "apollo" else name]
             assert number == formula(5, 7, rank), name
             checked += 1
