@@ -180,7 +180,7 @@ def _compile_less() -> None:
 
 @contextmanager
 def _compiled_for(entries: int) -> Iterator[None]:
-    """Compile without optimisation, which saves two thirds of the time, if no matrix has more than TINY entries."""
+    """Compile without optimisation, so that the compiler takes less time, if no matrix has more than TINY entries."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", before or entries <= TINY)
     try:
