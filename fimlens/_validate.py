@@ -80,7 +80,7 @@ def finite(value: Any) -> Any:
 
 
 def require_number(call: str, name: str, value: Any, least: int, below: int | None = None, whole: bool = False) -> None:
-    """Refuse a Python number outside its range. Arrays pass, as they may be traced.
+    """Refuse a Python number outside its range, or a string. Arrays pass, as they may be traced.
 
     Args:
         call: the public function, named in the message.
@@ -93,12 +93,13 @@ def require_number(call: str, name: str, value: Any, least: int, below: int | No
     Raises:
         ValueError: the number is out of range, or not whole.
     """
-    if not isinstance(value, float | int):  # under optax.inject_hyperparams the value is an array, and traced
+    if not isinstance(value, float | int | str):  # under optax.inject_hyperparams the value is an array, and traced
         return
-    if not (value >= least and (below is None or value < below) and (not whole or float(value).is_integer())):
+    in_range = not isinstance(value, str) and value >= least and (below is None or value < below)
+    if not in_range or (whole and not float(value).is_integer()):
         kind = "a whole number" if whole else "a number"
         bounds = f"at least {least}" if below is None else f"at least {least} and below {below}"
-        raise ValueError(f"{call}: {name} is {kind}, {bounds}; got {value}")
+        raise ValueError(f"{call}: {name} is {kind}, {bounds}; got {value!r}")
 
 
 def require_decay(call: str, name: str, value: Any) -> None:

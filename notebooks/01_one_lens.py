@@ -14,13 +14,13 @@
 #
 # $$F = \mathbb{E}\,[\,g\,g^T]$$
 #
-# is its *Fisher*, $mn \times mn$: too large to keep, let alone to invert. So each optimizer chooses a family
-# $\mathcal{H}$ of matrices that it can afford, takes from it an
+# is its *Fisher*. It is $mn \times mn$: too large to store, and far too large to invert. So each optimizer chooses a
+# family $\mathcal{H}$ of matrices that it can afford, takes from it an
 #
 # $$\tilde F \approx \arg\min_{H \in \mathcal{H}} \|H - F\|_F^2,$$
 #
 # and moves $W$ along $\mathrm{Mat}(\tilde F^{-1/2} g)$ (Gong et al., 2025, arXiv 2502.07752, called [G] below).
-# Here we look at one $F$ as a picture, at what each family makes of it, and at what each gives up.
+# Here we look at one $F$ as a picture, at the member $\tilde F$ of each family, and at what it loses.
 
 # %%
 import os
@@ -52,8 +52,8 @@ JUDGED = ["adam", "shampoo", "kronecker", "soap"] if QUICK else list(STRUCTURES)
 # %% [markdown]
 # ## A layer and its Fisher
 #
-# A language model small enough for exact answers, trained for a moment on text that every machine has: the sources
-# of Python's standard library, byte by byte.
+# The model is a language model of bytes, small enough for exact answers. It is trained for a moment on the sources
+# of Python's standard library, which every machine has.
 
 # %%
 config = llama.Config()
@@ -62,8 +62,8 @@ params, losses = trial.train(optax.adam(schedule), steps=STEPS, config=config)
 print(f"{losses[-20:].mean():.2f} nats per byte after {STEPS} steps; {np.log(256):.2f} before it knew anything")
 
 # %% [markdown]
-# The Fishers of its attention matrices, one gradient for each of 64 windows of text, and one of them to look at
-# closely. A Fisher says what it is made of, as two of different kinds do not compare.
+# We compute the Fishers of its attention matrices, from one gradient for each of 64 windows of text. We look at
+# one of them closely. A Fisher prints what it is made of, because Fishers of different kinds cannot be compared.
 
 # %%
 windows = text.batches(text.read(text.standard_library()), size=16, length=trial.WINDOW, seed=1)
@@ -83,9 +83,9 @@ fisher
 
 # %% [markdown]
 # This is $F$. It has $n \times n$ blocks of size $m \times m$; block $(j, l)$ is $\mathbb{E}[g_j g_l^T]$, the
-# covariance of two columns of the gradient. A block diagonal family sees only the blocks on the diagonal, Adam only
-# the diagonal itself; $I \otimes M$ puts one and the same block everywhere along it, and a Kronecker product $A
-# \otimes B$ repeats one block $B$, times a number $A_{jl}$.
+# covariance of two columns of the gradient. A block diagonal family keeps only the blocks on the diagonal, and Adam
+# only the diagonal itself. $I \otimes M$ repeats one block along the diagonal. A Kronecker product $A \otimes B$
+# repeats one block $B$ everywhere, times a number $A_{jl}$.
 
 # %%
 F = fisher.dense()
@@ -94,8 +94,9 @@ plotting.portraits([{"F": F}], block=m, side=4.5)
 # %% [markdown]
 # ## What five families make of it
 #
-# `fl.fit` gives the member that an optimizer's closed form names, `dense` writes it out. Above, the members; below,
-# what is left, $\tilde F - F$, with its relative size $\|\tilde F - F\|^2 / \|F\|^2$, on the same scale.
+# `fl.fit` computes the member that an optimizer's closed form gives, and `dense` writes it out. The upper row has
+# the members. The lower row has the errors $\tilde F - F$ on the same scale, with their relative sizes
+# $\|\tilde F - F\|^2 / \|F\|^2$.
 
 # %%
 families = {
@@ -116,18 +117,19 @@ plotting.portraits([written, left_over], block=m)
 # %% [markdown]
 # ## Two errors
 #
-# All five are of one form (of what is judged below, only `Dense()` is not): an orthonormal basis $B$, and in it an array
-# $L$ of $m \times n$ eigenvalues,
+# All five have one form: an orthonormal basis $B$, and in it an array $L$ of $m \times n$ eigenvalues,
 #
 # $$\tilde F = B\,\mathrm{Diag}(\mathrm{vec}\,L)\,B^T, \qquad B = U_R \otimes U_L,$$
 #
-# where either factor may be the identity. With the second moments in that basis, $V = \mathbb{E}[(U_L^T
-# G\,U_R)^2]$, the error falls into two parts, of the basis and of the spectrum:
+# where either factor may be the identity. (Of the structures judged below, only `Dense()` has another form.) With the
+# second moments in that basis, $V = \mathbb{E}[(U_L^T G\,U_R)^2]$, the error falls into two parts, of the basis and
+# of the spectrum:
 #
 # $$\|\tilde F - F\|^2 \;=\; \|\mathrm{offdiag}(B^T F B)\|^2 \;+\; \|L - V\|^2 .$$
 #
-# The first is $F$ itself, seen in the basis: whatever is not on the diagonal is lost. Here it is in Adam's basis,
-# that of the entries; in the eigenbasis of $\mathbb{E}[GG^T]$; and in both eigenbases, SOAP's.
+# The first part is the size of $F$ outside the diagonal, in that basis. The pictures show $F$ in three bases:
+# Adam's, which is that of the entries; the eigenbasis of $\mathbb{E}[GG^T]$ on the left; and SOAP's, which has an
+# eigenbasis on both sides.
 
 # %%
 free = {"no basis": fl.Diagonal(), "the left one": fl.Rotated(fl.Diagonal(), "L"), "both": fl.Rotated(fl.Diagonal(), "LR")}
@@ -136,7 +138,7 @@ seen = {name: fisher.map(partial(free[name].to_eigenbasis, frames[name])).dense(
 plotting.portraits([{f"F, seen in {name}": matrix for name, matrix in seen.items()}], block=m, side=3.2)
 
 # %% [markdown]
-# Summed up by hand, and as `fl.gap` has it from the samples, without ever writing $F$ out:
+# The same number, summed by hand from the picture, and by `fl.gap` from the samples, which never writes $F$ out:
 
 # %%
 for name, structure in free.items():
@@ -146,22 +148,22 @@ for name, structure in free.items():
     print(f"{name:14}basis error {by_hand:.4f} by hand, {gap.basis / fisher.norm_squared:.4f} by fl.gap")
 
 # %% [markdown]
-# The second part asks how well the allowed eigenvalues follow $V$: any array for Adam and SOAP, so that nothing is
-# lost; one number a row for Muon; a product $s_j q_i$ for a Kronecker product.
+# The second part says how well the allowed eigenvalues follow $V$. Adam and SOAP allow any array, and lose nothing
+# here. Muon allows one number a row, and a Kronecker product allows a product $s_j q_i$.
 #
 # ## Every structure, beside its memory
 #
-# `fl.compare` puts structures before a Fisher: the error in its two parts, the memory, and, as a black stroke, the lowest
-# error that `fl.solve` finds in the family, over bases and eigenvalues, from several starts. Where the stroke lies inside a
-# bar, the closed form is not the nearest.
+# `fl.compare` judges structures on one Fisher: it measures the error in its two parts, and the memory. A black
+# stroke is the lowest error that `fl.solve` finds in the family, over bases and eigenvalues, from several starts.
+# If the stroke lies inside a bar, the closed form is not the nearest.
 
 # %%
 comparison = fl.compare({name: STRUCTURES[name] for name in JUDGED}, fisher, matrix="layers/0/attention/query")
 figure.error_against_memory([comparison])
 
 # %% [markdown]
-# Each closed form has a *claim*, and the comparison holds it against the numbers: an `EXACT` or `LIMIT` one that
-# the solver beats would fail.
+# Each closed form has a *claim*, which the comparison tests. A claim `EXACT` or `LIMIT` fails if the solver finds
+# a nearer member.
 
 # %%
 for row in sorted(comparison.rows, key=lambda row: row.relative):
@@ -171,10 +173,10 @@ for row in sorted(comparison.rows, key=lambda row: row.relative):
 # %% [markdown]
 # ## What Shampoo's bound costs
 #
-# Shampoo is $R^{1/2} \otimes L^{1/2}$ with $R = \mathbb{E}[G^T G]/m$ and $L = \mathbb{E}[GG^T]/n$. [G],
-# Theorem 3.1, derives it from an *upper bound* of the distance to $F$, and only the bound is minimised. Three
-# structures share its bases and differ in their eigenvalues alone, so that their spectra can be laid over each
-# other, against what they should be, $V$.
+# Shampoo is $R^{1/2} \otimes L^{1/2}$ with $R = \mathbb{E}[G^T G]/m$ and $L = \mathbb{E}[GG^T]/n$. [G], Theorem 3.1,
+# derives it from an *upper bound* of the distance to $F$. Shampoo minimises that bound, not the distance. Three
+# structures share its bases and differ only in their eigenvalues. We plot these eigenvalues against $V$, the best
+# ones.
 
 # %%
 spectra = {"Shampoo": fl.GeometricMarginals(), "Shampoo squared": fl.Marginals(), "rank one": fl.RowColumn()}
@@ -191,13 +193,12 @@ drawn.axes[0].set_ylabel("eigenvalue $L_{ij}$")
 drawn
 
 # %% [markdown]
-# On the line an eigenvalue is right. Shampoo's cloud is half as steep, and not by accident: if $V = q\,s^T$
-# exactly, its eigenvalues are $\sqrt{V_{ij} \cdot \mathrm{mean}\,V}$, halfway, on the logarithmic scale, between the
-# right one and the mean. The nearest rank one, on the right, is the nearest for the *large* eigenvalues; the small
-# ones hardly count.
+# An eigenvalue on the line is right. Shampoo's cloud is half as steep, for a reason: if $V = q\,s^T$ exactly, its
+# eigenvalues are $\sqrt{V_{ij} \cdot \mathrm{mean}\,V}$. On the logarithmic scale that is halfway between the right
+# one and the mean. The nearest rank one, on the right, follows the *large* eigenvalues; the small ones hardly count.
 #
-# So with Shampoo not even a Fisher that *is* a Kronecker product is found again; the product of the marginals, Shampoo
-# squared, finds it. (In float32 all below 1e-5 is rounding, of either sign.)
+# So Shampoo does not recover a Fisher that *is* a Kronecker product. The product of the marginals, Shampoo squared,
+# does. In float32, numbers below 1e-5 are rounding, of either sign.
 
 # %%
 kronecker_families = {f"{name}, rotated": fl.Rotated(spectrum, "LR") for name, spectrum in spectra.items()}
@@ -209,9 +210,9 @@ for name, family in kronecker_families.items():
     print(f"{name:26}{fl.gap(family, fl.fit(family, product), product).relative:9.1e}")
 
 # %% [markdown]
-# Part of the distance is a mere factor, and a factor is the learning rate's business. With the best one, $c =
-# \langle F, \tilde F\rangle / \|\tilde F\|^2$, the error is $1 - \langle F, \tilde F\rangle^2 / (\|F\|\,\|\tilde
-# F\|)^2$: what is left is wrong in *shape*.
+# Part of the distance is a constant factor, which a learning rate corrects. With the best factor
+# $c = \langle F, \tilde F\rangle / \|\tilde F\|^2$ the error is
+# $1 - \langle F, \tilde F\rangle^2 / (\|F\|\,\|\tilde F\|)^2$. This is the error of the *shape*.
 
 
 # %%
@@ -229,9 +230,9 @@ for name, family in kronecker_families.items():
 # %% [markdown]
 # ## How close SOAP's one step comes
 #
-# SOAP's eigenvalues are exact in its basis; its basis, the eigenvectors of $\mathbb{E}[GG^T]$ and
-# $\mathbb{E}[G^T G]$, solves an easier problem (`ONE_STEP`). `fl.solve` moves bases and eigenvalues together,
-# from the closed form, from Jacobi sweeps and from random members, and certifies where each start ended.
+# SOAP's eigenvalues are the best ones in its basis. Its basis, the eigenvectors of $\mathbb{E}[GG^T]$ and
+# $\mathbb{E}[G^T G]$, solves an easier problem (the claim `ONE_STEP`). `fl.solve` moves bases and eigenvalues
+# together. It starts from the closed form, from Jacobi sweeps and from random members, and reports where each ended.
 
 # %%
 looked_at = {"layers/0/attention/query": fisher} if QUICK else fishers
@@ -259,8 +260,8 @@ drawn
 # %% [markdown]
 # ## Is it this matrix alone?
 #
-# Fits and gaps never write $F$ out, so all matrices can be asked. Rows from the largest median error to the
-# smallest.
+# Fits and gaps never write $F$ out, so we can compute them for all matrices. The rows are ordered by their median
+# error, the largest first.
 
 # %%
 errors = {
@@ -271,13 +272,13 @@ table = np.array([errors[name] for name in order])
 plotting.numbers(table, order, [short(path) for path in fishers], label=r"$\|\tilde F - F\|^2 / \|F\|^2$")
 
 # %% [markdown]
-# Every Kronecker product is a member of SOAP's family. So where the nearest one is nearer than SOAP, with fewer
-# numbers, it is SOAP's basis that is to blame.
+# Every Kronecker product is a member of SOAP's family. If the nearest one is nearer than SOAP, then SOAP's basis is
+# not the best one of its family.
 
 # %%
 nearer = sum(k < s for k, s in zip(errors["kronecker"], errors["soap"], strict=True))
 print(f"the nearest Kronecker product is nearer than SOAP on {nearer} of {len(fishers)} matrices")
 
 # %% [markdown]
-# Nearness is not the whole story: how an optimizer trains also hangs on the small eigenvalues, which hardly count
-# in $\|\tilde F - F\|$. The next notebook, *New structures*, runs into that.
+# A near $\tilde F$ does not guarantee fast training. Training also depends on the small eigenvalues, which hardly
+# count in $\|\tilde F - F\|$. The next notebook, *New structures*, meets this problem.

@@ -9,10 +9,10 @@
 # %% [markdown]
 # # New structures
 #
-# Shampoo *multiplies* the two covariances of a gradient, $\mathbb{E}[G^T G]^{1/2} \otimes
-# \mathbb{E}[GG^T]^{1/2}$, up to a factor. What if they were *added*? Here a family that fimlens does not have goes the
-# whole way: an idea, its closed form, the laws that refuse the first attempt, the numeric optimum, the optimizer,
-# and a training curve. Then we look for others, among the combinations that nobody named.
+# Shampoo *multiplies* the two covariances of a gradient, $\mathbb{E}[G^T G]^{1/2} \otimes \mathbb{E}[GG^T]^{1/2}$, up
+# to a factor. What if they were *added*? This notebook builds that family, which fimlens does not have. It goes from
+# the idea to a closed form, to the laws that refuse the first attempt, to the numeric optimum, and to a training.
+# Then we look at other combinations that have no name.
 
 # %%
 import os
@@ -53,8 +53,8 @@ LAWS = {"shapes": [(3, 4)]} | ({"laws": ["chart", "application", "cone", "claim"
 #
 # $$L_{ij} = q_i + s_j .$$
 #
-# So it is enough to say which eigenvalues are allowed, a `Spectrum`; `Rotated` adds the bases. Of the second
-# moments $V$ we keep row means and column means, $m + n$ numbers, just as Shampoo does.
+# So we only write down which eigenvalues are allowed, as a `Spectrum`; `Rotated` adds the bases. Of the second
+# moments $V$ we keep the means of rows and columns, $m + n$ numbers, as Shampoo does.
 
 
 # %%
@@ -88,9 +88,9 @@ derived = fl.derive(KroneckerSum(), 2, 2, coordinates=Terms((2, 1), (1, 2)))
 print(derived)
 
 # %% [markdown]
-# Two things to take from it. A number can move from all $q_i$ to all $s_j$ without a change: the coordinates are
-# redundant. And the solution is, whichever way it is shared out, $q_i + s_j = r_i + c_j - \bar v$, with $r$ and $c$
-# the means of rows and columns and $\bar v$ the mean of all. Share it evenly:
+# This shows two things. First, the coordinates are redundant: a number can move from all $q_i$ to all $s_j$ without
+# changing $\tilde F$. Second, every solution has $q_i + s_j = r_i + c_j - \bar v$. Here $r$ and $c$ are the means of
+# rows and columns, and $\bar v$ is the mean of all. We share $\bar v$ evenly between $q$ and $s$:
 
 
 # %%
@@ -103,12 +103,12 @@ class FreeSum(KroneckerSum):
 print(fl.derive(FreeSum(), 2, 2).fit)
 
 # %% [markdown]
-# The equations are solved, and yet the answer is no: an eigenvalue can be negative.
+# This solves the equations, and still is not a valid fit: an eigenvalue can be negative.
 #
 # ## The laws refuse it
 #
-# So do the laws, with numbers. `fl.check` holds a structure against nineteen of them on random Fishers, here of a 3 x 4
-# matrix.
+# The laws find the same fault numerically. `fl.check` tests nineteen laws of a structure on random Fishers, here of a
+# 3 x 4 matrix.
 
 # %%
 try:
@@ -117,15 +117,16 @@ except fl.LawBroken as broken:
     print(broken)
 
 # %% [markdown]
-# Where a row and a column are both weak, $r_i + c_j < \bar v$, the stationary point has a *negative* eigenvalue, and no
-# Fisher has one; its root is not a number.
+# If a row and a column are both weak, $r_i + c_j < \bar v$, then the stationary point has a *negative* eigenvalue.
+# No Fisher has one, and its root is not a number.
 #
-# So take the nearest with $q, s \geq 0$. Nothing is lost by asking it of each apart: if every $q_i + s_j \geq 0$, a
-# number can be moved across so that both are. The problem is convex, and with one term given the other is plain:
+# So we look for the nearest member with $q, s \geq 0$. This loses nothing: if every $q_i + s_j \geq 0$, a number can
+# be moved from one to the other so that both are nonnegative. The problem is convex. Given one of the two, the best
+# other one is
 #
 # $$q_i = \max(0,\; r_i - \bar s), \qquad s_j = \max(0,\; c_j - \bar q).$$
 #
-# Each needs only the *mean* of the other, so the whole search is for two numbers.
+# Each needs only the *mean* of the other, so we search for two numbers only.
 
 
 # %%
@@ -152,17 +153,17 @@ class NearestSum(KroneckerSum):
 print(fl.check(NearestSum(), **LAWS))
 
 # %% [markdown]
-# `rotated_claim` says more than that: that the eigenvectors of $\mathbb{E}[GG^T]$ and $\mathbb{E}[G^T G]$ are
-# the *best* bases for it, which is not so of SOAP. The reason: given $R$, the nearest $M \succeq 0$ is
-# $\frac{1}{n}\mathbb{E}[GG^T] - \frac{1}{n}\mathrm{tr}(R)\,I$ with its negative eigenvalues cut off, and that has the
-# eigenvectors of $\mathbb{E}[GG^T]$, whatever $R$ may be. The law of claims tries to refute it, by gradients
-# over bases and eigenvalues and with the solver:
+# `rotated_claim` claims more: the eigenvectors of $\mathbb{E}[GG^T]$ and $\mathbb{E}[G^T G]$ are the *best* bases
+# for this spectrum. For SOAP's they are not. The reason: given $R$, the nearest $M \succeq 0$ is
+# $\frac{1}{n}\mathbb{E}[GG^T] - \frac{1}{n}\mathrm{tr}(R)\,I$ with its negative eigenvalues set to zero. Its
+# eigenvectors are those of $\mathbb{E}[GG^T]$ for every $R$. The law of claims tries to refute this, by gradients over
+# bases and eigenvalues and by the solver:
 
 # %%
 print(fl.check(fl.Rotated(NearestSum()), **LAWS))
 
 # %% [markdown]
-# The nearest Kronecker sum is thus known exactly, in Shampoo's bases and with Shampoo's memory.
+# So we know the nearest Kronecker sum exactly. It has Shampoo's bases and takes Shampoo's memory.
 #
 # ## On real gradients
 #
@@ -205,8 +206,8 @@ print(f"beaten: {certificate.beaten}; the least value is that of {certificate.re
 # %% [markdown]
 # ## It is an optimizer
 #
-# `fl.scale_by_structure` makes an Optax transform of any structure. With each a small model is trained at a few learning
-# rates; the best rate is the one of the least loss on files that were left out, in nats a byte.
+# `fl.scale_by_structure` makes an Optax transform of any structure. We train a small model with each of them, at a
+# few learning rates. The best rate has the least loss on files that were held out, in nats a byte.
 
 # %%
 small = llama.Config(hidden=32, mlp=86, heads=4, layers=2)
@@ -233,7 +234,7 @@ def trained(name, structure, **options):
 trainings = {"Adam": trained("Adam", fl.Diagonal())} | {name: trained(name, contest[name]) for name in contestants}
 
 # %% [markdown]
-# Smoothed over ten steps:
+# The training losses, smoothed over ten steps:
 
 
 # %%
@@ -246,9 +247,9 @@ plotting.curves({name: smooth(losses) for name, losses in trainings.items()}, x=
 # %% [markdown]
 # ## Nearest is not best
 #
-# The nearest sum is nearer to $F$ than Shampoo is, and look how it trains. The eigenvalues tell why. An optimizer
-# *divides* by their roots, and $\|\tilde F - F\|_F^2$ hardly sees the small ones: to be nearest, the sum sets all
-# of them to zero where $q_i = s_j = 0$.
+# The nearest sum is nearer to $F$ than Shampoo is, and it trains worse. The eigenvalues show why. An optimizer
+# *divides* by their roots, while $\|\tilde F - F\|_F^2$ hardly depends on the small ones. The nearest sum therefore
+# has eigenvalues of zero, wherever $q_i = s_j = 0$.
 
 # %%
 drawn = plotting.sheet()
@@ -264,22 +265,22 @@ axes.legend(frameon=False)
 drawn
 
 # %% [markdown]
-# A direction that the family calls impossible gets a step of $1/\epsilon$ as soon as a gradient points there. If that is
-# the cause, a larger $\epsilon$ is the cure; the default is $10^{-8}$.
+# If a gradient has a part in such a direction, the step is that part divided by $\epsilon$. If this is the cause, a
+# larger $\epsilon$ should help; the default is $10^{-8}$.
 
 # %%
 trainings["nearest sum, eps 0.001"] = trained("nearest sum, eps 0.001", contest["nearest sum"], eps=1e-3)
 
 # %% [markdown]
-# It is, for the most part. The Frobenius norm, by which Gong et al. (2025, arXiv 2502.07752) derive optimizers, says little
-# about training where eigenvalues may be zero.
+# It does, for the most part. Gong et al. (2025, arXiv 2502.07752) derive optimizers by the Frobenius norm. It says
+# little about training if eigenvalues may be zero.
 #
 # ## Nearest in another sense
 #
-# The zeros are the norm's choice, and not the family's. Two other divergences, von Neumann's and LogDet, are infinite where
-# $\tilde F$ has an eigenvalue of zero along a gradient; LogDet weighs ratios of eigenvalues, and not differences. The lens
-# measures in all three: 1 share is that of the nearest multiple of the identity, and LogDet's nats are a gradient's negative
-# log-likelihood, less that under this multiple.
+# The zeros come from the norm, not from the family. Two other divergences, von Neumann's and LogDet, do not allow
+# them: LogDet is infinite if $\tilde F$ has an eigenvalue of zero along a gradient. It weighs ratios of eigenvalues
+# instead of differences. The lens measures in all three. An error in shares is 1 for the nearest multiple of the
+# identity. LogDet's nats are a gradient's negative log-likelihood, less that under this multiple.
 
 # %%
 for row in fl.compare(contest, query, solve_up_to=0).rows:
@@ -287,8 +288,9 @@ for row in fl.compare(contest, query, solve_up_to=0).rows:
     print(f"{row.name:18}{seen}")
 
 # %% [markdown]
-# There is no closed form yet for the sum in other divergences, but `fl.solve` takes any that has a minimum. LogDet has none
-# here, because F is singular. The smaller the degree, the more a small eigenvalue counts, and the fewer are zero:
+# We have no closed form of the sum in other divergences. `fl.solve` takes every divergence that has a minimum; LogDet
+# has none here, because F is singular. The smaller the degree, the more a small eigenvalue counts, and the fewer are
+# zero:
 
 # %%
 for sense in (fl.Frobenius(), fl.VonNeumann(), fl.Beta(0.5)):
@@ -300,15 +302,15 @@ for sense in (fl.Frobenius(), fl.VonNeumann(), fl.Beta(0.5)):
 # %% [markdown]
 # ## The repair
 #
-# Give up nearness for a bound, just as Shampoo does. The mean of the two whitening families, $L_{ij} = (r_i +
-# c_j)/2$, is never zero where a row or a column has been seen, and by convexity
+# We minimise a bound instead of the distance, as Shampoo does. The mean of the two whitening families,
+# $L_{ij} = (r_i + c_j)/2$, is zero only if both the row and the column are zero. By convexity
 #
 # $$\|\frac{1}{2}(\mathcal{R} + \mathcal{C}) - V\|^2 \;\leq\;
 # \frac{1}{2}\|\mathcal{R} - V\|^2 + \frac{1}{2}\|\mathcal{C} - V\|^2 ,$$
 #
-# where $\mathcal{R}$ is constant along rows and $\mathcal{C}$ along columns; each term is least at the means. So its
-# claim is a `BOUND`, and `objective` says of what. It is the arithmetic mean of the numbers of which Shampoo takes
-# the geometric mean.
+# where $\mathcal{R}$ is constant along rows and $\mathcal{C}$ along columns. Each term is least at the means. So the
+# claim is `BOUND`, and `objective` is the bound. This fit is the arithmetic mean of two numbers; Shampoo takes their
+# geometric mean.
 
 
 # %%
@@ -334,9 +336,9 @@ plotting.curves(sound, x="step", y="loss (nats per byte)")
 # %% [markdown]
 # ## The cells that nobody named
 #
-# An inner spectrum times a basis is an optimizer, and many of them have names: `Diagonal` with no basis is Adam,
-# with both SOAP; `Rows` in the left basis is Muon. Here is the whole table: the median error over all the attention
-# matrices, and the name where there is one. `Blocks(Scalar(), 3, 3)` has one number for each of 3 x 3 tiles.
+# A spectrum and a basis make an optimizer, and many of these have names. `Diagonal` without a basis is Adam, and in
+# both bases it is SOAP. `Rows` in the left basis is Muon. The table has all combinations: the median error over all
+# attention matrices, and the name if there is one. `Blocks(Scalar(), 3, 3)` has one number for each of 3 x 3 tiles.
 
 # %%
 inner = [fl.Diagonal(), fl.RowColumn(), fl.GeometricMarginals(), NearestSum()]
@@ -346,7 +348,7 @@ bases = {"none": lambda s: s} | {sides: partial(fl.Rotated, sides=sides) for sid
 cells = {(spectrum, sides): rotated(spectrum) for spectrum in inner for sides, rotated in bases.items()}
 named = {structure: name for name, structure in STRUCTURES.items()}
 named |= {fl.Rotated(fl.Marginals(), "L"): "adafacdiag", fl.Rotated(fl.RowColumn(), "L"): "s x m, one step"}
-# A basis that the eigenvalues do not know makes no difference.
+# A basis makes no difference to eigenvalues that are constant along it.
 named |= {fl.Rotated(fl.Scalar(), sides): "sgd" for sides in ("L", "R", "LR")}
 named |= {fl.Rotated(fl.Rows(), "R"): "rows", fl.Rotated(fl.Rows()): "muon"}
 named |= {fl.Rotated(fl.Columns(), "L"): "columns", fl.Rotated(fl.Columns()): "right whitening"}
@@ -363,8 +365,9 @@ names = [[named.get(cells[spectrum, sides], "") for sides in bases] for spectrum
 plotting.numbers(table, [str(spectrum) for spectrum in inner], list(bases), label="median relative error", notes=names)
 
 # %% [markdown]
-# Which of the unnamed are worth a name? Those that are nearer than every named one of no more memory, those of low rank
-# and the Kronecker products included. Memory is what `fl.state_size` counts: bases, covariances and averaged statistics.
+# Which of the others deserve a name? Those that are nearer than every named one that takes no more memory. These
+# include the low-rank ones and the Kronecker products. Memory is what `fl.state_size` counts: bases, covariances and
+# averaged statistics.
 
 
 # %%
@@ -380,10 +383,10 @@ for structure, found in sorted(unnamed, key=lambda each: memory(each[0])):
     print(f"{structure!s:36}{memory(structure):4} numbers: {found:.3f}, and {name} {nearest:.3f}: {verdict}")
 
 # %% [markdown]
-# Hardly any: of those that the whole run tries, only the 3 x 3 tiles are nearer than gradient descent, the one rival so small.
-# One more thing to read from the table: how little is lost from the first row to the second. In a basis where $V$ is
-# nearly of rank one, $m + n$ eigenvalues do for $mn$. An optimizer that averages fits, and not statistics, keeps only
-# those of them:
+# Hardly any. In the whole run only the 3 x 3 tiles do: they are nearer than gradient descent, their only rival of
+# that size. The table also shows how little is lost from the first row to the second. In a basis where $V$ is nearly
+# of rank one, $m + n$ eigenvalues are nearly as good as $mn$. An optimizer that averages fits instead of statistics
+# keeps only these:
 
 # %%
 for spectrum in (fl.Diagonal(), fl.RowColumn()):
@@ -392,4 +395,4 @@ for spectrum in (fl.Diagonal(), fl.RowColumn()):
     print(f"{structure!s:24} error {median[spectrum, 'LR']:.3f}, bases and eigenvalues {kept} numbers")
 
 # %% [markdown]
-# Before one of them is used, it should be trained, as above: nearness alone has misled us once.
+# Before you use one of them, train with it, as above: the nearest structure was not the best one here.

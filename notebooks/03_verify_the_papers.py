@@ -9,15 +9,15 @@
 # %% [markdown]
 # # Verify the papers
 #
-# Gong et al. (2025, arXiv 2502.07752), [G], derive optimizers as structured approximations of the Fisher. Here their
-# statements about these approximations are taken in turn (Propositions 1 to 3, Theorems 3.1 to 3.3, 5.1 and D.1), and twice
-# over. What they say of convergence in training is not.
+# Gong et al. (2025, arXiv 2502.07752), [G], derive optimizers as structured approximations of the Fisher. This
+# notebook verifies their statements about these approximations: Propositions 1 to 3 and Theorems 3.1 to 3.3, 5.1 and
+# D.1. It does so in two ways. It does not verify what they say about convergence in training.
 #
-# *Proved*: SymPy decides each step of an argument, on expressions that the shipped JAX functions make when they are
-# evaluated on symbols. What holds there holds for all entries, at the sizes named; the text argues for every size.
+# *Proved*: SymPy decides each step of an argument. Its expressions are what the shipped JAX functions return if they
+# are evaluated on symbols. A proved step holds for all entries, at the sizes named; the text argues for every size.
 #
-# *Seen*: beside it a picture or a number, from the empirical Fisher of a small layer. At the end come the places where the
-# print cannot run as it stands, each with what would follow from it.
+# *Seen*: beside each proof is a picture or a number, from the empirical Fisher of a small layer. The last part lists
+# the places where the published algorithms cannot run as written, and what each slip would cause.
 
 # %%
 import os
@@ -59,8 +59,8 @@ def sized(size):
 # %% [markdown]
 # ## How a statement is verified
 #
-# A *derivation* is a file of the package: its docstring states a theorem and argues, its steps are decided. `verify`
-# carries some out and shows the argument, each step, and the sizes at which it holds.
+# A *derivation* is a file of the package. Its docstring states a theorem and gives the argument, and its steps are what
+# SymPy decides. `verify` runs some derivations and shows the argument, each step, and the sizes at which it holds.
 
 # %%
 proofs = {}
@@ -87,8 +87,8 @@ def verify(*names):
 
 
 # %% [markdown]
-# First the ground: how a Kronecker product acts, the split of the error, and that what an optimizer does with a member
-# $\tilde F$ is to multiply by $\tilde F^{-1/2}$.
+# We begin with three facts that all others need: how a Kronecker product acts, how the error splits, and that an
+# optimizer with a member $\tilde F$ multiplies by $\tilde F^{-1/2}$.
 
 # %%
 verify("kronecker_vec", "error_split", "square_root_ngd")
@@ -96,8 +96,9 @@ verify("kronecker_vec", "error_split", "square_root_ngd")
 # %% [markdown]
 # ## A Fisher to look at
 #
-# A language model of bytes, trained for a moment, and the empirical Fisher of one of its matrices over 96 windows of text:
-# small enough to be written out. It is scaled to $\|F\| = 1$, so that every error below is a relative one.
+# We train a language model of bytes for a moment, and compute the empirical Fisher of one of its matrices over 96
+# windows of text. It is small enough to be written out. We scale it to $\|F\| = 1$, so that every error below is
+# relative.
 
 # %%
 config = llama.Config(hidden=6, mlp=8, heads=1, layers=1)
@@ -111,9 +112,10 @@ F = fisher.dense()
 print(f"{fisher!r}\nF is {len(F)} x {len(F)}, of norm {jnp.linalg.norm(F):.3f} and rank {jnp.linalg.matrix_rank(F)}")
 
 # %% [markdown]
-# A closed form $\tilde F$ says that nothing in its family is nearer. So try: walk from $\tilde F$ to random members $H$
-# at all distances, and compare. `structure.chart` names a member for any numbers at all. In the pictures a blue point
-# is a member farther from $F$ than $\tilde F$ is, an orange cross one that is nearer, by as much as it is high.
+# A closed form $\tilde F$ claims that no member of its family is nearer. We test that: we go from $\tilde F$ to random
+# members $H$ at all distances, and compare. `structure.chart` makes a member of any numbers. In the pictures a blue
+# point is a member that is farther from $F$ than $\tilde F$ is, and an orange cross is one that is nearer. The height
+# is the difference.
 
 
 # %%
@@ -166,12 +168,12 @@ verify("adam", "projections")
 verify("whitening", "normalisation", "muon", "lars_lamb")
 
 # %% [markdown]
-# All of these families are the positive part of a *linear space*, and $\tilde F$ is the projection of $F$ on it. So
-# there is more to see than that no member is nearer: by Pythagoras
+# All of these families are the positive part of a *linear space*, and $\tilde F$ is the projection of $F$ on it. So we
+# can see more than that no member is nearer: by Pythagoras
 #
 # $$\|H - F\|^2 - \|\tilde F - F\|^2 = \|H - \tilde F\|^2$$
 #
-# for each of them, whitening's bases turned as they may be. That is the grey line.
+# for each of them, however whitening's bases are turned. The grey line is this equation.
 
 # %%
 linear = {"Adam": fl.Diagonal(), "columns": fl.Columns(), "whitening": fl.Rotated(fl.Rows(), "L")}
@@ -183,8 +185,8 @@ for name, structure in linear.items():
     print(f"{name:10}the largest deviation from the line is {jnp.abs(excess / distance**2 - 1).max():.0e} of it")
 
 # %% [markdown]
-# Muon whitens its momentum by that formula, with one gradient as the whole Fisher; but it takes the root by five steps
-# of a Newton-Schulz iteration with coefficients that never converge. How near is it? The exact root makes every
+# Muon whitens its momentum by that formula, with one gradient as the whole Fisher. It computes the root by five steps
+# of a Newton-Schulz iteration, whose coefficients do not converge. How near is it? The exact root makes every
 # singular value 1.
 
 # %%
@@ -208,8 +210,8 @@ drawn
 verify("shampoo_bound")
 
 # %% [markdown]
-# A bound says little where it is loose. Here are its two sides, and what the minimiser of the right one leaves on the
-# left, beside the nearest Kronecker product.
+# A loose bound says little. The picture has its two sides. It also has the error of the bound's minimiser, beside that
+# of the nearest Kronecker product.
 
 # %%
 families = {
@@ -230,7 +232,7 @@ for name, family in families.items():
     print(f"||F~ - F||^2  = {error(family, fisher):.4f} for {name}")
 
 # %% [markdown]
-# So random Kronecker products around Shampoo's are often nearer to $F$, while by its own objective, $a^2 + b^2$ with
+# So random Kronecker products around Shampoo's are often nearer to $F$. By Shampoo's own objective, $a^2 + b^2$ with
 # the bound's two distances, none is better.
 
 # %%
@@ -241,14 +243,14 @@ walks({"Shampoo": (shampoo,), "the nearest": (families["the nearest"],), "Shampo
 walks({"Shampoo, by the bound": (shampoo, everything, objective)}, r"worse by, of $a^2 + b^2$", "better")
 
 # %% [markdown]
-# What the nearest Kronecker product is, and in what sense Shampoo squared is nearest:
+# The next derivations show what the nearest Kronecker product is, and in which divergence Shampoo squared is nearest:
 
 # %%
 verify("van_loan_pitsianis", "shampoo_squared")
 
 # %% [markdown]
-# The pictures above are of one $F$. Here are random ones, of correlated gradients of a 4 x 5 matrix, some near a Kronecker
-# product and some far from one: each point is one Fisher.
+# The pictures above are of one $F$. The next one has random Fishers, of correlated gradients of a 4 x 5 matrix. Some
+# are near a Kronecker product and some are far from one. Each point is one Fisher.
 
 
 # %%
@@ -278,8 +280,8 @@ for name in ("Shampoo", "Shampoo squared"):
     print(f"{name:16}{ratio.min():.2f} to {ratio.max():.1f} times the nearest's error, median {np.median(ratio):.2f}")
 
 # %% [markdown]
-# The nearest one has an independent witness: the leading singular value of $F$ rearranged, with entry $F_{ij,kl}$ in
-# row $(j, l)$ and column $(i, k)$, leaves $\|F\|^2 - \sigma_1^2$.
+# An independent computation confirms the nearest one. Rearrange $F$ so that entry $F_{ij,kl}$ is in row $(j, l)$ and
+# column $(i, k)$. With its leading singular value $\sigma_1$, the error is $\|F\|^2 - \sigma_1^2$.
 
 # %%
 rearranged = np.asarray(F).reshape(n, m, n, m).transpose(0, 2, 1, 3).reshape(n * n, m * m)
@@ -289,14 +291,14 @@ print(f"error {by_svd:.12f} by NumPy's SVD, {error(fl.Kronecker(), fisher):.12f}
 # %% [markdown]
 # ## Theorems 3.2 and 3.3: one-sided SOAP and SOAP
 #
-# Both fix a basis first, by an easier problem, and take the best eigenvalues in it.
+# Both first find a basis from an easier problem, and then take the best eigenvalues in it.
 
 # %%
 verify("osoap", "soap", "block_diagonal")
 
 # %% [markdown]
-# *The bases given*, Pythagoras holds again. With *bases that turn*, some members close by are nearer: the bases are not
-# even stationary. How much nearer the joint optimum is, the price of the one step, *One lens* measures.
+# If *the bases are given*, Pythagoras holds again. If *the bases turn*, some members close by are nearer: the bases
+# are not even stationary. *One lens* measures how much nearer the joint optimum is.
 
 
 # %%
@@ -321,8 +323,8 @@ walks(
 verify("racs", "diagonal_kronecker", "adafactor")
 
 # %% [markdown]
-# A sweep is a step of power iteration, so that the distance to the limit should shrink by $(\sigma_2/\sigma_1)^2$ each
-# time, with $\sigma$ the singular values of $V = \mathbb{E}[G^2]$. [G] takes five.
+# A sweep is a step of power iteration. So the distance to the limit should shrink by $(\sigma_2/\sigma_1)^2$ each time.
+# Here $\sigma$ are the singular values of $V = \mathbb{E}[G^2]$. [G] takes five sweeps.
 
 # %%
 V = fisher.second_moment()
@@ -351,8 +353,8 @@ print(f"the limit is V's leading singular vector to {jnp.linalg.norm(limit - sin
 print(f"after [G]'s five sweeps the distance is {angles[4]:.0e}, the rate being {rate:.4f} a sweep")
 
 # %% [markdown]
-# The family is no linear space any more, so that Pythagoras need not hold; still none is nearer. Adafactor is of the
-# same family with another answer: *not* the nearest, and the best in its own divergence.
+# This family is not a linear space, so Pythagoras need not hold. Still no member is nearer. Adafactor takes another
+# member of the same family. It is *not* the nearest in the Frobenius norm, and it is the best in its own divergence.
 
 # %%
 walks({"RACS": (fl.RowColumn(),), "S ⊗ M": (fl.DiagonalKronecker(),), "Adafactor": (fl.Marginals(),)})
@@ -367,8 +369,8 @@ walks({"Adafactor, by its divergence": (fl.Marginals(), everything, objective)},
 verify("compensation", "alice", "galore")
 
 # %% [markdown]
-# With $U$ given the compensation is nearest, and so are all eigenvalues together. $U$ itself, the leading eigenvectors
-# of $\mathbb{E}[GG^T]$, solves an easier problem again.
+# If $U$ is given, the compensation is the nearest, and so are all eigenvalues together. $U$ itself has the leading
+# eigenvectors of $\mathbb{E}[GG^T]$, and again solves an easier problem.
 
 
 # %%
@@ -387,7 +389,8 @@ walks(
 )
 
 # %% [markdown]
-# What is the complement worth? GaLore drops it, one number a matrix keeps a little, Alice keeps one a column.
+# What is the complement worth? GaLore drops it. One number a matrix keeps a little of it, and Alice keeps one number a
+# column.
 
 # %%
 complements = {"dropped (GaLore)": fl.Drop(), "one number": fl.Scalar(), "one a column (Alice)": fl.Columns()}
@@ -398,13 +401,13 @@ print(f"at r = 2 the complement is worth {dropped[1] - kept[1]:.4f}, of an error
 plotting.curves(by_rank, x="rank $r$ of the subspace", y=r"$\|\tilde F - F\|^2 \,/\, \|F\|^2$")
 
 # %% [markdown]
-# So much, or so little, in the norm. An optimizer divides by the roots of eigenvalues, where small ones weigh more:
-# what the compensation is worth in training is in the ablation of Alice, in `benchmarks/README.md`.
+# This is its worth in the Frobenius norm. An optimizer divides by the roots of eigenvalues, so small ones weigh more.
+# The ablation of Alice in `benchmarks/README.md` measures the worth of the compensation in training.
 #
 # ## Slips in the print
 #
-# Alice's algorithms, run as they are printed. Gradients for them: a mean and noise in four directions of sixteen, and a
-# little noise everywhere.
+# Here we run Alice's algorithms as they are printed. The gradients have a mean and noise in four directions of sixteen,
+# and a little noise in all of them.
 
 # %%
 keys = iter(jax.random.split(jax.random.key(7), 20))
@@ -422,8 +425,8 @@ def captured(U):
 # %% [markdown]
 # ### $U_0 = 0$ makes the first iteration void
 #
-# $Q \cdot 0 = 0$, and the QR of a zero matrix knows nothing of $Q$. fimlens starts from the leading singular vectors of
-# the first gradient.
+# $Q \cdot 0 = 0$, and the QR decomposition of a zero matrix does not depend on $Q$. fimlens starts from the leading
+# singular vectors of the first gradient.
 
 # %%
 void, _ = jnp.linalg.qr(jnp.zeros((rows, rank)))
@@ -435,9 +438,9 @@ print(f"captured: {captured(void):.2f} from zero, {captured(started):.2f} from t
 # %% [markdown]
 # ### The switch returns $V$ instead of $UV$
 #
-# Algorithm 10 takes one subspace iteration, $U \leftarrow \mathrm{QR}(Q\,U)$, solves the small eigenproblem $U^T
-# Q\,U = V \Lambda V^T$, and returns $V$, which is $r \times r$. It is not a basis of anything in $\mathbb{R}^m$; it
-# has to be lifted. Filled up with zeros, it would look in the first $r$ rows, wherever the gradients are.
+# Algorithm 10 takes one subspace iteration, $U \leftarrow \mathrm{QR}(Q\,U)$, solves the small eigenproblem
+# $U^T Q\,U = V \Lambda V^T$, and returns $V$, which is $r \times r$. It is not a basis in $\mathbb{R}^m$; the product
+# $UV$ is. If $V$ were filled up with zeros, it would select the first $r$ rows, whatever the gradients are.
 
 # %%
 Q = jnp.mean(gradients @ gradients.mT, 0)
@@ -450,9 +453,9 @@ print(f"captured: {captured(jnp.pad(V, ((0, rows - rank), (0, 0)))):.2f} by V an
 # ### Moments are kept while the basis moves
 #
 # Momentum and second moments are numbers *along* the columns of $U$. When $U$ is refreshed they stay as they are,
-# though the directions have changed; even the sign of an eigenvector, which no eigensolver promises, then changes the
-# update. Here two runs differ only in that: at the refresh after twenty steps, one of four columns comes out with the
-# other sign.
+# although the directions have changed. Even the sign of an eigenvector, which is arbitrary, then changes the update.
+# The two runs here differ only in one sign: at the refresh after twenty steps, one of four columns has the other
+# sign.
 
 
 # %%
@@ -488,14 +491,15 @@ for moments in ("keep", "rotate", "reset"):
 plotting.curves(apart, x="step", y="how far updates are apart, of their norm")
 
 # %% [markdown]
-# fimlens fixes the signs (the largest entry of a column is positive), and `moments` says what a refresh does: "keep" as
-# printed, "rotate" them into the new basis, or "reset", which is the default of `fl.alice`; why is in its docstring.
+# fimlens fixes the signs: the largest entry of a column is positive. The option `moments` says what a refresh does with
+# the moments. "keep" leaves them as printed, "rotate" turns them into the new basis, and "reset" sets them to zero.
+# "reset" is the default of `fl.alice`, whose docstring says why.
 #
 # ### RACS' first step is ten times too large
 #
-# Its factors are averages that start at zero and are not corrected, so at the first step each is $1 - \beta$ of what it
-# should be, and the update $1/(1 - \beta)$ too large. The limiter bounds the *growth* of a norm, so it lets a first one
-# pass.
+# Its factors are averages that start at zero and are not corrected. So at the first step each is $1 - \beta$ of what
+# it should be, and the update is $1/(1 - \beta)$ times too large. The limiter bounds the *growth* of a norm, so it
+# does not limit the first one.
 
 # %%
 norms = {}
@@ -507,13 +511,14 @@ print(f"the first update is {norms['as printed'][0] / norms['bias-corrected'][0]
 plotting.curves(norms, x="step", y="root mean square of an update")
 
 # %% [markdown]
-# Only warm-up protects. fimlens offers `bias_correction=True`, and leaves it off, as printed; which of the two trains
-# better was measured in `benchmarks/README.md`, *Defaults of RACS*.
+# Only a warm-up of the rate protects from this. fimlens offers `bias_correction=True`, which is off by default, as in
+# the paper. `benchmarks/README.md`, *Defaults of RACS*, measures which of the two trains better.
 #
 # ### One zero update freezes a matrix
 #
-# The limiter scales by $\eta = \gamma / \max(\|U\|/\phi, \gamma)$ and keeps $\phi = \eta \|U\|$. After one update that
-# is zero $\phi = 0$, so $\eta = 0$, so the next is zero, for ever. A matrix that one batch does not touch is enough.
+# The limiter scales by $\eta = \gamma / \max(\|U\|/\phi, \gamma)$ and keeps $\phi = \eta \|U\|$. After one update of
+# zero, $\phi = 0$. Then $\eta = 0$, and all later updates are zero. One batch without a gradient for a matrix is
+# enough.
 
 # %%
 untouched = gradients.at[10].set(0)
@@ -539,8 +544,8 @@ print(f"{int((repaired[11:] == 0).sum())} with fimlens, where it leaves the limi
 # %% [markdown]
 # ### In float32 the residual cancels
 #
-# The compensation divides by the root of $p_j = \|g_j\|^2 - \|U^T g_j\|^2$. Where a gradient lies in the subspace
-# both terms are the same up to rounding, and their difference has either sign.
+# The compensation divides by the root of $p_j = \|g_j\|^2 - \|U^T g_j\|^2$. If a gradient lies in the subspace, both
+# terms are equal up to rounding, and their difference has either sign.
 
 # %%
 tall, wide, inside = 64, 256, 16
@@ -557,11 +562,12 @@ off = jnp.linalg.norm(single - double) / jnp.linalg.norm(double)
 print(f"fimlens: {int(jnp.isnan(single).sum())} are not numbers, and the update is that of float64 to {off:.0e}")
 
 # %% [markdown]
-# A column with less than $10^{-5}$ of its square outside gets no compensation.
+# fimlens gives no compensation to a column with less than $10^{-5}$ of its square outside the subspace.
 #
 # ### In float32 RACS knows few scales
 #
-# Its sweeps take sums of fourth powers of a gradient. An update should not depend on the gradient's scale at all.
+# Its sweeps take sums of fourth powers of a gradient, which float32 holds only in a narrow range. An update should not
+# depend on the gradient's scale at all.
 
 
 # %%
@@ -584,8 +590,8 @@ for scale in (1e-15, 1e-10, 1e-5, 1, 1e5, 1e10, 1e15):
 # %% [markdown]
 # ### Where nothing is left, and where nothing is seen
 #
-# There is no $\epsilon$ in the print: a gradient of zero is $0/0$. With $r = m$ the compensation is $0/0$ too, and $r -
-# l$ new directions cannot be drawn from $m - r$ if these are fewer.
+# The published algorithm has no $\epsilon$: a gradient of zero gives $0/0$. If $r = m$ the compensation is $0/0$ too.
+# And $r - l$ new directions cannot be drawn from $m - r$ if these are fewer.
 
 # %%
 cases = {
@@ -604,9 +610,9 @@ for name, (r, leading, G) in cases.items():
 # %% [markdown]
 # ## Memory
 #
-# [G] states what weights and states of its 1.3B run take, in GiB and bfloat16. "Counted" is what `init` makes, from
-# shapes alone, all at two bytes; "formula" counts [G]'s numbers, but Alice's $\tilde Q$ and $p$ at four, without which its
-# figure does not come out.
+# [G] states how much memory weights and states of its 1.3B run take, in GiB and bfloat16. "Counted" is the state that
+# `init` makes, at two bytes a number, from shapes alone. "Formula" counts [G]'s numbers. It counts Alice's $\tilde Q$
+# and $p$ at four bytes, as [G]'s figure needs.
 
 # %%
 shapes = jax.eval_shape(partial(llama.init, llama.CONFIGS["llama-1b"]), jax.random.key(0))
@@ -633,10 +639,11 @@ display(Markdown("\n".join(lines)))
 assert all(proved.proved for proved in proofs.values())
 
 # %% [markdown]
-# A step is an identity that SymPy decides; what an argument cites is not decided here. That some stationary points are
-# *global* minima, for one, rests on theorems of Eckart, Young and Mirsky (`van_loan_pitsianis`, `racs`, `diagonal_kronecker`)
-# and on Klein's inequality (`shampoo_squared`). The page *Proofs* of the documentation has all of them.
+# A step is an identity that SymPy decides. Theorems that an argument cites are not decided here. For example, some
+# stationary points are *global* minima by theorems of Eckart, Young and Mirsky (`van_loan_pitsianis`, `racs`,
+# `diagonal_kronecker`) and by Klein's inequality (`shampoo_squared`). The page *Proofs* of the documentation lists
+# them.
 #
-# What is *not* verified here either: that iterations of the optimizers converge in training, and what [G] reports of training.
-# For the second there are `fimlens ablate` and `fimlens compare`, and the next notebook, *Train with Flax*. `fimlens
-# prove --html proofs.html` writes the proofs above as a page.
+# This notebook does not verify that the optimizers converge, nor what [G] reports of training. For the latter use
+# `fimlens ablate`, `fimlens compare`, and the next notebook, *Train with Flax*. `fimlens prove --html proofs.html`
+# writes the proofs above as a page.

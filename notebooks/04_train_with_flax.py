@@ -9,8 +9,8 @@
 # %% [markdown]
 # # Train with Flax
 #
-# RACS and Alice in a training loop of Flax NNX, beside Adam: what has to change (a line), where each parameter goes,
-# what they reach, what they remember, what they cost; and how to mix them.
+# This notebook trains with RACS and Alice in a loop of Flax NNX, beside Adam. It shows the one line that changes, and
+# which optimizer each parameter gets. It compares losses, memory and time, and ends with a mixture of optimizers.
 
 # %%
 import math
@@ -49,8 +49,8 @@ CONFIG = llama.Config(vocabulary=256, hidden=64, mlp=172, heads=4, layers=2)
 # %% [markdown]
 # ## The loop
 #
-# A LLaMA-like language model of bytes, as a Flax module, and the sources of Python's standard library to train it on.
-# The step is Flax's own; the optimizer comes from outside.
+# The model is a LLaMA-like language model of bytes, as a Flax module. It trains on the sources of Python's standard
+# library. The step is Flax's own, and takes any Optax optimizer.
 
 
 # %%
@@ -75,9 +75,9 @@ def train(tx):
 
 
 # %% [markdown]
-# Every optimizer of fimlens is a full Optax chain, so the one line that changes is its name. Alice has three sizes: the
-# rank of its subspace, how many leading directions stay at a refresh, and how often it is refreshed; [G] (Gong et al.,
-# 2025, arXiv 2502.07752) has 128, 40 and 200 for layers 512 wide and 10,000 steps, scaled here to our width and steps.
+# Every optimizer of fimlens is a full Optax chain, so only its name changes. Alice has three sizes: the rank of its
+# subspace, how many leading directions stay at a refresh, and the steps between refreshes. [G] (Gong et al., 2025,
+# arXiv 2502.07752) has 128, 40 and 200 for layers 512 wide and 10,000 steps. We scale these to our width and steps.
 
 # %%
 OPTIMIZERS = {
@@ -89,9 +89,9 @@ OPTIMIZERS = {
 # %% [markdown]
 # ## What goes where
 #
-# RACS and Alice are for the matrices of layers. Vectors, embeddings and, unless `head=True`, the output head go to
-# Adam, as in [G]. Names decide, so it is worth a look: `fl.routes` has, by path, the shape in which the method sees a
-# leaf, or None where Adam has it.
+# RACS and Alice are for the matrices of layers. Vectors and embeddings go to Adam, as in [G], and so does the output
+# head unless `head=True`. Names decide this, so look at the result: `fl.routes` has, by path, the shape in which the
+# method sees a leaf, or None if Adam has it.
 
 # %%
 params = nnx.to_pure_dict(nnx.state(Llama(CONFIG, rngs=nnx.Rngs(0)), nnx.Param))
@@ -99,7 +99,7 @@ for path, shape in fl.routes(params).items():
     print(f"{path:32}{'Adam' if shape is None else shape}")
 
 # %% [markdown]
-# Three ways to have it otherwise: `head=True`; `route`, a regular expression, a function or a tree of answers; and
+# Three options change this: `head=True`; `route`, which is a regular expression, a function or a tree of answers; and
 # `axes`, for leaves of more than two axes.
 
 # %%
@@ -116,9 +116,9 @@ for name, how in ways.items():
 # %% [markdown]
 # ## Curves
 #
-# Each at its own best learning rate, found by one rule for all: three rates a factor of two apart, then further beyond
-# whichever end is best, by the loss held out, in nats a byte. The schedule is [G]'s: up over a tenth of the steps, down by a
-# cosine. The curves are of the training loss.
+# Each optimizer has its own best learning rate, found by one rule for all. The rule tries three rates a factor of two
+# apart. If the best is at an end, it tries further rates there. The held-out loss decides, in nats a byte. The
+# schedule is [G]'s: up over a tenth of the steps, then down by a cosine. The curves show the training loss.
 
 # %%
 USUAL = {"Adam": 1e-2, "RACS": 0.08, "Alice": 0.04}
@@ -153,12 +153,12 @@ curves = {name: smooth(losses) for name, (_, _, losses, _) in runs.items()}
 plotting.curves(curves, x=f"step (means over {width})", y="training loss (nats per byte)")
 
 # %% [markdown]
-# One seed, one small model: enough to see that all three train, not to rank them, nor to say how much sooner one is where
-# another ends. `fimlens compare`, below, is for that.
+# This is one seed of one small model. It shows that all three train, but it cannot rank them. `fimlens compare`,
+# below, is for that.
 #
 # ## Memory
 #
-# The state is an ordinary tree of arrays. For one 64 x 172 matrix, whose Adam keeps two more like it:
+# The state is an ordinary tree of arrays. Here it is for one 64 x 172 matrix, of which Adam keeps two more of its size:
 
 
 # %%
@@ -175,8 +175,8 @@ for name, direction in {"RACS": fl.scale_by_racs(), "Alice": fl.scale_by_alice(r
         print(f"    {path:44}{leaf.shape}")
 
 # %% [markdown]
-# Of Alice's these are the subspace $U$ and the average $\tilde Q$ it is followed by, momentum and second moments of the
-# lead $U^T G$, and the compensation's $p$. For the whole model, by group, in float32:
+# Alice's are the subspace $U$, the average $\tilde Q$ by which $U$ is tracked, momentum and second moments of the
+# projection $U^T G$, and the compensation's $p$. For the whole model, by group, in float32:
 
 # %%
 rows = memory.account(params, ["adam", "racs", "alice"], weight_dtype=jnp.float32, state_dtype=jnp.float32, rank=16)
@@ -195,8 +195,8 @@ axes.legend(frameon=False, fontsize=8)
 drawn
 
 # %% [markdown]
-# RACS' own share can hardly be seen; what it keeps is Adam's, for embedding and head. The larger the model, the more of
-# it is matrices; here [G]'s 1.3B, in bfloat16 at rank 512.
+# RACS' own state is too small to be seen: nearly all is Adam's, for embedding and head. The larger the model, the
+# larger is the share of matrices. This is [G]'s 1.3B model, in bfloat16 at rank 512.
 
 # %%
 billion = jax.eval_shape(partial(llama.init, llama.CONFIGS["llama-1b"]), jax.random.key(0))
@@ -207,7 +207,7 @@ for row in memory.account(billion, ["adam", "racs", "alice"], model="llama-1b"):
 # %% [markdown]
 # ## Time
 #
-# What an update costs beside the gradient, between refreshes, on this machine:
+# The time of an update beside that of the gradient, between refreshes, on this machine:
 
 # %%
 model, tokens = runs["Alice"][0], jnp.asarray(next(text.batches(corpus, size=16, length=trial.WINDOW, seed=1)), jnp.int32)
@@ -222,13 +222,14 @@ for name, make in OPTIMIZERS.items():
     print(f"{name:9}{1e3 * least_seconds(update, gradient, state, weights):7.1f} ms")
 
 # %% [markdown]
-# A refresh of Alice adds to that once in `update_interval` steps. At a size where matrices are large,
-# `benchmarks/README.md` has these times, and what of them is the refresh.
+# A refresh of Alice adds to that once in `update_interval` steps. `benchmarks/README.md` has these times for large
+# matrices, with the share of the refresh.
 #
 # ## A mixture
 #
-# Nothing says that all layers need the same. By `optax.partition`, each part of the tree has a chain and a rate of its
-# own, as found above: Alice on the attention, RACS, with almost no state, on the larger MLPs, Adam on the rest.
+# Layers need not all have the same optimizer. With `optax.partition` each part of the tree has a chain and a rate of
+# its own. Here Alice has the attention, RACS the larger MLPs with almost no state, and Adam the rest. The rates are
+# those found above.
 
 # %%
 rates = {name: rate for name, (_, _, _, rate) in runs.items()}
@@ -257,7 +258,7 @@ curves = {name: smooth(losses) for name, (_, _, losses, _) in runs.items()}
 plotting.curves(curves, x=f"step (means over {width})", y="training loss (nats per byte)")
 
 # %% [markdown]
-# What each keeps, counted in the optimizers as they stand after training:
+# The state of each, counted in the optimizers after training:
 
 # %%
 for name, (_, optimizer, _, _) in runs.items():
@@ -265,7 +266,8 @@ for name, (_, optimizer, _, _) in runs.items():
     print(f"{name:8}{sum(leaf.nbytes for leaf in state) / 1e6:6.2f} MB in {len(state)} arrays")
 
 # %% [markdown]
-# With one rate for all, routers nest: `others` of one may be another. So this direction has the same three parts.
+# If all parts have one rate, optimizers can be nested: `others` of one may be another. This direction has the same
+# three parts.
 
 # %%
 inner = fl.matrices(fl.scale_by_racs(), route="mlp/")
@@ -276,9 +278,9 @@ print(f"{size / 1e6:.2f} MB")
 # %% [markdown]
 # ## On many devices
 #
-# State follows the parameters. `fl.state_partition_specs` says where each part of it lies before any array exists, for
-# `jit` and for checkpoints. RACS' factors lie where their side of the matrix does. Alice decomposes, so its matrices of
-# one shape are one stack that is spread over the devices: under `jax.set_mesh` each decomposes its own.
+# State is placed like the parameters. `fl.state_partition_specs` says where each part goes before any array exists, for
+# `jit` and for checkpoints. RACS' factors are split like their side of the matrix. Alice stacks its matrices of one
+# shape, and spreads the stack over the devices. Under `jax.set_mesh` each device decomposes its own part.
 
 # %%
 mesh = AbstractMesh((2, 2), ("data", "fsdp"))
@@ -298,19 +300,18 @@ for name, direction in {"RACS": fl.scale_by_racs(), "Alice": fl.scale_by_alice(r
 # %% [markdown]
 # ## In earnest
 #
-# The loop above has no checkpoints, no sharding and no several hosts. The package's own has:
+# The loop above has no checkpoints, and runs on one device and one host. The package's own loop has all three:
 #
 # ```sh
 # fimlens pretrain --model cpu-1m --optimizer racs --rate 0.08 --steps 400
 # fimlens pretrain --model llama-60m --optimizer alice --rate 0.02 --option rank=128 --option leading=40 --mesh data=2,fsdp=4
 # ```
 #
-# Killed at any moment, the same command goes on from its last checkpoint to the same losses. And to rank optimizers
-# there is
+# If it is killed, the same command continues from its last checkpoint to the same losses. To rank optimizers, use
 #
 # ```sh
 # fimlens compare --optimizers adam racs alice --seeds 3 --tune
 # ```
 #
-# with the same start and the same batches for all, rates by the rule used here, several seeds, time measured apart from
-# training, and a table of what each reaches, how much sooner than the first, and at what cost.
+# All optimizers have the same start and the same batches, rates by the rule used here, and several seeds. The table has
+# their losses, how many steps they need to reach the first one's loss, and their time and memory.

@@ -2,10 +2,12 @@
 
 import json
 
+import jax
 import pytest
 from typer.testing import CliRunner
 
 from fimlens.cli.app import app
+from fimlens.cli.lens import TINY, _compiled_for
 
 QUICK = ["--steps", "2", "--samples", "4", "--solve-up-to", "0", "--matrices", "layers/0/attention/query"]
 
@@ -131,6 +133,14 @@ def test_refusals_name_the_cause_and_leave_no_traceback(run, arguments, message)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_only_tiny_matrices_are_compiled_without_optimisation():
+    before = jax.config.read("jax_disable_most_optimizations")
+    for entries, unoptimised in ((TINY, True), (TINY + 1, before)):
+        with _compiled_for(entries):
+            assert jax.config.read("jax_disable_most_optimizations") == unoptimised
+        assert jax.config.read("jax_disable_most_optimizations") == before
 
 
 def test_an_empty_or_short_text_is_refused(run, tmp_path):

@@ -404,6 +404,13 @@ def test_optimizers_are_compared_by_their_scores(model, task_file, tmp_path, mon
     assert "--lengths and --dry-run are for pre-trainings" in " ".join(run.output.split())
 
 
+def test_its_errors_have_its_name():
+    with pytest.raises(ValueError, match=r"^finetune: rate is a positive number"):
+        Finetuning("anywhere", rate=0.0)
+    with pytest.raises(ValueError, match=r"^finetune: adam has no option 'rank'"):
+        Finetuning("anywhere", options={"rank": 3})
+
+
 def test_the_command_refuses_in_one_line(model, task_file, tmp_path):
     path = task_file()
     for words, message in (

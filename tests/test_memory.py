@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import re
 from functools import partial
 
 import jax
@@ -27,7 +28,7 @@ def low_rank_soap(m, n, rank):
 
 
 FORMULAS = papers.FORMULAS | {"low_rank_soap": papers.short_side_first(low_rank_soap)}
-VARIANTS = {"apollo": {"variant": "svd"}, "apollo-mini": {"variant": "mini"}}
+VARIANTS = {"apollo-svd": {"variant": "svd"}, "apollo-mini": {"variant": "mini"}}
 CACHED = {"shampoo": lambda m, n: papers.rotated(m) ** 2 + papers.rotated(n) ** 2 + m + n}  # the roots: bases and eigenvalues
 BESIDE = ("count", "lead_count", "weight", "key", "growth", *NormGrowthState._fields)  # counters, keys, the limiter's scalars
 
@@ -37,7 +38,7 @@ SIZES = {"rank": 128, "leading": 40}
 
 def direction(name):
     """The direction of that name at the paper's sizes, or the whole optimizer where there is no other."""
-    make = getattr(fl, f"scale_by_{name.removesuffix('-mini')}", None) or partial(getattr(fl, name), 1.0)
+    make = getattr(fl, f"scale_by_{name.partition('-')[0]}", None) or partial(getattr(fl, name), 1.0)
     sizes = {size: value for size, value in SIZES.items() if size in inspect.signature(make).parameters}
     return make(**sizes, **VARIANTS.get(name, {}))
 
@@ -57,7 +58,7 @@ def test_the_state_is_its_formula(name):
     assert kept == sum(FORMULAS[name](m, n, r) + cached(m, n) for m, n in sides)
 
 
-@pytest.mark.parametrize("name", ["alice", "alice0", "galore", "apollo", "low_rank_soap", "soap", "racs"])
+@pytest.mark.parametrize("name", ["alice", "alice0", "galore", "apollo", "apollo-svd", "low_rank_soap", "soap", "racs"])
 @pytest.mark.parametrize("shape", [(64, 1000), (128, 128), (4, 64, 256), (3, 3, 64, 128)], ids=str)
 def test_the_formula_fits_ranks_over_a_side_and_leaves_of_more_axes(name, shape):
     path = {2: "w", 3: "layers", 4: "conv"}[len(shape)]
@@ -71,7 +72,7 @@ def test_the_formula_fits_ranks_over_a_side_and_leaves_of_more_axes(name, shape)
     assert 0 <= extra < 64 + 16 * 9  # counters and keys, and a key for each matrix
 
 
-ON_ADAM = {"adam": 7.48, "muon": 5.23, "racs": 2.98, "apollo": 4.43}
+ON_ADAM = {"adam": 7.48, "muon": 5.23, "racs": 2.98, "apollo-svd": 4.43}
 ON_METHOD = {"galore": 4.25, "fira": 4.25, "alice0": 4.25, "alice": 4.42}
 
 
@@ -94,6 +95,9 @@ def test_the_command(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "2.98" in result.output
+    printed = " ".join(result.output.split())
+    assert re.search(r"llama-1b: racs takes the least, [\d.]+ GiB; alice takes the most, [\d.]+ GiB\.", printed)
+    assert "apollo projects at random" in printed
     rows = json.loads((tmp_path / "m.json").read_text())
     both = [(name, head) for name in ("racs", "alice") for head in ("adam", name)]
     assert [(row["optimizer"], row["head"]) for row in rows] == both

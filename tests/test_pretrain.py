@@ -287,7 +287,7 @@ def test_a_step_that_is_not_finite_stops_the_run_or_is_skipped(plan, corpus, mon
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"model": "gpt"}, "model is one of"),
+        ({"model": "gpt"}, "^pretrain: model is one of .*trained by `fimlens finetune`"),
         ({"optimizer": "adan"}, "optimizer is one of"),
         ({"rate": 0.0}, "rate is a positive number"),
         ({"clip": -1.0}, "clip is a positive number"),
@@ -300,6 +300,12 @@ def test_a_step_that_is_not_finite_stops_the_run_or_is_skipped(plan, corpus, mon
 def test_a_wrong_plan_is_refused(plan, changed, message):
     with pytest.raises(ValueError, match=message):
         replace(plan, **changed)
+
+
+def test_a_refusal_names_no_line_of_ours():
+    run = CliRunner().invoke(app, ["pretrain", "--model", "gpt2"])
+    assert run.exit_code == 2
+    assert " ".join(run.output.split()).endswith("A model of others, in a directory, is trained by `fimlens finetune`.")
 
 
 def test_a_wrong_option_is_refused(plan):
@@ -317,12 +323,14 @@ def test_the_command(tmp_path, monkeypatch):
     run = CliRunner().invoke(app, [*command.split(), "--text", "text.txt", "--out", "run"])
     assert run.exit_code == 0, run.output
     assert "Held-out loss after 3 steps" in run.output
+    assert "3 steps of 8 sequences of at most 16 tokens, 384 in all. Weights take" in " ".join(run.output.split())
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["options"] == {"rank": 4, "leading": 2}
     assert "layers/0/attention/query/outside" in (tmp_path / "run" / "readings.jsonl").read_text()
     assert (tmp_path / "run" / "readings.png").stat().st_size > 10_000
     run = CliRunner().invoke(app, [*command.split(), "--mesh", "data=3", "--out", "other"])
     assert run.exit_code == 2
     assert "multiply to the 8 devices" in " ".join(run.output.split())
+    assert "━" not in run.output  # refused before a bar was shown
 
 
 def test_the_command_takes_a_recommendation(tmp_path, monkeypatch):

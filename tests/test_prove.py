@@ -74,6 +74,7 @@ def test_each_derivation_named_is_proved_once():
         ("adam", "2 x 3, 2 x 2, 1 x 3", "12", "proved"),
         ("kronecker_vec", "2 x 2, 2 x 3, 3 x 2", "6", "proved"),
     ]
+    assert "2 of 2 statements are proved, in 18 steps." in output_of(result)
 
 
 def test_without_names_all_derivations_are_proved(known, add):

@@ -123,9 +123,11 @@ def test_states_are_those_of_the_formulas(rank):
     for names, cells in rows_told():
         names = [name for name in names if name in FORMULAS and (name in low_rank) == (rank == 3)]
         told = cells[3].partition(", and")[0].replace("²", "^2").replace("(+", "+ (").split(", ")
-        for name, formula in zip(names, told * len(names), strict=False):
-            number = parse_expr(formula, {"m": 5, "n": 7, "r": rank}, implicit)
-            assert number == FORMULAS[name](5, 7, rank), name
+        for name, written in zip(names, told * len(names), strict=False):
+            number = parse_expr(written, {"m": 5, "n": 7, "r": rank}, implicit)
+            # The page adds in brackets what only Apollo with singular vectors keeps, its basis.
+            formula = FORMULAS["apollo-svd" if name == "apollo" else name]
+            assert number == formula(5, 7, rank), name
             checked += 1
     assert checked == (9 if rank == 3 else 21)
 

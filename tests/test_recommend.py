@@ -132,8 +132,11 @@ def test_what_cannot_be_chosen_from_is_refused(estimates, options, message):
 
 
 def test_other_things_than_estimates_are_refused():
+    # The type checker of the tests would refuse both first.
     with pytest.raises(TypeError, match="expected estimates by matrix"):
-        module._require({"w": 0.5}, "memory")  # the type checker of the tests would refuse it first
+        module._require({"w": 0.5}, 10, "memory")
+    with pytest.raises(ValueError, match="budget is a finite number; got '10'"):
+        module._require({"w": estimated({"sgd": 1.0})}, "10", "memory")
 
 
 def test_it_survives_json():

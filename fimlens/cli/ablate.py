@@ -54,6 +54,12 @@ def ablate(
             console.print(f"{out / 'runs.jsonl'}: {results.broken} lines cannot be read, and are ignored.", markup=False)
         workers = workers or os.cpu_count() or 1
         main, full = list_runs(["main"], grid, seeds, steps), all_options(MAIN[FULL])
+        console.print(
+            f"{len(main)} runs of {steps} steps for the main arms, {workers} at a time; then the other arms, at Alice's best "
+            "rate. The bar shows the time that is left, from the runs so far.",
+            markup=False,
+            highlight=False,
+        )
         # Full Alice is always needed, because its best rate is the rate of all other tables.
         _train("main arms", [run for run in main if "main" in chosen or run.options == full], results, workers)
         best, _ = best_rate(results, MAIN[FULL], grid, seeds, steps)

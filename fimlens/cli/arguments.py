@@ -66,8 +66,9 @@ def attribute(option: str, reference: str) -> Any:
 
 def refusal(command: str, error: BaseException) -> str:
     """Return an error's message with the command's name in front, once, and the place in the user's own code that raised it."""
-    # Several commands train by the loop of fimlens.pretrain.
-    message = str(error).removeprefix(f"{command}: ").removeprefix("pretrain: ")
+    message = str(error)
+    for name in (command, "pretrain", "finetune"):  # `compare` trains by the plans and the loop of the other two
+        message = message.removeprefix(f"{name}: ")
     return f"fimlens {command}: {message}{_user_line(error)}"
 
 
@@ -79,10 +80,16 @@ def require_writable(option: str, path: Path | None) -> None:
 
 def _user_line(error: BaseException) -> str:
     """Return " (file:line)" for the innermost line of the user's own code in a traceback; "" if there is none."""
-    libraries = [Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))]
     frames = [(Path(frame.filename).absolute(), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    own = [f"{file}:{line}" for file, line in frames if not any(file.is_relative_to(library) for library in libraries)]
+    own = [f"{file}:{line}" for file, line in frames if _is_users(file)]
     return f" ({own[-1]})" if own else ""
+
+
+def _is_users(file: Path) -> bool:
+    """Return whether a file is neither fimlens' nor a library's. A generated __init__ has no file at all."""
+    libraries = Path(__file__).parents[1], sysconfig.get_path("stdlib")
+    packages = {"site-packages", "dist-packages"} & set(file.parts)
+    return file.is_file() and not packages and not any(file.is_relative_to(library) for library in libraries)
 
 
 def named_dtype(option: str, name: str) -> Any:

@@ -10,8 +10,9 @@ from fimlens.cli.arguments import console, errors, named_dtype, named_optimizers
 from fimlens.costs.devices import DEVICES
 from fimlens.costs.memory import GIB, require_known
 from fimlens.costs.page import page
-from fimlens.costs.papers import RANKS, SpeedUp
+from fimlens.costs.papers import RANKS
 from fimlens.costs.run import USABLE, Row, Terms, costs
+from fimlens.costs.speed_ups import SpeedUp
 from fimlens.costs.training import Batch
 from fimlens.language_model import llama
 
@@ -25,6 +26,11 @@ UTILISATION = 0.4
 
 
 GIVEN = "given"
+
+
+LEGEND = """
+speed-up: Adam's steps over the optimizer's to the same loss. GiB each: weights, gradients, state and activations on each \
+device. needed: the fewest devices that hold the run; devices: those that it has. saving: the share of Adam's dollars."""
 
 
 def cost(
@@ -41,13 +47,13 @@ def cost(
     ] = None,
     speed_up: Annotated[
         list[str] | None,
-        typer.Option(help="name=ratio: Adam's steps over the optimizer's to the same loss; default: [G]'s figure, else 1."),
+        typer.Option(help="name=ratio: Adam's steps over the optimizer's to the same loss; default: as we measured, else 1."),
     ] = None,
     hardware: Annotated[str, typer.Option(help=", ".join(DEVICES))] = "h100",
     devices: Annotated[int | None, typer.Option(min=1, help="Number of devices; default: as few as fit.")] = None,
     memory_gib: Annotated[float | None, typer.Option(help="Memory of a device in GiB; default: the vendor's figure.")] = None,
     flops: Annotated[float | None, typer.Option(help="Peak FLOP/s of a device; default: the vendor's figure.")] = None,
-    price: Annotated[float | None, typer.Option(help="Price of a device for an hour; default: an assumed one.")] = None,
+    price: Annotated[float | None, typer.Option(help="Dollars for an hour of a device; default: an assumed price.")] = None,
     utilisation: Annotated[
         float | None, typer.Option(help=f"Share of the peak that training reaches; default: {UTILISATION}, assumed.")
     ] = None,
@@ -62,9 +68,9 @@ def cost(
     html: Annotated[Path | None, typer.Option(help="Also write an interactive page to this file.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,
 ) -> None:
-    """Compare what a training run costs with each optimizer: memory, devices, hours, money, and the saving against Adam.
+    """Compare what a training run costs with each optimizer: memory, devices, hours, dollars, and the saving against Adam.
 
-    Every assumption behind the figures is printed below the table.
+    Every assumption behind the figures is printed below the table. Nothing is trained: the counts take some seconds.
     """
     try:
         require_writable("--html", html)
@@ -104,18 +110,29 @@ def cost(
         errors.print(refusal("cost", error), style="red", markup=False)
         raise typer.Exit(2) from error
     console.print(f"{title}, {tokens:.4g} tokens for Adam.", style="bold", markup=False, highlight=False)
-    shown = table("optimizer", "speed-up", "GiB each", "needed", "devices", "hours", "money", "saving")
+    shown = table("optimizer", "speed-up", "GiB each", "needed", "devices", "hours", "dollars", "saving")
     for row in rows:
         shown.add_row(*_cells(row))
     console.print(shown)
+    console.print(LEGEND, style="dim", markup=False, highlight=False)
+    console.print(_conclusion(rows), markup=False, highlight=False)
     for what, why in assumed.items():
         console.print(f"{what}: {why}.", markup=False, highlight=False)
+
+
+def _conclusion(rows: list[Row]) -> str:
+    """Say which run is the cheapest, and what it saves."""
+    best = min(rows, key=lambda row: row.money)
+    if best.saving <= 0:
+        return f"None of these is cheaper than Adam; {best.optimizer} takes {1 - best.saving:.2f} times Adam's dollars."
+    so = f"{best.saving:.0%} less than Adam, if its speed-up of {best.speed_up.ratio:g} holds"
+    return f"The cheapest of these is {best.optimizer}: {so}."
 
 
 def _cells(row: Row) -> list[str]:
     counts = f"{row.speed_up.ratio:.2f}", f"{row.memory / GIB:.1f}", str(row.devices_needed), str(row.devices)
     amounts = (f"{amount:,.0f}" if amount >= 1000 else f"{amount:.2f}" for amount in (row.hours, row.money))
-    return [row.optimizer, *counts, *amounts, f"{row.saving:.1%}"]
+    return [row.optimizer, *counts, *amounts, f"{round(row.saving, 3) + 0:.1%}"]
 
 
 def _speed_ups(words: list[str], names: list[str]) -> dict[str, SpeedUp]:
@@ -146,7 +163,7 @@ def _assumptions(rows: list[Row], terms: Terms, batch: Batch, dtype: str, rank: 
         **{f"Speed-up of {row.optimizer}": f"{row.speed_up.ratio:g} ({row.speed_up.source})" for row in rows},
         "Memory of a device": f"{terms.memory / GIB:.1f} GiB ({sources['memory']}), of which {USABLE:.0%} is usable (assumed)",
         "Peak of a device": f"{terms.peak:.3g} FLOP/s, dense, for products in bfloat16 whatever --dtype ({sources['peak']})",
-        "Price of a device for an hour": f"{terms.price:g} ({sources['price']})",
+        "Price of a device for an hour": f"{terms.price:g} dollars ({sources['price']})",
         "Utilisation": f"{terms.utilisation:g} of the peak, on any number of devices ({sources['utilisation']})",
         "Weights, gradients and state": f"{dtype}, shared evenly by the devices (assumed), counted as by `fimlens memory`",
         "Activations": f"{rows[0].working / GIB:.2f} GiB, {batch.at_once} sequences on a device at once, {dtype}: 8 hidden + 4 "

@@ -69,11 +69,10 @@ def finetune(
             seed=seed, dtype=dtype, state_dtype=state_dtype, scan=scan, remat=remat, on_nonfinite=on_nonfinite,
             monitor=monitor, head_only=head_only, warmup=warmup, tokenizer=tokenizer,
         )  # fmt: skip
-        with running.bar() as bar:
-            metrics = running.train(
-                bar, f"{task}, {optimizer}", plan, examples, out, mesh=mesh, evaluate_every=evaluate_every,
-                checkpoint_every=checkpoint_every, keep=keep, share=share,
-            )  # fmt: skip
+        metrics = running.train(
+            f"{task}, {optimizer}", plan, examples, out, mesh=mesh, evaluate_every=evaluate_every,
+            checkpoint_every=checkpoint_every, keep=keep, share=share,
+        )  # fmt: skip
     if jax.process_index() == 0:
         last = metrics[-1]
         scores = ", ".join(f"{name} {value:.4f}" for name, value in last.scores.items())

@@ -1,43 +1,36 @@
 """fimlens lens: compare every structure, and its optimizer, on real gradients."""
 
 import json
-from collections.abc import Iterable, Iterator
-from functools import partial
-from itertools import islice
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
-import optax
+import jaxlib
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fimlens import __version__
-from fimlens.cli.arguments import attribute, console, errors, named_dtype, parse_structures, refusal, require_writable
+from fimlens.cli.arguments import console, errors, long_progress, named_dtype, parse_structures, refusal, require_writable
 from fimlens.cli.lens_estimates import estimate_gradients
+from fimlens.cli.lens_fishers import FISHERS, builtin_fishers, user_fishers
 from fimlens.cli.lens_tables import LEGEND, print_tables
 from fimlens.cli.model_gradients import write_model_gradients
 from fimlens.fisher.fisher import Fisher
-from fimlens.language_model import llama, text
 from fimlens.lens.compare import SOLVE_UP_TO, Comparison, compare
 from fimlens.lens.conclusions import conclude_in_sample
 from fimlens.lens.figure import error_against_memory, error_in_each_divergence
-from fimlens.models.batches import count_examples, require_batches
-from fimlens.models.fishers import empirical_fisher, minibatch_fisher
 from fimlens.models.gradient_files import read_gradients
-from fimlens.models.matrices import select_matrices
-from fimlens.models.model_fisher import model_fisher
 from fimlens.structure import Structure
 from fimlens.structures.named import named_structures
-
-WINDOW = 64  # bytes of context of the built-in model
-
 
 DEFAULT_MATRICES = ["layers/0/attention/query", "layers/1/attention/value", "layers/1/mlp/down"]
 
 
-FISHERS = ("empirical", "minibatch", "model", "model-exact")
+# Up to this many entries, compilation takes far longer than all else: the code is then compiled without optimisation.
+TINY = 64
 
 
 def lens(
@@ -86,8 +79,9 @@ def lens(
     """Compare structures, and their optimizers, on the Fishers of a model's matrices. Exit with 1 if a verdict fails.
 
     By default the model is a small byte-level language model, trained for a few seconds on the sources of Python's standard
-    library.
+    library. All structures on three of its matrices take about three minutes on two cores.
     """
+    _compile_less()
     try:
         held_out = model is not None or gradients is not None
         known = named_structures(rank or 32, sweeps=10) if held_out else named_structures(rank or 4)
@@ -112,15 +106,12 @@ def lens(
             if json_file is not None:
                 json_file.write_text(json.dumps(report, indent=2) + "\n")
             return
-        with Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=errors
-        ) as bar:
-            patterns = None if matrices is None else [part.strip() for part in matrices.split(",")]
-            if loss is None:
-                found = _builtin_fishers(bar, text_path, patterns or DEFAULT_MATRICES, fisher, samples, steps, seed)
-            else:
-                found = _user_fishers(loss, params, batches, patterns or ["*"], fisher, samples, seed)
-            comparisons = _compare(bar, chosen, found, seed, solve_up_to, state_dtype)
+        patterns = None if matrices is None else [part.strip() for part in matrices.split(",")]
+        if loss is None:
+            found = builtin_fishers(text_path, patterns or DEFAULT_MATRICES, fisher, samples, steps, seed)
+        else:
+            found = user_fishers(loss, params, batches, patterns or ["*"], fisher, samples, seed)
+        comparisons = _compare(chosen, found, seed, solve_up_to, state_dtype)
         for comparison in comparisons:
             print_tables(comparison, dtype)
         for path, figure in figures.items():
@@ -150,90 +141,49 @@ def lens(
         raise typer.Exit(1)
 
 
-def _builtin_fishers(
-    bar: Progress, paths: list[Path] | None, patterns: list[str], kind: str, samples: int, steps: int, seed: int
-) -> dict[str, Fisher]:
-    """Train the small language model, and compute the Fishers of its matrices on newly drawn windows."""
-    corpus = text.read(paths or text.standard_library())
-    config = llama.Config()
-    loss = partial(llama.loss, config)
-    params = llama.init(config, jax.random.key(seed))
-    select_matrices("lens", params, patterns)  # refuses a wrong name before the training instead of after it
-    tx = optax.adam(optax.cosine_decay_schedule(1e-2, max(steps, 1)))
-
-    @jax.jit
-    def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, Any]:
-        value, slope = jax.value_and_grad(loss)(params, batch)
-        updates, state = tx.update(slope, state)
-        return optax.apply_updates(params, updates), state, value
-
-    state, value = tx.init(params), jnp.nan
-    windows = text.batches(corpus, size=16, length=WINDOW + 1, seed=seed)
-    task = bar.add_task("training a byte-level language model", total=steps)
-    for _ in range(steps):
-        params, state, value = step(params, state, jnp.asarray(next(windows), jnp.int32))
-        bar.advance(task)
-    bar.update(task, description=f"trained a byte-level language model: {float(value):.3f} nats per byte")
-    length = 9 if kind == "model-exact" else WINDOW + 1  # 8 predictions x 256 labels make 2048 gradients a window
-    size = min(16, samples)
-    fresh = text.batches(corpus, size=size, length=length, seed=seed + 1)
-    count = samples if kind == "minibatch" else -(-samples // size)
-    batches = [jnp.asarray(next(fresh), jnp.int32) for _ in range(count)]
-    if kind.startswith("model"):
-        return _compute_fishers(kind, partial(llama.logits, config), params, [b[:, :-1] for b in batches], patterns, seed)
-    return _compute_fishers(kind, loss, params, batches, patterns, seed)
-
-
-def _user_fishers(
-    loss: str, params: str | None, batches: str | None, patterns: list[str], kind: str, samples: int, seed: int
-) -> dict[str, Fisher]:
-    """Compute the Fishers of a user's own model."""
-    module = loss.partition(":")[0]
-    model = attribute("--loss", loss)
-    given = [
-        attribute(f"--{name}", reference or f"{module}:{name}")
-        for name, reference in (("params", params), ("batches", batches))
-    ]
-    weights, data = (value() if callable(value) else value for value in given)
-    require_batches("lens", data)
-    few = islice(data, samples) if kind == "minibatch" else _first(data, samples)
-    return _compute_fishers(kind, model, weights, few, patterns, seed)
-
-
-def _first(batches: Iterable[Any], samples: int) -> Iterator[Any]:
-    """Yield batches until they hold this many examples, cutting the last. No batch is drawn beyond: batches may be endless."""
-    for batch in batches:
-        count = count_examples("lens", batch)
-        yield jax.tree.map(lambda x, most=samples: x[:most], batch)
-        samples -= count
-        if samples <= 0:
-            return
-
-
-def _compute_fishers(kind: str, model: Any, params: Any, batches: Any, patterns: list[str], seed: int) -> dict[str, Fisher]:
-    """Compute Fishers of the kind that --fisher names."""
-    if kind == "empirical":
-        return empirical_fisher(model, params, batches, matrices=patterns)
-    if kind == "minibatch":
-        return minibatch_fisher(model, params, batches, matrices=patterns)
-    labels = "exact" if kind == "model-exact" else "sampled"
-    return model_fisher(model, params, batches, labels=labels, key=jax.random.key(seed), matrices=patterns)
-
-
 def _compare(
-    bar: Progress, chosen: dict[str, Structure], fishers: dict[str, Fisher], seed: int, solve_up_to: int, dtype: Any
+    chosen: dict[str, Structure], fishers: dict[str, Fisher], seed: int, solve_up_to: int, dtype: Any
 ) -> list[Comparison]:
-    """Compare the structures on each Fisher, and show how far that is."""
-    task = bar.add_task("structures", total=len(chosen) * len(fishers))
+    """Say how much is to be compared, compare the structures on each Fisher, and show how far that is."""
+    total, sizes = len(chosen) * len(fishers), [math.prod(fisher.shape) for fisher in fishers.values()]
+    errors.print(
+        f"{len(chosen)} structures on {len(fishers)} matrices of up to {max(sizes):,} entries: {total} comparisons. Each takes "
+        "about two seconds on two cores, most of it in the compiler.",
+        markup=False,
+        highlight=False,
+    )
     comparisons = []
-    for name, fisher in fishers.items():
+    with long_progress() as bar, _compiled_for(max(sizes)):
+        task = bar.add_task("structures", total=total)
+        for name, fisher in fishers.items():
 
-        def advance(structure: str, matrix: str = name) -> None:
-            bar.update(task, advance=1, description=f"{matrix}: {structure}")
+            def advance(structure: str, matrix: str = name) -> None:
+                bar.update(task, advance=1, description=f"{matrix}: {structure}")
 
-        key = jax.random.key(seed)  # the same draws for every matrix
-        comparisons.append(
-            compare(chosen, fisher, matrix=name, key=key, solve_up_to=solve_up_to, dtype=dtype, progress=advance)
-        )
-    bar.update(task, description="structures")
+            key = jax.random.key(seed)  # the same draws for every matrix
+            comparisons.append(
+                compare(chosen, fisher, matrix=name, key=key, solve_up_to=solve_up_to, dtype=dtype, progress=advance)
+            )
+        bar.update(task, description="structures")
     return comparisons
+
+
+def _compile_less() -> None:
+    """Ask XLA to compile faster, unless XLA_FLAGS says how: here the compiler takes longer than the code that it makes.
+
+    JAX reads the flags at its first array, and stops at one that it does not know: the second is unknown since jaxlib 0.11.
+    """
+    known = tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 11)
+    emitters = " --xla_cpu_use_fusion_emitters=false" if known else ""
+    os.environ.setdefault("XLA_FLAGS", f"--xla_cpu_parallel_codegen_split_count=1{emitters}")
+
+
+@contextmanager
+def _compiled_for(entries: int) -> Iterator[None]:
+    """Compile without optimisation, so that the compiler takes less time, if no matrix has more than TINY entries."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", before or entries <= TINY)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fimlens import __version__
 from fimlens._validate import write_atomically
-from fimlens.cli.arguments import console, long_progress, table
+from fimlens.cli.arguments import console, errors, long_progress, table
 from fimlens.fisher.stored_form import samples_of
 from fimlens.lens.conclusions import conclude
 from fimlens.lens.estimate import MAX_BYTES, estimate_each, folds_of
@@ -24,10 +24,11 @@ from fimlens.models.gradient_files import GradientFiles, fingerprint
 from fimlens.structure import Structure
 
 LEGEND = """
-error: of fits to all folds but one, on the one that they have not seen, with its standard error and its parts; plug-in: of \
-the fit of all gradients on the same gradients, which flatters large families; kept: how many numbers the optimizer keeps \
-beside its momentum. Frobenius: relative to ||F||^2. Others: per entry, less that of the best multiple of the identity, in \
-nats under LogDet."""
+kept: how many numbers the optimizer keeps beside its momentum. error: the mean error of fits to all folds but one, on the \
+fold that they have not seen, with its standard error (+-) and its two parts, basis and spectrum. plug-in: the error of \
+the fit of all gradients on the same gradients, which flatters large families. In Frobenius, errors are relative to \
+||F||^2. In the other divergences they are per entry, less that of the best multiple of the identity; in LogDet they are \
+in nats."""
 
 
 def estimate_gradients(
@@ -69,6 +70,12 @@ def estimate_gradients(
     known = _read_known(path, about)
     done, marks = known.get("matrices", {}), known.get("fingerprints", {})
     found: dict[str, dict[str, Estimates]] = {}
+    errors.print(
+        f"{len(structures)} structures on {len(chosen)} matrices, with {count} gradients in {folds} folds. Estimates are "
+        f"stored in {path} as they come: after an interruption the same command continues.",
+        markup=False,
+        highlight=False,
+    )
     with long_progress() as bar:
         task = bar.add_task("structures", total=len(chosen) * len(structures))
         for name, gradients in chosen.items():

@@ -18,17 +18,19 @@ VERIFIED = {"EXACT": "nearest", "LIMIT": "nearest", "ONE_STEP": "in basis", "BOU
 
 
 LEGEND = """
-kept: how many numbers the optimizer keeps beside its momentum; error = basis + spectrum, relative to ||F||^2; ratio = error \
-/ optimum, the least error that the solver found; claim: in the Frobenius norm. verified: nearest, the solver finds no nearer \
-member; stationary, what the fit minimises has no slope there, and no more is known; in basis, the eigenvalues are the best \
-for it, and what the basis costs is in ratio; a bound, the fit minimises a bound on the error, and ratio says how loose it \
-is. Below that, each divergence D has three columns: the error D(F, F~) / D(F, c I), which is 1 for the best multiple of the \
-identity and 0 for F; its basis part; and the error of t F~ at the best scalar t. * marks the least of a column, F itself \
-aside. E, L, O, B: the claims EXACT, LIMIT, ONE_STEP and BOUND, where the structure makes one in that divergence. In nats: F \
-is singular, so that D is infinite, and the error is a gradient's negative log-likelihood under F~, per entry, less that \
-under c I. F~ off, update: distance of its F~ from the fit, and of its update from F~^(-1/2) g, after the same gradients in \
-the basis of the fit; verified: both are rounding. free: distance of its F~ from the fit with its own basis and decay; \
-reported, but never a reason to fail."""
+First table. kept: how many numbers the optimizer keeps beside its momentum. error: basis + spectrum, relative to ||F||^2. \
+optimum: the least error that the solver found. ratio: error / optimum. claim: what the structure claims in the Frobenius \
+norm. verified: "nearest", the solver finds no nearer member; "stationary", what the fit minimises has no slope there, and \
+no more is known; "in basis", the eigenvalues are the best for the basis, whose cost is in ratio; "a bound", the fit \
+minimises a bound on the error, and ratio says how loose it is.
+Second table. Each divergence D has three columns: the error D(F, F~) / D(F, c I), its basis part, and the error of t F~ \
+at the best scalar t. An error is 1 for the best multiple of the identity, c I, and 0 for F. * marks the least error of a \
+column, without structures that are F itself. E, L, O, B: the claims EXACT, LIMIT, ONE_STEP and BOUND. nats: F is \
+singular, so D is infinite. The error is then a gradient's negative log-likelihood under F~, per entry, less that under c \
+I.
+Third table. F~ off: the distance of the optimizer's F~ from the fit, after the same gradients in the fit's basis. update: \
+the distance of its update from F~^(-1/2) g. verified: both are rounding. free: the distance of its F~ from the fit with \
+its own basis and decay. It never fails a run."""
 
 
 def print_tables(comparison: Comparison, dtype: str) -> None:

@@ -12,6 +12,13 @@ from fimlens.cli.arguments import attribute, console, errors, named_dtype, named
 from fimlens.costs.memory import GIB, NAMED, Row, account
 from fimlens.language_model import llama
 
+LEGEND = """
+head: own, the optimizer has the output head too; adam, the head is left to Adam. +matrices, +head, +others: the state of each \
+group; others are the embedding and the vectors. formula: the total by the published formula of the state, which counts \
+Alice's p and Q~ at four bytes a number. paper: the total that Gong et al. (2025) print. apollo projects at random; apollo-svd \
+has singular vectors, and apollo-mini one random direction."""
+
+
 SHOWN = {"matrices": ("matrices",), "head": ("head",), "others": ("embedding", "vectors")}
 
 
@@ -32,10 +39,8 @@ def memory(
 ) -> None:
     """Count the memory of weights and optimizer state in GiB, from shapes alone.
 
-    The state is counted on the arrays that the optimizer's init would make, step counters and random keys included. An
-    optimizer that can take the output head ("own") or leave it to Adam ("adam") has a row for each. The last columns are for
-    comparison: the total by the paper's formula, and the total that [G] prints. The formula counts Alice's p and Q~ at four
-    bytes a number, as [G]'s total needs.
+    The state is counted on the arrays that the optimizer's init would make, step counters and random keys included. Nothing is
+    allocated: all optimizers on one model take some seconds.
     """
     try:
         require_writable("--json", json_file)
@@ -60,6 +65,18 @@ def memory(
         for row in rows[name]:
             shown.add_row(*_cells(row))
         console.print(shown)
+    console.print(LEGEND, style="dim", markup=False, highlight=False)
+    for name in models:
+        console.print(_conclusion(name, rows[name]), markup=False, highlight=False)
+
+
+def _conclusion(model: str, rows: list[Row]) -> str:
+    """Say which optimizer takes the least and which the most."""
+    least, most = min(rows, key=lambda row: row.total), max(rows, key=lambda row: row.total)
+    if least.total == most.total:
+        return f"{model}: weights and state take {least.total:.2f} GiB."
+    ends = (f"{row.optimizer} takes the {word}, {row.total:.2f} GiB" for row, word in ((least, "least"), (most, "most")))
+    return f"{model}: {'; '.join(ends)}."
 
 
 def _cells(row: Row) -> list[str]:

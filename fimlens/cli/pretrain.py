@@ -56,7 +56,10 @@ def pretrain(
     seed: Annotated[int, typer.Option(help="Seed of the initial weights and the data order.")] = 0,
     out: training.Out = Path("pretrain-out"),
 ) -> None:
-    """Train a language model. After an interruption, the same command continues from the last checkpoint."""
+    """Train a language model. After an interruption, the same command continues from the last checkpoint.
+
+    It first says how many parameters, tokens and bytes the training takes. The defaults take about two minutes on two cores.
+    """
     try:  # imported here, because Flax, Grain and Orbax are optional: the other commands work without them
         from fimlens.cli import running
         from fimlens.pretrain import data
@@ -80,21 +83,21 @@ def pretrain(
             raise ValueError("give only one of --text, --shards and --dataset.")
         if (dataset is None) != (tokenizer is None):
             raise ValueError("give --dataset and --tokenizer, such as t5-base, together.")
-        with running.bar() as bar:
-            if dataset is not None:
-                source = hub.Source(dataset, tokenizer, dataset_config, split, column, end_token, held_out)
+        if dataset is not None:
+            source = hub.Source(dataset, tokenizer, dataset_config, split, column, end_token, held_out)
+            with running.bar() as bar:
                 stream = bar.add_task("tokens streamed", total=None, visible=False)
 
                 def show_stream(tokens_read: int, wanted: int) -> None:
                     bar.update(stream, completed=min(tokens_read, wanted), total=wanted, visible=True)
 
                 corpus = stream_shards(plan, source, tokens or out / "tokens", show_stream)
-            else:
-                corpus = data.read_files(text_path) if shards is None else data.read_shards(shards)
-            metrics = running.train(
-                bar, f"{model}, {optimizer}", plan, corpus, out, mesh=mesh, evaluate_every=evaluate_every,
-                checkpoint_every=checkpoint_every, keep=keep, share=share,
-            )  # fmt: skip
+        else:
+            corpus = data.read_files(text_path) if shards is None else data.read_shards(shards)
+        metrics = running.train(
+            f"{model}, {optimizer}", plan, corpus, out, mesh=mesh, evaluate_every=evaluate_every,
+            checkpoint_every=checkpoint_every, keep=keep, share=share,
+        )  # fmt: skip
     last = metrics[-1]
     if jax.process_index() == 0:
         console.print(

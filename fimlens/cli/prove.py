@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from fimlens import __version__, derivations
@@ -31,7 +31,10 @@ def prove(
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every step and verdict as JSON to this file.")] = None,
 ) -> None:
-    """Prove the closed forms symbolically, for all entries at the sizes listed. Exit with 1 if a step fails."""
+    """Prove the closed forms symbolically, for all entries at the sizes listed. Exit with 1 if a step fails.
+
+    All derivations of fimlens take about two minutes on one core; most of them alone take seconds.
+    """
     try:
         known = load_derivations(derivations)
         # A name that is given twice is proved once.
@@ -71,7 +74,7 @@ def _find(name: str, known: Mapping[str, ModuleType]) -> ModuleType:
 
 def _run(chosen: Sequence[ModuleType]) -> list[Proof]:
     """Prove the derivations at all their sizes, with a progress bar."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=errors, transient=True) as bar:
         task = bar.add_task("", total=sum(len(derivation.SIZES) for derivation in chosen))
         proofs = []
@@ -94,10 +97,21 @@ def _print(proofs: Sequence[Proof]) -> None:
         steps = sum(len(verdict.steps) for verdict in proof.verdicts)
         shown.add_row(statement, sizes, str(steps), f"{proof.seconds:.1f}", "proved" if proof.proved else "NOT PROVED")
     console.print(shown)
+    console.print(_conclusion(proofs), highlight=False)
     for verdict, step in (failure for proof in proofs for failure in proof.failures):
         where = f"{verdict.name} at {_size(verdict.size)}, step {len(verdict.steps)}"
         residue = f"; the residue is {step.residue_text}" if step.residue_text else ""
         errors.print(f"{where}: {step.description}{residue}", style="red", markup=False)
+
+
+def _conclusion(proofs: Sequence[Proof]) -> str:
+    """Say how many statements are proved, and what that means."""
+    proved = sum(proof.proved for proof in proofs)
+    steps = sum(len(verdict.steps) for proof in proofs for verdict in proof.verdicts)
+    return (
+        f"{proved} of {len(proofs)} statements are proved, in {steps} steps. A step is decided for all entries at the sizes "
+        "listed, on the functions that ship; nothing is proved of other sizes."
+    )
 
 
 def _size(size: tuple[int, int]) -> str:

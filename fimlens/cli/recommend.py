@@ -15,6 +15,10 @@ from fimlens.lens.recommendation import UNITS, Recommendation
 from fimlens.structure import Structure
 from fimlens.structures.named import read_structure
 
+LEGEND = """
+Each matrix has its structures from the cheapest to the dearest, with the estimated error and its standard error (+-). A \
+structure can be chosen unless a cheaper one is about as near, as its verdict says. The choice is in bold."""
+
 
 def recommend(
     estimates: Annotated[Path, typer.Argument(help="The estimates.json that `fimlens lens --gradients` wrote.")],
@@ -34,6 +38,7 @@ def recommend(
         errors.print(refusal("recommend", error), style="red", markup=False)
         raise typer.Exit(2) from error
     _print(found)
+    console.print(LEGEND, style="dim", markup=False, highlight=False)
     console.print(f"{found.in_words()} Choices: {out}", markup=False, highlight=False)
 
 

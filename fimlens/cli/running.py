@@ -1,18 +1,22 @@
-"""A training behind a bar, for the commands that run one."""
+"""A training behind a bar, for the commands that run one: what it will take is said first."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
+from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fimlens.cli.arguments import errors
+from fimlens.cli.arguments import console, errors
 from fimlens.pretrain import loop
 from fimlens.pretrain.mesh import make_mesh
 from fimlens.pretrain.readings import write_figure
 from fimlens.pretrain.recipe import Data, Recipe
 from fimlens.pretrain.run_directory import Metrics
+from fimlens.pretrain.step import TrainState, initial_state
 
 
 def bar() -> Progress:
@@ -21,13 +25,12 @@ def bar() -> Progress:
     return Progress(*columns, console=errors, disable=jax.process_index() > 0)
 
 
-def train(
-    shown: Progress, title: str, plan: Recipe, data: Data, out: Path, *, mesh: str | None, **options: Any
-) -> list[Metrics]:
-    """Train behind a bar, draw the monitor's readings, and return the metrics.
+def train(title: str, plan: Recipe, data: Data, out: Path, *, mesh: str | None, **options: Any) -> list[Metrics]:
+    """Say what a training will take, train behind a bar, draw the monitor's readings, and return the metrics.
+
+    What the plan, the mesh or the data refuse is refused before the bar is shown.
 
     Args:
-        shown: the bar.
         title: what is trained.
         plan: the plan.
         data: the data.
@@ -35,11 +38,32 @@ def train(
         mesh: the sizes of the mesh, such as data=2,fsdp=4.
         options: further arguments of `fimlens.pretrain.loop.train`.
     """
-    callback = _show_metrics(shown, title, plan.steps)
-    metrics = loop.train(plan, data, out, mesh=make_mesh(_sizes_of(mesh)), callback=callback, **options)
+    devices = make_mesh(_sizes_of(mesh))
+    plan.batches(data)
+    plan.held_out(data)
+    shapes = jax.eval_shape(partial(initial_state, plan, plan.transform()), plan.pretrained())
+    if jax.process_index() == 0:
+        console.print(f"{title}: {describe(plan, shapes)}", markup=False, highlight=False)
+    with bar() as shown:
+        metrics = loop.train(plan, data, out, mesh=devices, callback=_show_metrics(shown, title, plan.steps), **options)
     if plan.monitor is not None and jax.process_index() == 0:
         write_figure(out)
     return metrics
+
+
+def describe(plan: Recipe, shapes: TrainState) -> str:
+    """Return the size of a training in words: parameters, tokens and the memory of what it keeps."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes.weights))
+    tokens = plan.steps * plan.batch * plan.length
+    return (
+        f"{count:,} parameters; {plan.steps:,} steps of {plan.batch} sequences of at most {plan.length} tokens, {tokens:,} in "
+        f"all. Weights take {_size(shapes.weights)}, the optimizer's state {_size(shapes.optimizer)}. The first step waits for "
+        "the compiler; then the bar shows the time that is left, from the steps so far."
+    )
+
+
+def _size(tree: PyTree) -> str:
+    return decimal(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)))
 
 
 def _show_metrics(shown: Progress, title: str, steps: int) -> Callable[[Metrics], None]:

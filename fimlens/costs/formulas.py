@@ -30,7 +30,7 @@ def hours(
 
 
 def money(hours: Quantity, devices: Quantity, price: Quantity) -> Quantity:
-    """The price of a run, given the `price` of one device for an hour, in the same currency."""
+    """The price of a run in dollars, given the `price` of one device for an hour."""
     return hours * devices * price
 
 

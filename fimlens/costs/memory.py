@@ -30,9 +30,9 @@ GROUPS = ("matrices", "head", "embedding", "vectors")
 Optimizer = Callable[..., optax.GradientTransformation]
 
 
-# Every optimizer by its name. [G] reports Apollo with singular vectors as its basis, where `fl.apollo` draws a random one.
+# Every optimizer by its name, and the variants of Apollo by those that `fimlens compare` has. [G] reports "apollo-svd".
 NAMED: dict[str, Optimizer] = OPTIMIZERS | {
-    "apollo": partial(OPTIMIZERS["apollo"], variant="svd"),
+    "apollo-svd": partial(OPTIMIZERS["apollo"], variant="svd"),
     "apollo-mini": partial(OPTIMIZERS["apollo"], variant="mini"),
 }
 

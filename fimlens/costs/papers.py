@@ -1,10 +1,9 @@
-"""What the papers state: sizes of state, totals, ranks and speed-ups. [G] is Gong et al., 2025 (arXiv 2502.07752).
+"""What the papers state: sizes of state, totals and ranks. [G] is Gong et al., 2025 (arXiv 2502.07752).
 
 An optimizer whose publication states none of them needs no entry here.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 Formula = Callable[[int, int, int], int]
 
@@ -51,7 +50,8 @@ FORMULAS: dict[str, Formula] = {
     "frugal": short_side_first(lambda m, n, r: 2 * n * r + m * r),
     "galore": short_side_first(lambda m, n, r: 2 * n * r + m * r),
     "fira": short_side_first(lambda m, n, r: 2 * n * r + m * r),
-    "apollo": short_side_first(lambda m, n, r: 2 * n * r + m * r),
+    "apollo": short_side_first(lambda m, n, r: 2 * n * r),
+    "apollo-svd": short_side_first(lambda m, n, r: 2 * n * r + m * r),
     "apollo-mini": short_side_first(lambda m, n, r: 2 * n),
 }
 
@@ -68,21 +68,6 @@ RANKS = {"llama-60m": 128, "llama-130m": 256, "llama-350m": 256, "llama-1b": 512
 FIGURES = {
     "llama-1b": {
         "adam": (7.48, None), "muon": (5.23, None), "racs": (2.98, None), "galore": (None, 4.25), "fira": (None, 4.25),
-        "apollo": (4.43, None), "alice0": (None, 4.25), "alice": (None, 4.42),
+        "apollo-svd": (4.43, None), "alice0": (None, 4.25), "alice": (None, 4.42),
     }
 }  # fmt: skip
-
-
-class SpeedUp(NamedTuple):
-    """Adam's steps over the optimizer's to the same loss, and the source of this ratio."""
-
-    ratio: float
-    source: str
-
-
-# [G], LLaMA of 60M to 1.3B parameters on C4.
-SPEED_UPS = {
-    "adam": SpeedUp(1.0, "the others are compared with it"),
-    "racs": SpeedUp(1.5, "the lower end of the 1.5 to 2.4 that [G] reports in wall clock, taken here for steps"),
-    "alice": SpeedUp(2.0, "the lower end of the 2.0 to 2.8 times fewer steps that [G] reports"),
-}

@@ -13,21 +13,19 @@ from jax.typing import DTypeLike
 from fimlens.costs.flops import step_flops
 from fimlens.costs.formulas import devices_needed, hours, memory, money, saving
 from fimlens.costs.memory import GIB, NAMED, Optimizer, account, at_rank, grouped, optimizers_of, require_known
-from fimlens.costs.papers import RANKS, SPEED_UPS, SpeedUp
+from fimlens.costs.papers import RANKS
+from fimlens.costs.speed_ups import SPEED_UPS, UNMEASURED, SpeedUp
 from fimlens.costs.training import PAPERS_BATCH, Batch, activations, model_flops
 from fimlens.language_model import llama
 
 USABLE = 0.9  # of a device's memory; gathered layers, temporaries, buffers and fragmentation take the rest
 
 
-UNREPORTED = SpeedUp(1.0, "assumed: as many steps as Adam, as no figure is at hand")
-
-
 class Terms(NamedTuple):
     """What a run is given.
 
     `tokens` is the number that Adam is trained on; `devices` their number, None for as few as fit; `memory` and `peak` the
-    bytes and FLOP/s of one; `utilisation` the share of the peak that training reaches; `price` that of a device for an hour.
+    bytes and FLOP/s of one; `utilisation` the share of the peak that training reaches; `price` the dollars for an hour of one.
     """
 
     tokens: float
@@ -94,7 +92,7 @@ def costs(
             the output head to Adam does so.
         model: a name of llama.CONFIGS.
         terms: tokens, devices and price.
-        speed_ups: Adam's steps over the optimizer's, by name, in place of SPEED_UPS.
+        speed_ups: Adam's steps over the optimizer's, by name, in place of those that we measured.
         batch: the sequences of a step.
         dtype: the dtype of weights, gradients, state and activations.
         rank: the rank of the low-rank methods. Default: the paper's for the model.
@@ -127,7 +125,7 @@ def costs(
     sized = {name: at_rank(make, rank) for name, make in chosen.items()}
     needs = demands(sized, config=llama.CONFIGS[model], batch=batch, dtype=dtype, state_dtype=dtype)
     known = SPEED_UPS | dict(speed_ups)
-    return [_row(name, known.get(name, UNREPORTED), need, terms, batch) for name, need in needs.items()]
+    return [_row(name, known.get(name, UNMEASURED), need, terms, batch) for name, need in needs.items()]
 
 
 def demands(

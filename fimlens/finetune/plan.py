@@ -41,6 +41,7 @@ class Finetuning(Recipe):
         ValueError: a name is unknown or a number is out of its range.
     """
 
+    command: ClassVar[str] = "finetune"
     evaluations: ClassVar[int] = 1  # at the end alone: it reads all rows that are held out, which takes as long as many steps
     usual_rank: ClassVar[int] = 8  # [G] and GaLore fine-tune with 4 and 8
 

@@ -16,8 +16,6 @@ from fimlens.structure import Frame
 from fimlens.structures import LowRank
 from fimlens.transforms.low_rank_update import low_rank_update_of
 
-_least_eigenvalue = jax.jit(least_eigenvalue, static_argnums=0)
-
 
 @jax.jit
 def chart(case: Case) -> Deviation:
@@ -59,7 +57,7 @@ def cone(case: Case) -> Deviation:
     """Eigenvalues are non-negative, as every Fisher's are: the least of the fit, in units of the largest, on the ensemble, on
     one of its gradients and on one entry alone."""
     members = case.fitted, *(unchecked_fit(case.structure, fisher, case.key) for fisher in _harsher(case.gradients))
-    return worst(0.0, *(-_least_eigenvalue(case.structure, member) for member in members))
+    return worst(0.0, *(-least_eigenvalue(case.structure, member) for member in members))
 
 
 @jax.jit

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import cache
+from numbers import Real
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +50,7 @@ def recommend(
         >>> {matrix: str(structure) for matrix, structure in found.choices.items()}, found.total_cost
         ({'key': 'Scalar()', 'query': 'Columns()'}, 5.0)
     """
-    _require(estimates, cost)
-    if not math.isfinite(budget):
-        raise ValueError(f"recommend: budget is a finite number; got {budget}.")
+    _require(estimates, budget, cost)
     require_number("recommend", "grid", grid, 1, whole=True)
     table = {matrix: _candidates(found, COSTS[cost]) for matrix, found in estimates.items()}
     kept = {matrix: [row for row in rows if row.verdict == KEPT] for matrix, rows in table.items()}
@@ -76,7 +75,7 @@ def recommend(
     return Recommendation(choices, marked, entries, cost, divergence, float(budget))
 
 
-def _require(estimates: object, cost: str) -> None:
+def _require(estimates: object, budget: object, cost: str) -> None:
     """Refuse what cannot be chosen from."""
     if not isinstance(estimates, Mapping) or not all(isinstance(found, Estimates) for found in estimates.values()):
         raise TypeError("recommend: expected estimates by matrix, such as {'layers/0/attention/query': fl.estimate(...)}.")
@@ -85,6 +84,8 @@ def _require(estimates: object, cost: str) -> None:
     if len(divergences) > 1:
         listed = ", ".join(f"{divergence} of {matrix}" for divergence, matrix in divergences.items())
         raise ValueError(f"recommend: errors in different divergences cannot be added: {listed}. Estimate all in one.")
+    if not isinstance(budget, Real) or not math.isfinite(budget):
+        raise ValueError(f"recommend: budget is a finite number; got {budget!r}.")
     if cost not in COSTS:
         raise ValueError(f"recommend: cost is one of {', '.join(COSTS)}; got {cost!r}.")
 

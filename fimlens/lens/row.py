@@ -12,7 +12,7 @@ from fimlens.fisher.fisher import Fisher
 from fimlens.lens.nearness import Nearness, measure_nearness
 from fimlens.lens.run_optimizer import optimizer_deviations
 from fimlens.optimizers.mixture import kept_size
-from fimlens.solver.fit import gap, is_member, least_eigenvalue
+from fimlens.solver.fit import NEGATIVE_TOLERANCE, gap, least_eigenvalue
 from fimlens.solver.solve import solve
 from fimlens.solver.stationarity import stationarity
 from fimlens.structure import Claim, Params, Structure
@@ -87,7 +87,7 @@ def measure_row(
     error = gap(structure, fitted, fisher)
     norm = float(fisher.norm_squared) or 1.0  # the errors of a zero Fisher are zero, not 0/0
     slope, least = stationarity(structure, fisher, fitted), float(least_eigenvalue(structure, fitted))
-    member = bool(is_member(structure, fitted))
+    member = least >= -NEGATIVE_TOLERANCE
     # The solver is by far the most expensive part. It runs on small matrices whose fit is not exact, and once for a family:
     # what is nearest in LogDet has a twin in the Frobenius norm.
     solution, small = None, np.prod(fisher.shape) <= solve_up_to

@@ -66,8 +66,8 @@ def train(
     mesh = make_mesh() if mesh is None else mesh
     if plan.batch // plan.accumulate % row_shards(mesh):
         raise ValueError(
-            f"pretrain: a batch of {plan.batch} rows in {plan.accumulate} parts does not lie evenly on {row_shards(mesh)} "
-            "devices along data and fsdp. Take a multiple, fewer parts, or another mesh."
+            f"{plan.command}: a batch of {plan.batch} rows in {plan.accumulate} parts does not lie evenly on "
+            f"{row_shards(mesh)} devices along data and fsdp. Take a multiple, fewer parts, or another mesh."
         )
     tx = plan.transform()
     shapes = jax.eval_shape(partial(initial_state, plan, tx), plan.pretrained())
@@ -140,8 +140,8 @@ def _mean_loss(plan: Recipe, results: list[tuple[int, Any]]) -> tuple[float | No
             losses.append(float(loss))
         elif plan.on_nonfinite == "stop":
             raise NonFinite(
-                f"pretrain: batch {k} made a loss of {float(loss)}, or a gradient or an update that is not finite, and was "
-                'not applied. Lower the rate, clip the gradient, or skip such batches by on_nonfinite="skip".'
+                f"{plan.command}: batch {k} made a loss of {float(loss)}, or a gradient or an update that is not finite, and "
+                'was not applied. Lower the rate, clip the gradient, or skip such batches by on_nonfinite="skip".'
             )
         else:
             skipped.append(k)

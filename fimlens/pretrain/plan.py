@@ -1,6 +1,7 @@
 """The plan of a pre-training: everything that determines its losses. Two runs of one plan on one text have the same losses."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -29,11 +30,13 @@ class Plan(Recipe):
         ValueError: a name is unknown or a number is out of its range.
     """
 
+    command: ClassVar[str] = "pretrain"
+
     model: str = "cpu-1m"
     tied: bool = False
 
     def __post_init__(self) -> None:
-        self.require_known("model", CONFIGS)
+        self.require_known("model", CONFIGS, " A model of others, in a directory, is trained by `fimlens finetune`.")
         super().__post_init__()
 
     @property

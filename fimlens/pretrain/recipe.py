@@ -61,9 +61,10 @@ class Recipe(ABC):
         monitor: steps between readings of `fl.monitor`, which has the whole optimizer within; no monitor by default.
 
     Raises:
-        ValueError: a name is unknown or a number is out of its range.
+        ValueError: a name is unknown, a number is out of its range, or the optimizer has no option of a given name.
     """
 
+    command: ClassVar[str]  # the name of the command that trains so, with which its errors begin
     evaluations: ClassVar[int] = 20  # measurements on what is held out, in a run of a comparison
 
     model: str
@@ -88,19 +89,22 @@ class Recipe(ABC):
         self.require_known("dtype", DTYPES)
         self.require_known("state_dtype", DTYPES)
         self.require_known("on_nonfinite", ("stop", "skip"))
+        known = list(inspect.signature(TRAINABLE[self.optimizer]).parameters)[1:]  # the first is the learning rate
+        if unknown := sorted(set(self.options) - set(known)):
+            raise ValueError(f"{self.command}: {self.optimizer} has no option {unknown[0]!r}. It has {', '.join(known)}.")
         for name in ("steps", "batch", "length", "accumulate", "monitor"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"pretrain: {name} is a positive number; got {getattr(self, name)}.")
+                raise ValueError(f"{self.command}: {name} is a positive number; got {getattr(self, name)}.")
         for name, value in (("rate", self.rate), ("clip", 1.0 if self.clip is None else self.clip)):
             if not 0 < value < math.inf:
-                raise ValueError(f"pretrain: {name} is a positive number; got {value}.")
+                raise ValueError(f"{self.command}: {name} is a positive number; got {value}.")
         if self.batch % self.accumulate:
-            raise ValueError(f"pretrain: a batch of {self.batch} has no {self.accumulate} equal parts. Take a divisor.")
+            raise ValueError(f"{self.command}: a batch of {self.batch} has no {self.accumulate} equal parts. Take a divisor.")
 
-    def require_known(self, name: str, known: Any) -> None:
-        """Refuse a field whose value is not among those known."""
+    def require_known(self, name: str, known: Any, remedy: str = "") -> None:
+        """Refuse a field whose value is not among those known, and say what else can be done."""
         if getattr(self, name) not in known:
-            raise ValueError(f"pretrain: {name} is one of {', '.join(known)}; got {getattr(self, name)!r}.")
+            raise ValueError(f"{self.command}: {name} is one of {', '.join(known)}; got {getattr(self, name)!r}.{remedy}")
 
     @property
     @abstractmethod
@@ -175,14 +179,9 @@ class Recipe(ABC):
         """Make the optimizer, with clipping, the dtype of its state, and the monitor.
 
         Raises:
-            ValueError: the optimizer has no option of a given name.
+            ValueError: the optimizer refuses the value of an option.
         """
-        make = TRAINABLE[self.optimizer]
-        known = list(inspect.signature(make).parameters)[1:]  # the first is the learning rate
-        unknown = sorted(set(self.options) - set(known))
-        if unknown:
-            raise ValueError(f"pretrain: {self.optimizer} has no option {unknown[0]!r}. It has {', '.join(known)}.")
-        tx = make(self.schedule, **self.options)
+        tx = TRAINABLE[self.optimizer](self.schedule, **self.options)
         tx = tx if self.state_dtype == "float32" else store_state_in(tx, self.state_dtype)
         tx = tx if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), tx)
         return tx if self.monitor is None else monitor(tx, self.monitor)

@@ -122,8 +122,9 @@ class RunDirectory:
             return self.manager.restore(last, args=ocp.args.StandardRestore(abstract))
         except (ValueError, KeyError, OSError) as error:
             raise ValueError(
-                f"pretrain: checkpoint {last} of {self.manager.directory} cannot be read ({str(error).splitlines()[0]}). "
-                "Remove it to continue from the one before, or remove the directory to start again."
+                f"{self.plan.command}: checkpoint {last} of {self.manager.directory} cannot be read "
+                f"({str(error).splitlines()[0]}). Remove it to continue from the one before, or remove the directory to "
+                "start again."
             ) from error
 
     def metrics_of_finished_run(self) -> list[Metrics]:
@@ -133,7 +134,9 @@ class RunDirectory:
             ValueError: there are none, because somebody removed the file.
         """
         if not self.metrics:
-            raise ValueError(f"pretrain: {self.metrics_file} has no metrics, and the run is finished. Take another directory.")
+            raise ValueError(
+                f"{self.plan.command}: {self.metrics_file} has no metrics, and the run is finished. Take another directory."
+            )
         return self.metrics
 
     def record(
@@ -198,11 +201,11 @@ def _require_same_plan(path: Path, plan: Recipe, data: Data) -> None:
     try:
         theirs = json.loads(path.read_text()) if path.exists() else mine
     except ValueError as error:
-        raise ValueError(f"pretrain: {path} is not a plan ({error}). Take another directory.") from error
+        raise ValueError(f"{plan.command}: {path} is not a plan ({error}). Take another directory.") from error
     differing = [name for name in mine if theirs.get(name) != mine[name]]
     if differing:
         what = ", ".join(f"{name} {theirs.get(name)!r} there and {mine[name]!r} here" for name in differing)
-        raise ValueError(f"pretrain: {path.parent} is a run of another plan: {what}. Take another directory.")
+        raise ValueError(f"{plan.command}: {path.parent} is a run of another plan: {what}. Take another directory.")
     if jax.process_index() == 0 and not path.exists():
         write_atomically(path, json.dumps(mine, indent=2) + "\n")
 

@@ -217,6 +217,7 @@ def without_rounding(blocks: list[EigenvalueBlock], largest: Float[ArrayLike, ""
     return [cleaned(*block) for block in blocks]
 
 
+@partial(jax.jit, static_argnums=0)
 def least_eigenvalue(structure: Structure, params: Params) -> Float[Array, ""]:
     """Return the least eigenvalue relative to the largest in size. It is negative only for a matrix that is no member."""
     values = ravel_pytree(structure.eigenvalues(params))[0]

@@ -6,7 +6,7 @@ taken at z = 0 only.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -71,10 +71,10 @@ def relative_gap(structure: Structure, params: Params, fisher: Fisher, aim: Aim)
 
 @partial(jax.jit, static_argnums=(0, 4))
 def descend(
-    structure: Structure, members: Params, fisher: Fisher, aim: Aim, iterations: int
-) -> tuple[Params, Float[Array, " starts"], Float[Array, " starts"]]:
-    """Descend from each of a stack of members; return the members reached, their relative gaps and their gradient norms."""
-    _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], members))
+    structure: Structure, members: Sequence[Params], fisher: Fisher, aim: Aim, iterations: int
+) -> tuple[Params, Float[Array, " starts"], Float[Array, " starts"], Float[Array, " starts"]]:
+    """Descend from each member. Return those reached, stacked; the relative gaps before and after; and the gradient norms."""
+    _, unravel = ravel_pytree(members[0])
 
     def move(member: Params, z: Array) -> Params:
         return structure.chart(scale_coordinates(member, unravel(z)), member)
@@ -107,12 +107,13 @@ def descend(
         member, new, slope = step(member, value)
         return member, new, slope, jnp.where(value - new > 1e-15, 0, idle + 1), count + 1
 
-    def descend_from(member: Params) -> tuple[Params, Array, Array]:
-        value = relative_gap(structure, member, fisher, aim)
-        member, value, slope, *_ = jax.lax.while_loop(unconverged, advance, (member, value, jnp.inf, 0, 0))
-        return member, value, slope
+    def descend_from(member: Params) -> tuple[Params, Array, Array, Array]:
+        first = relative_gap(structure, member, fisher, aim)
+        member, value, slope, *_ = jax.lax.while_loop(unconverged, advance, (member, first, jnp.inf, 0, 0))
+        return member, first, value, slope
 
-    return jax.lax.map(descend_from, members)  # not vmap, under which every start would run until the last has converged
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    return jax.lax.map(descend_from, stacked)  # not vmap, under which every start would run until the last has converged
 
 
 def _truncated_newton(slope: Array, curve: Callable[[Array], Array]) -> Array:

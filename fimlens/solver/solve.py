@@ -19,7 +19,7 @@ from fimlens.fisher.limits import require_dense
 from fimlens.fisher.sample_form import SampleFisher
 from fimlens.solver.fit import least_eigenvalue, no_minimum, require_minimum, require_structure_and_fisher, unchecked_fit
 from fimlens.solver.jacobi import jacobi, rotated_sides
-from fimlens.solver.newton import aim_at, descend, relative_gap, scale_coordinates
+from fimlens.solver.newton import aim_at, descend, scale_coordinates
 from fimlens.solver.sizes import isotropic
 from fimlens.structure import Params, Structure
 from fimlens.structures import LowRank
@@ -132,17 +132,15 @@ def solve(
         aim = aim_at(divergence, samples)
         origins, members = zip(*_start_members(structure, samples, key, starts), strict=True)
         require_minimum("solve", structure, members[0], samples, divergence)
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-        ends, values, slopes = descend(structure, stacked, samples, aim, iterations)
-        closed = float(relative_gap(structure, members[0], samples, aim))
-        closed, values = (np.where(np.isfinite(x), x, np.inf) for x in (closed, values))  # argmin would pick NaN
+        ends, first, values, slopes = jax.device_get(descend(structure, members, samples, aim, iterations))
+        closed, values = (np.where(np.isfinite(x), x, np.inf) for x in (first[0], values))  # argmin would pick NaN
         best = int(np.argmin(values))
         if not np.isfinite(values[best]):
             raise ValueError(
                 f"solve: all {len(values)} starts of {structure} have a negative eigenvalue or a gap that is not finite. A "
                 "chart must map every z to eigenvalues of 0 or more, and over 0 where F has a part and phi'(0) is infinite."
             )
-        end = jax.tree.map(lambda x: x[best], ends)
+        end = jax.device_put(jax.tree.map(lambda x: x[best], ends))
         # Where bases can turn an eigenvalue to zero, a descent stops far from rest.
         if not divergence.finite_at_zero and slopes[best] > 1 and least_eigenvalue(structure, end) < 1e-6:
             raise no_minimum(

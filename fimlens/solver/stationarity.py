@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from fimlens.fisher.fisher import Fisher
 from fimlens.solver.newton import aim_at, scale_coordinates
@@ -18,13 +18,11 @@ def stationarity(structure: Structure, fisher: Fisher, fitted: Params) -> float:
     If the claim is EXACT or LIMIT the slope is over the whole chart, bases included. Otherwise the basis solves another
     problem, and the slope is over the eigenvalues alone.
     """
-    slope = _slope(structure, fisher, fitted)
-    whole = structure.claim in (Claim.EXACT, Claim.LIMIT)
-    return float(jnp.abs(ravel_pytree(slope if whole else slope.coords)[0]).max())
+    return float(_largest_slope(structure, fisher, fitted))
 
 
 @partial(jax.jit, static_argnums=0)
-def _slope(structure: Structure, fisher: Fisher, fitted: Params) -> Params:
+def _largest_slope(structure: Structure, fisher: Fisher, fitted: Params) -> Float[Array, ""]:
     # Along z in units of the coordinates, and relative to the size of F: the slope then does not depend on its scale.
     size = aim_at(structure.divergence, fisher).size
 
@@ -32,4 +30,6 @@ def _slope(structure: Structure, fisher: Fisher, fitted: Params) -> Params:
         member = structure.chart(scale_coordinates(fitted, z), fitted)
         return structure.objective(member, fisher) / size
 
-    return jax.grad(objective)(jax.tree.map(jnp.zeros_like, fitted))
+    slope = jax.grad(objective)(jax.tree.map(jnp.zeros_like, fitted))
+    whole = structure.claim in (Claim.EXACT, Claim.LIMIT)
+    return jnp.abs(ravel_pytree(slope if whole else slope.coords)[0]).max()
