@@ -1,4 +1,4 @@
-"""The README's table of closed forms, made from what `derive` finds.
+"""The table of closed forms in docs/proofs.md, made from what `derive` finds.
 
 `python -m fimlens.proofs.closed_forms` prints it as Markdown.
 """
