@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fimlens._validate import finite
-from fimlens.cli.arguments import console, errors, refusal, require_writable, table
+from fimlens.cli.arguments import console, errors, long_progress, refusal, require_writable, table
 from fimlens.experiments.ablation import (
     FULL,
     GROUPS,
@@ -84,8 +83,7 @@ def ablate(
 
 def _train(what: str, runs: list[Run], results: Results, workers: int) -> None:
     """Train the runs without a result, with a bar of progress."""
-    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
+    with long_progress(transient=True) as progress:
         task = progress.add_task(what, total=len(runs), completed=sum(run in results.losses for run in runs))
         for _ in train_missing(runs, results, workers):
             progress.advance(task)

@@ -38,10 +38,14 @@ def table(*headings: str, title: str | None = None) -> Table:
     return made
 
 
-def long_progress() -> Progress:
-    """Return a bar for work of many minutes, with the time that is left. Descriptions may hold any text."""
+def long_progress(**options: Any) -> Progress:
+    """Return a bar for work of many minutes, with the time that is left. Descriptions may hold any text.
+
+    Args:
+        options: further ones of `rich.progress.Progress`.
+    """
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=errors)
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=errors, **options)
 
 
 def attribute(option: str, reference: str) -> Any:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
+from rich.progress import track
 
-from fimlens.cli.arguments import console, errors, table
+from fimlens.cli.arguments import console, errors, long_progress, table
 from fimlens.experiments import dry_run, lengths_report, report, score_report
 from fimlens.experiments.choices import CHOICE_HEADINGS, choice_cells
 from fimlens.experiments.comparison import Entry, plan_for
@@ -51,10 +51,13 @@ def train_all(
         tries: learning rates to try at most for each optimizer.
         seeds: seeds to train at the best rate.
     """
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=errors, transient=True) as bar:
-        most, started, current = sum(runs.values()), dict[str, int](), ""
-        total = bar.add_task("", total=most * len(make(base)))
+    most, started, current = sum(runs.values()), dict[str, int](), ""
+    every, steps = most * len(make(base)), sum(at * count for at, count in runs.items()) * len(make(base))
+    errors.print(
+        f"{every} runs at most, of {steps:,} steps in all. Finished runs in {out} are read.", markup=False, highlight=False
+    )
+    with long_progress(transient=True) as bar:
+        total = bar.add_task("", total=every)
 
         def show_run(entry: Entry, power: int, seed: int) -> None:
             nonlocal current

@@ -10,11 +10,10 @@ from types import ModuleType
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from fimlens import __version__, derivations
-from fimlens.cli.arguments import console, errors, require_writable, table
+from fimlens.cli.arguments import console, errors, long_progress, require_writable, table
 from fimlens.proofs.page import page
 from fimlens.proofs.theorem import load_derivations
 from fimlens.proofs.verdicts import Proof, try_to_prove
@@ -74,8 +73,7 @@ def _find(name: str, known: Mapping[str, ModuleType]) -> ModuleType:
 
 def _run(chosen: Sequence[ModuleType]) -> list[Proof]:
     """Prove the derivations at all their sizes, with a progress bar."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=errors, transient=True) as bar:
+    with long_progress(transient=True) as bar:
         task = bar.add_task("", total=sum(len(derivation.SIZES) for derivation in chosen))
         proofs = []
         for derivation in chosen:

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 from rich.filesize import decimal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
-from fimlens.cli.arguments import console, errors
+from fimlens.cli.arguments import console, long_progress
 from fimlens.pretrain import loop
 from fimlens.pretrain.mesh import make_mesh
 from fimlens.pretrain.readings import write_figure
@@ -21,8 +21,7 @@ from fimlens.pretrain.step import TrainState, initial_state
 
 def bar() -> Progress:
     """Return a bar for a training, which host 0 shows."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=errors, disable=jax.process_index() > 0)
+    return long_progress(disable=jax.process_index() > 0)
 
 
 def train(title: str, plan: Recipe, data: Data, out: Path, *, mesh: str | None, **options: Any) -> list[Metrics]:
