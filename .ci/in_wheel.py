@@ -1,0 +1,54 @@
+"""What .ci/release asks of the sdist and the wheel: their contents, every module, and the types that a user's code sees."""
+
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+EXTRAS = {"flax", "grain", "orbax", "datasets", "filelock", "gguf", "safetensors", "scipy", "tokenizers"}
+
+
+def contents(archive: str) -> None:
+    """Refuse an archive with tests, notebooks or pictures, or without the mark that its types are for users."""
+    if archive.endswith(".whl"):
+        names = zipfile.ZipFile(archive).namelist()
+    else:
+        names = [name.partition("/")[2] for name in tarfile.open(archive).getnames()]
+    strange = [name for name in names if re.search(r"(^|/)(tests?|notebooks|docs)/|\.(ipynb|png|svg|jpg)$", name)]
+    assert not strange, strange
+    assert {"fimlens/py.typed", "fimlens/costs/page.html", "fimlens/__init__.py"} <= set(names)
+
+
+def modules() -> None:
+    """Import every public name and every module; only packages of extras may be missing."""
+    import fimlens
+
+    assert "site-packages" in fimlens.__file__
+    names = re.findall(r"import \w+ as (\w+)", Path(fimlens.__file__).read_text())
+    assert len(names) > 100
+    assert all(hasattr(fimlens, name) for name in names)
+    without = {}
+    for found in pkgutil.walk_packages(fimlens.__path__, "fimlens."):
+        try:
+            importlib.import_module(found.name)
+        except ModuleNotFoundError as error:
+            assert error.name.partition(".")[0] in EXTRAS, found.name
+            without[found.name] = error.name
+    print(f"{len(names)} names are there; {len(without)} modules need an extra")
+
+
+def types(path: str) -> None:
+    """Check a user's file: exactly its lines that end in `# wrong` are refused."""
+    wrong = {k for k, line in enumerate(Path(path).read_text().splitlines(), 1) if line.endswith("# wrong")}
+    checked = subprocess.run([sys.executable, "-m", "mypy", path], capture_output=True, text=True, check=False)
+    found = {int(line) for line in re.findall(r"^[^:\n]+:(\d+): error:", checked.stdout, re.M)}
+    assert found == wrong, checked.stdout + checked.stderr
+    print(f"{len(wrong)} wrong calls are found, and no other")
+
+
+if __name__ == "__main__":
+    {"contents": contents, "modules": modules, "types": types}[sys.argv[1]](*sys.argv[2:])
