@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,12 @@ Rate = Number | optax.Schedule
 
 
 Transform = optax.GradientTransformation
+
+
+class Optimizer(Protocol):
+    """What a type checker knows of an optimizer. The call itself checks all other arguments, and knows Optax's names."""
+
+    def __call__(self, learning_rate: Rate, *args: Any, **options: Any) -> Transform: ...
 
 
 def scale_by_adam(
