@@ -15,9 +15,11 @@ EXTRAS = {"flax", "grain", "orbax", "datasets", "filelock", "gguf", "safetensors
 def contents(archive: str) -> None:
     """Refuse an archive with tests, notebooks or pictures, or without the mark that its types are for users."""
     if archive.endswith(".whl"):
-        names = zipfile.ZipFile(archive).namelist()
+        with zipfile.ZipFile(archive) as wheel:
+            names = wheel.namelist()
     else:
-        names = [name.partition("/")[2] for name in tarfile.open(archive).getnames()]
+        with tarfile.open(archive) as sdist:
+            names = [name.partition("/")[2] for name in sdist.getnames()]
     strange = [name for name in names if re.search(r"(^|/)(tests?|notebooks|docs)/|\.(ipynb|png|svg|jpg)$", name)]
     assert not strange, strange
     assert {"fimlens/py.typed", "fimlens/costs/page.html", "fimlens/__init__.py"} <= set(names)
@@ -36,8 +38,8 @@ def modules() -> None:
         try:
             importlib.import_module(found.name)
         except ModuleNotFoundError as error:
-            assert error.name.partition(".")[0] in EXTRAS, found.name
-            without[found.name] = error.name
+            without[found.name] = error.name.partition(".")[0]
+    assert set(without.values()) <= EXTRAS, without
     print(f"{len(names)} names are there; {len(without)} modules need an extra")
 
 
