@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ Rate = Number | optax.Schedule
 Transform = optax.GradientTransformation
 
 
+@runtime_checkable  # because the tests check annotations at run time
 class Optimizer(Protocol):
     """What a type checker knows of an optimizer. The call itself checks all other arguments, and knows Optax's names."""
 
