@@ -42,6 +42,11 @@ def test_every_public_name_is_on_one_api_page():
     assert all(hasattr(fl, name) for name in PUBLIC)
 
 
+def test_the_version_is_the_same_everywhere():
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[1] == fl.__version__
+    assert f"version: {fl.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 def test_every_page_is_in_the_navigation_and_there():
     nav = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
     assert sorted(nav) == sorted({str(page.relative_to(DOCS)) for page in PAGES} | GENERATED)

@@ -1,4 +1,4 @@
-"""A user's program for a type checker, run by `.ci/release`: it must pass, and exactly the calls marked wrong are refused."""
+"""A user's program for a type checker, run by `make lint` and `make release`, which refuse exactly the calls marked wrong."""
 
 from collections.abc import Mapping
 
