@@ -10,5 +10,5 @@ wrong = {k for k, line in enumerate(Path(path).read_text().splitlines(), 1) if l
 command = [sys.executable, "-m", "mypy", "--follow-imports=silent", path]
 checked = subprocess.run(command, capture_output=True, text=True, check=False)
 found = {int(line) for line in re.findall(r"^[^:\n]+:(\d+): error:", checked.stdout, re.M)}
-assert wrong and found == wrong, checked.stdout + checked.stderr
+assert found == wrong, checked.stdout + checked.stderr
 print(f"{len(wrong)} wrong calls are refused, and nothing else")
