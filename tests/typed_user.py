@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import optax
+import optax  # type: ignore[import-untyped]
 
 import fimlens as fl
 
@@ -46,5 +46,5 @@ fl.soap()  # wrong
 fl.estimate([fl.Rows()], jnp.ones((16, 3, 4)), folds="eight")  # wrong
 fl.compare(fl.Diagonal(), fisher)  # wrong
 fl.solve("adam", fisher)  # wrong
-fl.LowRank(rank="four")  # wrong
+fl.LowRank(fl.Diagonal(), rank="four")  # wrong
 rank: str = fl.dimension(fl.Diagonal(), (3, 4))  # wrong

@@ -23,7 +23,8 @@ Number = Float[ArrayLike, ""] | np.generic  # NumPy does not count its bfloat16 
 Whole = Int[ArrayLike, ""]
 
 
-Rate = Number | optax.Schedule
+# What optax.Schedule is at run time. To a type checker that is anything, since Optax has no types.
+Rate = Number | Callable[[ArrayLike], ArrayLike]
 
 
 Transform = optax.GradientTransformation
