@@ -22,7 +22,7 @@ OLDEST := "jax==0.8.0" "jaxlib==0.8.0" "optax==0.2.6"
 NEWEST ?= $(shell for v in 14 13 12; do for p in python3.$$v "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.$$v.*/bin/python3; do \
   "$$p" -c 'import ensurepip' 2>/dev/null && { echo "$$p"; exit; }; done; done)
 
-.PHONY: lens prove slips test training notebooks docs lab slow oldest newest newest-tests lint benchmark clean
+.PHONY: lens prove slips test training notebooks docs lab slow oldest newest newest-tests release lint benchmark clean
 
 lens: $(VENV)/installed
 	XLA_FLAGS="$(COMPILE_LESS)" $(RUN)/fimlens lens
@@ -69,9 +69,13 @@ newest-tests: $(VENV)-newest/installed
 	$(QUICKLY) $(VENV)-newest/bin/python -m pytest $(TESTS)
 	$(QUICKLY) $(VENV)-newest/bin/python -m pytest -m proof -k test_it_is_proved
 
+release:  # build sdist and wheel, and try the wheel in empty environments on the oldest and newest Python here
+	.ci/release $(PYTHON) $(NEWEST)
+
 lint: $(VENV)/installed
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
+	MYPYPATH=. MYPY_CACHE_DIR=build/mypy $(RUN)/python .ci/typed.py tests/typed_user.py  # what a type checker finds in a user's program
 
 benchmark: $(VENV)/installed
 	$(RUN)/python benchmarks/scaling.py

@@ -11,10 +11,9 @@ one term for each direction:
 
 import abc
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -200,7 +199,7 @@ class VonNeumann(Beta):
         0.0
     """
 
-    b: ClassVar[float] = 1.0
+    b: float = field(default=1.0, init=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ class LogDet(Beta):
         inf
     """
 
-    b: ClassVar[float] = 0.0
+    b: float = field(default=0.0, init=False, repr=False)
 
 
 FROBENIUS = Frobenius()  # the default of every question

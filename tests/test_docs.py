@@ -20,6 +20,10 @@ API = "\n".join(page.read_text() for page in sorted((DOCS / "api").glob("*.md"))
 PUBLIC = re.findall(r"import \w+ as (\w+)", (ROOT / "fimlens" / "__init__.py").read_text())
 SHOWN = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.S | re.M)  # code, and what it prints
 BLOCKS = {page.name: SHOWN.findall(page.read_text()) for page in PAGES}
+RECIPES = {
+    section.partition("\n")[0]: SHOWN.findall(section) for section in (DOCS / "recipes.md").read_text().split("\n## ")[1:]
+}
+SETUP = RECIPES.pop("Setup")
 
 
 def messages():
@@ -36,6 +40,11 @@ def test_every_public_name_is_on_one_api_page():
     named = re.findall(r"^::: fimlens\.(\w+)$", API, re.M)
     assert sorted(named) == sorted(PUBLIC)
     assert all(hasattr(fl, name) for name in PUBLIC)
+
+
+def test_the_version_is_the_same_everywhere():
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[1] == fl.__version__
+    assert f"version: {fl.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_every_page_is_in_the_navigation_and_there():
@@ -70,12 +79,26 @@ def test_quoted_messages_are_the_source_s():
         assert any(pattern.search(message) for message in known), quoted
 
 
-@pytest.mark.training
-@pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if blocks])
-def test_python_runs(page, capsys):
+def run_blocks(blocks, page, capsys):
     names = {}
-    for code, shown in BLOCKS[page]:
+    for code, shown in blocks:
         exec(compile(code, page, "exec"), names)
         printed = capsys.readouterr().out
         assert "False" not in printed
         assert shown in ("", printed)
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if blocks and name != "recipes.md"])
+def test_python_runs(page, capsys):
+    run_blocks(BLOCKS[page], page, capsys)
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("title", RECIPES)
+def test_a_recipe_runs_after_the_setup_alone(title, capsys):
+    """It is skipped where a framework that it imports is not installed."""
+    for code, _ in RECIPES[title]:
+        for framework in re.findall(r"^(?:import|from) ([\w.]+)", code, re.M):
+            pytest.importorskip(framework)
+    run_blocks([*SETUP, *RECIPES[title]], title, capsys)

@@ -14,10 +14,10 @@ from jaxtyping import PyTree
 from fimlens._validate import path_name, require_real
 from fimlens.optimizers.docstrings import argument_lines, sections, with_arguments
 from fimlens.optimizers.links import Number as Number
+from fimlens.optimizers.links import Optimizer, decay_weights, scale_by_adam
 from fimlens.optimizers.links import Rate as Rate
 from fimlens.optimizers.links import Transform as Transform
 from fimlens.optimizers.links import Whole as Whole
-from fimlens.optimizers.links import decay_weights, scale_by_adam
 from fimlens.optimizers.signature import OptimizerSignature, bound_arguments
 from fimlens.transforms.as_matrix import per_layout, through_views
 from fimlens.transforms.momentum import compute_in_float32
@@ -92,9 +92,7 @@ def require_rate(call: str, name: str, rate: Any) -> None:
         raise TypeError(f"{call}: {name} is a number, an array or a schedule, such as 1e-3; got {rate!r}.")
 
 
-def full_chain(
-    direction: Callable[..., Transform], adam_factor: float = 1.0, adam_nesterov: bool = False
-) -> Callable[..., Transform]:
+def full_chain(direction: Callable[..., Transform], adam_factor: float = 1.0, adam_nesterov: bool = False) -> Optimizer:
     """Make the full optimizer of a direction `scale_by_*` for matrices.
 
     The optimizer takes the learning rate, the keywords of `direction` and those of CHAIN_DEFAULTS. Its docstring lists them

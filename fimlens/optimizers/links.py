@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,18 @@ Number = Float[ArrayLike, ""] | np.generic  # NumPy does not count its bfloat16 
 Whole = Int[ArrayLike, ""]
 
 
-Rate = Number | optax.Schedule
+# What optax.Schedule is at run time. To a type checker that is anything, since Optax has no types.
+Rate = Number | Callable[[ArrayLike], ArrayLike]
 
 
 Transform = optax.GradientTransformation
+
+
+@runtime_checkable  # because the tests check annotations at run time
+class Optimizer(Protocol):
+    """What a type checker knows of an optimizer. The call itself checks all other arguments, and knows Optax's names."""
+
+    def __call__(self, learning_rate: Rate, *args: Any, **options: Any) -> Transform: ...
 
 
 def scale_by_adam(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import optax
 
+from fimlens.optimizers.links import Optimizer
 from fimlens.transforms.dtypes import state_dtypes
 
 # Optax's names of arguments, and ours.
@@ -83,7 +84,7 @@ def bound_arguments(call: str, signature: Signature, args: tuple[Any, ...], kwar
     return {name: value.value if isinstance(value, Static) else value for name, value in bound.arguments.items()}
 
 
-def takes_optax_names(function: Callable[..., optax.GradientTransformation]) -> Callable[..., optax.GradientTransformation]:
+def takes_optax_names(function: Callable[..., optax.GradientTransformation]) -> Optimizer:
     """Let an optimizer take Optax's names of its arguments too."""
     signature = OptimizerSignature(list(inspect.signature(function).parameters.values()))
 
