@@ -201,6 +201,11 @@ def test_a_pattern_that_suits_nothing_is_named():
         jax.eval_shape(fl.scale_by_recommended({"missing": "sgd", "*": "adam"}).init, tree())
 
 
+def test_a_name_that_looks_like_a_pattern_has_its_choice():
+    state = jax.eval_shape(fl.scale_by_recommended({"w[0]": "rows"}).init, {"w[0]": jnp.ones((3, 4))})
+    assert jax.tree.leaves(state.inner_states["Rows()"])
+
+
 def test_leaves_of_more_axes_and_injected_rates_go_through():
     """The views of `fl.matrices` meet leaves that another part of the mixture has."""
     params = {"conv": jnp.ones((3, 3, 2, 4)), "kernel": jnp.ones((2, 8)), "bias": jnp.ones(4)}

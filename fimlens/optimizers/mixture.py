@@ -75,14 +75,14 @@ def scale_by_recommended(
 
     def label(key: Any, leaf: Any) -> str:
         del leaf
-        return str(next((own for pattern, own in chosen.items() if _suits(path_name(key), pattern)), Diagonal()))
+        return str(next((own for pattern, own in chosen.items() if suits(path_name(key), pattern)), Diagonal()))
 
     # Labels are made by a function: a tree of them may be a module of Equinox, which partition would call.
     tx = optax.partition(directions, lambda tree: jax.tree_util.tree_map_with_path(label, tree))
 
     def init(params: PyTree) -> Any:
         paths = [path_name(key) for key, _ in jax.tree_util.tree_leaves_with_path(params)]
-        unused = [pattern for pattern in chosen if paths and not any(_suits(path, pattern) for path in paths)]
+        unused = [pattern for pattern in chosen if paths and not any(suits(path, pattern) for path in paths)]
         if unused:
             warnings.warn(
                 f"recommended: no matrix is named like {', '.join(unused)}. There are {', '.join(paths)}; those without a "
@@ -92,6 +92,12 @@ def scale_by_recommended(
         return tx.init(params)
 
     return optax.GradientTransformationExtraArgs(init, tx.update)
+
+
+def suits(path: str, pattern: str) -> bool:
+    """Return whether a pattern names a matrix; "." stands for "/" too, as in names of files."""
+    path, pattern = path.replace(".", "/"), pattern.replace(".", "/")
+    return path == pattern or fnmatch.fnmatchcase(path, pattern)  # a name may itself look like a pattern, as "w[0]" does
 
 
 def kept_size(structure: Structure, shape: tuple[int, int]) -> int:
@@ -130,10 +136,6 @@ def _direction(structure: Structure, options: dict[str, Any]) -> Transform:
     if isinstance(structure, RowColumn) and structure.sweeps is None:
         structure = RowColumn(5, 30.0, structure.divergence)
     return scale_by_structure(structure, average=average, **options)
-
-
-def _suits(path: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(path.replace(".", "/"), pattern.replace(".", "/"))
 
 
 recommended = full_chain(scale_by_recommended)
