@@ -53,7 +53,8 @@ def scale_by_recommended(
 
     Raises:
         OSError: the file cannot be read.
-        TypeError: a choice is neither a structure nor a text, or (at init) a parameter is not of real floating point.
+        TypeError: the choices are neither a mapping nor a path, a choice is neither a structure nor a text, or (at init) a
+            parameter is not of real floating point.
         ValueError: a text is no structure, the file holds no choices, an option is out of its range, or (at init) a
             structure does not suit a matrix.
 
@@ -67,8 +68,7 @@ def scale_by_recommended(
         >>> list(state.inner_states)
         ['Diagonal()', 'Rotated(Diagonal())', 'Rows()']
     """
-    given = choices if isinstance(choices, Mapping) else read_texts(Path(choices))
-    chosen = {pattern: _structure(choice) for pattern, choice in given.items()}
+    chosen = {pattern: _structure(choice) for pattern, choice in _given(choices).items()}
     options = {"b1": b1, "b2": b2, "eps": eps, "update_interval": update_interval, "dtypes": dtypes}
     structures = {str(structure): structure for structure in (Diagonal(), *chosen.values())}
     directions = {name: _direction(structure, options) for name, structure in sorted(structures.items())}
@@ -121,6 +121,15 @@ def read_texts(path: Path) -> dict[str, str]:
         return dict(json.loads(path.read_text())["choices"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"recommended: {path} holds no choices. Let `fimlens recommend` write it.") from error
+
+
+def _given(choices: Any) -> Mapping[str, Any]:
+    if isinstance(choices, Mapping):
+        return choices
+    if not isinstance(choices, Path | str):
+        kind = type(choices).__name__
+        raise TypeError(f"recommended: expected structures by pattern, such as the `choices` of fl.recommend; got a {kind}.")
+    return read_texts(Path(choices))
 
 
 def _structure(choice: Any) -> Structure:
