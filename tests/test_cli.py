@@ -122,6 +122,7 @@ def test_a_wrong_closed_form_fails_the_run(run, model):
         (["--text", "nowhere.txt"], "cannot read nowhere.txt"),
         (["--dtype", "float17"], "is no dtype"),
         (["--loss", "nomodule:loss"], "No module named"),
+        (["--model", "run", "--gradients", "run"], "give one of --loss, --model and --gradients"),
         (["--loss", "json"], "expected module:attribute"),
         (["--loss", "json:nothing"], "no attribute"),
         (["--structures", "json:loads"], "not a structure"),

@@ -372,10 +372,11 @@ def test_floats_that_jax_does_not_have_are_converted(dtype):
 def test_the_command_reads_files_concludes_and_continues(tmp_path):
     source, out = tmp_path / "gradients", tmp_path / "out"
     source.mkdir()
-    np.save(source / "query.npy", gradients(16))
+    np.save(source / "layers.0.query[0].npy", gradients(16))
     np.save(source / "value.npy", gradients(16, seed=1))
     (source / "gradients.json").write_text('{"kind": "a test", "units": ' + str(list(range(16))) + "}")
     command = ["lens", "--gradients", str(source), "--structures", "osoap,soap", "--folds", "4", "--out", str(out)]
+    command += ["--matrices", "layers/0/query[0],value"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     for words in ("a test", "nearest on held-out gradients", "A second basis", "plug-in"):
@@ -501,9 +502,9 @@ def test_damaged_directories_are_refused(tmp_path):
     refused("c.npy cannot be read")
     (tmp_path / "c.npy").unlink()
     header = json.dumps({"w": {"dtype": "F32", "shape": [1, 3, 4], "data_offsets": [-88, -40]}}).encode()
-    for content in (b"\x08" + bytes(7) + b"{}", len(header).to_bytes(8, "little") + header):
+    for content, why in ((b"\x08" + bytes(7) + b"{}", "within its header"), (len(header).to_bytes(8, "little") + header, "")):
         (tmp_path / "b.safetensors").write_bytes(content)
-        refused("b.safetensors is damaged")
+        refused(f"b.safetensors is damaged.*{why}")
     with pytest.raises(ValueError, match="is no directory"):
         read_gradients(tmp_path / "none")
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -180,6 +181,8 @@ def test_classes_may_be_numbers_and_may_be_missing_elsewhere(task_file):
         ({"label": ["a"] * 3 + [""] + ["b"] * 36}, {}, "row 4 of .* has no label"),
         ({"label": ["a"] * 40}, {}, "all labels are 'a'. Give data of two classes or more"),
         ({}, {"texts": ("text", "label", "text")}, "one column of text or two; got text, label, text"),
+        ({"text": ["one"], "label": [0.5]}, {}, "has one row, which is held out. Give more, or another file by --held-out"),
+        ({}, {"held_out": Path("nowhere.csv")}, "nowhere.csv is no file. Give the one to hold out"),
     ],
     ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
 )
@@ -194,6 +197,11 @@ def test_a_label_outside_the_classes_is_refused(task_file):
         read_task(str(path), held_out=other)
 
 
+def test_a_number_that_is_not_finite_is_refused(task_file):
+    with pytest.raises(ValueError, match=r"row 2 of .*task.csv has the label inf, which is not finite"):
+        read_task(str(task_file(label=[0.5, float("inf")] * 20)))
+
+
 def test_what_is_no_task_is_refused():
     with pytest.raises(ValueError, match="sst3 is no file, and no task of GLUE, which are cola, sst2"):
         read_task("sst3")
@@ -206,6 +214,8 @@ def test_what_is_no_task_is_refused():
         ("roberta", {"pad_token_id": 3}, 17, "the model reads 16 tokens; got a length of 17"),
         ("bert", {"special": False}, 8, "puts no token before a text, and an encoder is read at that token"),
         ("bert", {"type_vocab_size": 1}, 8, "gives tokens the type 1, and the model knows 1 types"),
+        ("bert", {}, 2, "the tokenizer adds 3 tokens, and a length of 2 leaves none for a text"),
+        ("bert", {}, 3, "the tokenizer adds 3 tokens, and a length of 3 leaves none for a text"),
     ],
 )
 def test_a_tokenizer_or_a_length_that_does_not_fit_is_refused(model, kind, changes, length, message):
@@ -418,6 +428,8 @@ def test_the_command_refuses_in_one_line(model, task_file, tmp_path):
         (["--model", str(model()), "--task", "sst3"], "sst3 is no file, and no task of GLUE"),
         (["--model", str(model()), "--task", str(path), "--warmup", "1"], "warmup is a share of the steps"),
         (["--model", str(model()), "--task", str(path), "--rate", "0"], "fimlens finetune: rate is a positive number"),
+        (["--model", str(model()), "--task", str(path), "--epochs", "inf"], "epochs is a positive number; got inf"),
+        (["--model", str(model()), "--task", str(path), "--epochs", "nan"], "epochs is a positive number; got nan"),
     ):
         run = CliRunner().invoke(app, ["finetune", *words, "--out", str(tmp_path / "run")])
         assert run.exit_code == 2

@@ -204,6 +204,11 @@ def test_a_pattern_that_suits_nothing_is_named():
         jax.eval_shape(fl.scale_by_recommended({"missing": "sgd", "*": "adam"}).init, tree())
 
 
+def test_a_name_that_looks_like_a_pattern_has_its_choice():
+    state = jax.eval_shape(fl.scale_by_recommended({"w[0]": "rows"}).init, {"w[0]": jnp.ones((3, 4))})
+    assert state.inner_states["Rows()"].inner_state.averaged["w[0]"].shape == (3, 1)
+
+
 def test_leaves_of_more_axes_and_injected_rates_go_through():
     """The views of `fl.matrices` meet leaves that another part of the mixture has."""
     params = {"conv": jnp.ones((3, 3, 2, 4)), "kernel": jnp.ones((2, 8)), "bias": jnp.ones(4)}
@@ -265,6 +270,8 @@ def test_wrong_choices_are_refused(tmp_path):
             fl.recommended(0.1, choices=choices)
     with pytest.raises(TypeError, match=r"^recommended: expected a structure"):
         mixture._structure(3)
+    with pytest.raises(TypeError, match=r"such as the `choices` of fl.recommend; got a Recommendation"):
+        mixture._given(fl.recommend({"w": estimated({"sgd": 0.5})}, 10))
     with pytest.raises(TypeError, match="recommended: missing a required argument: 'choices'"):
         fl.recommended(0.1)
 

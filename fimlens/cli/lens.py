@@ -92,6 +92,8 @@ def lens(
         if fisher not in FISHERS:
             raise ValueError(f"--fisher: one of {', '.join(FISHERS)}; got {fisher!r}")
         # Everything that can be refused is refused before minutes of work.
+        if sum(given is not None for given in (loss, model, gradients)) > 1:
+            raise ValueError("give one of --loss, --model and --gradients: each says where gradients come from.")
         out.mkdir(parents=True, exist_ok=True)
         figures = {out / "lens.png": error_against_memory, out / "divergences.png": error_in_each_divergence}
         for option, path in (*(("--out", path) for path in (*figures, out / "lens.json")), ("--json", json_file)):

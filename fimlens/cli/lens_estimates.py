@@ -1,6 +1,5 @@
 """fimlens lens --gradients: estimates on gradients from files, for which held-out samples and error bars are needed."""
 
-import fnmatch
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from fimlens.lens.nearness import DIVERGENCES
 from fimlens.lens.split import Split
 from fimlens.lens.trial import Trial
 from fimlens.models.gradient_files import GradientFiles, fingerprint
+from fimlens.optimizers.mixture import suits
 from fimlens.structure import Structure
 
 LEGEND = """
@@ -62,7 +62,7 @@ def estimate_gradients(
         ValueError: no matrix has a name like the patterns, the gradients cannot be divided into folds, or `out` has the
             estimates of another run.
     """
-    chosen = {name: G for name, G in files.matrices.items() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
+    chosen = {name: G for name, G in files.matrices.items() if any(suits(name, pattern) for pattern in patterns)}
     if not chosen:
         raise ValueError(f"--matrices: none is like {', '.join(patterns)}. There are {', '.join(files.matrices)}.")
     path, count = out / "estimates.json", len(next(iter(chosen.values())))

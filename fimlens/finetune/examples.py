@@ -93,10 +93,14 @@ def read_task(
         return task, *(_texts(task, _rows(source, name, split), split) for split in ("train", task.held_out))
     if not Path(name).is_file():
         raise ValueError(f"finetune: {name} is no file, and no task of GLUE, which are {', '.join(GLUE)}.")
+    if held_out is not None and not held_out.is_file():
+        raise ValueError(f"finetune: {held_out} is no file. Give the one to hold out by --held-out.")
     rows = _rows(name, None, "train")
     task = _task_of(name, rows, tuple(texts), label)
     if held_out is not None:
         return task, _texts(task, rows, name), _texts(task, _rows(str(held_out), None, "train"), str(held_out))
+    if len(rows) == 1:
+        raise ValueError(f"finetune: {name} has one row, which is held out. Give more, or another file by --held-out.")
     every = _texts(task, rows, name)
     chosen = np.arange(len(rows)) % HELD_OUT_EVERY == 0
     return task, *(Texts([every.texts[k] for k in np.flatnonzero(part)], every.labels[part]) for part in (~chosen, chosen))
@@ -113,9 +117,10 @@ def encode(model: Pretrained, task: Task, train: Texts, held_out: Texts, length:
         length: tokens in a row.
 
     Raises:
-        ValueError: the model has no tokenizer, or one of another model, or reads fewer tokens than `length`.
+        ValueError: the model has no tokenizer, or one of another model, or reads fewer tokens than `length`; or `length` leaves
+            no token for a text.
     """
-    tokenizer = _tokenizer_for(model, length)
+    tokenizer = _tokenizer_for(model, length, is_pair=len(task.texts) == 2)
     rows = [_encode(model, tokenizer, each, length) for each in (train, held_out)]
     checksum = 0
     for leaf in jax.tree.leaves((rows, task.classes)):
@@ -165,7 +170,7 @@ def _text_of(task: Task, row: dict[str, Any]) -> tuple[str, ...]:
     return texts
 
 
-def _tokenizer_for(model: Pretrained, length: int) -> Tokenizer:
+def _tokenizer_for(model: Pretrained, length: int, *, is_pair: bool) -> Tokenizer:
     """Return a tokenizer that truncates to `length`, if the model can read what it gives."""
     if model.tokenizer is None:
         raise ValueError("finetune: the model has no tokenizer. Give its tokenizer.json by --tokenizer.")
@@ -178,6 +183,11 @@ def _tokenizer_for(model: Pretrained, length: int) -> Tokenizer:
                 "tokenizer.json of this model."
             )
     tokenizer = Tokenizer.from_str(model.tokenizer.to_str())  # the model's own is left as it is
+    special = tokenizer.num_special_tokens_to_add(is_pair and isinstance(model.config, encoder.Config))
+    if length <= special:
+        raise ValueError(
+            f"finetune: the tokenizer adds {special} tokens, and a length of {length} leaves none for a text. Take more."
+        )
     tokenizer.enable_truncation(length)
     return tokenizer
 

@@ -162,6 +162,8 @@ def prepare(model: str, task: str, *, epochs: float, reading: Mapping[str, Any],
     Raises:
         ValueError: the task, the model or an argument is refused.
     """
+    if not 0 < epochs < math.inf:
+        raise ValueError(f"finetune: epochs is a positive number; got {epochs}.")
     plan = Finetuning(model, **fields)  # a wrong number is refused before the task is read
     given, train, held_out = read_task(task, **reading)
     plan = replace(plan, task=given, steps=math.ceil(epochs * len(train.texts) / plan.batch))

@@ -1,5 +1,6 @@
 """A task: which columns hold the texts and the label, what the labels are, and how predictions are scored."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +55,7 @@ class Task:
         """Return a label as a number: that of its class, or its value.
 
         Raises:
-            ValueError: the label is missing, or none of the classes, or no number.
+            ValueError: the label is missing, or none of the classes, or no finite number.
         """
         if is_missing(value) or (self.classes and value == -1 and "-1" not in self.classes):  # -1 as in GLUE's test splits
             raise ValueError("has no label")
@@ -63,9 +64,12 @@ class Task:
                 raise ValueError(f"has the label {value!r}, which is none of {', '.join(self.classes)}")
             return self.classes.index(word(value))
         try:
-            return float(value)
+            number = float(value)
         except (TypeError, ValueError) as error:
             raise ValueError(f"has the label {value!r}, which is no number") from error
+        if not math.isfinite(number):
+            raise ValueError(f"has the label {value!r}, which is not finite")
+        return number
 
 
 def is_missing(label: Any) -> bool:

@@ -118,7 +118,9 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if 8 + length <= path.stat().st_size else None
+            if 8 + length > path.stat().st_size:
+                raise ValueError("it ends within its header")
+            header = json.loads(file.read(length))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         return {name: _map_tensor(path, 8 + length, entry) for name, entry in tensors.items()}
     except (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError) as error:

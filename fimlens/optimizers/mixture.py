@@ -53,7 +53,8 @@ def scale_by_recommended(
 
     Raises:
         OSError: the file cannot be read.
-        TypeError: a choice is neither a structure nor a text, or (at init) a parameter is not of real floating point.
+        TypeError: the choices are neither a mapping nor a path, a choice is neither a structure nor a text, or (at init) a
+            parameter is not of real floating point.
         ValueError: a text is no structure, the file holds no choices, an option is out of its range, or (at init) a
             structure does not suit a matrix.
 
@@ -67,22 +68,21 @@ def scale_by_recommended(
         >>> list(state.inner_states)
         ['Diagonal()', 'Rotated(Diagonal())', 'Rows()']
     """
-    given = choices if isinstance(choices, Mapping) else read_texts(Path(choices))
-    chosen = {pattern: _structure(choice) for pattern, choice in given.items()}
+    chosen = {pattern: _structure(choice) for pattern, choice in _given(choices).items()}
     options = {"b1": b1, "b2": b2, "eps": eps, "update_interval": update_interval, "dtypes": dtypes}
     structures = {str(structure): structure for structure in (Diagonal(), *chosen.values())}
     directions = {name: _direction(structure, options) for name, structure in sorted(structures.items())}
 
     def label(key: Any, leaf: Any) -> str:
         del leaf
-        return str(next((own for pattern, own in chosen.items() if _suits(path_name(key), pattern)), Diagonal()))
+        return str(next((own for pattern, own in chosen.items() if suits(path_name(key), pattern)), Diagonal()))
 
     # Labels are made by a function: a tree of them may be a module of Equinox, which partition would call.
     tx = optax.partition(directions, lambda tree: jax.tree_util.tree_map_with_path(label, tree))
 
     def init(params: PyTree) -> Any:
         paths = [path_name(key) for key, _ in jax.tree_util.tree_leaves_with_path(params)]
-        unused = [pattern for pattern in chosen if paths and not any(_suits(path, pattern) for path in paths)]
+        unused = [pattern for pattern in chosen if paths and not any(suits(path, pattern) for path in paths)]
         if unused:
             warnings.warn(
                 f"recommended: no matrix is named like {', '.join(unused)}. There are {', '.join(paths)}; those without a "
@@ -92,6 +92,12 @@ def scale_by_recommended(
         return tx.init(params)
 
     return optax.GradientTransformationExtraArgs(init, tx.update)
+
+
+def suits(path: str, pattern: str) -> bool:
+    """Return whether a pattern names a matrix; "." stands for "/" too, as in names of files."""
+    path, pattern = path.replace(".", "/"), pattern.replace(".", "/")
+    return path == pattern or fnmatch.fnmatchcase(path, pattern)  # a name may itself look like a pattern, as "w[0]" does
 
 
 def kept_size(structure: Structure, shape: tuple[int, int]) -> int:
@@ -117,6 +123,15 @@ def read_texts(path: Path) -> dict[str, str]:
         raise ValueError(f"recommended: {path} holds no choices. Let `fimlens recommend` write it.") from error
 
 
+def _given(choices: Any) -> Mapping[str, Any]:
+    if isinstance(choices, Mapping):
+        return choices
+    if not isinstance(choices, Path | str):
+        kind = type(choices).__name__
+        raise TypeError(f"recommended: expected structures by pattern, such as the `choices` of fl.recommend; got a {kind}.")
+    return read_texts(Path(choices))
+
+
 def _structure(choice: Any) -> Structure:
     if isinstance(choice, str):
         return read_structure("recommended", choice)
@@ -130,10 +145,6 @@ def _direction(structure: Structure, options: dict[str, Any]) -> Transform:
     if isinstance(structure, RowColumn) and structure.sweeps is None:
         structure = RowColumn(5, 30.0, structure.divergence)
     return scale_by_structure(structure, average=average, **options)
-
-
-def _suits(path: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(path.replace(".", "/"), pattern.replace(".", "/"))
 
 
 recommended = full_chain(scale_by_recommended)
