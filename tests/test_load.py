@@ -511,6 +511,8 @@ def test_the_lens_asks_about_it(directory, tmp_path):
     expected = jax.grad(partial(llama.loss, config))(params, window)["layers"][1]["attention"]["key"]
     written = np.load(out / "gradients" / "layers.1.attention.key.npy")[0]
     np.testing.assert_allclose(written, expected, rtol=1e-4, atol=1e-6)
-    refused = CliRunner().invoke(app, [*command[:5], "--samples", "99", *command[7:]])
+    assert "1 matrices, 4 gradients of each: 16.4 kB" in " ".join(result.output.split())
+    refused = CliRunner().invoke(app, [*command[:5], "--samples", "99", "--length", "8", "--out", str(out)])
     assert refused.exit_code == 2
+    assert f"{7 * config.layers} matrices, 99 gradients" in " ".join(refused.output.split())  # not embedding and head
     assert "--samples asks for 99" in " ".join(refused.output.split())

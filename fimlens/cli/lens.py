@@ -38,7 +38,8 @@ def lens(
         str | None, typer.Option(help="Names such as adam,soap; module:attribute for your own. Default: all named ones.")
     ] = None,
     matrices: Annotated[
-        str | None, typer.Option(help="Paths or patterns such as 'layers/*/attention/query', separated by commas.")
+        str | None,
+        typer.Option(help="Paths or patterns such as 'layers/*/attention/query', by commas. Of --model: 'layers/*'."),
     ] = None,
     fisher: Annotated[str, typer.Option(help=" | ".join(FISHERS))] = "empirical",
     samples: Annotated[int, typer.Option(min=1, help="Number of examples; for minibatch, of minibatches of 16.")] = 64,
@@ -99,11 +100,12 @@ def lens(
         for option, path in (*(("--out", path) for path in (*figures, out / "lens.json")), ("--json", json_file)):
             require_writable(option, path)
         if held_out:
-            named = ["*"] if matrices is None else [part.strip() for part in matrices.split(",")]
+            named = None if matrices is None else [part.strip() for part in matrices.split(",")]
             if model is not None:
-                gradients = write_model_gradients(model, text_path, patterns=named, samples=samples, length=length, out=out)
-                named = ["*"]
-            options = {"patterns": named, "folds": folds, "skip_nonfinite": skip_nonfinite, "seed": seed, "out": out}
+                # The embedding and the head have a side as long as the vocabulary: they are taken only where they are named.
+                options = {"patterns": named or ["layers/*"], "samples": samples, "length": length, "out": out}
+                gradients, named = write_model_gradients(model, text_path, **options), None
+            options = {"patterns": named or ["*"], "folds": folds, "skip_nonfinite": skip_nonfinite, "seed": seed, "out": out}
             report = estimate_gradients(chosen, read_gradients(gradients), **options)
             if json_file is not None:
                 json_file.write_text(json.dumps(report, indent=2) + "\n")

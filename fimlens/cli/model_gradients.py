@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, Int32
+from rich.filesize import decimal
 
-from fimlens.cli.arguments import long_progress
+from fimlens.cli.arguments import errors, long_progress
 from fimlens.language_model import llama
 from fimlens.language_model.pretrained import Pretrained, load
 from fimlens.language_model.text import files_of, standard_library
 from fimlens.language_model.windows import TooShort, token_windows
+from fimlens.models.matrices import select_matrices
 from fimlens.models.write_gradients import write_gradients
 
 
@@ -34,8 +36,10 @@ def write_model_gradients(
     """
     model = load(path)
     files = standard_library() if texts is None else [file for text in texts for file in files_of(text)]
+    leaves, directory = select_matrices("lens", model.params, patterns).leaves, out / "gradients"
+    size = decimal(4 * samples * sum(leaf.size for leaf in leaves.values()))  # files have float32
+    errors.print(f"{len(leaves)} matrices, {samples} gradients of each: {size} in {directory}.", markup=False, highlight=False)
     windows, documents = choose_windows(model, files, samples, length)
-    directory = out / "gradients"
     kind = f"{path.name}, one window of {length} tokens"
     with long_progress() as bar:
         task = bar.add_task("gradients, one a window", total=samples)
