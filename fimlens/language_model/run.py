@@ -40,7 +40,7 @@ def read_weights(path: Path) -> PyTree:
     run = run_of(path)
     directory, name = (run / CHECKPOINTS).absolute(), None if run == path else path.name
     # Read only: the run may still be going on, and a manager that writes would remove its unfinished checkpoints.
-    options = ocp.CheckpointManagerOptions(read_only=True)
+    options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
     with ocp.CheckpointManager(directory, item_handlers=ocp.PyTreeCheckpointHandler(), options=options) as manager:
         steps = sorted(manager.all_steps())
         chosen = steps[-1:] if name is None else [step for step in steps if str(step) == name]

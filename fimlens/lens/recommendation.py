@@ -104,7 +104,8 @@ class Recommendation:
         if single is None:
             return f"{words} No single structure for all matrices is within the budget."
         name, spent, error = single
-        return f"{words} The best single structure within the budget is {name}: {spent:,.0f}, with {error:.3f}."
+        doubt = ", which is not clearly less" if error < self.total_error else ""
+        return f"{words} The best single structure within the budget is {name}: {spent:,.0f}, with {error:.3f}{doubt}."
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain data, ready for `json.dump`: "inf" for what is infinite, and None for NaN.
