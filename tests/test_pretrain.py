@@ -343,7 +343,7 @@ def test_the_command_takes_a_recommendation(tmp_path, monkeypatch):
     assert run.exit_code == 0, run.output
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert (plan["optimizer"], plan["options"]) == ("recommended", {"choices": choices})
-    for optimizer, message in (("recommended", "missing a required argument: 'choices'"), ("recommended:no.json", "no.json")):
+    for optimizer, message in (("recommended", "give the choices too"), ("recommended:no.json", "no.json is no file")):
         run = CliRunner().invoke(app, ["pretrain", "--optimizer", optimizer, "--text", "text.txt", "--out", "other"])
         assert run.exit_code == 2
         assert message in " ".join(run.output.split())

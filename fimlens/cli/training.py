@@ -67,12 +67,16 @@ def join_hosts(distributed: bool, coordinator: str | None, hosts: int | None, ho
 
 def reading(source: str, held_out: Path | None, texts: str, label: str) -> dict[str, Any]:
     """Return how a task is read, as arguments of `fimlens.finetune.examples.read_task`."""
-    return {"source": source, "held_out": held_out, "texts": texts.split(","), "label": label}
+    return {"source": source, "held_out": held_out, "texts": [column.strip() for column in texts.split(",")], "label": label}
 
 
 def optimizer_of(optimizer: str, option: list[str] | None) -> tuple[str, dict[str, Any]]:
     """Return the name of an optimizer and its options, with the choices of recommended:FILE among them."""
     name, _, choices = optimizer.partition(":")
+    if choices and not Path(choices).is_file():
+        raise ValueError(f"--optimizer: {choices} is no file. Let `fimlens recommend` write it.")
+    if name == "recommended" and not choices:
+        raise ValueError("--optimizer: give the choices too, as recommended:FILE, which `fimlens recommend` writes.")
     return name, options_of(option) | ({"choices": read_texts(Path(choices))} if choices else {})
 
 
