@@ -44,11 +44,11 @@ def builtin_fishers(
     state, value = tx.init(params), jnp.nan
     windows = text.batches(corpus, size=16, length=WINDOW + 1, seed=seed)
     with long_progress() as bar:
-        task = bar.add_task("training a byte-level language model", total=steps)
+        task = bar.add_task("training a language model of bytes", total=steps)
         for _ in range(steps):
             params, state, value = step(params, state, jnp.asarray(next(windows), jnp.int32))
             bar.advance(task)
-        bar.update(task, description=f"trained a byte-level language model: {float(value):.3f} nats per byte")
+        bar.update(task, description=f"language model of bytes: {float(value):.3f} nats a byte")
     length = 9 if kind == "model-exact" else WINDOW + 1  # 8 predictions x 256 labels make 2048 gradients a window
     size = min(16, samples)
     fresh = text.batches(corpus, size=size, length=length, seed=seed + 1)
