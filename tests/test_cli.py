@@ -13,7 +13,7 @@ QUICK = ["--steps", "2", "--samples", "4", "--solve-up-to", "0", "--matrices", "
 
 MODEL = """
 import jax.numpy as jnp, fimlens as fl
-params = {"w": jnp.ones((3, 2)), "column": jnp.ones((2, 1))}
+params = {"w": jnp.ones((3, 2)), "column": jnp.ones((2, 1)), "idle": jnp.ones((2, 3))}
 batches = [{"x": jnp.arange(18.0).reshape(6, 3) % 5}]
 def endless():
     while True:
@@ -80,9 +80,13 @@ def test_the_optimum_is_found_and_judged(run, model):
 
 
 def test_a_structure_that_does_not_suit_is_left_out_with_the_reason(run, model):
-    result = run("--loss", f"{model}:loss", "--structures", "adam,alice", "--matrices", "w")
+    result = run("--loss", f"{model}:loss", "--structures", "adam,alice", "--matrices", "w,idle")
     assert result.exit_code == 0
     assert "alice was left out" in result.output
+    assert "Left out, as all gradients are zero: idle." in result.output
+    alone = run("--loss", f"{model}:loss", "--structures", "adam", "--matrices", "idle")
+    assert alone.exit_code == 2
+    assert "all gradients of idle are zero" in alone.output.replace("\n", " ")
 
 
 def test_a_run_in_which_nothing_is_judged_fails(run, model):

@@ -115,7 +115,7 @@ def lens(
             found = builtin_fishers(text_path, patterns or DEFAULT_MATRICES, fisher, samples, steps, seed)
         else:
             found = user_fishers(loss, params, batches, patterns or ["*"], fisher, samples, seed)
-        comparisons = _compare(chosen, found, seed, solve_up_to, state_dtype)
+        comparisons = _compare(chosen, _without_zeros(found), seed, solve_up_to, state_dtype)
         for comparison in comparisons:
             print_tables(comparison, dtype)
         for path, figure in figures.items():
@@ -170,6 +170,17 @@ def _compare(
             )
         bar.update(task, description="structures")
     return comparisons
+
+
+def _without_zeros(fishers: dict[str, Fisher]) -> dict[str, Fisher]:
+    """Leave out matrices whose gradients are all zero, and say so: every structure has such an F."""
+    moving = {name: fisher for name, fisher in fishers.items() if fisher.norm_squared_in_units > 0}
+    still = ", ".join(name for name in fishers if name not in moving)
+    if not moving:
+        raise ValueError(f"all gradients of {still} are zero. Train the model first, or give other batches.")
+    if still:
+        errors.print(f"Left out, as all gradients are zero: {still}.", markup=False, highlight=False)
+    return moving
 
 
 def _compile_less() -> None:
