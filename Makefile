@@ -75,7 +75,7 @@ release:  # build sdist and wheel, and try the wheel in empty environments on th
 lint: $(VENV)/installed
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
-	MYPYPATH=. MYPY_CACHE_DIR=build/mypy $(RUN)/python .ci/typed.py tests/typed_user.py  # what a type checker finds in a user's program
+	MYPYPATH=. MYPY_CACHE_DIR=build/mypy $(RUN)/python .ci/typed.py .ci/user.py  # what a type checker finds in a user's program
 
 benchmark: $(VENV)/installed
 	$(RUN)/python benchmarks/scaling.py
