@@ -60,14 +60,14 @@ oldest: RUN = $(VENV)-oldest/bin
 oldest: $(VENV)-oldest/installed  # the tests that meet JAX and Optax, on the oldest that we support
 	$(QUICKLY) $(VENV)-oldest/bin/python -m pytest tests/test_transform.py tests/test_fisher.py tests/test_errors.py tests/test_decompositions.py tests/test_fidelity.py
 
-newest:  # all tests (or those of TESTS), and every proof at its first size, on the newest Python that is here, with the newest JAX
+newest:  # all tests, and every proof at its first size, or the tests of TESTS alone, on the newest Python here, with the newest JAX
 	@python="$(NEWEST)"; if [ -n "$$python" ]; then $(MAKE) --no-print-directory newest-tests NEWEST="$$python"; \
 	  else echo "newest: skipped, because no Python 3.12 or later was found. To name one: make newest NEWEST=/path/to/python3"; fi
 
 newest-tests: RUN = $(VENV)-newest/bin
 newest-tests: $(VENV)-newest/installed
 	$(QUICKLY) $(VENV)-newest/bin/python -m pytest $(TESTS)
-	$(QUICKLY) $(VENV)-newest/bin/python -m pytest -m proof -k test_it_is_proved
+	$(if $(TESTS),,$(QUICKLY) $(VENV)-newest/bin/python -m pytest -m proof -k test_it_is_proved)
 
 release:  # build sdist and wheel, and try the wheel in empty environments on the oldest and newest Python here
 	.ci/release $(PYTHON) $(NEWEST)
