@@ -52,7 +52,7 @@ JUDGED += [] if QUICK else ["racs", "muon", "osoap", "shampoo", "alice"]
 # ## Why held-out gradients
 #
 # The weight matrix `query` of SmolLM2 has $576 \times 576$ entries, so its Fisher $F$ has $110$ billion. From $N$
-# gradients $g_k$ we know only the sample Fisher $\hat F = \frac1N \sum_k g_k g_k^T$, whose rank is at most $N$. Two
+# gradients $g_k$ we know only the sample Fisher $\hat F = \frac{1}{N} \sum_k g_k g_k^T$, whose rank is at most $N$. Two
 # errors of a structure's fit $\tilde F$ can be computed:
 #
 # - The *plug-in error* compares $\tilde F$ with the $\hat F$ that it was fitted to. A family with many numbers
