@@ -113,5 +113,5 @@ def compare(
             return
         out = out or Path("compare-out")
         found = examples or (data.read_files(text_path) if shards is None else data.read_shards(shards))
-        curves = comparing.train_all(make, base, found, runs, out, tries=tries, seeds=seeds)
+        curves = comparing.train_all(make, len(entries), base, found, runs, out, tries=tries, seeds=seeds)
         comparing.show_results(curves, base, found, out)

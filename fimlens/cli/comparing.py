@@ -38,12 +38,21 @@ def show_needs(entries: list[Entry], base: Plan, runs: dict[int, int], machine: 
 
 
 def train_all(
-    make: Callable[[Recipe], list[Entry]], base: Recipe, data: Data, runs: dict[int, int], out: Path, *, tries: int, seeds: int
+    make: Callable[[Recipe], list[Entry]],
+    count: int,
+    base: Recipe,
+    data: Data,
+    runs: dict[int, int],
+    out: Path,
+    *,
+    tries: int,
+    seeds: int,
 ) -> list[Curve]:
     """Train every optimizer at every length, or read what is trained already, behind a bar that counts the runs.
 
     Args:
         make: makes the entries of a plan.
+        count: how many these are.
         base: the plan of every run, apart from optimizer, rate, seed and length.
         data: the text, or the examples of a task.
         runs: how many runs of one optimizer have each length, at most: a bracketed rate needs fewer tries.
@@ -52,7 +61,7 @@ def train_all(
         seeds: seeds to train at the best rate.
     """
     most, started, current = sum(runs.values()), dict[str, int](), ""
-    every, steps = most * len(make(base)), sum(at * count for at, count in runs.items()) * len(make(base))
+    every, steps = count * most, count * sum(at * each for at, each in runs.items())
     errors.print(
         f"{every} runs at most, of {steps:,} steps in all. Finished runs in {out} are read.", markup=False, highlight=False
     )

@@ -1,7 +1,6 @@
 """A training behind a bar, for the commands that run one: what it will take is said first."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from fimlens.pretrain.mesh import make_mesh
 from fimlens.pretrain.readings import write_figure
 from fimlens.pretrain.recipe import Data, Recipe
 from fimlens.pretrain.run_directory import Metrics
-from fimlens.pretrain.step import TrainState, initial_state
+from fimlens.pretrain.step import TrainState
 
 
 def bar() -> Progress:
@@ -37,14 +36,18 @@ def train(title: str, plan: Recipe, data: Data, out: Path, *, mesh: str | None, 
         mesh: the sizes of the mesh, such as data=2,fsdp=4.
         options: further arguments of `fimlens.pretrain.loop.train`.
     """
-    devices = make_mesh(_sizes_of(mesh))
-    plan.batches(data)
-    plan.held_out(data)
-    shapes = jax.eval_shape(partial(initial_state, plan, plan.transform()), plan.pretrained())
-    if jax.process_index() == 0:
-        console.print(f"{title}: {describe(plan, shapes)}", markup=False, highlight=False)
-    with bar() as shown:
-        metrics = loop.train(plan, data, out, mesh=devices, callback=_show_metrics(shown, title, plan.steps), **options)
+    shown = bar()
+    show = _show_metrics(shown, title, plan.steps)
+
+    def start(shapes: TrainState) -> None:
+        if jax.process_index() == 0:
+            console.print(f"{title}: {describe(plan, shapes)}", markup=False, highlight=False)
+        shown.start()
+
+    try:
+        metrics = loop.train(plan, data, out, mesh=make_mesh(_sizes_of(mesh)), on_start=start, callback=show, **options)
+    finally:
+        shown.stop()
     if plan.monitor is not None and jax.process_index() == 0:
         write_figure(out)
     return metrics

@@ -14,7 +14,7 @@ from jaxtyping import Float, PyTree
 from fimlens.pretrain.mesh import array_of_rows, make_mesh, row_shards
 from fimlens.pretrain.recipe import Data, Recipe
 from fimlens.pretrain.run_directory import Metrics, RunDirectory
-from fimlens.pretrain.step import initial_state, load_batch, make_step, train_shardings
+from fimlens.pretrain.step import TrainState, initial_state, load_batch, make_step, train_shardings
 from fimlens.pretrain.timing import measure_step
 from fimlens.transforms.monitor import readings
 
@@ -38,6 +38,7 @@ def train(
     checkpoint_every: int = 100,
     keep: int = 2,
     share: bool = False,
+    on_start: Callable[[TrainState], None] = lambda shapes: None,
     callback: Callable[[Metrics], None] = lambda metrics: None,
 ) -> list[Metrics]:
     """Train by a plan, or continue a training that was interrupted.
@@ -52,6 +53,7 @@ def train(
         checkpoint_every: steps between checkpoints; there is always one at the end.
         keep: how many checkpoints to keep.
         share: time the optimizer alone before the first step, and report its share of each step's time.
+        on_start: called once, with the shapes of weights and state, when plan, data, mesh and directory are accepted.
         callback: called with each line of metrics.
 
     Returns:
@@ -73,6 +75,7 @@ def train(
     shapes = jax.eval_shape(partial(initial_state, plan, tx), plan.pretrained())
     shardings = train_shardings(shapes, tx, mesh)
     with RunDirectory(plan, data, directory, checkpoint_every, keep) as run, jax.set_mesh(mesh):
+        on_start(shapes)
         is_finished = run.last_checkpoint == plan.steps
         optimizer_seconds = measure_step(plan, data, mesh).optimizer if share and not is_finished else None
         # Initialized under jit, so that each device makes only its own part of the weights.
