@@ -492,8 +492,8 @@ plotting.curves(apart, x="step", y="how far updates are apart, of their norm")
 
 # %% [markdown]
 # fimlens fixes the signs: the largest entry of a column is positive. The option `moments` says what a refresh does with
-# the moments. "keep" leaves them as printed, "rotate" turns them into the new basis, and "reset" sets them to zero.
-# "reset" is the default of `fl.alice`, whose docstring says why.
+# the moments. `"keep"` leaves them as they are, `"rotate"` turns them into the new basis, and `"reset"` sets them to zero.
+# `"reset"` is the default of `fl.alice`, whose docstring says why.
 #
 # ### RACS' first step is ten times too large
 #

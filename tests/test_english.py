@@ -1,10 +1,11 @@
-"""The English of the documentation: README is short, sentences are short, and phrases that readers stumbled over stay away.
+"""The English of documentation and notebooks: README is short, sentences are short, and phrases that puzzled readers stay away.
 
 A sentence has at most 30 words. Blocks of code, formulas, tables and headings are no sentences; a list item is one. A piece of
 code or a formula inside a sentence counts as one word.
 """
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README_WORDS, SENTENCE_WORDS = 900, 30
 PAGES = ["README.md", "benchmarks/README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("**/*.md"))]
-PAGES = [page for page in PAGES if not page.startswith("docs/notebooks/")]  # generated
+PAGES = [page for page in PAGES if not page.startswith("docs/notebooks/")]  # generated from these:
+PAGES += sorted(str(notebook.relative_to(ROOT)) for notebook in (ROOT / "notebooks").glob("*.ipynb"))
 SOURCES = sorted(str(path.relative_to(ROOT)) for room in ("fimlens", "derivations") for path in (ROOT / room).rglob("*.py"))
 PHRASES = (  # each was rewritten once, because a reader did not understand it
     "what lets a norm grow",
@@ -37,6 +39,14 @@ PHRASES = (  # each was rewritten once, because a reader did not understand it
     "said to be of an H100",
     "state, for its bytes",
 )
+
+
+def read(page):
+    """The text of a page, or that of all cells of words of a notebook."""
+    text = (ROOT / page).read_text()
+    if not page.endswith(".ipynb"):
+        return text
+    return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
 
 
 def sentences(text):
@@ -72,12 +82,12 @@ def test_readme_is_short():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_sentences_are_short(page):
-    assert [s for s in sentences((ROOT / page).read_text()) if len(words(s)) > SENTENCE_WORDS] == []
+    assert [s for s in sentences(read(page)) if len(words(s)) > SENTENCE_WORDS] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_phrases_stay_away(page):
-    assert phrases_in((ROOT / page).read_text()) == []
+    assert phrases_in(read(page)) == []
 
 
 def test_phrases_stay_away_from_docstrings():
