@@ -133,6 +133,15 @@ def test_a_fisher_that_is_zero_has_no_error_that_is_no_number():
         assert not math.isnan(near.error + near.scaled)
 
 
+@pytest.mark.parametrize("zero", [0.0, 4e-16, -4e-16])
+def test_the_figure_does_not_write_a_rounded_zero(comparison, zero):
+    dense = comparison.rows[-2]
+    near = dense.divergences["von Neumann"]._replace(error=zero, basis=0.0, spectrum=zero, scaled=zero)
+    row = dense._replace(divergences=dense.divergences | {"von Neumann": near})
+    drawn = error_in_each_divergence([dataclasses.replace(comparison, rows=(row,))])
+    assert not drawn.axes[1].texts
+
+
 def test_the_figure_has_a_panel_for_each_divergence(comparison):
     drawn = error_in_each_divergence([comparison])
     drawn.draw_without_rendering()

@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -156,18 +158,25 @@ def _compare(
         markup=False,
         highlight=False,
     )
-    comparisons = []
-    with long_progress() as bar, _compiled_for(max(sizes)):
+    stopped = threading.Event()
+    with long_progress() as bar, _compiled_for(max(sizes)), ThreadPoolExecutor() as pool:
         task = bar.add_task("structures", total=total)
-        for name, fisher in fishers.items():
 
-            def advance(structure: str, matrix: str = name) -> None:
-                bar.update(task, advance=1, description=f"{matrix}: {structure}")
+        def judged(name: str) -> Comparison:
+            def advance(structure: str) -> None:
+                if stopped.is_set():
+                    raise KeyboardInterrupt
+                bar.update(task, advance=1, description=f"{name}: {structure}")
 
             key = jax.random.key(seed)  # the same draws for every matrix
-            comparisons.append(
-                compare(chosen, fisher, matrix=name, key=key, solve_up_to=solve_up_to, dtype=dtype, progress=advance)
-            )
+            options = {"matrix": name, "key": key, "solve_up_to": solve_up_to, "dtype": dtype, "progress": advance}
+            return compare(chosen, fishers[name], **options)
+
+        try:  # XLA compiles outside of Python's lock, so that one matrix is traced while another is compiled
+            comparisons = list(pool.map(judged, fishers))
+        except BaseException:
+            stopped.set()  # the pool waits for its threads, which end after the structure that they are at
+            raise
         bar.update(task, description="structures")
     return comparisons
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from fimlens._validate import require_some
 from fimlens.lens.compare import Comparison
 from fimlens.lens.nearness import DIVERGENCES
-from fimlens.lens.row import Row
+from fimlens.lens.row import EXACT, Row
 from fimlens.plotting import BASIS, OPTIMUM, SPECTRUM, legend_below, literal, panels, sheet
 
 WIDEST = 1.5  # errors beyond are cut off and written: one bad structure would hide the differences among the others
@@ -86,9 +86,10 @@ def _divergence_panel(axes: Axes, comparison: Comparison, divergence: str, *, la
             axes.barh(place, near.basis, height=0.7, color=BASIS, label="basis error")
             added = min(near.error, high) - near.basis
             axes.barh(place, added, left=near.basis, height=thickness, color=SPECTRUM, label="spectrum error")
-        if low <= near.scaled <= high:
+        below = low - EXACT  # rounding may make a zero negative
+        if below <= near.scaled <= high:
             axes.plot(near.scaled, place, "|", color=OPTIMUM, markersize=6, label=r"$t \tilde F$ with the best scalar $t$")
-        if not low <= near.error <= high:
+        if not below <= near.error <= high:
             edge, side = (high, "right") if near.error > high else (low, "left")
             axes.annotate(f"{near.error:.3g}", (edge, place), ha=side, va="center", fontsize=6)
         if row.name == best:
