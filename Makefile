@@ -22,7 +22,9 @@ OLDEST := "jax==0.8.0" "jaxlib==0.8.0" "optax==0.2.6"
 NEWEST ?= $(shell for v in 14 13 12; do for p in python3.$$v "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.$$v.*/bin/python3; do \
   "$$p" -c 'import ensurepip' 2>/dev/null && { echo "$$p"; exit; }; done; done)
 
-.PHONY: lens prove slips test training notebooks docs lab slow oldest newest newest-tests release lint benchmark clean
+NEWEST_ENVIRONMENT = $(if $(NEWEST),$(VENV)-newest/installed)
+
+.PHONY: environments lens prove slips test training notebooks docs lab slow oldest newest newest-tests release lint benchmark clean
 
 lens: $(VENV)/installed
 	XLA_FLAGS="$(COMPILE_LESS)" $(RUN)/fimlens lens
@@ -80,6 +82,8 @@ lint: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(RUN)/python benchmarks/scaling.py
 	$(RUN)/python benchmarks/step_cost.py
+
+environments: $(VENV)/with-site $(VENV)-oldest/installed $(NEWEST_ENVIRONMENT)  # all that .ci/run needs
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
