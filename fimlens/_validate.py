@@ -6,6 +6,7 @@ from dataclasses import fields
 from inspect import get_annotations
 from numbers import Integral
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -160,3 +161,14 @@ def require_size(call: str, name: str, size: Any) -> None:
         )
     if size < 1:
         raise ValueError(f"{call}: {name} is a positive number; got {size}")
+
+
+def require_transform(call: str, name: str, tx: Any) -> None:
+    """Refuse what is no gradient transformation, such as the function of an optimizer that was not called.
+
+    Raises:
+        TypeError: it has no `init` or no `update`.
+    """
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        given = f"the function {tx.__name__}: call it, as in {tx.__name__}(...)" if isinstance(tx, FunctionType) else repr(tx)
+        raise TypeError(f"{call}: {name} is an optimizer or a transform of Optax or fimlens; got {given}.")

@@ -140,6 +140,16 @@ def test_refusals_name_the_cause_and_leave_no_traceback(run, arguments, message)
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("command", ["lens", "ablate", "pretrain", "finetune --model m --task t", "compare"])
+def test_a_file_is_refused_as_a_directory_of_results(command, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    result = CliRunner().invoke(app, [*command.split(), "--out", str(tmp_path / "notes.txt")])
+    assert result.exit_code == 2
+    assert "Invalid value for '--out'" in result.output
+    assert "is a file" in " ".join(result.output.replace("│", " ").split())
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_only_tiny_matrices_are_compiled_without_optimisation():
     before = jax.config.read("jax_disable_most_optimizations")
     for entries, unoptimised in ((TINY, True), (TINY + 1, before)):

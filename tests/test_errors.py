@@ -1,15 +1,18 @@
 """Bad input is refused with a message that names the call, the cause and the remedy."""
 
+import inspect
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import fimlens as fl
 from fimlens._validate import require_number
+from fimlens.costs.flops import step_flops
 from fimlens.solver.fit import require_structure_and_fisher
 from fimlens.structures.trackers import require_tracker
 
@@ -193,6 +196,24 @@ class ComparedAsItsBase(fl.Rows):
 @dataclass(frozen=True)
 class NotCompared(fl.Rows):
     k: int = field(default=2, compare=False)
+
+
+@pytest.mark.parametrize("given", [fl.adam, optax.adamw, 3, None])
+@pytest.mark.parametrize(
+    ("call", "take"),
+    [
+        ("monitor", fl.monitor),
+        ("as_matrix", fl.as_matrix),
+        ("matrices", fl.matrices),
+        ("hyperball", fl.hyperball),
+        ("step_flops", step_flops),
+    ],
+)
+def test_what_is_no_transform_is_refused(call, take, given):
+    """Calls the function itself: the type checker of the tests would refuse these arguments first."""
+    remedy = rf"got the function {given.__name__}: call it" if callable(given) else rf"got {given}\."
+    with pytest.raises(TypeError, match=f"{call}: tx is an optimizer or a transform .* {remedy}"):
+        inspect.unwrap(take)(given, *[0.1] * (call in ("hyperball", "step_flops")))
 
 
 def test_what_is_no_tracker_is_refused():

@@ -35,7 +35,9 @@ def ablate(
     steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")] = 240,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds for each arm.")] = 3,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; by default one per core.")] = None,
-    out: Annotated[Path, typer.Option(help="Directory of runs.jsonl, ablate.json and ablate.png.")] = Path("ablate-out"),
+    out: Annotated[Path, typer.Option(file_okay=False, help="Directory of runs.jsonl, ablate.json and ablate.png.")] = Path(
+        "ablate-out"
+    ),
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,
 ) -> None:
     """Measure what tracking, switching, compensation, rank and refresh interval contribute to Alice.

@@ -52,6 +52,7 @@ def compare(
     out: Annotated[
         Path | None,
         typer.Option(
+            file_okay=False,
             help="Directory of runs, table and figure; a comparison in it continues. With --dry-run, of dry-run.json.",
             show_default="compare-out",
         ),

@@ -76,7 +76,9 @@ def lens(
     solve_up_to: Annotated[int, typer.Option(help="Solve matrices of at most this many entries.")] = SOLVE_UP_TO,
     dtype: Annotated[str, typer.Option(help="Data type assumed when reporting state size in bytes.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of the built-in model, its data, and all random draws.")] = 0,
-    out: Annotated[Path, typer.Option(help="Directory to write both figures and lens.json to.")] = Path("lens-out"),
+    out: Annotated[Path, typer.Option(file_okay=False, help="Directory to write both figures and lens.json to.")] = Path(
+        "lens-out"
+    ),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file too.")] = None,
 ) -> None:
     """Compare structures, and their optimizers, on the Fishers of a model's matrices. Exit with 1 if a verdict fails.

@@ -35,7 +35,10 @@ def pretrain(
     end_token: Annotated[str | None, typer.Option(help="Token after each document, if the tokenizer has no usual one.")] = None,
     held_out: Annotated[int, typer.Option(min=1, help="Tokens to hold out, at the start of the dataset.")] = 2**20,
     tokens: Annotated[
-        Path | None, typer.Option(help="Directory for the dataset's tokens, which several runs can share; by default in --out.")
+        Path | None,
+        typer.Option(
+            file_okay=False, help="Directory for the dataset's tokens, which several runs can share; by default in --out."
+        ),
     ] = None,
     dtype: training.Dtype = "float32",
     state_dtype: training.StateDtype = "float32",

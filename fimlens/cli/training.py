@@ -44,7 +44,7 @@ TaskDataset = Annotated[str | None, typer.Option(help="GLUE by another name on t
 HeadOnly = Annotated[bool, typer.Option("--head-only", help="Train the head alone, on states that are computed once.")]
 Epochs = Annotated[float, typer.Option(help="Passes over the examples.")]
 Warmup = Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")]
-Out = Annotated[Path, typer.Option(help="Directory of plan, metrics and checkpoints; a run in it continues.")]
+Out = Annotated[Path, typer.Option(file_okay=False, help="Directory of plan, metrics and checkpoints; a run in it continues.")]
 
 
 @contextmanager

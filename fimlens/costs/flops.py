@@ -17,6 +17,8 @@ from jax.extend.core import Literal
 from jax.interpreters import partial_eval
 from jaxtyping import PyTree
 
+from fimlens._validate import require_transform
+
 # Steps 1 to 63000: a multiple of all update intervals up to 10 and of 20, 50, 100, 200, 500 and 1000, so that refreshes get
 # their exact share. Step 0 is left out: it starts the bases, once in a training, by a more expensive decomposition.
 STEPS = 63_000
@@ -61,6 +63,9 @@ def step_flops(tx: optax.GradientTransformation, matrices: PyTree) -> float:
         tx: any Optax optimizer.
         matrices: the parameters that are matrices, as arrays or jax.ShapeDtypeStructs.
 
+    Raises:
+        TypeError: `tx` is no transform.
+
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl
         >>> from fimlens.costs.flops import step_flops
@@ -68,6 +73,7 @@ def step_flops(tx: optax.GradientTransformation, matrices: PyTree) -> float:
         >>> step_flops(fl.adam(1e-3), W), step_flops(fl.galore(1e-3, rank=2, update_interval=None), W)  # 4 m n r
         (0.0, 1024.0)
     """
+    require_transform("step_flops", "tx", tx)
     leaves, treedef = jax.tree.flatten(matrices)
     kinds = [(x.shape, x.dtype) for x in leaves]
     total = 0.0

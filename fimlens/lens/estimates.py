@@ -101,6 +101,10 @@ class Estimates:
         >>> difference, se = estimates.difference("adam", "sgd")  # both share ||F||^2, so it is known far better
         >>> print(f"{difference:.3f} +- {se:.3f}")
         0.027 +- 0.011
+        >>> print(estimates)
+        Frobenius() error on a 3 x 4 matrix, 64 samples, 8 folds
+        sgd   -0.008 +- 0.032
+        adam  0.020 +- 0.025
     """
 
     rows: Mapping[str, Estimate]
@@ -178,6 +182,15 @@ class Estimates:
     def kept(self, name: str) -> int:
         """Return how many numbers the optimizer of a structure keeps beside its momentum (`fl.scale_by_recommended`)."""
         return kept_size(self.structures[name], self.shape)
+
+    def __str__(self) -> str:
+        """Return a line for each structure, the nearest first."""
+        width = max(map(len, self.rows), default=0)
+        about = (
+            f"{self.divergence} error on a {self.shape[0]} x {self.shape[1]} matrix, {self.samples} samples, {self.folds} folds"
+        )
+        lines = [f"{name:{width}}  {self.rows[name].relative:.3f} +- {self.rows[name].se:.3f}" for name in self.ranked()]
+        return "\n".join([about, *lines, *(f"{name}  has no fit: {reason}" for name, reason in self.unsuited.items())])
 
     def to_json(self) -> dict[str, Any]:
         """Return every number as plain data, ready for `json.dump`: "inf" for what is infinite, and None for NaN."""

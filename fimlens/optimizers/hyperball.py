@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
+from fimlens._validate import require_transform
 from fimlens.optimizers.full_chain import Rate, Transform, require_rate
 from fimlens.transforms.drop_in import PLACEHOLDER
 from fimlens.transforms.momentum import compute_in_float32
@@ -39,7 +40,7 @@ def hyperball(tx: Transform, learning_rate: Rate) -> Transform:
         learning_rate: length of the step relative to that of the weights: a number, an array or an Optax schedule.
 
     Raises:
-        TypeError: the rate is neither a number, an array nor a schedule.
+        TypeError: `tx` is no transform, or the rate is neither a number, an array nor a schedule.
         ValueError: (at update) the parameters are not given.
 
     Examples:
@@ -51,6 +52,7 @@ def hyperball(tx: Transform, learning_rate: Rate) -> Transform:
         >>> print(f"{jnp.linalg.norm(optax.apply_updates(params, updates)['kernel']):.4f}")
         5.0000
     """
+    require_transform("hyperball", "tx", tx)
     require_rate("hyperball", "learning_rate", learning_rate)
     tx = optax.with_extra_args_support(tx)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, PyTree
 
-from fimlens._validate import path_name
+from fimlens._validate import path_name, require_transform
 from fimlens.transforms.axes import Axes, axes_rule
 from fimlens.transforms.evidence import UNKNOWN, recognise
 from fimlens.transforms.leaf_rules import Leaf, Rule
@@ -39,6 +39,7 @@ def as_matrix(
             a tree of them like the parameters. None, for a leaf or for all, leaves it to the evidence.
 
     Raises:
+        TypeError: `tx` is no transform.
         ValueError: the axes of a leaf are unknown, are not all named once, or are not given as `Axes`.
 
     Examples:
@@ -48,6 +49,7 @@ def as_matrix(
         >>> state.averaged.shape
         (8, 1)
     """
+    require_transform("as_matrix", "tx", tx)
     return as_matrices("as_matrix", tx, axes, strict=True)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-from fimlens._validate import require_number
+from fimlens._validate import require_number, require_transform
 from fimlens.transforms.axes import Axes
 from fimlens.transforms.drop_in import PLACEHOLDER, compiled_once
 from fimlens.transforms.leaf_rules import Rule
@@ -79,7 +79,7 @@ def monitor(
             as much memory as the matrices of the model. Default: 0.
 
     Raises:
-        TypeError: (at a step) the state is not a monitor's.
+        TypeError: `tx` is no transform or, at a step, the state is not a monitor's.
         ValueError: `interval` or `ring` is out of its range, or (at a step) no parameters are given.
 
     Examples:
@@ -89,6 +89,7 @@ def monitor(
         >>> {name: round(value, 3) for name, value in fl.readings(state).items()}
         {'w/cosine': -1.0, 'w/relative_update': 0.141, 'w/stable_rank': 2.0, 'w/update_rms': 0.354}
     """
+    require_transform("monitor", "tx", tx)
     require_number("monitor", "interval", interval, 1, whole=True)
     require_number("monitor", "ring", ring, 0, whole=True)
     tx = optax.with_extra_args_support(tx)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from fimlens._validate import path_name
+from fimlens._validate import path_name, require_transform
 from fimlens.transforms.as_matrix import LeafView, Views, per_layout, through_views, unknown_axes, view_of
 from fimlens.transforms.axes import Axes, axes_rule
 from fimlens.transforms.evidence import UNKNOWN, VECTORS, recognise
@@ -71,6 +71,7 @@ def matrices(
         axes: which axes of a leaf are a matrix; see `fl.as_matrix`. Default: None, by the evidence described there.
 
     Raises:
+        TypeError: `tx` or `others` is no transform.
         ValueError: the route is not a regular expression, or its answer for a leaf is missing or of another kind, or the axes
             of a leaf are not all named once.
 
@@ -86,6 +87,8 @@ def matrices(
         (True, True)
     """
     others = adam_with_guards() if others is None else others
+    require_transform("matrices", "tx", tx)
+    require_transform("matrices", "others", others)
     views_of = leaf_views("matrices", route, head, axes)
 
     def partitioned(tree: PyTree) -> optax.GradientTransformation:
