@@ -84,7 +84,7 @@ def lens(
     """Compare structures, and their optimizers, on the Fishers of a model's matrices. Exit with 1 if a verdict fails.
 
     By default the model is a small byte-level language model, trained for a few seconds on the sources of Python's standard
-    library. All structures on three of its matrices take about three minutes on two cores.
+    library. All structures on three of its matrices take about two minutes on two cores.
     """
     _compile_less()
     try:
