@@ -41,7 +41,7 @@ def write_gradients(
         matrices, route, axes: as in `empirical_fisher`.
         units: whole numbers, the sampling unit of each example, such as its document. By default each is one.
         kind: what the gradients are gradients of, in words.
-        progress: called with the numbers of examples that are done, and of all.
+        progress: called with the numbers of examples that are done, and of all: at the start and after each example.
 
     Raises:
         ValueError: as `empirical_fisher`; the directory holds gradients of another run; two matrices would have one file; or
@@ -82,6 +82,7 @@ def write_gradients(
         write_atomically(path, json.dumps(about | {"done": 0}))  # first, so that zeros never pass for gradients
         for name, shape in shapes.items():
             np.lib.format.open_memmap(paths[name], "w+", np.float32, (N, *shape))
+    progress(done, N)  # a run that continues begins where the last one ended
     starts = {name: np.load(file, mmap_mode="r").offset for name, file in paths.items()}
     places = [(batch, k) for batch, count in zip(batches, counts, strict=True) for k in range(count)]
     for number, (batch, k) in list(enumerate(places))[done:]:
