@@ -71,7 +71,7 @@ def test_command_lines_are_understood(page):
     for name, *arguments in (shlex.split(line, comments=True) for line in lines):
         given = group.commands[name].make_context(name, arguments).params
         if name in ("pretrain", "finetune") and given["optimizer"] in MAKERS:  # its options are all that it needs
-            MAKERS[given["optimizer"]](1e-3, **options_of(given["option"]))
+            MAKERS[given["optimizer"]](1e-3, **options_of(list(given["option"] or ())))
 
 
 def test_links_lead_somewhere():
