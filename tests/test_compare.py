@@ -223,7 +223,7 @@ def test_the_scalars_are_those_that_ran():
     assert shown["adamw"] == both | {
         "rate": "0.01", "b1": "0.9", "b2": "0.999", "beta": "", "eps": "1e-08", "Adam's rate": "",
     }  # fmt: skip
-    assert shown["racs"] == both | {"rate": "0.08", "b1": "", "b2": "", "beta": "0.9", "eps": "0", "Adam's rate": "0.08"}
+    assert shown["racs"] == both | {"rate": "0.08", "b1": "", "b2": "", "beta": "0.9", "eps": "0", "Adam's rate": "0.04"}
     assert [shown[next(iter(own))][name] for name in ("Adam's rate", "clip")] == ["0.1", "2"]
     assert comparison.plan_for(entries[-1], Plan(steps=200, clip=0.5), 0, 0).clip == 2
 

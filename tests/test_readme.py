@@ -16,7 +16,9 @@ from test_memory import FORMULAS
 import fimlens
 from fimlens import derivations
 from fimlens.cli.app import app
+from fimlens.cli.training import options_of
 from fimlens.lens.gallery import example
+from fimlens.optimizers import OPTIMIZERS as MAKERS
 from fimlens.proofs import closed_forms
 from fimlens.proofs.theorem import load_derivations
 from fimlens.structures.named import STRUCTURES
@@ -58,13 +60,18 @@ TOLD = ["README.md", *(str(page.relative_to(ROOT)) for page in (ROOT / "docs").g
 
 @pytest.mark.parametrize("page", TOLD)
 def test_command_lines_are_understood(page):
-    """Every line that begins with fimlens in a block of commands, and README's inside its lines; they are parsed, not run."""
+    """Every line that begins with fimlens in a block of commands, and README's inside its lines; they are parsed, not run.
+
+    Optimizers are made with the options that a line gives them.
+    """
     group = typer.main.get_command(app)
     text = re.sub(r"^# ?", "", (ROOT / page).read_text(), flags=re.M) if page.endswith(".py") else (ROOT / page).read_text()
     lines = re.findall(r"^(?:\$ )?fimlens (.+)$", "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S)), re.M)
     lines += re.findall(r"`fimlens (.+?)`", text) if page == "README.md" else []
     for name, *arguments in (shlex.split(line, comments=True) for line in lines):
-        group.commands[name].make_context(name, arguments)
+        given = group.commands[name].make_context(name, arguments).params
+        if name in ("pretrain", "finetune") and given["optimizer"] in MAKERS:  # its options are all that it needs
+            MAKERS[given["optimizer"]](1e-3, **options_of(list(given["option"] or ())))
 
 
 def test_links_lead_somewhere():

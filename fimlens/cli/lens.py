@@ -66,19 +66,19 @@ def lens(
         Path | None,
         typer.Option(help="Directory with an array (N, m, n) a matrix, .npy or .safetensors: held-out errors."),
     ] = None,
-    folds: Annotated[int, typer.Option(min=2, help="With --gradients: each fit sees all folds but one.")] = 8,
+    folds: Annotated[int, typer.Option(min=2, help="With --model or --gradients: each fit sees all folds but one.")] = 8,
     skip_nonfinite: Annotated[
-        bool, typer.Option("--skip-nonfinite", help="With --gradients: leave out gradients that are not finite.")
+        bool, typer.Option("--skip-nonfinite", help="With --model or --gradients: leave out gradients that are not finite.")
     ] = False,
     rank: Annotated[
-        int | None, typer.Option(min=1, help="Of the low-rank structures. Default: 4, or 32 with --model and --gradients.")
+        int | None, typer.Option(min=1, help="Of the low-rank structures. Default: 4, or 32 with --model or --gradients.")
     ] = None,
     solve_up_to: Annotated[int, typer.Option(help="Solve matrices of at most this many entries.")] = SOLVE_UP_TO,
     dtype: Annotated[str, typer.Option(help="Data type assumed when reporting state size in bytes.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of the built-in model, its data, and all random draws.")] = 0,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Directory to write both figures and lens.json to.")] = Path(
-        "lens-out"
-    ),
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Directory for figures and lens.json; of held-out errors, estimates.json.")
+    ] = Path("lens-out"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file too.")] = None,
 ) -> None:
     """Compare structures, and their optimizers, on the Fishers of a model's matrices. Exit with 1 if a verdict fails.

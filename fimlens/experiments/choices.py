@@ -27,10 +27,11 @@ def choice_cells(entries: list[Entry], rates: list[float], base: Recipe) -> list
     """
     cells = []
     for each, rate in zip(entries, rates, strict=True):
-        known = {name: argument.default for name, argument in signature(getattr(optimizers, each.optimizer)).parameters.items()}
+        optimizer = getattr(optimizers, each.optimizer)
+        known = {name: argument.default for name, argument in signature(optimizer).parameters.items()}
         values = known | each.options
         if "adam_learning_rate" in known and values["adam_learning_rate"] is None:
-            values["adam_learning_rate"] = rate
+            values["adam_learning_rate"] = optimizer.adam_factor * rate
         scalars = (_word(values.get(name, "")) for name in SCALARS)
         cells.append((each.name, _word(rate), *scalars, _word(base.warm_up), _word(each.clip)))
     return cells

@@ -128,6 +128,7 @@ def full_chain(direction: Callable[..., Transform], adam_factor: float = 1.0, ad
     optimizer.__module__ = direction.__module__
     optimizer.__name__ = optimizer.__qualname__ = name
     optimizer.__doc__ = _documented(direction, name, signature, adam_factor)
+    optimizer.adam_factor = adam_factor  # for what reports the rate of Adam's leaves
     return optimizer
 
 

@@ -87,8 +87,8 @@ def scale_by_fira(
         update_interval: steps between refreshes, the first at the first step; None for that one alone. Default: 200, as in [G].
         b1: decay of the momentum. Default: 0.9, as in Adam.
         b2: decay of the second moments. Default: 0.999, as in Adam.
-        alpha: factor of the lead; with `plus`, of the whole update. Default: 0.3, as in [G], which has 0.25 at 1.3B, as in the
-            code of Chen et al.
+        alpha: factor of the lead; with `plus`, of the whole update. Default: 0.3, as in [G], which has 0.25 at 1.3B. The code
+            of Chen et al. has 1.
         gamma: largest growth of the compensation's norm in one step; None for no limit. Default: 1.01, as in Chen et al.
         plus: whether to take [G]'s Fira+: G - U U^T G is scaled to the norm of D before it is limited. Default: False, as in
             Chen et al.

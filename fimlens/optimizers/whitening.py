@@ -38,9 +38,9 @@ def scale_by_muon(
     Args:
         beta: decay of the momentum. Default: 0.95, as in Jordan.
         nesterov: whether the momentum looks one step ahead. Default: True, as in Jordan.
-        root: "newton-schulz", the iteration of Jordan and Optax, which brings singular values between 0.7 and 1.2; or "exact",
-            the polar factor itself, which `fl.compare` judges and which ignores `steps`, `coefficients` and `eps`. Default:
-            "newton-schulz".
+        root: "newton-schulz", the iteration of Jordan and Optax, which brings singular values from 1e-3 to 1 between 0.47 and
+            1.2; or "exact", the polar factor itself, which `fl.compare` judges and which ignores `steps`, `coefficients` and
+            `eps`. Default: "newton-schulz".
         steps: number of Newton-Schulz iterations. Default: 5, as in Jordan.
         coefficients: those of the iterations: "jordan", "polar-express" or numbers; see `fl.orthogonalize`. Default:
             "jordan", as in Optax; in training "polar-express" was not better (benchmarks/README.md).
