@@ -259,6 +259,27 @@ def test_an_optimizer_may_have_a_model_of_its_own():
         make_entries(["adam:model=x"], Plan(), {}, {"adam:model=x": {"model": "x"}})
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["adamw:0.95"], "compare: adamw:0.95: expected name=value"),
+        (["adamw:clip=much"], "clip is a positive number, or none; got 'much'"),
+        (["adamw:learning_rate=1"], "adamw has no option 'learning_rate'. It has b1, b2"),
+        (["--text", "text.txt", "--shards", "shards"], "give only one of --text and --shards"),
+        (["--task", "sst2", "--shards", "shards"], "--text and --shards are for pre-trainings"),
+    ],
+)
+def test_the_command_refuses_in_one_line(words, message):
+    result = CliRunner().invoke(app, ["compare", "adam", *words])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_an_optimizer_may_go_without_the_bound_of_the_others():
+    own = {"adam:clip=none": {"clip": None}, "adam:clip=2": {"clip": 2}}
+    assert [entry.clip for entry in make_entries(["adam", *own], Plan(clip=1.0), {}, own)] == [1.0, None, 2.0]
+
+
 def test_a_dry_run_by_hand(tmp_path):
     """cpu-1m: d = 128, mlp = 344, 5 layers, a vocabulary of 256; 2048 tokens a step in two parts, in float32; 989 TFLOP/s.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import jax
 import typer
 
-from fimlens.cli.arguments import attribute, console, errors, named_dtype, named_optimizers, refusal, require_writable, table
+from fimlens.cli.arguments import attribute, console, named_dtype, named_optimizers, refusing, require_writable, table
 from fimlens.costs.memory import GIB, NAMED, Row, account
 from fimlens.language_model import llama
 
@@ -42,7 +42,7 @@ def memory(
     The state is counted on the arrays that the optimizer's init would make, step counters and random keys included. Nothing is
     allocated: all optimizers on one model take some seconds.
     """
-    try:
+    with refusing("memory"):
         require_writable("--json", json_file)
         names = [name for given in [*(optimizer or []), *(more or [])] for name in given.split(",")]
         chosen = named_optimizers("--optimizer", names or list(NAMED))
@@ -55,9 +55,6 @@ def memory(
         if json_file is not None:
             numbers = [{"model": name} | row._asdict() for name in models for row in rows[name]]
             json_file.write_text(json.dumps(numbers, indent=2) + "\n")
-    except (ValueError, TypeError, OSError) as error:
-        errors.print(refusal("memory", error), style="red", markup=False)
-        raise typer.Exit(2) from error
     for name in models:
         title = f"{name}: weights in {weight_dtype}, state in {state_dtype}; GiB."
         console.print(title, style="bold", markup=False, highlight=False)

@@ -8,7 +8,7 @@ import jax
 import typer
 
 from fimlens.cli import training
-from fimlens.cli.arguments import console, errors
+from fimlens.cli.arguments import console, errors, refusing
 
 
 def pretrain(
@@ -75,7 +75,7 @@ def pretrain(
         extras = "train" if dataset is None else "train,hub"
         errors.print(f"fimlens pretrain: {error}. It needs pip install 'fimlens[{extras}]'.", style="red", markup=False)
         raise typer.Exit(2) from error
-    with training.refusing("pretrain"):
+    with refusing("pretrain", FloatingPointError, RuntimeError):
         training.join_hosts(distributed, coordinator, hosts, host)
         optimizer, options = training.optimizer_of(optimizer, option)
         plan = Plan(

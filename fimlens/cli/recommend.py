@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fimlens.cli.arguments import console, errors, parse_divergence, refusal, require_writable, table
+from fimlens.cli.arguments import console, parse_divergence, refusing, require_writable, table
 from fimlens.lens.estimates import Estimates
 from fimlens.lens.nearness import divergence_name
 from fimlens.lens.recommend import recommend as choose
@@ -30,13 +30,10 @@ def recommend(
     ),
 ) -> None:
     """Choose a structure for each matrix, so that the mean estimated error is least within a budget."""
-    try:
+    with refusing("recommend"):
         require_writable("--out", out)
         found = choose(_read(estimates, divergence), budget, cost=cost)
         out.write_text(json.dumps(found.to_json(), indent=1) + "\n")
-    except (ValueError, TypeError, OSError) as error:
-        errors.print(refusal("recommend", error), style="red", markup=False)
-        raise typer.Exit(2) from error
     _print(found)
     console.print(LEGEND, style="dim", markup=False, highlight=False)
     console.print(f"{found.in_words()} Choices: {out}", markup=False, highlight=False)
