@@ -328,6 +328,8 @@ def test_the_command_refuses_in_one_line(tmp_path, monkeypatch, words, message):
 def test_a_wrong_option_is_refused(plan):
     with pytest.raises(ValueError, match="adam has no option 'rank'"):
         replace(plan, options={"rank": 3}).transform()
+    with pytest.raises(ValueError, match=r"b1 of adam is 0\.9 by default; got 'much'"):
+        replace(plan, options={"b1": "much"})
 
 
 def test_the_command(tmp_path, monkeypatch):

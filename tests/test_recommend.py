@@ -323,6 +323,7 @@ def test_the_command_writes_what_the_optimizer_takes(tmp_path, monkeypatch):
     assert CliRunner().invoke(app, logdet).exit_code == 0
     (tmp_path / "bad.json").write_text('{"matrices": [1]}')
     for wrong, message in (
+        (["none.json", "--budget", "1"], "fimlens recommend: none.json is no file. Let `fimlens lens --gradients` write it"),
         (["estimates.json", "--budget", "1"], "fimlens recommend: a budget of 1.0 is too small"),
         (["estimates.json", "--budget", "90", "--divergence", "kl"], "fimlens recommend: there is no divergence 'kl'"),
         (
@@ -330,7 +331,6 @@ def test_the_command_writes_what_the_optimizer_takes(tmp_path, monkeypatch):
             "holds no estimates in VonNeumann()",
         ),
         (["bad.json", "--budget", "90"], "bad.json holds no estimates"),
-        (["none.json", "--budget", "90"], "none.json"),
     ):
         refused = CliRunner().invoke(app, ["recommend", *wrong])
         assert refused.exit_code == 2

@@ -76,11 +76,12 @@ def refusing(command: str, *others: type[Exception]) -> Iterator[None]:
 
     Args:
         command: the name of the command, with which the line begins.
-        others: errors that are refusals in this command, beside a wrong value, a file that fails and a missing package.
+        others: errors that are refusals in this command, beside a wrong value, a file that fails, a missing package and a
+            module of the user's own that does not parse.
     """
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError, *others) as error:
+    except (ValueError, TypeError, OSError, ImportError, SyntaxError, *others) as error:
         errors.print(_refusal(command, error), style="red", markup=False)
         raise typer.Exit(1 if isinstance(error, FloatingPointError) else 2) from error
 

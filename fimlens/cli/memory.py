@@ -91,4 +91,11 @@ def _shapes(model: str) -> Any:
             f"--model: there is no model {model!r}. Take {', '.join(llama.CONFIGS)}, or your own as module:function."
         )
     made = attribute("--model", model)
-    return jax.eval_shape(made) if callable(made) else made
+    shapes = jax.eval_shape(made) if callable(made) else made
+    other = next((leaf for leaf in jax.tree.leaves(shapes) if not hasattr(leaf, "shape")), None)
+    if other is not None:
+        raise ValueError(
+            f"--model: {model} is no tree of arrays: it has a {type(other).__name__}. Name parameters, or a function of none "
+            "that returns them."
+        )
+    return shapes

@@ -42,6 +42,8 @@ def recommend(
 def _read(path: Path, divergence: str) -> dict[str, Estimates]:
     """Return the estimates of each matrix in a file, of the structures of fimlens."""
     sense = str(parse_divergence("recommend", divergence))
+    if not path.is_file():
+        raise ValueError(f"{path} is no file. Let `fimlens lens --gradients` write it, as estimates.json.")
     try:
         matrices = json.loads(path.read_text())["matrices"]
         parts = {name: {part["divergence"]: part for part in each.values()}[sense] for name, each in matrices.items()}

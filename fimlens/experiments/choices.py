@@ -1,10 +1,7 @@
 """The scalar choices of each optimizer of a comparison as it ran: rate, decay, averages, eps, warm-up and clipping."""
 
-from inspect import signature
-
-from fimlens import optimizers
 from fimlens.experiments.comparison import Entry
-from fimlens.pretrain.recipe import Recipe
+from fimlens.pretrain.recipe import Recipe, known_options
 
 # Arguments and their headings; an optimizer without an argument has an empty cell.
 SCALARS = {
@@ -27,7 +24,7 @@ def choice_cells(entries: list[Entry], rates: list[float], base: Recipe) -> list
     """
     cells = []
     for each, rate in zip(entries, rates, strict=True):
-        known = {name: argument.default for name, argument in signature(getattr(optimizers, each.optimizer)).parameters.items()}
+        known = known_options(each.optimizer)
         values = known | each.options
         if "adam_learning_rate" in known and values["adam_learning_rate"] is None:
             values["adam_learning_rate"] = rate

@@ -8,18 +8,16 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import jax
 
-from fimlens import optimizers
 from fimlens.experiments.tuning import best_power, tuned
 from fimlens.optimizers import OPTIMIZERS
 from fimlens.pretrain.loop import NonFinite, train
-from fimlens.pretrain.recipe import Data, Recipe
+from fimlens.pretrain.recipe import Data, Recipe, known_options
 from fimlens.pretrain.run_directory import Metrics, read_finished
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -126,11 +124,11 @@ def make_entry(name: str, base: Recipe, given: dict[str, Any], own: dict[str, An
     if kind not in NAMES:
         raise ValueError(f"compare: there is no optimizer {kind!r}. There are {', '.join(NAMES)}.")
     optimizer, options = VARIANTS.get(kind, (kind, {}))
-    known = dict(list(signature(getattr(optimizers, optimizer)).parameters.items())[1:])  # the first is the learning rate
+    known = known_options(optimizer)
     own = dict(own or {})
     base = replace(base, **{field: read(own.pop(field)) for field, read in OF_THE_PLAN.items() if field in own})
     scaled = {"rank": base.usual_rank, "leading": max(5 * base.usual_rank // 16, 1)}
-    if "update_interval" in known and known["update_interval"].default == 200:
+    if known.get("update_interval") == 200:
         scaled["update_interval"] = max(base.steps // 20, 1)
     unknown = [key for key in own if key not in known]
     if unknown:
