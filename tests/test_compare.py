@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -278,6 +279,17 @@ def test_the_command_refuses_in_one_line(words, message):
 def test_an_optimizer_may_go_without_the_bound_of_the_others():
     own = {"adam:clip=none": {"clip": None}, "adam:clip=2": {"clip": 2}}
     assert [entry.clip for entry in make_entries(["adam", *own], Plan(clip=1.0), {}, own)] == [1.0, None, 2.0]
+
+
+def test_a_finished_run_keeps_no_checkpoints_that_a_kill_left(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints" / "300").mkdir(parents=True)
+    monkeypatch.setattr(comparison, "read_finished", lambda *_: [line(400, 3.0)])
+    assert comparison.run_or_read(Plan(), SimpleNamespace(fingerprint=""), tmp_path).loss == 3
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_loss_far_above_any_text_has_a_perplexity():
+    assert report.Row("adam", 0.1, True, [1000.0], 3.0, 1.0, 0.1, 1, 1).perplexity == float("inf")
 
 
 def test_a_dry_run_by_hand(tmp_path):

@@ -1,6 +1,5 @@
 """The command `fimlens pretrain`: train a language model with any optimizer, on one device or many hosts."""
 
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -105,6 +104,6 @@ def pretrain(
     if jax.process_index() == 0:
         console.print(
             f"Held-out loss after {last.step} steps: {last.held_out:.4f} nats per token, perplexity "
-            f"{math.exp(last.held_out):.2f}. Metrics and checkpoints: {out}",
+            f"{last.perplexity:.2f}. Metrics and checkpoints: {out}",
             markup=False,
         )

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import jax
 
 from fimlens.experiments.tuning import best_power, tuned
+from fimlens.language_model.pretrained import CHECKPOINTS
 from fimlens.optimizers import OPTIMIZERS
 from fimlens.pretrain.loop import NonFinite, train
 from fimlens.pretrain.recipe import Data, Recipe, known_options
@@ -224,8 +225,8 @@ def run_or_read(
             metrics = train(plan, data, directory, evaluate_every=evaluate_every, keep=1, callback=callback)
         except NonFinite as error:
             diverged.write_text(f"{error}\n")
-        # Only an interrupted run needs its checkpoints; those of all finished runs would fill the disk.
-        shutil.rmtree(directory / "checkpoints")
+    # Only an interrupted run needs its checkpoints; those of all finished runs would fill the disk. A kill may have left some.
+    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
     return Result(metrics or [])
 
 

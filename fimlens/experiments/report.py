@@ -59,7 +59,7 @@ class Row(NamedTuple):
     @property
     def perplexity(self) -> float:
         """The perplexity per token."""
-        return math.exp(self.loss) if math.isfinite(self.loss) else math.inf
+        return math.exp(self.loss) if self.loss < 700 else math.inf  # exp(710) overflows
 
 
 def make_rows(entries: list[Entry], results: dict[str, Results], costs: dict[str, StepCost]) -> list[Row]:
