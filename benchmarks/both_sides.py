@@ -16,17 +16,11 @@ from rich.progress import track
 from rich.table import Table
 
 import fimlens as fl
-from fimlens.experiments.ablation import ADAM_RATE
-from fimlens.experiments.trial import train_and_evaluate
+from fimlens.experiments.trial import train_and_evaluate, train_beside_adam
 
 SIZES = {"rank": 16, "leading": 5, "update_interval": 20}
 METHODS = {"alice": partial(fl.alice, **SIZES), "low_rank_soap": partial(fl.low_rank_soap, **SIZES)}
 RATES = (0.02, 0.05, 0.1)
-
-
-def with_fixed_adam(method, rate: float):
-    """Return a maker of the method whose Adam has the same peak rate at every rate of the method."""
-    return lambda schedule: method(schedule, adam_learning_rate=lambda t: schedule(t) * ADAM_RATE / rate)
 
 
 def main() -> None:
@@ -34,11 +28,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    runs = {f"optax.adamw, {rate}": (optax.adamw, rate) for rate in (0.005, 0.01, 0.02)}
-    runs |= {f"{name}, {rate}": (with_fixed_adam(make, rate), rate) for name, make in METHODS.items() for rate in RATES}
+    runs = {f"optax.adamw, {rate}": partial(train_and_evaluate, optax.adamw, rate) for rate in (0.005, 0.01, 0.02)}
+    runs |= {f"{name}, {rate}": partial(train_beside_adam, make, rate) for name, make in METHODS.items() for rate in RATES}
     table = Table("run", "mean", "each seed")
-    for name, (make, rate) in track(runs.items(), "runs"):
-        losses = [train_and_evaluate(make, rate, steps=options.steps, seed=seed) for seed in range(options.seeds)]
+    for name, run in track(runs.items(), "runs"):
+        losses = [run(steps=options.steps, seed=seed) for seed in range(options.seeds)]
         table.add_row(name, f"{statistics.mean(losses):.4f}", " ".join(f"{x:.4f}" for x in losses))
     Console().print(table)
 

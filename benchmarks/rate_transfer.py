@@ -72,10 +72,11 @@ def planned(runs: Runs, seeds: int) -> Iterable[tuple[Run, int]]:
                     yield from ((run, seed) for seed in range(len(runs.get(run, ())), seeds))
 
 
-def read(path: Path) -> Runs:
+def read(path: Path, steps: int) -> Runs:
+    """Return the losses of the runs of this length in the file."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     runs: Runs = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        run = json.loads(line)
+    for run in (line for line in lines if line["steps"] == steps):
         runs.setdefault((run["optimizer"], run["multipliers"], run["width"], run["rate"]), []).append(run["loss"])
     return runs
 
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--budget", type=float, default=float("inf"))
     options = parser.parse_args()
-    runs, end = read(options.json), time.monotonic() + options.budget
+    runs, end = read(options.json, options.steps), time.monotonic() + options.budget
     for run, seed in planned(runs, options.seeds):
         if time.monotonic() > end:
             break
@@ -122,9 +123,9 @@ def main() -> None:
         make = optimizer(name, multiplied, width)
         loss = train_and_evaluate(make, rate, steps=options.steps, seed=seed, config=config(width))
         runs.setdefault(run, []).append(loss)
-        line = {"optimizer": name, "multipliers": multiplied, "width": width, "rate": rate, "seed": seed, "loss": loss}
+        line = {"optimizer": name, "multipliers": multiplied, "width": width, "rate": rate, "seed": seed}
         with options.json.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line | {"steps": options.steps, "loss": loss}) + "\n")
     Console(width=160).print(table(runs))
     if options.figure:
         draw(runs, options.figure)

@@ -17,22 +17,10 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-from fimlens.experiments.trial import train_and_evaluate
+from fimlens.experiments.trial import train_beside_adam
 from fimlens.experiments.tuning import best_power, tuned
 
-ADAM_RATE = 0.01  # learning rate of Adam on embeddings, norms and head
 Make = Callable[..., optax.GradientTransformation]
-
-
-def trained(make: Make, rate: float, steps: int, seed: int) -> float:
-    """Train an arm and return its held-out loss; infinite if it diverged."""
-    adam_factor = ADAM_RATE / rate
-
-    def optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
-        return make(schedule, adam_learning_rate=lambda t: adam_factor * schedule(t))
-
-    loss = train_and_evaluate(optimizer, rate, steps=steps, seed=seed)
-    return loss if math.isfinite(loss) else math.inf
 
 
 def read(path: Path, steps: int) -> dict[tuple[str, int, int], float]:
@@ -66,7 +54,7 @@ def compare_arms(description: str, arms: dict[str, tuple[Make, float]], path: Pa
             key, rate = (name, power, seed), usual * 2.0**power
             if key not in done:
                 start = time.perf_counter()
-                done[key] = trained(make, rate, options.steps, seed)
+                done[key] = train_beside_adam(make, rate, steps=options.steps, seed=seed)
                 seconds = time.perf_counter() - start
                 console.print(f"{name} at {rate:g}, seed {seed}: {done[key]:.4f} in {seconds:.0f} s", highlight=False)
                 finite = done[key] if math.isfinite(done[key]) else None  # JSON knows no infinity

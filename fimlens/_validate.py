@@ -1,8 +1,9 @@
 """Checks of arguments that several rooms share, and small helpers for what is printed and saved."""
 
 import math
-from collections.abc import Mapping, Sized
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import fields
+from fnmatch import fnmatchcase
 from inspect import get_annotations
 from numbers import Integral
 from pathlib import Path
@@ -141,6 +142,17 @@ def require_real(call: str, params: PyTree) -> None:
 def path_name(path: Any) -> str:
     """Return a leaf's path as a string such as "layers/0/attention/query"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def names_like(names: Iterable[str], pattern: str) -> list[str]:
+    """Return the names that a pattern names: the one that it equals, or else all that are like it.
+
+    A name may itself look like a pattern, as "w[0]" does, so that an equal one comes first. "." stands for "/" too, as in names
+    of files.
+    """
+    slashed, wanted = {name: name.replace(".", "/") for name in names}, pattern.replace(".", "/")
+    equal = [name for name, path in slashed.items() if path == wanted]
+    return equal or [name for name, path in slashed.items() if fnmatchcase(path, wanted)]
 
 
 def require_rank(call: str, rank: Any) -> None:

@@ -1,6 +1,7 @@
 """fimlens lens: a small run from end to end, a user's own model and structure, and errors in one line."""
 
 import json
+import sys
 
 import jax
 import pytest
@@ -138,6 +139,14 @@ def test_refusals_name_the_cause_and_leave_no_traceback(run, arguments, message)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_a_missing_package_is_named(run, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "fimlens.language_model.hugging_face", None)
+    result = run("--model", str(tmp_path))
+    assert result.exit_code == 2
+    assert "needs pip install 'fimlens[models]'" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize("command", ["lens", "ablate", "pretrain", "finetune --model m --task t", "compare"])

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -257,6 +258,38 @@ def test_an_optimizer_may_have_a_model_of_its_own():
     assert [row.step for row in report.make_rows([small, large], results, costs)] == pytest.approx([2.0, 4.0])
     with pytest.raises(ValueError, match="model is one of"):
         make_entries(["adam:model=x"], Plan(), {}, {"adam:model=x": {"model": "x"}})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["adamw:0.95"], "compare: adamw:0.95: expected name=value"),
+        (["adamw:clip=much"], "clip is a positive number, or none; got 'much'"),
+        (["adamw:learning_rate=1"], "adamw has no option 'learning_rate'. It has b1, b2"),
+        (["--text", "text.txt", "--shards", "shards"], "give only one of --text and --shards"),
+        (["--task", "sst2", "--shards", "shards"], "--text and --shards are for pre-trainings"),
+    ],
+)
+def test_the_command_refuses_in_one_line(words, message):
+    result = CliRunner().invoke(app, ["compare", "adam", *words])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_an_optimizer_may_go_without_the_bound_of_the_others():
+    own = {"adam:clip=none": {"clip": None}, "adam:clip=2": {"clip": 2}}
+    assert [entry.clip for entry in make_entries(["adam", *own], Plan(clip=1.0), {}, own)] == [1.0, None, 2.0]
+
+
+def test_a_finished_run_keeps_no_checkpoints_that_a_kill_left(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints" / "300").mkdir(parents=True)
+    monkeypatch.setattr(comparison, "read_finished", lambda *_: [line(400, 3.0)])
+    assert comparison.run_or_read(Plan(), SimpleNamespace(fingerprint=""), tmp_path).loss == 3
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_loss_far_above_any_text_has_a_perplexity():
+    assert report.Row("adam", 0.1, True, [1000.0], 3.0, 1.0, 0.1, 1, 1).perplexity == float("inf")
 
 
 def test_a_dry_run_by_hand(tmp_path):

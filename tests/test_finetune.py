@@ -202,6 +202,17 @@ def test_a_number_that_is_not_finite_is_refused(task_file):
         read_task(str(task_file(label=[0.5, float("inf")] * 20)))
 
 
+def test_a_task_of_glue_takes_no_file_to_hold_out(task_file):
+    with pytest.raises(ValueError, match=r"sst2 holds out a split of its own\. Leave out --held-out"):
+        read_task("sst2", held_out=task_file())
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "task.csv").touch()
+    with pytest.raises(ValueError, match=r"the file \S*task.csv cannot be read .* Mend it"):
+        read_task(str(tmp_path / "task.csv"))
+
+
 def test_what_is_no_task_is_refused():
     with pytest.raises(ValueError, match="sst3 is no file, and no task of GLUE, which are cola, sst2"):
         read_task("sst3")

@@ -111,6 +111,7 @@ def test_the_command(tmp_path, monkeypatch):
         (["--optimizer", "adma"], "there is no optimizer 'adma'"),
         (["--state-dtype", "float7"], "--state-dtype: 'float7'"),
         (["--model", "nothing:shapes"], "--model: No module"),
+        (["--model", "math:pi"], "--model: math:pi is no tree of arrays: it has a float"),
     ):
         result = CliRunner().invoke(app, ["memory", *wrong])
         assert result.exit_code == 2

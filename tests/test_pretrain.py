@@ -308,9 +308,28 @@ def test_a_refusal_names_no_line_of_ours():
     assert " ".join(run.output.split()).endswith("A model of others, in a directory, is trained by `fimlens finetune`.")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--hosts", "2"], "give --coordinator, --hosts and --host together"),
+        (["--host", "0"], "give --coordinator, --hosts and --host together"),
+        (["--optimizer", "adamw:b2=0.95"], "--optimizer: adamw takes no file"),
+        (["--text", "nothing"], "there is no file in nothing"),
+    ],
+)
+def test_the_command_refuses_in_one_line(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nothing").mkdir()
+    run = CliRunner().invoke(app, ["pretrain", *words])
+    assert run.exit_code == 2
+    assert message in " ".join(run.output.split())
+
+
 def test_a_wrong_option_is_refused(plan):
     with pytest.raises(ValueError, match="adam has no option 'rank'"):
         replace(plan, options={"rank": 3}).transform()
+    with pytest.raises(ValueError, match=r"b1 of adam is 0\.9 by default; got 'much'"):
+        replace(plan, options={"b1": "much"})
 
 
 def test_the_command(tmp_path, monkeypatch):

@@ -124,6 +124,10 @@ def test_a_file_that_is_not_a_derivation_is_refused(tmp_path):
     assert result.exit_code == 2
     assert "mine.py is not a derivation: it needs SIZES" in output_of(result)
     assert run(tmp_path / "nothing.py").exit_code == 2
+    (tmp_path / "mine.py").write_text("SIZES = (\n")
+    result = run(tmp_path / "mine.py")
+    assert result.exit_code == 2
+    assert "was never closed (mine.py, line 1)" in output_of(result)
 
 
 def test_an_empty_package_of_derivations_is_an_error(tmp_path):

@@ -13,10 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 import fimlens as fl
+from fimlens._validate import path_name
 from fimlens.cli.app import app
 from fimlens.costs.flops import step_flops
 from fimlens.lens import recommend as module
 from fimlens.lens.estimates import make_estimate
+from fimlens.models.matrices import select_matrices
 from fimlens.optimizers import mixture
 from fimlens.structures.named import STRUCTURES, read_structure
 
@@ -209,6 +211,22 @@ def test_a_name_that_looks_like_a_pattern_has_its_choice():
     assert state.inner_states["Rows()"].inner_state.averaged["w[0]"].shape == (3, 1)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "named"),
+    [
+        ("w[0]", ["w[0]"]),  # equal, so that w0, which is like it, is another matrix
+        ("w[!0]", ["w1"]),
+        ("layer.*", ["layer/query"]),
+    ],
+)
+def test_a_pattern_names_the_same_matrices_wherever_it_is_given(pattern, named):
+    names = {"w[0]": jnp.ones((3, 4)), "w0": jnp.ones((3, 4)), "w1": jnp.ones((3, 4)), "layer": {"query": jnp.ones((3, 4))}}
+    assert list(select_matrices("a test", names, [pattern]).leaves) == named
+    state = jax.eval_shape(fl.scale_by_recommended({pattern: "rows"}).init, names)
+    averaged = state.inner_states["Rows()"].inner_state.averaged
+    assert [path_name(key) for key, _ in jax.tree_util.tree_leaves_with_path(averaged)] == named
+
+
 def test_leaves_of_more_axes_and_injected_rates_go_through():
     """The views of `fl.matrices` meet leaves that another part of the mixture has."""
     params = {"conv": jnp.ones((3, 3, 2, 4)), "kernel": jnp.ones((2, 8)), "bias": jnp.ones(4)}
@@ -305,6 +323,7 @@ def test_the_command_writes_what_the_optimizer_takes(tmp_path, monkeypatch):
     assert CliRunner().invoke(app, logdet).exit_code == 0
     (tmp_path / "bad.json").write_text('{"matrices": [1]}')
     for wrong, message in (
+        (["none.json", "--budget", "1"], "fimlens recommend: none.json is no file. Let `fimlens lens --gradients` write it"),
         (["estimates.json", "--budget", "1"], "fimlens recommend: a budget of 1.0 is too small"),
         (["estimates.json", "--budget", "90", "--divergence", "kl"], "fimlens recommend: there is no divergence 'kl'"),
         (
@@ -312,7 +331,6 @@ def test_the_command_writes_what_the_optimizer_takes(tmp_path, monkeypatch):
             "holds no estimates in VonNeumann()",
         ),
         (["bad.json", "--budget", "90"], "bad.json holds no estimates"),
-        (["none.json", "--budget", "90"], "none.json"),
     ):
         refused = CliRunner().invoke(app, ["recommend", *wrong])
         assert refused.exit_code == 2

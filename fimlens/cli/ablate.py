@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fimlens._validate import finite
-from fimlens.cli.arguments import console, errors, long_progress, refusal, require_writable, table
+from fimlens.cli.arguments import console, errors, long_progress, refusing, require_writable, table
 from fimlens.experiments.ablation import (
     FULL,
     GROUPS,
@@ -47,31 +47,29 @@ def ablate(
     end: the same command with the same --out continues after an interruption.
     """
     try:
-        chosen, grid = _groups(groups), _rates(rates)
-        require_writable("--json", json_file)
-        out.mkdir(parents=True, exist_ok=True)
-        results = Results(out / "runs.jsonl")
-        if results.broken:
-            console.print(f"{out / 'runs.jsonl'}: {results.broken} lines cannot be read, and are ignored.", markup=False)
-        workers = workers or os.cpu_count() or 1
-        main, full = list_runs(["main"], grid, seeds, steps), all_options(MAIN[FULL])
-        console.print(
-            f"{len(main)} runs of {steps} steps for the main arms, {workers} at a time; then the other arms, at Alice's best "
-            "rate. The bar shows the time that is left, from the runs so far.",
-            markup=False,
-            highlight=False,
-        )
-        # Full Alice is always needed, because its best rate is the rate of all other tables.
-        _train("main arms", [run for run in main if "main" in chosen or run.options == full], results, workers)
-        best, _ = best_rate(results, MAIN[FULL], grid, seeds, steps)
-        _train("other arms", list_runs([g for g in chosen if g != "main"], [best], seeds, steps), results, workers)
+        with refusing("ablate"):
+            chosen, grid = _groups(groups), _rates(rates)
+            require_writable("--json", json_file)
+            out.mkdir(parents=True, exist_ok=True)
+            results = Results(out / "runs.jsonl")
+            if results.broken:
+                console.print(f"{out / 'runs.jsonl'}: {results.broken} lines cannot be read, and are ignored.", markup=False)
+            workers = workers or os.cpu_count() or 1
+            main, full = list_runs(["main"], grid, seeds, steps), all_options(MAIN[FULL])
+            console.print(
+                f"{len(main)} runs of {steps} steps for the main arms, {workers} at a time; then the other arms, at Alice's "
+                "best rate. The bar shows the time that is left, from the runs so far.",
+                markup=False,
+                highlight=False,
+            )
+            # Full Alice is always needed, because its best rate is the rate of all other tables.
+            _train("main arms", [run for run in main if "main" in chosen or run.options == full], results, workers)
+            best, _ = best_rate(results, MAIN[FULL], grid, seeds, steps)
+            _train("other arms", list_runs([g for g in chosen if g != "main"], [best], seeds, steps), results, workers)
     except BrokenExecutor as error:
         remedy = "It may have run out of memory: start again with fewer --workers. Finished runs are not repeated."
         errors.print(f"fimlens ablate: a run was killed. {remedy}", style="red", markup=False)
         raise typer.Exit(1) from error
-    except (ValueError, OSError) as error:
-        errors.print(refusal("ablate", error), style="red", markup=False)
-        raise typer.Exit(2) from error
     found = arms(results, grid, seeds, steps, chosen)
     _print(found)
     plot(found, out / "ablate.png")

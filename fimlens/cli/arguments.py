@@ -5,11 +5,13 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import typer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -68,7 +70,23 @@ def attribute(option: str, reference: str) -> Any:
         raise ValueError(f"{option}: {error}") from error
 
 
-def refusal(command: str, error: BaseException) -> str:
+@contextmanager
+def refusing(command: str, *others: type[Exception]) -> Iterator[None]:
+    """Print what is refused in one line and exit, with status 1 after a step that was not finite, and else with 2.
+
+    Args:
+        command: the name of the command, with which the line begins.
+        others: errors that are refusals in this command, beside a wrong value, a file that fails, a missing package and a
+            module of the user's own that does not parse.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError, SyntaxError, *others) as error:
+        errors.print(_refusal(command, error), style="red", markup=False)
+        raise typer.Exit(1 if isinstance(error, FloatingPointError) else 2) from error
+
+
+def _refusal(command: str, error: BaseException) -> str:
     """Return an error's message with the command's name in front, once, and the place in the user's own code that raised it."""
     message = str(error)
     for name in (command, "pretrain", "finetune"):  # `compare` trains by the plans and the loop of the other two

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fimlens.cli import training
-from fimlens.cli.arguments import errors
+from fimlens.cli.arguments import errors, refusing
 from fimlens.costs.devices import DEVICES, MEASURED_UTILISATION
 from fimlens.costs.memory import require_known
 
@@ -89,7 +89,11 @@ def compare(
         extra = "train" if task is None else "finetune"
         errors.print(f"fimlens compare: {error}. It needs pip install 'fimlens[{extra}]'.", style="red", markup=False)
         raise typer.Exit(2) from error
-    with training.refusing("compare"):
+    with refusing("compare", FloatingPointError, RuntimeError):
+        if text_path is not None and shards is not None:
+            raise ValueError("give only one of --text and --shards.")
+        if task is not None and (text_path is not None or shards is not None):
+            raise ValueError("--text and --shards are for pre-trainings. Leave them out with --task.")
         sizes = {"batch": batch, "length": length, "accumulate": accumulate}
         sizes |= {"clip": clip, "dtype": dtype, "state_dtype": state_dtype}
         if task is None:
@@ -101,8 +105,8 @@ def compare(
             further = {"head_only": head_only, "warmup": warmup, "scan": True}
             base, examples = prepare(model, task, epochs=epochs, reading=reading, **sizes, **further)
         names = [*(optimizers or []), *(more or [])] or ["adam", "racs", "alice"]
-        given, chosen, tries = training.options_of(option), read_lengths(lengths, base.steps), tries if tune else 1
-        own = {name: training.options_of(name.partition(":")[2].split(",")) for name in names if ":" in name}
+        given, chosen, tries = training.options_of("--option", option), read_lengths(lengths, base.steps), tries if tune else 1
+        own = {name: training.options_of(name, name.partition(":")[2].split(",")) for name in names if ":" in name}
         if task is not None and any("model" in each for each in own.values()):
             raise ValueError("with --task all optimizers train one model, whose tokenizer encodes the texts. Leave out model=.")
         make = partial(comparison.make_entries, names, given=given, own=own)

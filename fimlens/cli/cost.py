@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fimlens.cli.arguments import console, errors, named_dtype, named_optimizers, refusal, require_writable, table
+from fimlens.cli.arguments import console, named_dtype, named_optimizers, refusing, require_writable, table
 from fimlens.costs.devices import DEVICES
 from fimlens.costs.memory import GIB, require_known
 from fimlens.costs.page import page
@@ -72,7 +72,7 @@ def cost(
 
     Every assumption behind the figures is printed below the table. Nothing is trained: the counts take some seconds.
     """
-    try:
+    with refusing("cost"):
         require_writable("--html", html)
         require_writable("--json", json_file)
         words = [word for given in [*(optimizer or []), *(more or [])] for word in given.split(",")]
@@ -106,9 +106,6 @@ def cost(
             numbers = [row._asdict() | {"speed_up": row.speed_up._asdict()} for row in rows]
             report = {"model": model, "hardware": hardware, "terms": terms._asdict(), "rows": numbers, "assumptions": assumed}
             json_file.write_text(json.dumps(report, indent=2) + "\n")
-    except (ValueError, TypeError, OSError) as error:
-        errors.print(refusal("cost", error), style="red", markup=False)
-        raise typer.Exit(2) from error
     console.print(f"{title}, {tokens:.4g} tokens for Adam.", style="bold", markup=False, highlight=False)
     shown = table("optimizer", "speed-up", "GiB each", "needed", "devices", "hours", "dollars", "saving")
     for row in rows:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fimlens.cli.arguments import console, errors, parse_divergence, parse_structures, refusal
+from fimlens.cli.arguments import console, errors, parse_divergence, parse_structures, refusing
 from fimlens.proofs.derive import derive as derived
 from fimlens.structures.named import STRUCTURES
 
@@ -23,13 +23,10 @@ def derive(
     latex: Annotated[bool, typer.Option("--latex", help="Print only the equations, in LaTeX.")] = False,
 ) -> None:
     """Derive a structure's closed form from its definition, and check its own fit by it. Exit with 1 if that fails."""
-    try:
+    with refusing("derive", NotImplementedError, ArithmeticError):
         sense = None if divergence is None else parse_divergence("derive", divergence)
         structures = parse_structures("derive", structure, STRUCTURES).values()
         found = [derived(H, rows, columns, divergence=sense) for H in structures]
-    except (ValueError, TypeError, NotImplementedError, ArithmeticError) as error:
-        errors.print(refusal("derive", error), style="red", markup=False)
-        raise typer.Exit(2) from error
     for each in found:
         console.print(each.latex() if latex else str(each), markup=False, highlight=False, soft_wrap=True)
     if not all(each.ok for each in found):

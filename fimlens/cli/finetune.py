@@ -7,7 +7,7 @@ import jax
 import typer
 
 from fimlens.cli import training
-from fimlens.cli.arguments import console, errors
+from fimlens.cli.arguments import console, errors, refusing
 
 
 def finetune(
@@ -60,7 +60,7 @@ def finetune(
     except ModuleNotFoundError as error:
         errors.print(f"fimlens finetune: {error}. It needs pip install 'fimlens[finetune]'.", style="red", markup=False)
         raise typer.Exit(2) from error
-    with training.refusing("finetune"):
+    with refusing("finetune", FloatingPointError, RuntimeError):
         training.join_hosts(distributed, coordinator, hosts, host)
         optimizer, options = training.optimizer_of(optimizer, option)
         plan, examples = prepare(

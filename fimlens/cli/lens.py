@@ -15,7 +15,7 @@ import jaxlib
 import typer
 
 from fimlens import __version__
-from fimlens.cli.arguments import console, errors, long_progress, named_dtype, parse_structures, refusal, require_writable
+from fimlens.cli.arguments import console, errors, long_progress, named_dtype, parse_structures, refusing, require_writable
 from fimlens.cli.lens_estimates import estimate_gradients
 from fimlens.cli.lens_fishers import FISHERS, builtin_fishers, user_fishers
 from fimlens.cli.lens_tables import LEGEND, print_tables
@@ -87,7 +87,7 @@ def lens(
     library. All structures on three of its matrices take about two minutes on two cores.
     """
     _compile_less()
-    try:
+    with refusing("lens"):
         held_out = model is not None or gradients is not None
         known = named_structures(rank or 32, sweeps=10) if held_out else named_structures(rank or 4)
         if held_out:
@@ -103,8 +103,8 @@ def lens(
         figures = {out / "lens.png": error_against_memory, out / "divergences.png": error_in_each_divergence}
         for option, path in (*(("--out", path) for path in (*figures, out / "lens.json")), ("--json", json_file)):
             require_writable(option, path)
+        named = None if matrices is None else [part.strip() for part in matrices.split(",")]
         if held_out:
-            named = None if matrices is None else [part.strip() for part in matrices.split(",")]
             if model is not None:
                 # The embedding and the head have a side as long as the vocabulary: they are taken only where they are named.
                 options = {"patterns": named or ["layers/*"], "samples": samples, "length": length, "out": out}
@@ -114,11 +114,10 @@ def lens(
             if json_file is not None:
                 json_file.write_text(json.dumps(report, indent=2) + "\n")
             return
-        patterns = None if matrices is None else [part.strip() for part in matrices.split(",")]
         if loss is None:
-            found = builtin_fishers(text_path, patterns or DEFAULT_MATRICES, fisher, samples, steps, seed)
+            found = builtin_fishers(text_path, named or DEFAULT_MATRICES, fisher, samples, steps, seed)
         else:
-            found = user_fishers(loss, params, batches, patterns or ["*"], fisher, samples, seed)
+            found = user_fishers(loss, params, batches, named or ["*"], fisher, samples, seed)
         comparisons = _compare(chosen, _without_zeros(found), seed, solve_up_to, state_dtype)
         for comparison in comparisons:
             print_tables(comparison, dtype)
@@ -133,9 +132,6 @@ def lens(
         for path in (out / "lens.json", json_file):
             if path is not None:
                 path.write_text(json.dumps(report, indent=2) + "\n")
-    except (ValueError, TypeError, OSError) as error:
-        errors.print(refusal("lens", error), style="red", markup=False)
-        raise typer.Exit(2) from error
     console.print(LEGEND, style="dim", markup=False, highlight=False)
     for line in filter(None, conclude_in_sample(comparisons)):
         console.print(line, markup=False, highlight=False)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fimlens import __version__
-from fimlens._validate import write_atomically
+from fimlens._validate import names_like, write_atomically
 from fimlens.cli.arguments import console, errors, long_progress, table
 from fimlens.fisher.stored_form import samples_of
 from fimlens.lens.conclusions import conclude
@@ -20,7 +20,6 @@ from fimlens.lens.nearness import DIVERGENCES
 from fimlens.lens.split import Split
 from fimlens.lens.trial import Trial
 from fimlens.models.gradient_files import GradientFiles, fingerprint
-from fimlens.optimizers.mixture import suits
 from fimlens.structure import Structure
 
 LEGEND = """
@@ -62,7 +61,8 @@ def estimate_gradients(
         ValueError: no matrix has a name like the patterns, the gradients cannot be divided into folds, or `out` has the
             estimates of another run.
     """
-    chosen = {name: G for name, G in files.matrices.items() if any(suits(name, pattern) for pattern in patterns)}
+    named = {name for pattern in patterns for name in names_like(files.matrices, pattern)}
+    chosen = {name: G for name, G in files.matrices.items() if name in named}
     if not chosen:
         raise ValueError(f"--matrices: none is like {', '.join(patterns)}. There are {', '.join(files.matrices)}.")
     path, count = out / "estimates.json", len(next(iter(chosen.values())))

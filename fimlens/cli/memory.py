@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import jax
 import typer
 
-from fimlens.cli.arguments import attribute, console, errors, named_dtype, named_optimizers, refusal, require_writable, table
+from fimlens.cli.arguments import attribute, console, named_dtype, named_optimizers, refusing, require_writable, table
 from fimlens.costs.memory import GIB, NAMED, Row, account
 from fimlens.language_model import llama
 
@@ -42,7 +42,7 @@ def memory(
     The state is counted on the arrays that the optimizer's init would make, step counters and random keys included. Nothing is
     allocated: all optimizers on one model take some seconds.
     """
-    try:
+    with refusing("memory"):
         require_writable("--json", json_file)
         names = [name for given in [*(optimizer or []), *(more or [])] for name in given.split(",")]
         chosen = named_optimizers("--optimizer", names or list(NAMED))
@@ -55,9 +55,6 @@ def memory(
         if json_file is not None:
             numbers = [{"model": name} | row._asdict() for name in models for row in rows[name]]
             json_file.write_text(json.dumps(numbers, indent=2) + "\n")
-    except (ValueError, TypeError, OSError) as error:
-        errors.print(refusal("memory", error), style="red", markup=False)
-        raise typer.Exit(2) from error
     for name in models:
         title = f"{name}: weights in {weight_dtype}, state in {state_dtype}; GiB."
         console.print(title, style="bold", markup=False, highlight=False)
@@ -94,4 +91,11 @@ def _shapes(model: str) -> Any:
             f"--model: there is no model {model!r}. Take {', '.join(llama.CONFIGS)}, or your own as module:function."
         )
     made = attribute("--model", model)
-    return jax.eval_shape(made) if callable(made) else made
+    shapes = jax.eval_shape(made) if callable(made) else made
+    other = next((leaf for leaf in jax.tree.leaves(shapes) if not hasattr(leaf, "shape")), None)
+    if other is not None:
+        raise ValueError(
+            f"--model: {model} is no tree of arrays: it has a {type(other).__name__}. Name parameters, or a function of none "
+            "that returns them."
+        )
+    return shapes

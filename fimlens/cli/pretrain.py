@@ -1,6 +1,5 @@
 """The command `fimlens pretrain`: train a language model with any optimizer, on one device or many hosts."""
 
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import jax
 import typer
 
 from fimlens.cli import training
-from fimlens.cli.arguments import console, errors
+from fimlens.cli.arguments import console, errors, refusing
 
 
 def pretrain(
@@ -75,7 +74,7 @@ def pretrain(
         extras = "train" if dataset is None else "train,hub"
         errors.print(f"fimlens pretrain: {error}. It needs pip install 'fimlens[{extras}]'.", style="red", markup=False)
         raise typer.Exit(2) from error
-    with training.refusing("pretrain"):
+    with refusing("pretrain", FloatingPointError, RuntimeError):
         training.join_hosts(distributed, coordinator, hosts, host)
         optimizer, options = training.optimizer_of(optimizer, option)
         plan = Plan(
@@ -105,6 +104,6 @@ def pretrain(
     if jax.process_index() == 0:
         console.print(
             f"Held-out loss after {last.step} steps: {last.held_out:.4f} nats per token, perplexity "
-            f"{math.exp(last.held_out):.2f}. Metrics and checkpoints: {out}",
+            f"{last.perplexity:.2f}. Metrics and checkpoints: {out}",
             markup=False,
         )

@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from fimlens import __version__, derivations
-from fimlens.cli.arguments import console, errors, long_progress, require_writable, table
+from fimlens.cli.arguments import console, errors, long_progress, refusing, require_writable, table
 from fimlens.proofs.page import page
 from fimlens.proofs.theorem import load_derivations
 from fimlens.proofs.verdicts import Proof, try_to_prove
@@ -34,7 +34,7 @@ def prove(
 
     All derivations of fimlens take about two minutes on one core; most of them alone take seconds.
     """
-    try:
+    with refusing("prove"):
         known = load_derivations(derivations)
         # A name that is given twice is proved once.
         chosen = [_find(name, known) for name in dict.fromkeys(names or known)]
@@ -48,9 +48,6 @@ def prove(
             json_file.write_text(json.dumps(report, indent=2) + "\n")
         if html_file is not None:
             html_file.write_text(page(proofs), encoding="utf-8")
-    except (ValueError, OSError, ImportError) as error:
-        errors.print(f"fimlens prove: {error}", style="red", markup=False)
-        raise typer.Exit(2) from error
     if not ok:
         raise typer.Exit(1)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fimlens.cli.arguments import console, errors, parse_divergence, refusal, require_writable, table
+from fimlens.cli.arguments import console, parse_divergence, refusing, require_writable, table
 from fimlens.lens.estimates import Estimates
 from fimlens.lens.nearness import divergence_name
 from fimlens.lens.recommend import recommend as choose
@@ -30,13 +30,10 @@ def recommend(
     ),
 ) -> None:
     """Choose a structure for each matrix, so that the mean estimated error is least within a budget."""
-    try:
+    with refusing("recommend"):
         require_writable("--out", out)
         found = choose(_read(estimates, divergence), budget, cost=cost)
         out.write_text(json.dumps(found.to_json(), indent=1) + "\n")
-    except (ValueError, TypeError, OSError) as error:
-        errors.print(refusal("recommend", error), style="red", markup=False)
-        raise typer.Exit(2) from error
     _print(found)
     console.print(LEGEND, style="dim", markup=False, highlight=False)
     console.print(f"{found.in_words()} Choices: {out}", markup=False, highlight=False)
@@ -45,6 +42,8 @@ def recommend(
 def _read(path: Path, divergence: str) -> dict[str, Estimates]:
     """Return the estimates of each matrix in a file, of the structures of fimlens."""
     sense = str(parse_divergence("recommend", divergence))
+    if not path.is_file():
+        raise ValueError(f"{path} is no file. Let `fimlens lens --gradients` write it, as estimates.json.")
     try:
         matrices = json.loads(path.read_text())["matrices"]
         parts = {name: {part["divergence"]: part for part in each.values()}[sense] for name, each in matrices.items()}

@@ -1,14 +1,11 @@
 """What the commands that train share: their options, and how these are read."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 import typer
 
-from fimlens.cli.arguments import errors, refusal
 from fimlens.optimizers.mixture import read_texts
 
 Optimizer = Annotated[
@@ -47,19 +44,9 @@ Warmup = Annotated[float, typer.Option(help="Share of the steps in which the rat
 Out = Annotated[Path, typer.Option(file_okay=False, help="Directory of plan, metrics and checkpoints; a run in it continues.")]
 
 
-@contextmanager
-def refusing(command: str) -> Iterator[None]:
-    """Print an error in one line and exit, with status 1 after a step that was not finite, and else with 2."""
-    try:
-        yield
-    except (FloatingPointError, ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
-        errors.print(refusal(command, error), style="red", markup=False)
-        raise typer.Exit(1 if isinstance(error, FloatingPointError) else 2) from error
-
-
 def join_hosts(distributed: bool, coordinator: str | None, hosts: int | None, host: int | None) -> None:
     """Join the other hosts of a training, before anything asks JAX for its devices."""
-    if not distributed and (coordinator is None) != (hosts is None or host is None):
+    if not distributed and 0 < sum(given is not None for given in (coordinator, hosts, host)) < 3:
         raise ValueError("give --coordinator, --hosts and --host together, or --distributed on a cluster that knows them.")
     if distributed or coordinator is not None:
         jax.distributed.initialize(coordinator, hosts, host)
@@ -73,20 +60,27 @@ def reading(source: str, held_out: Path | None, texts: str, label: str) -> dict[
 def optimizer_of(optimizer: str, option: list[str] | None) -> tuple[str, dict[str, Any]]:
     """Return the name of an optimizer and its options, with the choices of recommended:FILE among them."""
     name, _, choices = optimizer.partition(":")
+    if choices and name != "recommended":
+        raise ValueError(f"--optimizer: {name} takes no file. Leave out {choices}, or give it as --option name=value.")
     if choices and not Path(choices).is_file():
         raise ValueError(f"--optimizer: {choices} is no file. Let `fimlens recommend` write it.")
     if name == "recommended" and not choices:
         raise ValueError("--optimizer: give the choices too, as recommended:FILE, which `fimlens recommend` writes.")
-    return name, options_of(option) | ({"choices": read_texts(Path(choices))} if choices else {})
+    return name, options_of("--option", option) | ({"choices": read_texts(Path(choices))} if choices else {})
 
 
-def options_of(given: list[str] | None) -> dict[str, Any]:
-    """Read options of the form name=value, where a value is a number, true, false, none or a word."""
+def options_of(where: str, given: list[str] | None) -> dict[str, Any]:
+    """Read options of the form name=value, where a value is a number, true, false, none or a word.
+
+    Args:
+        where: what they stand in or follow, for the error.
+        given: the options.
+    """
     options = {}
     for each in given or []:
         name, equals, value = each.partition("=")
         if not equals:
-            raise ValueError(f"--option: expected name=value, such as rank=32; got {each!r}.")
+            raise ValueError(f"{where}: expected name=value, such as rank=32; got {each!r}.")
         options[name.strip().replace("-", "_")] = _value(value.strip())
     return options
 

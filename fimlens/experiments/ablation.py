@@ -12,18 +12,14 @@ import statistics
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import optax
-
-from fimlens.experiments.trial import train_and_evaluate
+from fimlens.experiments.trial import ADAM_RATE, train_beside_adam
 from fimlens.optimizers import alice
 from fimlens.plotting import BASIS, SPECTRUM, legend_below, panels
-
-ADAM_RATE = 0.01  # learning rate of Adam on the leaves that are not Alice's, the same for every arm
-
 
 # [G] has rank 128, 40 leading directions and an interval of 200; here they are scaled to a width of 64 and 240 steps. Moments
 # stay as they are at a refresh, as in [G].
@@ -95,13 +91,8 @@ def all_options(changed: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
 def train(run: Run) -> float:
     """Train one run and return its held-out loss; infinite if the training diverged."""
     options = dict(run.options)
-    adam_factor = options.pop("adam_learning_rate") / run.rate  # keeps Adam's peak the same at every rate of Alice
-
-    def make(schedule: optax.Schedule) -> optax.GradientTransformation:
-        return alice(schedule, adam_learning_rate=lambda t: schedule(t) * adam_factor, **options)
-
-    loss = train_and_evaluate(make, run.rate, steps=run.steps, seed=run.seed)
-    return loss if math.isfinite(loss) else math.inf
+    adam_rate = options.pop("adam_learning_rate")
+    return train_beside_adam(partial(alice, **options), run.rate, adam_rate, steps=run.steps, seed=run.seed)
 
 
 class Results:

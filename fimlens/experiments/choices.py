@@ -1,10 +1,8 @@
 """The scalar choices of each optimizer of a comparison as it ran: rate, decay, averages, eps, warm-up and clipping."""
 
-from inspect import signature
-
 from fimlens import optimizers
 from fimlens.experiments.comparison import Entry
-from fimlens.pretrain.recipe import Recipe
+from fimlens.pretrain.recipe import Recipe, known_options
 
 # Arguments and their headings; an optimizer without an argument has an empty cell.
 SCALARS = {
@@ -27,11 +25,10 @@ def choice_cells(entries: list[Entry], rates: list[float], base: Recipe) -> list
     """
     cells = []
     for each, rate in zip(entries, rates, strict=True):
-        optimizer = getattr(optimizers, each.optimizer)
-        known = {name: argument.default for name, argument in signature(optimizer).parameters.items()}
+        known = known_options(each.optimizer)
         values = known | each.options
         if "adam_learning_rate" in known and values["adam_learning_rate"] is None:
-            values["adam_learning_rate"] = optimizer.adam_factor * rate
+            values["adam_learning_rate"] = getattr(optimizers, each.optimizer).adam_factor * rate
         scalars = (_word(values.get(name, "")) for name in SCALARS)
         cells.append((each.name, _word(rate), *scalars, _word(base.warm_up), _word(each.clip)))
     return cells

@@ -8,18 +8,17 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import jax
 
-from fimlens import optimizers
 from fimlens.experiments.tuning import best_power, tuned
+from fimlens.language_model.pretrained import CHECKPOINTS
 from fimlens.optimizers import OPTIMIZERS
 from fimlens.pretrain.loop import NonFinite, train
-from fimlens.pretrain.recipe import Data, Recipe
+from fimlens.pretrain.recipe import Data, Recipe, known_options
 from fimlens.pretrain.run_directory import Metrics, read_finished
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -28,7 +27,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "fira+": ("fira", {"plus": True}),
 }
 NAMES = (*OPTIMIZERS, *VARIANTS)
-OF_THE_PLAN = {"model": str, "clip": float}  # fields of the plan that an optimizer may have to itself
+
+
+def _read_clip(value: Any) -> float | None:
+    """Return a bound on the norm of the gradient that an optimizer has to itself; None stands for no bound."""
+    if value is None or isinstance(value, float | int):
+        return None if value is None else float(value)
+    raise ValueError(f"compare: clip is a positive number, or none; got {value!r}.")
+
+
+OF_THE_PLAN = {"model": str, "clip": _read_clip}  # fields of the plan that an optimizer may have to itself
 
 # Of a pre-training: the rate in the middle of the first three tries; 0.01 for the optimizers that are not listed.
 USUAL_RATES = {
@@ -92,10 +100,10 @@ def best_of(runs: Results) -> int:
     return best_power({key: result.error for key, result in runs.items()})
 
 
-def seeds_of(runs: Results) -> list[int]:
-    """Return the seeds that were trained at an entry's best rate."""
+def at_best_rate(runs: Results) -> dict[int, Result]:
+    """Return the runs at an entry's best rate, by seed."""
     best = best_of(runs)
-    return sorted(seed for power, seed in runs if power == best)
+    return {seed: result for (power, seed), result in sorted(runs.items()) if power == best}
 
 
 def make_entry(name: str, base: Recipe, given: dict[str, Any], own: dict[str, Any] | None = None) -> Entry:
@@ -117,11 +125,11 @@ def make_entry(name: str, base: Recipe, given: dict[str, Any], own: dict[str, An
     if kind not in NAMES:
         raise ValueError(f"compare: there is no optimizer {kind!r}. There are {', '.join(NAMES)}.")
     optimizer, options = VARIANTS.get(kind, (kind, {}))
-    known = signature(getattr(optimizers, optimizer)).parameters
+    known = known_options(optimizer)
     own = dict(own or {})
-    base = replace(base, **{field: kind(own.pop(field)) for field, kind in OF_THE_PLAN.items() if field in own})
+    base = replace(base, **{field: read(own.pop(field)) for field, read in OF_THE_PLAN.items() if field in own})
     scaled = {"rank": base.usual_rank, "leading": max(5 * base.usual_rank // 16, 1)}
-    if "update_interval" in known and known["update_interval"].default == 200:
+    if known.get("update_interval") == 200:
         scaled["update_interval"] = max(base.steps // 20, 1)
     unknown = [key for key in own if key not in known]
     if unknown:
@@ -217,8 +225,8 @@ def run_or_read(
             metrics = train(plan, data, directory, evaluate_every=evaluate_every, keep=1, callback=callback)
         except NonFinite as error:
             diverged.write_text(f"{error}\n")
-        # Only an interrupted run needs its checkpoints; those of all finished runs would fill the disk.
-        shutil.rmtree(directory / "checkpoints")
+    # Only an interrupted run needs its checkpoints; those of all finished runs would fill the disk. A kill may have left some.
+    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
     return Result(metrics or [])
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from fimlens.experiments.comparison import Entry, Results, best_of, run_all, steps_to_reach
+from fimlens.experiments.comparison import Entry, Results, at_best_rate, best_of, run_all, steps_to_reach
 from fimlens.pretrain.recipe import Data, Recipe
 from fimlens.pretrain.run_directory import Metrics
 
@@ -106,7 +106,7 @@ def tries_at(tuned_at: int, lengths: Sequence[int], tries: int) -> dict[int, int
 
 def _losses(results: Results, seeds: int) -> list[float]:
     """The loss of each seed at the best rate; infinite where all rates diverged, so that no further seed was trained."""
-    found = [result.loss for (power, _), result in sorted(results.items()) if power == best_of(results)]
+    found = [result.loss for result in at_best_rate(results).values()]
     return found + [math.inf] * (seeds - len(found))
 
 
@@ -167,8 +167,7 @@ def crossings(reference: Curve, curve: Curve) -> dict[int, list[float]]:
     """
     found = {}
     for length, ends in reference.losses.items():
-        runs = curve.runs[length]
-        metrics = [runs[power, seed].metrics for power, seed in sorted(runs) if power == best_of(runs)]
+        metrics = [result.metrics for result in at_best_rate(curve.runs[length]).values()]
         reached = [steps_to_reach(loss, lines) for loss, lines in zip(ends, metrics, strict=False) if math.isfinite(loss)]
         found[length] = [0.0 if x is None else length / x for x in reached]
     return found

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 
 from fimlens._validate import finite
-from fimlens.experiments.comparison import Entry, Results, best_of, seeds_of, steps_to_reach
+from fimlens.experiments.comparison import Entry, Results, at_best_rate, best_of, steps_to_reach
 from fimlens.plotting import COLOURS, STYLES, sheet
 from fimlens.pretrain.recipe import Recipe
 from fimlens.pretrain.timing import StepCost
@@ -52,9 +52,14 @@ class Row(NamedTuple):
         return statistics.median(self.losses)
 
     @property
+    def marked_rate(self) -> str:
+        """The rate in words; a star marks one at the edge of those tried."""
+        return f"{self.rate:g}" + ("" if self.bracketed else "*")
+
+    @property
     def perplexity(self) -> float:
         """The perplexity per token."""
-        return math.exp(self.loss) if math.isfinite(self.loss) else math.inf
+        return math.exp(self.loss) if self.loss < 700 else math.inf  # exp(710) overflows
 
 
 def make_rows(entries: list[Entry], results: dict[str, Results], costs: dict[str, StepCost]) -> list[Row]:
@@ -68,22 +73,21 @@ def make_rows(entries: list[Entry], results: dict[str, Results], costs: dict[str
     gradients: dict[str, list[float]] = {}
     for each in entries:
         gradients.setdefault(each.model, []).append(costs[each.name].gradient)
-    reference = results[entries[0].name]
-    goals = {seed: reference[best_of(reference), seed].loss for seed in seeds_of(reference)}
+    goals = {seed: result.loss for seed, result in at_best_rate(results[entries[0].name]).items()}
     if not all(map(math.isfinite, goals.values())):
         raise ValueError(f"compare: {entries[0].name} diverged, and others are compared with it. Name another one first.")
     rows = []
     for each in entries:
         runs, cost = results[each.name], costs[each.name]
         best, tried = best_of(runs), [power for power, seed in runs if seed == 0]
-        seeds = seeds_of(runs)
-        steps = [steps_to_reach(goals[seed], runs[best, seed].metrics) for seed in seeds]
+        own = at_best_rate(runs)
+        steps = [steps_to_reach(goals[seed], result.metrics) for seed, result in own.items()]
         rows.append(
             Row(
                 each.name,
                 each.rate(best),
                 min(tried) < best < max(tried),
-                [runs[best, seed].loss for seed in seeds],
+                [result.loss for result in own.values()],
                 statistics.median(math.inf if x is None else x for x in steps),
                 statistics.median(gradients[each.model]) / (1 - cost.share),
                 cost.share,
@@ -99,7 +103,7 @@ def loss_cells(rows: list[Row], base: Recipe) -> list[tuple[str, ...]]:
     return [
         (
             row.name,
-            f"{row.rate:g}" + ("" if row.bracketed else "*"),
+            row.marked_rate,
             f"{row.loss:.4f}",
             f"{max(row.losses) - min(row.losses):.4f}" if math.isfinite(max(row.losses)) else "",
             f"{row.perplexity:.3f}",
@@ -160,7 +164,7 @@ def runs_table(entries: list[Entry], results: dict[str, Results]) -> str:
     for each in entries:
         runs = results[each.name]
         rates = [f"{each.rate(power):g}: {runs[power, seed].loss:.4f}" for power, seed in sorted(runs) if seed == 0]
-        others = [f"{runs[best_of(runs), seed].loss:.4f}" for seed in seeds_of(runs)[1:]]
+        others = [f"{result.loss:.4f}" for result in list(at_best_rate(runs).values())[1:]]
         options = ", ".join(f"{key} {value}" for key, value in each.options.items())
         lines.append((each.name, options, ", ".join(rates), ", ".join(others)))
     return markdown(("optimizer", "options", "rate: loss of seed 0", "other seeds at the best rate"), lines)
@@ -201,8 +205,8 @@ def plot(entries: list[Entry], results: dict[str, Results], rows: list[Row], pat
     ends: list[tuple[Axes, float, float, str, dict[str, Any]]] = []
     top = 0.0
     for each, row in zip(entries, rows, strict=True):
-        runs = results[each.name]
-        curves = [[x for x in runs[best_of(runs), s].metrics if x.held_out is not None] for s in seeds_of(runs)]
+        runs = at_best_rate(results[each.name]).values()
+        curves = [[x for x in result.metrics if x.held_out is not None] for result in runs]
         if not all(curves):
             continue  # a seed diverged
         steps = [float(line.step) for line in curves[0]]

@@ -2,10 +2,17 @@
 
 import statistics
 
-from fimlens.experiments.comparison import Entry, Results, best_of, seeds_of
+from fimlens.experiments.comparison import Entry, Results, at_best_rate
 from fimlens.experiments.report import Row
 
 COSTS = ("loss", "ms a step", "share of step, %", "memory, MB")
+
+
+LEGEND = (
+    "Scores are on what is held out, at the end of a run: the median over seeds, with its spread. Loss is held out, in nats or "
+    "as a squared error. Share of step is the optimizer's part of a step's time. Memory is weights and optimizer state. The "
+    "first seed chose the rates, by the first score; * marks a best rate at the edge of those tried."
+)
 
 
 def headings(scores: tuple[str, ...]) -> tuple[str, ...]:
@@ -24,21 +31,12 @@ def cells(entries: list[Entry], results: dict[str, Results], rows: list[Row], sc
     """
     lines = []
     for each, row in zip(entries, rows, strict=True):
-        runs = results[each.name]
-        found = [runs[best_of(runs), seed].scores for seed in seeds_of(runs)]
+        found = [result.scores for result in at_best_rate(results[each.name]).values()]
         values = [[one[name] for one in found if one] for name in scores]
-        rate = f"{row.rate:g}" + ("" if row.bracketed else "*")
         words = [word for of in values for word in ((f"{statistics.median(of):.4f}", _spread(of)) if of else ("diverged", ""))]
         cost = f"{row.loss:.4f}", f"{1e3 * row.step:.0f}", f"{100 * row.share:.1f}", f"{(row.weights + row.state) / 1e6:.2f}"
-        lines.append((statistics.median(values[0]) if values[0] else -1.0, (row.name, rate, *words, *cost)))
+        lines.append((statistics.median(values[0]) if values[0] else -1.0, (row.name, row.marked_rate, *words, *cost)))
     return [line for _, line in sorted(lines, key=lambda pair: -pair[0])]
-
-
-LEGEND = (
-    "Scores are on what is held out, at the end of a run: the median over seeds, with its spread. Loss is held out, in nats or "
-    "as a squared error. Share of step is the optimizer's part of a step's time. Memory is weights and optimizer state. The "
-    "first seed chose the rates, by the first score; * marks a best rate at the edge of those tried."
-)
 
 
 def _spread(values: list[float]) -> str:

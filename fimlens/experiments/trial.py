@@ -3,6 +3,7 @@
 A trial takes seconds to minutes on a CPU. The ablation, several benchmarks and the notebooks are made of trials.
 """
 
+import math
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,9 @@ CONFIG = llama.Config(vocabulary=256, hidden=64, mlp=172, heads=4, layers=6)
 
 
 WINDOW, BATCH = 65, 16  # bytes in a window, the last of which is only predicted; windows in a step
+
+
+ADAM_RATE = 0.01  # peak of Adam's rate on the leaves that a method leaves to Adam
 
 
 def train(
@@ -81,3 +85,25 @@ def train_and_evaluate(
     """
     params, _ = train(make(warmup_cosine(rate, steps)), steps=steps, seed=seed, config=config)
     return evaluate(params, config)
+
+
+def train_beside_adam(
+    make: Callable[..., optax.GradientTransformation], rate: float, adam_rate: float = ADAM_RATE, *, steps: int, seed: int = 0
+) -> float:
+    """Return the held-out loss as `train_and_evaluate` does, with one rate of Adam at every rate of a method.
+
+    The loss is infinite if the training diverged.
+
+    Args:
+        make: maps a schedule to an optimizer; its argument `adam_learning_rate` is that of the leaves that are left to Adam.
+        rate: the peak of the method's schedule.
+        adam_rate: the peak of Adam's.
+        steps, seed: as in `train`.
+    """
+    factor = adam_rate / rate
+
+    def optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
+        return make(schedule, adam_learning_rate=lambda t: factor * schedule(t))
+
+    loss = train_and_evaluate(optimizer, rate, steps=steps, seed=seed)
+    return loss if math.isfinite(loss) else math.inf

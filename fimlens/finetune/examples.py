@@ -81,14 +81,17 @@ def read_task(
     Args:
         name: a name in GLUE, or the path of a file: CSV, JSON lines or parquet.
         source: for a name, the dataset that has the tasks as configs: on the hub, or a directory.
-        held_out: for a path, the file that is held out; by default every tenth row of the first one.
+        held_out: for a path alone, the file that is held out; by default every tenth row of the first one.
         texts: for a path, the columns of the texts.
         label: for a path, the column of the label.
 
     Raises:
-        ValueError: there is no such task, file or column, or a row has no text, no label, or a label of no class.
+        ValueError: there is no such task, file or column, a name has a file to hold out, or a row has no text, no label, or a
+            label of no class.
     """
     if name in GLUE:
+        if held_out is not None:
+            raise ValueError(f"finetune: {name} holds out a split of its own. Leave out --held-out, or take a file as task.")
         task = GLUE[name]
         return task, *(_texts(task, _rows(source, name, split), split) for split in ("train", task.held_out))
     if not Path(name).is_file():

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fimlens._validate import path_name
+from fimlens._validate import names_like, path_name
 from fimlens.transforms.as_matrix import LeafView
 from fimlens.transforms.axes import Axes
 from fimlens.transforms.leaf_rules import Rule
@@ -62,9 +61,8 @@ def select_matrices(
         raise ValueError(f"{call}: no parameter is a matrix (two axes or more, floating); the shapes are {shapes}.")
     named: set[str] = set()
     for pattern in patterns:
-        # A name may itself look like a pattern, as "w[0]" does, so an exact match comes first.
-        exact = [name for name, path in found.items() if pattern in (name, path)]
-        matching = exact or [name for name, path in found.items() if fnmatchcase(name, pattern) or fnmatchcase(path, pattern)]
+        like = set(names_like([*found, *found.values()], pattern))
+        matching = [name for name, path in found.items() if {name, path} & like]
         if not matching:
             raise ValueError(f"{call}: no matrix is named {pattern!r}. The matrices are {', '.join(found)}.")
         named.update(matching)

@@ -1,6 +1,5 @@
 """A mixture: each matrix has the optimizer of the structure that was chosen for it, as `fl.recommend` chooses them."""
 
-import fnmatch
 import json
 import warnings
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from fimlens._validate import path_name
+from fimlens._validate import names_like, path_name
 from fimlens.optimizers.full_chain import Number, Transform, Whole, full_chain
 from fimlens.solver.sizes import state_size
 from fimlens.structure import Structure, require_structure
@@ -73,16 +72,18 @@ def scale_by_recommended(
     structures = {str(structure): structure for structure in (Diagonal(), *chosen.values())}
     directions = {name: _direction(structure, options) for name, structure in sorted(structures.items())}
 
-    def label(key: Any, leaf: Any) -> str:
-        del leaf
-        return str(next((own for pattern, own in chosen.items() if suits(path_name(key), pattern)), Diagonal()))
+    def labels(tree: PyTree) -> PyTree:
+        paths, own = _paths(tree), dict[str, str]()
+        for pattern, structure in chosen.items():
+            own = dict.fromkeys(names_like(paths, pattern), str(structure)) | own  # the first pattern counts
+        return jax.tree_util.tree_map_with_path(lambda key, _: own.get(path_name(key), str(Diagonal())), tree)
 
     # Labels are made by a function: a tree of them may be a module of Equinox, which partition would call.
-    tx = optax.partition(directions, lambda tree: jax.tree_util.tree_map_with_path(label, tree))
+    tx = optax.partition(directions, labels)
 
     def init(params: PyTree) -> Any:
-        paths = [path_name(key) for key, _ in jax.tree_util.tree_leaves_with_path(params)]
-        unused = [pattern for pattern in chosen if paths and not any(suits(path, pattern) for path in paths)]
+        paths = _paths(params)
+        unused = [pattern for pattern in chosen if paths and not names_like(paths, pattern)]
         if unused:
             warnings.warn(
                 f"recommended: no matrix is named like {', '.join(unused)}. There are {', '.join(paths)}; those without a "
@@ -94,10 +95,8 @@ def scale_by_recommended(
     return optax.GradientTransformationExtraArgs(init, tx.update)
 
 
-def suits(path: str, pattern: str) -> bool:
-    """Return whether a pattern names a matrix; "." stands for "/" too, as in names of files."""
-    path, pattern = path.replace(".", "/"), pattern.replace(".", "/")
-    return path == pattern or fnmatch.fnmatchcase(path, pattern)  # a name may itself look like a pattern, as "w[0]" does
+def _paths(tree: PyTree) -> list[str]:
+    return [path_name(key) for key, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def kept_size(structure: Structure, shape: tuple[int, int]) -> int:

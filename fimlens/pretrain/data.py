@@ -122,9 +122,11 @@ def read_files(paths: Sequence[Path] | None = None) -> Corpus:
             held out.
 
     Raises:
-        ValueError: a path cannot be read, or there is no text.
+        ValueError: a path cannot be read, or there is no file or no text in them.
     """
     files = text.standard_library() if paths is None else [file for path in paths for file in text.files_of(path)]
+    if not files:
+        raise ValueError(f"pretrain: there is no file in {', '.join(map(str, paths or ()))}. Give more text.")
     # A file that is named twice could otherwise be trained on under one position and held out under the other.
     files = list({file.resolve(): file for file in files}.values())
     if len(files) == 1:

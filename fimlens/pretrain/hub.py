@@ -88,11 +88,11 @@ def stream(name: str, config: str | None, split: str) -> Iterator[dict[str, list
         dataset = load_dataset(str(path), config, data_files=files, split=split, streaming=True)
         yield from dataset.iter(DOCUMENTS_AT_ONCE)
     except Exception as error:  # the errors of `datasets`, of the network and of the file formats share no narrower class
-        raise ValueError(
-            f"pretrain: split {split!r} of dataset {name!r}, config {config!r}, cannot be read "
-            f"({_one_line(error)}). Give a path, or a name on the hub and a network connection; and a config and a split that "
-            "it has."
-        ) from error
+        what = f"split {split!r} of dataset {name!r}, config {config!r},"
+        remedy = "Give a path, or a name on the hub and a network connection; and a config and a split that it has."
+        if files is not None:
+            what, remedy = f"the file {name}", "Mend it, or give it the ending of its format."
+        raise ValueError(f"pretrain: {what} cannot be read ({_one_line(error)}). {remedy}") from error
 
 
 def _load_tokenizer(name: str) -> Tokenizer:

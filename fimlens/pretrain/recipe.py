@@ -24,6 +24,12 @@ DTYPES = ("float32", "bfloat16")
 TRAINABLE = OPTIMIZERS | {"recommended": recommended}
 
 
+def known_options(optimizer: str) -> dict[str, Any]:
+    """Return the options of an optimizer, by name, and their defaults."""
+    _, *options = inspect.signature(TRAINABLE[optimizer]).parameters.values()  # the first is the learning rate
+    return {option.name: option.default for option in options}
+
+
 @runtime_checkable
 class Data(Protocol):
     """Examples to train on and examples held out, in a form that the recipe knows."""
@@ -61,7 +67,8 @@ class Recipe(ABC):
         monitor: steps between readings of `fl.monitor`, which has the whole optimizer within; no monitor by default.
 
     Raises:
-        ValueError: a name is unknown, a number is out of its range, or the optimizer has no option of a given name.
+        ValueError: a name is unknown, a number is out of its range, the optimizer has no option of a given name, or an option
+            that is a number or a bool is a word.
     """
 
     command: ClassVar[str]  # the name of the command that trains so, with which its errors begin
@@ -89,9 +96,12 @@ class Recipe(ABC):
         self.require_known("dtype", DTYPES)
         self.require_known("state_dtype", DTYPES)
         self.require_known("on_nonfinite", ("stop", "skip"))
-        known = list(inspect.signature(TRAINABLE[self.optimizer]).parameters)[1:]  # the first is the learning rate
+        known = known_options(self.optimizer)
         if unknown := sorted(set(self.options) - set(known)):
             raise ValueError(f"{self.command}: {self.optimizer} has no option {unknown[0]!r}. It has {', '.join(known)}.")
+        for name, value in self.options.items():  # an optimizer may meet a wrong one only in its first step
+            if isinstance(value, str) and isinstance(known[name], float | int):
+                raise ValueError(f"{self.command}: {name} of {self.optimizer} is {known[name]} by default; got {value!r}.")
         for name in ("steps", "batch", "length", "accumulate", "monitor"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{self.command}: {name} is a positive number; got {getattr(self, name)}.")
@@ -171,9 +181,7 @@ class Recipe(ABC):
     @property
     def update_interval(self) -> int:
         """The number of steps between refreshes of the optimizer's bases; 1 for an optimizer without refreshes."""
-        parameters = inspect.signature(TRAINABLE[self.optimizer]).parameters
-        default = parameters["update_interval"].default if "update_interval" in parameters else 1
-        return self.options.get("update_interval", default) or 1
+        return (known_options(self.optimizer) | self.options).get("update_interval") or 1
 
     def transform(self) -> optax.GradientTransformation:
         """Make the optimizer, with clipping, the dtype of its state, and the monitor.
