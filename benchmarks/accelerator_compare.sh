@@ -14,7 +14,7 @@ text=${TEXT:+--text $TEXT}
 # The names and the text are words, split where they have spaces.
 # shellcheck disable=SC2086
 timeout --signal=INT --kill-after=30 "${PART:-480}" fimlens compare --model "${MODEL:-llama-60m}" \
-    --optimizers ${OPTIMIZERS:-adamw:b2=0.95 racs alice alice_muon soap muon kl_shampoo soap_muon} \
+    --optimizers ${OPTIMIZERS:-adamw:b2=0.95 racs:weight_decay=0 alice alice_muon soap muon kl_shampoo soap_muon} \
     --clip 1 --option weight_decay=0.1 \
     --lengths "${LENGTHS:-1000,2000,4000}" --steps "${STEPS:-2000}" --batch "${BATCH:-64}" --length "${LENGTH:-256}" \
     --seeds "${SEEDS:-3}" --dtype "${DTYPE:-bfloat16}" $text --out "$out"
