@@ -5,11 +5,16 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import MaxNLocator
+
 from fimlens._validate import finite
 from fimlens.experiments.lengths import Curve, crossings, speed_ups
 from fimlens.plotting import COLOURS, STYLES, sheet
 
 SPEED_HEADINGS = ("optimizer", "steps", "speed-up", "in time", "by crossing", "a step")
+
+
+MARKERS = "osD"  # strokes and colours come again after the sixth curve, with the next marker
 
 
 LEGEND = (
@@ -121,13 +126,16 @@ def plot(curves: list[Curve], path: Path) -> None:
         middle = [m if math.isfinite(m) else math.nan for m in middle]
         ends = [[x for x in losses if math.isfinite(x)] or [math.nan] for losses in curve.losses.values()]
         bars = [[abs(m - end(x)) for m, x in zip(middle, ends, strict=True)] for end in (min, max)]
-        style = {"linestyle": STYLES[k % len(STYLES)], "color": COLOURS[k % len(COLOURS)], "marker": "o", "markersize": 3}
+        marker = {"marker": MARKERS[k // len(STYLES) % len(MARKERS)], "markersize": 5 if k >= len(STYLES) else 3}
+        style = {"linestyle": STYLES[k % len(STYLES)], "color": COLOURS[k % len(COLOURS)], **marker}
         axes.errorbar(lengths, middle, bars, capsize=2, label=curve.entry.name, **style)
     axes.set_xscale("log")
     axes.set_yscale("log")
     ticks = list(curves[0].losses)
     axes.set_xticks(ticks, list(map(str, ticks)))
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(MaxNLocator(8))  # a logarithmic axis has no tick of its own within 1.3 to 1.9
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("steps, each with its whole schedule")
     axes.set_ylabel("held-out loss at the end, nats per token")
     axes.legend(frameon=False, fontsize=8)
