@@ -6,8 +6,8 @@ sys.setprofile reports it. JAX caches what it has traced, so the caches are empt
     python benchmarks/calls.py [name ...]                        # this checkout
     PYTHONPATH=../other python benchmarks/calls.py               # another one
 
-At c785b48, before the package was divided into rooms: adam 155 calls and 56 changes of file, racs 244 and 74,
-soap 416 and 130, alice 651 and 222, low_rank_soap 892 and 282.
+At c785b48, before the package was divided into rooms, adam had 155 calls and 56 changes of file, racs 244 and
+74, and soap 416 and 130. The numbers of alice were 651 and 222, those of low_rank_soap 892 and 282.
 """
 
 import os

@@ -145,8 +145,10 @@ class Tested(Trial):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def fit_and_test(structure: fl.Structure, divergences: tuple[str, ...], inputs: tuple) -> tuple:
-    """Return the fits of many repetitions without each fold, and D(F, F~) - tr phi(F) on that fold, in units of F; and what
-    the fit of all samples has on these."""
+    """Return the fits of many repetitions without each fold, and D(F, F~) - tr phi(F) on that fold, in units of F.
+
+    The last part is the same difference for the fit of all samples, on these samples.
+    """
 
     def tested(G: jax.Array, H: jax.Array, unit: jax.Array, key: jax.Array) -> tuple[fl.Params, list[jax.Array]]:
         params = unchecked_fit(structure, fl.Fisher.from_gradients(G), key)

@@ -7,20 +7,20 @@ The protocol, fixed before the runs. A pilot with Adam and SOAP on one matrix ch
 A model of two layers, 48 wide, is trained by Adam on the sources of Python's standard library, in batches of four windows of 48
 bytes. From its weights and Adam's state after 100 steps ("early") and after 1000 ("late"), training goes on for 100 steps. One
 matrix of the second layer alone (query, value or down) has another structure than Adam's; all else keeps Adam at its rate. The
-structures are all named ones, except "dense", of rank 12 where they are of low rank, with at most five sweeps; the direction is
-`fl.scale_by_recommended` with b1 = 0.9, b2 = 0.99 and a refresh every ten steps, its averages begun anew. Each of its updates
-is scaled to a root mean square of 0.2 times the rate, Adam's usual one, so that structures differ in direction alone. Each
-structure has three rates a factor of four apart, and the same three orders of the data. Its progress is the mean over the
+structures are all named ones, except "dense", of rank 12 where they are of low rank, with at most five sweeps. The direction is
+`fl.scale_by_recommended` with b1 = 0.9, b2 = 0.99 and a refresh every ten steps, and its averages begin anew. Each of its
+updates is scaled to a root mean square of 0.2 times the rate, Adam's usual one, so that structures differ in direction alone.
+Each structure has three rates a factor of four apart, and the same three orders of the data. Its progress is the mean over the
 orders at the best rate of the loss on 128 held-out windows, and, secondly, of the training loss over the last 20 steps.
 
-The errors are those of `fl.estimate` in the three divergences, held out and plug-in, eight folds, from gradients of 256 batches
-that are drawn as in training, at the same weights. Secondly, each fit is multiplied by its best scale, as updates of one size
-do not tell scales apart.
+The errors are those of `fl.estimate` in the three divergences, held out and plug-in, in eight folds. They come from the
+gradients of 256 batches at the same weights, drawn as in training. Secondly, each fit is multiplied by its best scale, as
+updates of one size do not tell scales apart.
 
 The answer is the rank correlation (Spearman's) over structures of error and held-out loss, for each matrix and stage, and its
-mean over the six: 1 if a smaller error always means a lower loss, 0 if it says nothing. Its interval is from 2000 bootstrap
-samples of structures, the same in all six. "Seeds agree" is the rank correlation of the losses of two orders, over all pairs:
-no error can be expected to correlate much better.
+mean over the six. It is 1 if a smaller error always means a lower loss, and 0 if the error says nothing. Its interval is from
+2000 bootstrap samples of structures, the same in all six. "Seeds agree" is the rank correlation of the losses of two orders,
+over all pairs: no error can be expected to correlate much better.
 
 Each structure, matrix and stage is one JSON line, and so are the errors of a matrix and stage: a second run continues the file.
 """

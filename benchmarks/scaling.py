@@ -2,10 +2,10 @@
 
     python benchmarks/scaling.py [--json FILE] [--only NAME] [--runs 3]
 
-The first part has 256 gradients of 512 x 512 in float32: fit and gap of every structure, ||F||^2, the growth with the number of
-gradients, and the peak memory of the process. The second part has 64 gradients of 32 x 32 in float64: it compares the nearest
-Kronecker product with an independent computation, NumPy's SVD of the rearranged F (Van Loan and Pitsianis, 1993). `--only NAME`
-fits one structure alone, so that the peak memory is its own.
+The first part has 256 gradients of 512 x 512 in float32. It measures fit and gap of every structure, ||F||^2, the growth with
+the number of gradients, and the peak memory of the process. The second part has 64 gradients of 32 x 32 in float64. It compares
+the nearest Kronecker product with an independent computation, NumPy's SVD of the rearranged F (Van Loan and Pitsianis, 1993).
+`--only NAME` fits one structure alone, so that the peak memory is its own.
 """
 
 import json

@@ -5,7 +5,7 @@
 Each optimizer takes turns with optax.adam, so that a drift of the machine's speed affects both; the ratio is one of medians.
 FLOPs, bytes and temporary memory are XLA's counts for the compiled step, which do not depend on the load. Optimizers with
 refreshes have three figures: a step between refreshes (compiled without any), a step with a refresh, and their average over the
-interval of K steps, of which K - 1 are of the first kind.
+interval of K steps. Of these, K - 1 are of the first kind.
 """
 
 import argparse

@@ -6,7 +6,7 @@ The protocol, fixed before the runs.
 
 The loop of `fimlens pretrain` trains cpu-1m for 400 steps with Adam at 0.003, eight windows of 64 bytes a step, on the sources
 of Python's standard library. At 25, 50, 100, 200 and 400 steps, six structures are estimated on three matrices of the third of
-five layers, in the Frobenius norm and in LogDet, in four folds, from the gradients of the same 128 windows, which are drawn at
+five layers, in the Frobenius norm and in LogDet. The four folds hold the gradients of the same 128 windows, which are drawn at
 random from the training text. The figure has the errors in the Frobenius norm, and the table those in LogDet too.
 
 A matrix at a checkpoint is one JSON line, written when it ends: a second run continues the file, and the training.

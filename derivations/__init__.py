@@ -1,7 +1,7 @@
 r"""Theorems about the structures, one a file; `fimlens prove` decides their steps on the functions that ship.
 
-A file has a docstring, which states the theorem and argues for every matrix size; `SIZES`, the sizes (m, n) at which SymPy
-decides it for all entries; and `steps(m, n)`, a generator that yields a step for each claim of the argument.
+A file has three parts. Its docstring states the theorem and argues for every matrix size. `SIZES` lists the sizes (m, n) at
+which SymPy decides it for all entries. The generator `steps(m, n)` yields a step for each claim of the argument.
 
 All files use one notation. $G$ is a random m x n matrix, the gradient, with columns $g_j$ and stacked columns
 $g = \mathrm{vec}(G)$. $F = E[g g^T]$ is the Fisher, mn x mn, and $\tilde F$ its approximation. $\Vert \cdot \Vert$ is the

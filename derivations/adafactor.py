@@ -11,7 +11,7 @@ Proof. With $\alpha = \log r$ and $\beta = \log c$, the divergence is, up to a c
 \mathbb{R}^{m + n}$ has ones at $i$ and $m + j$. So it is convex, and a point where its gradient vanishes is a global
 minimum. The gradient vanishes at the product of the marginals.
 
-This is `rank_one` for $b = 1$, which has a closed form: $D(V, L)$ is the von Neumann divergence of $\mathrm{Diag}(\mathrm{vec}
+This is `rank_one` for $b = 1$, which has a closed form. $D(V, L)$ is the von Neumann divergence of $\mathrm{Diag}(\mathrm{vec}
 V)$ from $\tilde F = \mathrm{Diag}(c) \otimes \mathrm{Diag}(r)$, and the product of the marginals is a fixed point of both half
 steps.
 

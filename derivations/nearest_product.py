@@ -14,10 +14,10 @@ decided here). For a diagonal $A$ it depends on $\hat A$ through its diagonal al
 the identity for all eigenvalues and all bases.
 
 For positive definite $F$ and $0 < b < 2$ a fixed point is the global minimum. It is the only one up to scale, as each half
-step contracts Hilbert's projective metric: $X \to X^{b-1}$ multiplies it by at most $|b - 1| < 1$ (Loewner and Heinz), and a
-positive linear map does not increase it (Bushell, 1973). A minimum exists and is positive definite, as each half step is. For
-$b = 2$ it is the theorem of Eckart, Young and Mirsky. For $b = 0$ the product is the maximum likelihood estimate of a matrix
-normal distribution, which is convex along geodesics (Wiesel, 2012). These theorems are not decided here.
+step contracts Hilbert's projective metric. The map $X \to X^{b-1}$ multiplies the metric by at most $|b - 1| < 1$ (Loewner and
+Heinz), and a positive linear map does not increase it (Bushell, 1973). A minimum exists and is positive definite, as each half
+step is. For $b = 2$ it is the theorem of Eckart, Young and Mirsky. For $b = 0$ the product is the maximum likelihood estimate
+of a matrix normal distribution, which is convex along geodesics (Wiesel, 2012). These theorems are not decided here.
 """
 
 import numpy as np

@@ -5,11 +5,11 @@ basis and all positive eigenvalues. Where $\tilde F$ is singular and $\varepsilo
 $\tilde F$.
 
 Proof. Write $T$ for `to_eigenbasis`, $T^*$ for `from_eigenbasis` and $\lambda$ for the eigenvalues, and let $R_h =
-T^*\, \mathrm{Diag}(h(\lambda))\, T$ for a function $h$. The steps decide four facts:
-(1) for $h(x) = x$, $R_h g = \tilde F g$, where `dense` forms $\tilde F$ independently;
-(2) $T T^*$ is the identity on every $\mathrm{Diag}(\lambda)\, T g$; as $\lambda$ is arbitrary, $R_h R_k = R_{hk}$;
-(3) the shipped $f$ is $1/(\sqrt{x} + \varepsilon)$;
-(4) an optimizer runs `precondition` between $T$ and $T^*$, and the result is $R_f g$.
+T^*\, \mathrm{Diag}(h(\lambda))\, T$ for a function $h$. The steps decide four facts.
+(1) For $h(x) = x$, $R_h g = \tilde F g$, where `dense` forms $\tilde F$ independently.
+(2) $T T^*$ is the identity on every $\mathrm{Diag}(\lambda)\, T g$; as $\lambda$ is arbitrary, $R_h R_k = R_{hk}$.
+(3) The shipped $f$ is $1/(\sqrt{x} + \varepsilon)$.
+(4) An optimizer runs `precondition` between $T$ and $T^*$, and the result is $R_f g$.
 By (1) and (2), $R_h = h(\tilde F)$ for every polynomial $h$ without a constant term. By interpolation at the
 eigenvalues, $R_h = h(\tilde F)$ on the range of $\tilde F$ for every function $h$. By (3) and (4) the update is
 $f(\tilde F) g$.

@@ -45,7 +45,7 @@ def zero_block(V: Float[Array, "m n"], fisher: Fisher) -> str | None:
     a block is a cut: a flow of n from each row and m to each column, along the entries that are not zero, is less than m n.
 
     With a sum of exactly 1 the gain is bounded. But only a limit of members reaches the bound, unless V is zero on the opposite
-    block too: eigenvalues of the block fall to zero as 1/k after k sweeps, and others grow as k.
+    block too. Eigenvalues of the block fall to zero as 1/k after k sweeps, and others grow as k.
     """
     seen = ~np.asarray(is_zero(V, fisher))
     m, n = seen.shape

@@ -115,9 +115,11 @@ AVERAGES_ALONE = Mix(1.0, 0.0)
 
 
 class BasisStep(NamedTuple):
-    """How a basis is to move: the key to draw from, the weights that mix averages with the Fisher, whether it is the first
-    step, and the coordinates of the last member fitted, through which a Fisher that is added may be seen. These are None
-    before any fit, and zero before the first average.
+    """How a basis is to move.
+
+    It holds the key to draw from, the weights that mix averages with the Fisher, and whether it is the first step. It also
+    holds the coordinates of the last member fitted, through which a Fisher that is added may be seen. These are None before any
+    fit, and zero before the first average.
 
     Examples:
         >>> import jax, jax.numpy as jnp, fimlens as fl

@@ -5,9 +5,9 @@ columns. In its eigenbasis every member is diagonal:
 
     F~ Vec(G) = Vec( from_eigenbasis( eigenvalues * to_eigenbasis(G) ) )
 
-A structure therefore says three things: where its eigenbasis is (its *frame*, found slowly), what it averages
-there (its *statistics*, linear in the Fisher), and which eigenvalues are nearest to them (its *coordinates*, in
-closed form). The optimizer, the gap, the solver and the laws are derived from these three.
+A structure therefore says three things. Its *frame*, found slowly, is where its eigenbasis is. Its
+*statistics*, linear in the Fisher, are what it averages there. Its *coordinates*, in closed form, are the
+eigenvalues nearest to them. The optimizer, the gap, the solver and the laws are derived from these three.
 """
 
 import abc

@@ -20,8 +20,8 @@ VERIFIED = {"EXACT": "nearest", "LIMIT": "nearest", "ONE_STEP": "in basis", "BOU
 LEGEND = """
 First table. kept: how many numbers the optimizer keeps beside its momentum. error: basis + spectrum, relative to ||F||^2. \
 optimum: the least error that the solver found. ratio: error / optimum. claim: what the structure claims in the Frobenius \
-norm. verified: "nearest", the solver finds no nearer member; "stationary", what the fit minimises has no slope there, and \
-no more is known; "in basis", the eigenvalues are the best for the basis, whose cost is in ratio; "a bound", the fit \
+norm. verified: "nearest", the solver finds no nearer member. "stationary", what the fit minimises has no slope there, and \
+no more is known. "in basis", the eigenvalues are the best for the basis, whose cost is in ratio. "a bound", the fit \
 minimises a bound on the error, and ratio says how loose it is.
 Second table. Each divergence D has three columns: the error D(F, F~) / D(F, c I), its basis part, and the error of t F~ \
 at the best scalar t. An error is 1 for the best multiple of the identity, c I, and 0 for F. * marks the least error of a \

@@ -13,10 +13,10 @@ from fimlens.costs.memory import GIB, NAMED, Row, account
 from fimlens.language_model import llama
 
 LEGEND = """
-head: own, the optimizer has the output head too; adam, the head is left to Adam. +matrices, +head, +others: the state of each \
-group; others are the embedding and the vectors. formula: the total by the published formula of the state, which counts \
-Alice's p and Q~ at four bytes a number. paper: the total that Gong et al. (2025) print. apollo projects at random; apollo-svd \
-has singular vectors, and apollo-mini one random direction."""
+head: own, the optimizer has the output head too; adam, the head is left to Adam. The state of each group is under \
++matrices, +head and +others; others are the embedding and the vectors. formula: the total by the published formula of the \
+state, which counts Alice's p and Q~ at four bytes a number. paper: the total that Gong et al. (2025) print. apollo \
+projects at random; apollo-svd has singular vectors, and apollo-mini one random direction."""
 
 
 SHOWN = {"matrices": ("matrices",), "head": ("head",), "others": ("embedding", "vectors")}

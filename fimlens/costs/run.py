@@ -24,8 +24,9 @@ USABLE = 0.9  # of a device's memory; gathered layers, temporaries, buffers and 
 class Terms(NamedTuple):
     """What a run is given.
 
-    `tokens` is the number that Adam is trained on; `devices` their number, None for as few as fit; `memory` and `peak` the
-    bytes and FLOP/s of one; `utilisation` the share of the peak that training reaches; `price` the dollars for an hour of one.
+    `tokens` is the number that Adam is trained on, and `devices` the number of devices, None for as few as fit. `memory` and
+    `peak` are the bytes and FLOP/s of one device, `price` the dollars for an hour of it. `utilisation` is the share of the peak
+    that training reaches.
     """
 
     tokens: float

@@ -27,9 +27,10 @@ PAPERS_BATCH = Batch()  # the sequences and their length are [G]'s
 def activations(config: llama.Config, batch: Batch, width: int) -> int:
     """Bytes of activations on a device, `width` bytes a number.
 
-    A layer keeps 8 d + 4 mlp numbers a token: its input, the residual between its halves, the norms of both, queries, keys,
-    values, the attention's output, and four of the width of the MLP. It keeps no attention scores, as fused kernels do not.
-    With rematerialisation, the inputs of all layers are kept, and one layer in full. Logits and their gradient are in float32.
+    A layer keeps 8 d + 4 mlp numbers a token. These are its input, the residual between its halves, the norms of both, queries,
+    keys, values, the attention's output, and four of the width of the MLP. It keeps no attention scores, as fused kernels do
+    not. With rematerialisation, the inputs of all layers are kept, and one layer in full. Logits and their gradient are in
+    float32.
     """
     layer = 8 * config.hidden + 4 * config.mlp
     kept = config.layers * config.hidden + layer if batch.rematerialise else config.layers * layer

@@ -19,8 +19,8 @@ MARKERS = "osD"  # strokes and colours come again after the sixth curve, with th
 
 LEGEND = (
     "Every run has its whole schedule. Loss: held out, the median over seeds ± half its range. Speed-up over the reference's L "
-    "steps: L over the length at which the optimizer ends at the loss that the reference has after L, interpolated between "
-    "measured lengths in log-log, with its range over seeds; over x or under x where that lies outside the measured lengths. "
+    "steps: L over the length at which the optimizer ends at the loss that the reference has after L. It is interpolated "
+    "between measured lengths in log-log, with its range over seeds. Outside the measured lengths it is over x or under x. "
     "In time: the same over the time of a step as tuned, whose ratio to the reference's is in the last column. By crossing: L "
     "over the step at which the optimizer's curve of L steps is at that loss, as [G] counts; its schedule is unfinished there."
 )

@@ -1,6 +1,6 @@
 """Rules for the primitives that compute new entries: arithmetic, comparisons, sums and products.
 
-All arithmetic is exact. `eigh`, `svd` and `qr` have no rule on purpose, as their results are not rational: a proof that holds
+All arithmetic is exact. `eigh`, `svd` and `qr` have no rule on purpose, as their results are not rational. A proof that holds
 in every basis receives the basis as an argument, for example as a rational rotation.
 """
 

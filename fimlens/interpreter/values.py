@@ -2,7 +2,7 @@
 
 A value is a NumPy array. Floating-point data become expressions (dtype object). A float that someone may have written down,
 such as 0.5, 0.1, 1e-8 or 1/3, becomes that rational number. Any other, such as cos(1), is the rounding of a number that it does
-not tell, and stays a SymPy float: what has one is known to rounding, and nothing is proved of it. Integers and booleans keep
+not tell, and stays a SymPy float. What has one is known to rounding, and nothing is proved of it. Integers and booleans keep
 their dtype: they are indices and conditions, and have one known value.
 """
 

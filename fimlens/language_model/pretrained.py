@@ -43,9 +43,9 @@ def load(
         dtype: dtype of the parameters.
 
     Raises:
-        ValueError: there is no model at `path`, a part of it is missing or cannot be read, it is of another architecture or has
-            a feature that is not implemented, a tensor is missing, left over or of another shape, or the tokenizer has tokens
-            that the model does not.
+        ValueError: there is no model at `path`, a part of it is missing or cannot be read, or its architecture or a feature is
+            not implemented. Also: a tensor is missing, left over or of another shape, or the tokenizer has tokens that the
+            model does not.
         ImportError: a package is missing that reads this kind of file.
 
     Examples:

@@ -85,8 +85,8 @@ def compare(
 ) -> Comparison:
     """Compare structures on one Fisher: their errors, numeric optima and sizes, and whether their optimizers agree with them.
 
-    Use it to choose a structure, or to judge a new one: each row holds what `fit`, `gap`, `solve` and `state_size` say of a
-    structure, and how far `scale_by_structure` ends from the fit if it is fed the same gradients.
+    Use it to choose a structure, or to judge a new one. Each row holds what `fit`, `gap`, `solve` and `state_size` say of a
+    structure. It also holds how far `scale_by_structure` ends from the fit if it is fed the same gradients.
 
     Args:
         structures: by name, or without names: then named as they print.

@@ -41,10 +41,10 @@ def estimate(
 ) -> Estimates:
     """Estimate how near structures are to the Fisher of the population that gradients are drawn from, with error bars.
 
-    Use it in place of `compare` and `gap` wherever samples are few, as on every real layer: those measure how near a fit is
-    to the Fisher of the samples that it was fitted to, which flatters large families. Here the samples are divided into folds.
-    A structure is fitted to all folds but one and tested on that one, each once. The mean error of those fits is
-    estimated: ||F||^2 by pairs of different samples, ratios corrected by the jackknife, errors by leaving out each fold.
+    Use it in place of `compare` and `gap` wherever samples are few, as on every real layer. Those measure how near a fit is to
+    the Fisher of the samples that it was fitted to, which flatters large families. Here the samples are divided into folds. A
+    structure is fitted to all folds but one and tested on that one, each once. The mean error of those fits is estimated:
+    ||F||^2 by pairs of different samples, ratios corrected by the jackknife, errors by leaving out each fold.
 
     Args:
         structures: by name, or without names: then named as they print.
@@ -55,7 +55,7 @@ def estimate(
             independent. By default each sample is one.
         best_scale: multiply each fit by the scalar that is best on its own samples, as a tuned learning rate would.
         shrink: test (1 - rho) F~ + rho c I in place of F~, with rho chosen on the fit's own samples. It makes errors finite.
-        max_bytes: samples of up to this many bytes are held in memory, and copied up to twice; more of them are kept in a
+        max_bytes: samples of up to this many bytes are held in memory, and copied up to twice. More of them are kept in a
             temporary file, and read a block at a time.
         skip_nonfinite: leave out gradients that are not finite, with a warning that names them.
         key: draws the folds and random bases; jax.random.key(0) by default.

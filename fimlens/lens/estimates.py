@@ -20,9 +20,9 @@ class Estimate(NamedTuple):
     """How near fits of one structure are to the Fisher of the population, estimated from samples that they have not seen.
 
     In the Frobenius norm an error is ||F~ - F||^2 / ||F||^2. In another divergence it is D(F, F~) - D(F, c I), with the best
-    multiple c I of the identity: per entry, in nats under LogDet, and relative to the mean eigenvalue under von Neumann. It
-    may be negative, by noise, or where F~ is nearer than c I. It is infinite where samples lie outside the range of F~. Under
-    LogDet it is -inf, and says nothing, where F~ is zero in directions in which no sample has a part either.
+    multiple c I of the identity. It is per entry: in nats under LogDet, and relative to the mean eigenvalue under von Neumann.
+    It may be negative, by noise, or where F~ is nearer than c I. It is infinite where samples lie outside the range of F~.
+    Under LogDet it is -inf, and says nothing, where F~ is zero in directions in which no sample has a part either.
 
     Attributes:
         relative: the mean error of the fits, of which each was tested on the fold that it was not fitted to.

@@ -138,8 +138,8 @@ def compilation(case: Case) -> Deviation:
 @jax.jit
 def streaming(case: Case) -> Deviation:
     """For a given member `stats` are linear in F. In a fixed frame the transform's state holds their exponential averages, each
-    gradient seen by the member that the averages before it give: what the basis follows by the decay of its tracker, if that
-    has one of its own."""
+    gradient seen by the member that the averages before it give. What the basis follows is averaged by the decay of its
+    tracker, if that has one of its own."""
     structure, G, b, frame = case.structure, case.gradients[:5], 0.9, case.fitted.frame
     tx = scale_by_structure(structure, b1=None, b2=b, update_interval=None)
     state = start_from(tx.init(G[0]), frame)

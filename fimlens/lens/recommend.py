@@ -25,7 +25,7 @@ def recommend(
 
     Use it after `estimate`, on the matrices of one model; `fl.recommended` trains with what it chooses. Matrices count by their
     numbers of entries. A structure is left out where a cheaper one is not clearly worse, by the 95 % interval of the
-    difference; so noise buys nothing. The rest is a multiple-choice knapsack, solved by dynamic programming: what a choice
+    difference; so noise buys nothing. The rest is a multiple-choice knapsack, solved by dynamic programming. What a choice
     costs over the cheapest is rounded up to a cell of the grid, so that the budget is never exceeded.
 
     Args:
@@ -37,8 +37,8 @@ def recommend(
 
     Raises:
         TypeError: what is given is no mapping to `Estimates`.
-        ValueError: there are no estimates, or they are in different divergences; no structure of a matrix has a finite error;
-            the budget is below the cheapest choice; or an option is unknown or out of its range.
+        ValueError: there are no estimates, or they are in different divergences, or no structure of a matrix has a finite
+            error. Also: the budget is below the cheapest choice, or an option is unknown or out of its range.
 
     Examples:
         >>> import jax, fimlens as fl

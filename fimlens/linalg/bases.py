@@ -27,7 +27,7 @@ def above_rounding(x: Float[Array, "*stack m n"], *squares: Array, times: int = 
 def tree_above_rounding(X: PyTree) -> PyTree:
     """Apply `above_rounding` to a tree of coordinates, judging the error by the coordinates alone.
 
-    An error of the bases shows in the row and the column of an entry, so their norms bound it; an error spread over the whole
+    An error of the bases shows in the row and the column of an entry, so their norms bound it. An error spread over the whole
     matrix is bounded by its norm over the root of its longer side. The bound is 32 eps of these, as bases found from a
     covariance are known only to some eps times its condition number.
     """

@@ -1,14 +1,14 @@
 """Eigenvectors, singular vectors and QR, batched so that they return, and on accelerators as exact as LAPACK's.
 
-On the CPU a batch is decomposed one matrix at a time. The kernels of jaxlib 0.10 share a batch among the threads of the pool
-that they run on, so two batches side by side can wait for each other for ever. LAPACK's own threads make up for the loop:
-four 512 x 512 matrices take 63 ms in eigh (89 ms as a batch), 140 ms in svd (218) and 35 ms in qr (31). On a mesh each
-device decomposes its own matrices. On accelerators a batch stays one batch.
+On the CPU a batch is decomposed one matrix at a time. The kernels of jaxlib 0.10 share a batch among the threads of their pool,
+so two batches side by side can wait for each other for ever. LAPACK's own threads make up for the loop. Four 512 x 512 matrices
+take 63 ms in eigh (89 ms as a batch), 140 ms in svd (218) and 35 ms in qr (31). On a mesh each device decomposes its own
+matrices. On accelerators a batch stays one batch.
 
 On accelerators eigh is followed by one orthogonal iteration, and GPUs find singular vectors by the QR algorithm. Without
-that, jax 0.11 on an H100 (the one accelerator measured) left 500 eps of a rank-8 covariance's range in its null space, and
-singular vectors that were orthonormal only to 140 eps; LAPACK stays within 10. The difference would pass for a gradient, and
-an optimizer that divides by its root mean square would follow it.
+that, jax 0.11 on an H100 (the one accelerator measured) left 500 eps of a rank-8 covariance's range in its null space. Its
+singular vectors were orthonormal only to 140 eps; LAPACK stays within 10. The difference would pass for a gradient, and an
+optimizer that divides by its root mean square would follow it.
 """
 
 from collections.abc import Callable
@@ -150,8 +150,8 @@ def power_step(powered: Float[Array, "m r"], U: Float[Array, "m r"]) -> Float[Ar
 def complement(V: Float[Array, "m r"], which: Int[Array, " k"]) -> Float[Array, "m k"]:
     """Return the vectors numbered `which`, of 0 to m - r - 1, of an orthonormal basis of the complement of span(V).
 
-    That basis is the last m - r columns of P = I - W M^{-1} W^T, the orthogonal matrix that maps E to V, with W = V - E and
-    M = I - V^T E. E is zero outside its first r rows, and there minus the polar factor of V's first r rows: that makes the
+    That basis is the last m - r columns of P = I - W M^{-1} W^T, with W = V - E and M = I - V^T E. P is the orthogonal matrix
+    that maps E to V. E is zero outside its first r rows, and there minus the polar factor of V's first r rows. That makes the
     eigenvalues of M lie between 1 and 2, so that M^{-1} is safe. Only the columns asked for are built.
     """
     m, r = V.shape

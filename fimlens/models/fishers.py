@@ -58,9 +58,9 @@ def empirical_fisher(
 
     Raises:
         TypeError: `batches` is a single batch.
-        ValueError: no matrix has such a name; there is no matrix, or no batch; two parameters have one path; the arrays of a
-            batch have different leading axes; the loss is not a scalar; gradients are not finite; the gradients of one
-            example, or all gradients kept, exceed `max_bytes`.
+        ValueError: no matrix has such a name, there is no matrix or no batch, or two parameters have one path. Also: the arrays
+            of a batch have different leading axes, the loss is not a scalar, or gradients are not finite. Also: the gradients
+            of one example, or all gradients kept, exceed `max_bytes`.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl

@@ -19,8 +19,10 @@ Matrices = dict[str, Array]  # by name: a leaf's path and, in a stack, the matri
 
 
 class Selection(NamedTuple):
-    """The chosen leaves by path; all other arrays by path; a function that puts leaves of both kinds back among the
-    parameters; and one that takes gradients of the chosen leaves apart into those of the chosen matrices.
+    """The chosen leaves by path, all other arrays by path, and two functions.
+
+    `merge` puts leaves of both kinds back among the parameters. `take_apart` takes gradients of the chosen leaves apart into
+    those of the chosen matrices.
 
     Programs take both kinds as arguments: arrays that a program holds as constants are copied and folded when it is compiled.
     """

@@ -1,8 +1,8 @@
 """The named optimizers, one family for each file, in the order of their complexity; `OPTIMIZERS` has each by its name.
 
 A bare name is the full optimizer, learning rate first, as in Optax; `scale_by_*` is its direction alone, without a rate or a
-sign. Docstrings count the state in elements for an m x n matrix with r = min(m, n), without counters, random keys and the three
-numbers for each matrix that a limiter keeps. "[G]" is Gong et al. 2025 (arXiv 2502.07752), "[D]" Nguyen et al. 2025
+sign. Docstrings count the state in elements for an m x n matrix with r = min(m, n). They leave out counters, random keys and
+the three numbers for each matrix that a limiter keeps. "[G]" is Gong et al. 2025 (arXiv 2502.07752), "[D]" Nguyen et al. 2025
 (arXiv 2502.07488).
 
 To add an optimizer, write its family's file and export it here: the commands, pre-training and the comparisons find it.

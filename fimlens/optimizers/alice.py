@@ -73,11 +73,11 @@ def scale_by_alice(
             `fl.SubspaceIteration`. Default: "complement", as in [G].
         compensation: the scale of each column outside the subspace: "optimal" ([G] Theorem 5.1), "fira", "fira+" or "none".
             Default: "optimal", as in [G].
-        moments: what a refresh does to momentum, second moments and Q~: "keep" them as if the basis had not moved, as in [G];
-            "rotate" them into the new basis; or "reset" them to zero. Default: "reset", on thin ground: over three seeds of a
-            small language model the means were 1.718 nats a byte for "reset", 1.721 for "rotate" and 1.733 for "keep". Seeds
-            differ by 0.02, one favours "rotate", and the rate was tuned for "keep" (benchmarks/README.md). With "reset",
-            tracking reaches back one interval only.
+        moments: what a refresh does to momentum, second moments and Q~. "keep" leaves them as if the basis had not moved, as in
+            [G]. "rotate" takes them into the new basis, and "reset" sets them to zero. Default: "reset", on thin ground: over
+            three seeds of a small language model the means were 1.718 nats a byte for "reset", 1.721 for "rotate" and 1.733 for
+            "keep". Seeds differ by 0.02, one favours "rotate", and the rate was tuned for "keep" (benchmarks/README.md). With
+            "reset", tracking reaches back one interval only.
         bias_correction: whether averages are divided by the weight that they have gathered. Default: False, as in [G].
         eps: number added to the root of each second moment of sigma. Default: 1e-8, as in Adam.
         dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.

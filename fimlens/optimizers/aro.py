@@ -27,11 +27,11 @@ def scale_by_aro(
 ) -> Transform:
     """ARO (2602.09006): the momentum, scaled in a basis of its own that turns at every step. Use it where Muon is used.
 
-    H = {R inner R^T}, of the momentum M alone: R <- QR( M f(R^T M)^T ), and the update is R f(R^T M), where f scales by the
+    H = {R inner R^T}, of the momentum M alone: R <- QR( M f(R^T M)^T ), and the update is R f(R^T M). Here f scales by the
     inner structure's member nearest to R^T M alone (`fl.scale_in_turning_basis`). State: m n + r^2, the momentum and R. With
     `fl.Rows()` it is Muon at convergence, and with `fl.Diagonal()` f is the sign. The default, SinkGD's sweeps, is what its
-    authors found best. This follows the description in the paper, not a code. These choices are ours: R is on the shorter side
-    and starts at the identity, f has no average of its own, and vectors enter QR by their part of the gain.
+    authors found best. This follows the description in the paper, not a code. Our choices: R is on the shorter side and starts
+    at the identity, f has no average of its own, and vectors enter QR by their part of the gain.
 
     Args:
         b1: decay of the momentum. Default: 0.95, as in Muon.

@@ -29,10 +29,10 @@ def scale_by_cosmos(
     """COSMOS (Liu et al., 2025): Adam in a subspace of the momentum, Muon outside it. Use it for part of SOAP at Muon's memory.
 
     H = LowRank(Diagonal(), rank, Drop()) for the lead. Outside the subspace the update is the polar factor, which H does not
-    describe. State: m n + n r + m r + r^2 with r = rank: momentum, second moments, U and Q~. Differences from Liu et al.:
-    second moments are those of the momentum, and theirs of the gradient; U follows every `update_interval` steps by subspace
-    iteration, and theirs every step; second moments are carried into the new basis; and both parts have the root mean square
-    of a whitened gradient, times `scale`, where theirs has a factor for each.
+    describe. State: m n + n r + m r + r^2 with r = rank: momentum, second moments, U and Q~. It differs from Liu et al. in four
+    ways. Second moments are those of the momentum, and theirs of the gradient. U follows every `update_interval` steps by
+    subspace iteration, and theirs every step. Second moments are carried into the new basis. Both parts have the root mean
+    square of a whitened gradient, times `scale`, where theirs has a factor for each.
 
     Args:
         rank: dimension r of the subspace.

@@ -24,9 +24,9 @@ def scale_by_shampoo(
 
     H = {R^{1/2} (x) L^{1/2}}, a BOUND, with L = E[GG^T]/n and R = E[G^T G]/m: it minimises [G] Theorem 3.1's upper bound and is
     not the nearest Kronecker product. State: m^2 + n^2 for the factors, as many for their bases, and m + n eigenvalues; m n
-    with momentum. Two differences from Gupta et al. Between refreshes the eigenvalues follow the factors in the old bases (diag
-    U^T L U), where published code keeps old roots; at an interval of 1 the two agree. And eps is added to the root of each
-    eigenvalue, where L and R start at eps I.
+    with momentum. It differs from Gupta et al. in two ways. Between refreshes the eigenvalues follow the factors in the old
+    bases (diag U^T L U), where published code keeps old roots. At an interval of 1 the two agree. And eps is added to the root
+    of each eigenvalue, where L and R start at eps I.
 
     Args:
         b1: decay of the momentum. Default: None, no momentum, as in Gupta et al.
@@ -76,10 +76,10 @@ def scale_by_soap(
 
     H = {(U_R (x) U_L) D (U_R (x) U_L)^T}, ONE_STEP ([G] Theorem 3.3). State: 2 m n + 2 m^2 + 2 n^2: momentum, second moments
     in the bases, covariances, bases. The momentum is stored as coordinates and changes basis at a refresh: this equals
-    Algorithm 3 and saves a rotation at each step. Differences from Algorithm 3: the sign of every basis vector is fixed; a
-    coordinate that may be rounding alone gets no update, so that the arbitrary vectors of a null space move nothing; eps is
-    added to the bias-corrected root, as in Adam. Second moments change basis at a refresh, by the squared entries of the
-    rotation, and keep the row and column means that the covariances state. The first basis comes from an eigendecomposition
+    Algorithm 3 and saves a rotation at each step. It differs from Algorithm 3 in three ways. The sign of every basis vector is
+    fixed. A coordinate that may be rounding alone gets no update, so that the arbitrary vectors of a null space move nothing.
+    And eps is added to the bias-corrected root, as in Adam. Second moments change basis at a refresh, by the squared entries of
+    the rotation, and keep the row and column means that the covariances state. The first basis comes from an eigendecomposition
     whatever `refresh` is. Unlike Algorithm 4, and as in the authors' code, "qr" takes vectors in the order of their present
     eigenvalues.
 

@@ -76,11 +76,11 @@ def scale_by_fira(
     makes of it, and the norm's growth is limited. The update in the subspace is that of LowRank(Diagonal(), rank, Drop()),
     ONE_STEP in U; the compensation belongs to no structure. State: 2 n r + m r with r = rank.
 
-    The factor alpha is that of the authors' code: it multiplies the lead U D alone, and what is scaled and limited is G - alpha
+    The factor alpha is that of the authors' code. It multiplies the lead U D alone, and what is scaled and limited is G - alpha
     U U^T G, in full strength. The paper and [G] write G - U U^T G; [G] gives alpha = 0.3 and does not say what it multiplies.
     As in that code, the limiter sees norms before bias correction. Unlike there, it sees them without eps, so that a tiny first
-    gradient freezes nothing, and a norm may return to where it was after a tiny update (`fl.limit_norm_growth`); eps is added
-    to the bias-corrected root, and signs of U are fixed.
+    gradient freezes nothing, and a norm may return to where it was after a tiny update (`fl.limit_norm_growth`). We add eps to
+    the bias-corrected root, and fix signs of U.
 
     Args:
         rank: dimension r of the subspace. [G] takes 128 at 60M parameters, 256 at 130M and 350M, 512 at 1.3B.
@@ -136,20 +136,20 @@ def scale_by_apollo(
 
     As in the authors' code, the limiter sees norms before alpha and before bias correction. Unlike there, it sees them without
     eps, so that a tiny first gradient freezes nothing, and a norm may return to where it was after a tiny update
-    (`fl.limit_norm_growth`); eps is added to the bias-corrected root.
+    (`fl.limit_norm_growth`). We add eps to the bias-corrected root.
 
     Args:
         rank: dimension r of the subspace; it has no effect on "mini", whose rank is 1. Default: None, for "mini" alone.
-        variant: "random", P with entries N(0, 1/r), new at each refresh; "svd", P the leading left singular vectors of the
-            current gradient; or "mini", random with rank 1 and one scale for the whole matrix. Default: "random".
+        variant: "random" takes P with entries N(0, 1/r), new at each refresh. "svd" takes as P the leading left singular
+            vectors of the current gradient. "mini" is random with rank 1 and one scale for the whole matrix. Default: "random".
         update_interval: steps between refreshes, the first at the first step; None for that one alone. Default: 200, as in
             Zhu et al.
         b1: decay of the momentum of sigma. Default: 0.9, as in Adam.
         b2: decay of the second moments of sigma. Default: 0.999, as in Adam.
         alpha: factor of the whole update. Default: None, 1, and 128^(1/2) for "mini", as in Zhu et al.
         gamma: largest growth of the update's norm in one step; None for no limit. Default: 1.01, as in Fira.
-        moments: what a refresh does to momentum and second moments: "keep" them as if the basis had not moved, "rotate" them
-            into the new basis ("svd" alone), or "reset" them to zero. Default: "keep", as in Zhu et al.
+        moments: what a refresh does to momentum and second moments. "keep" leaves them as if the basis had not moved, "rotate"
+            takes them into the new basis ("svd" alone), and "reset" sets them to zero. Default: "keep", as in Zhu et al.
         eps: number added to the root of each second moment. Default: 1e-8, as in Adam.
         dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.
         seed: seed of the random key that refreshes draw from. Default: 0.

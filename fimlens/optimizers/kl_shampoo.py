@@ -28,7 +28,7 @@ def scale_by_kl_shampoo(
     H = {R (x) L}, LIMIT under LogDet: L = E[G R^{-1} G^T]/n and R = E[G^T L^{-1} G]/m at its fixed point. Each gradient is seen
     through the factors before it. State: m n + 2 m^2 + 2 n^2 + m + n: momentum, factors, bases, eigenvalues; no second moments.
     The momentum is stored as coordinates, as in `soap`. Differences from the authors' code. The factor that the other is seen
-    through is scaled to the mean 1, so that averages hold the scale of the gradients and are bias corrected; theirs start all
+    through is scaled to the mean 1, so that averages hold the scale of the gradients and are bias corrected. Theirs start all
     eigenvalues at 0.1. The clamp counts from that mean, and holds for what is seen, not for the update. The update has the
     current gradient in its eigenvalues. At a refresh the eigenvalues become those that the factors state in the new bases.
     Vectors enter QR by their present eigenvalues, and signs and rounding are as in `soap`.

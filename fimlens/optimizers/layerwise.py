@@ -32,8 +32,8 @@ def lars(
     """LARS (You et al., 2017): momentum SGD for very large batches, with a step relative to each matrix's norm. `optax.lars`.
 
     H = {c I}, EXACT for the current gradient, c = ||G||^2 / (m n); the update is then scaled by ||W||. State: m n, the
-    momentum. Two differences from Optax: it takes one ratio for each leaf, and this one for each matrix; where ||W|| is zero
-    the update is G in Optax, and G / sqrt(c) here.
+    momentum. It differs from Optax in two ways. Optax takes one ratio for each leaf, and this one for each matrix. Where ||W||
+    is zero the update is G in Optax, and G / sqrt(c) here.
 
     Args:
         learning_rate: step size: a number, an array or an Optax schedule.

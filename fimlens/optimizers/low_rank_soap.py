@@ -32,9 +32,9 @@ def scale_by_low_rank_soap(
     """Low-rank SOAP (docs/corner.md): Alice with a subspace on both sides. Use it for less state than Alice's.
 
     H = LowRank(Diagonal(), rank, sides="LR"), ONE_STEP in U and V; the eigenvalues are EXACT given both. [G] leaves it to
-    future work. U^T G V has a momentum and second moments; each row of U^T G and each column of G V has one number beyond it,
-    and the rest of the matrix has one in all. Each side is tracked and switched on its own. State: m r1 + n r2 + 2 r1 r2 +
-    r1^2 + r2^2 + r1 + r2 + 1, with r1 = min(rank, m) and r2 = min(rank, n).
+    future work. U^T G V has a momentum and second moments. Each row of U^T G and each column of G V has one number beyond it,
+    and the rest of the matrix has one in all. Each side is tracked and switched on its own. State: m r1 + n r2 + 2 r1 r2 + r1^2
+    + r2^2 + r1 + r2 + 1, with r1 = min(rank, m) and r2 = min(rank, n).
 
     Args:
         rank: dimension of each subspace.
@@ -50,9 +50,9 @@ def scale_by_low_rank_soap(
             Default: 1.01, as in Alice.
         switch: where new directions come from: "complement", "full", "gaussian", "gaussian-mix" or "none"; see
             `fl.SubspaceIteration`. Default: "complement", as in Alice.
-        moments: what a refresh does to momentum, second moments and tracked averages: "keep" them as if the bases had not
-            moved, "rotate" them into the new bases, or "reset" them to zero. Default: "reset", as in `alice`; not measured
-            here.
+        moments: what a refresh does to momentum, second moments and tracked averages. "keep" leaves them as if the bases had
+            not moved, "rotate" takes them into the new bases, and "reset" sets them to zero. Default: "reset", as in `alice`;
+            not measured here.
         bias_correction: whether averages are divided by the weight that they have gathered. Default: False, as in Alice.
         eps: number added to the root of each second moment of U^T G V. Default: 1e-8, as in Adam.
         dtypes: `fl.StateDtypes` of the stored state, or one dtype for all of it. Default: None, float32 at least.

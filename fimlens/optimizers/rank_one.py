@@ -126,12 +126,12 @@ def scale_by_racs(
         sweeps: alternations between row and column factors that fit one gradient. Default: 5, as in [G].
         cap: largest mean squared update of a row or column of one gradient; None for no limit, as in [G]. Default: 30, which
             Gaussian and low-rank gradients do not reach.
-        divergence: the sense in which the factors of a gradient are nearest, of degree 0 to 2; its sweeps start from ones along
-            the shorter side and nothing is normalised before factors are averaged. Default: `fl.Frobenius()`, as in [G].
+        divergence: the sense in which the factors of a gradient are nearest, of degree 0 to 2. Its sweeps start from ones along
+            the shorter side, and nothing is normalised before factors are averaged. Default: `fl.Frobenius()`, as in [G].
         eps: number added to the root of each eigenvalue. Default: 0, as in [G].
         bias_correction: whether the averages are divided by the weight that they have gathered. Default: False, as in [G],
-            although the first update is then 1/(1-beta) times too large: without it a small language model ended 0.004 to
-            0.024 nats a byte lower in each of six pairs of runs (benchmarks/README.md).
+            although the first update is then 1/(1-beta) times too large. Without it a small language model ended 0.004 to 0.024
+            nats a byte lower in each of six pairs of runs (benchmarks/README.md).
         dtypes: `fl.StateDtypes` of the stored state, or one dtype; here of the factors. Default: None, float32 at least.
 
     Raises:

@@ -38,8 +38,8 @@ def scale_by_muon(
     Args:
         beta: decay of the momentum. Default: 0.95, as in Jordan.
         nesterov: whether the momentum looks one step ahead. Default: True, as in Jordan.
-        root: "newton-schulz", the iteration of Jordan and Optax, which brings singular values from 1e-3 to 1 between 0.47 and
-            1.2; or "exact", the polar factor itself, which `fl.compare` judges and which ignores `steps`, `coefficients` and
+        root: "newton-schulz" is the iteration of Jordan and Optax, which brings singular values from 1e-3 to 1 between 0.47 and
+            1.2. "exact" is the polar factor itself, which `fl.compare` judges and which ignores `steps`, `coefficients` and
             `eps`. Default: "newton-schulz".
         steps: number of Newton-Schulz iterations. Default: 5, as in Jordan.
         coefficients: those of the iterations: "jordan", "polar-express" or numbers; see `fl.orthogonalize`. Default:

@@ -67,8 +67,8 @@ class Recipe(ABC):
         monitor: steps between readings of `fl.monitor`, which has the whole optimizer within; no monitor by default.
 
     Raises:
-        ValueError: a name is unknown, a number is out of its range, the optimizer has no option of a given name, or an option
-            that is a number or a bool is a word.
+        ValueError: a name is unknown, a number is out of its range, the optimizer lacks a given option, or an option that is a
+            number or a bool is a word.
     """
 
     command: ClassVar[str]  # the name of the command that trains so, with which its errors begin

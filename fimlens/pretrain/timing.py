@@ -1,6 +1,6 @@
 """How long the parts of a step take: the gradient, which is the same for all optimizers, and the update after it.
 
-Each part is compiled and timed alone. The difference between a step with and a step without an optimizer would be noise: in a
+Each part is compiled and timed alone. The difference between a step with and a step without an optimizer would be noise. In a
 small model the optimizer takes a hundredth of a step, and two compilations of one gradient differ by more.
 """
 

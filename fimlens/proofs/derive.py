@@ -33,7 +33,7 @@ class Derived:
         coordinates: the coordinates as positive symbols, in the layout of `Params.coords`.
         divergence: the sense in which the member is nearest.
         gap: the part of the divergence that depends on the coordinates, as an expression in them and in the entries of the
-            Fisher: ||L - V||^2 for the Frobenius norm, otherwise D(F, F~) - tr phi(F).
+            Fisher. It is ||L - V||^2 for the Frobenius norm, otherwise D(F, F~) - tr phi(F).
         found: the equations at which the gap is stationary, their solution, and whether that is a minimum.
         shipped: the coordinates that the structure's own fit returns, or None if the fit cannot be traced.
         fit: the verdict on that fit, as text.
@@ -97,16 +97,16 @@ class Derived:
 def derive(structure: Structure, m: int, n: int, *, coordinates: Any = None, divergence: Divergence | None = None) -> Derived:
     """Derive the nearest member of a structure from its definition, and verify the structure's own `fit`.
 
-    Use it when you design a structure: it finds the closed form, or the equations of a fixed point, before you write `fit`, and
+    Use it when you design a structure. It finds the closed form, or the equations of a fixed point, before you write `fit`, and
     then tells you whether your `fit` is right. The result holds for all entries of the Fisher at this size, and for no other
     size. It needs only `dense` (or `expand`) and the coordinates:
 
     1. It writes the member as B Diag(L) B^T in the structure's initial frame, and compares this with `dense`.
-    2. It solves for the coordinates at which the gap is stationary: sum of phi''(L) (L - V) dL = 0, where V is the diagonal of
-       B^T F B and F has a symbol for every entry. It takes all equations at once if they are linear, otherwise leaf by leaf of
-       the coordinates, otherwise one coordinate at a time.
+    2. It solves for the coordinates at which the gap is stationary: sum of phi''(L) (L - V) dL = 0. V is the diagonal of B^T F
+       B, and F has a symbol for every entry. It takes all equations at once if they are linear, otherwise leaf by leaf of the
+       coordinates, otherwise one coordinate at a time.
     3. It puts the shipped fit into the equations. A fit that iterates, or stops at a bound, is measured at one Fisher instead,
-       and the verdict says so; so is every fit in a divergence whose degree is no whole number, as phi'' is not rational then.
+       and the verdict says so. So is every fit in a divergence whose degree is no whole number, as phi'' is not rational then.
        A fit with a negative eigenvalue is refused, even if it is stationary.
 
     Constants that no one would write down, such as cos(1), are rounded: where they occur, equations hold to rounding, and the

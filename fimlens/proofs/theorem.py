@@ -1,8 +1,8 @@
 """State a theorem as steps that SymPy decides, and run them.
 
-A derivation is a module that states one theorem: its docstring has the statement and the argument for every matrix size,
-`SIZES` lists the sizes (m, n) at which the theorem is decided, and `steps(m, n)` yields a `Step` for each claim of it.
-A step compares expressions that the shipped functions return for symbolic input. It is decided exactly, as an identity between
+A derivation is a module that states one theorem. Its docstring has the statement and the argument for every matrix size.
+`SIZES` lists the sizes (m, n) at which the theorem is decided, and `steps(m, n)` yields a `Step` for each of its claims. A step
+compares expressions that the shipped functions return for symbolic input. It is decided exactly, as an identity between
 rational functions (and roots) of the symbols. Numbers are used only to refute: one rational point at which a difference is not
 zero proves that it is not identically zero.
 """

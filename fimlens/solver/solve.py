@@ -1,7 +1,7 @@
 """The numeric minimum over a family, and its certificate: what the closed form is judged by.
 
-`solve` starts damped Newton (newton.py) from the closed form, from Jacobi sweeps (jacobi.py) where the family is a linear
-spectrum in rotated bases, and from wide random members, and keeps the best end.
+`solve` starts damped Newton (newton.py) from the closed form and from wide random members, and keeps the best end. Where the
+family is a linear spectrum in rotated bases, it also starts from Jacobi sweeps (jacobi.py).
 """
 
 from functools import partial

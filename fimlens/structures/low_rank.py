@@ -29,10 +29,10 @@ TIED = Rows(), Columns(), Scalar()  # rows, columns and the tail, tied as finely
 class LowRank(Combinator):
     """Any structure on a leading subspace, and eigenvalues tied over its complement, whose basis is never built.
 
-    Use it where an optimizer's state must be small: LowRank(Diagonal(), r) is Alice's low-rank part plus its optimal
-    compensation ([G] Theorem 5.1), as one F~; LowRank(Diagonal(), r, Drop()) is GaLore; LowRank(Diagonal(), r, sides="LR")
-    is SOAP of low rank, which [G] leaves to future work (docs/corner.md derives it). The eigenvalues outside the lead are
-    means of second moments over each tied part, the nearest given the bases.
+    Use it where an optimizer's state must be small. LowRank(Diagonal(), r) is Alice's low-rank part plus its optimal
+    compensation ([G] Theorem 5.1), as one F~. LowRank(Diagonal(), r, Drop()) is GaLore. LowRank(Diagonal(), r, sides="LR") is
+    SOAP of low rank, which [G] leaves to future work (docs/corner.md derives it). The eigenvalues outside the lead are means of
+    second moments over each tied part, the nearest given the bases.
 
     Args:
         inner: the structure on the lead, an (r, n) matrix, or (r, s) with sides="LR".

@@ -35,10 +35,10 @@ class Marginals(_RowAndColumnMeans):
     """The product of the marginals, r c^T / mean: Adafactor. Use it for a rank-one spectrum that averages m + n numbers.
 
     It is the rank-one q s^T nearest to V under von Neumann; rotated on both sides, the nearest Kronecker product, Shampoo
-    squared. In another divergence r and c are weighted means: each is the mean of V seen through the other factor, the last
-    one fitted, with the weights of `RowColumn`'s fixed point. Its fit is then that of `RowColumn`, which averages all m n
-    numbers; rotated on both sides it is that of `Kronecker`, KL-Shampoo's under LogDet. The factor that the other is seen
-    through has the mean 1, so that r and c hold the scale of F.
+    squared. In another divergence r and c are weighted means. Each is the mean of V seen through the other factor, the last one
+    fitted, with the weights of `RowColumn`'s fixed point. Its fit is then that of `RowColumn`, which averages all m n numbers;
+    rotated on both sides it is that of `Kronecker`, KL-Shampoo's under LogDet. The factor that the other is seen through has
+    the mean 1, so that r and c hold the scale of F.
 
     Args:
         divergence: the sense in which the product is nearest, of degree 0 to 2. Default: VonNeumann, which needs no weights.

@@ -53,8 +53,8 @@ class RowColumn(RankOne):
     all rows and columns of V / q s^T have the mean 1, and a sweep is a round of SinkGD.
 
     Without `sweeps` the fit is exact, and where V falls into blocks it is zero outside the leading one. Use sweeps and a cap
-    where V is one gradient's. Each row step is then the nearest factor with which no row of V / q s^T has a mean over `cap`,
-    and a last step does the same for the columns. So no entry of V exceeds cap min(m, n) times its eigenvalue. The cap changes
+    where V is one gradient's. Each row step is then the nearest factor with which no row of V / q s^T has a mean over `cap`. A
+    last step does the same for the columns. So no entry of V exceeds cap min(m, n) times its eigenvalue. The cap changes
     nothing where V is near rank one, and counts in sparse and heavy-tailed gradients.
 
     Args:

@@ -42,8 +42,8 @@ class SubspaceIteration(Tracker):
         switch: "complement" ([G]'s), "full", "gaussian-mix", "gaussian" or "none".
         seed: of the key that switches draw from.
 
-    Differences from [G] Algorithm 10: the basis is U V, not V; the first basis holds the leading left singular vectors of the
-    first gradient, because an iteration from zero finds nothing; signs are fixed.
+    It differs from [G] Algorithm 10 in three ways. The basis is U V, not V. The first basis holds the leading left singular
+    vectors of the first gradient, because an iteration from zero finds nothing. Signs are fixed.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl

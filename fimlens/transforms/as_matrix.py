@@ -26,11 +26,12 @@ def as_matrix(
     every leaf. `fl.matrices` and the full chains do the same, and give Adam what is no matrix.
 
     Where no axes are declared, a leaf of up to two axes stays as it is, and evidence must tell what the axes of others are.
-    A leading axis indexes layers where all leaves under one prefix share it, and the prefix is named "layers", "blocks",
-    "experts" or "scan", or biases or norms under it have that axis too. Then two axes more are a matrix. One matrix each are
-    the kernels of Flax's attention; kernels whose bias tells how many axes are outputs; "conv" kernels, whose last axis is the
-    output; and leaves whose axes have names in Flax, such as ("layers", "embed", "heads", "head_dim"). No shape tells that a
-    convolution has groups: declare fl.Axes((0, 1, 2), 3, columns=groups), so that each group is a matrix of its own.
+    A leading axis that all leaves under one prefix share indexes layers on either of two conditions. The prefix is named
+    "layers", "blocks", "experts" or "scan", or biases or norms under it have that axis too. Then two axes more are a matrix.
+    One matrix each are the kernels of Flax's attention, kernels whose bias tells how many axes are outputs, and "conv" kernels,
+    whose last axis is the output. So are leaves whose axes have names in Flax, such as ("layers", "embed", "heads",
+    "head_dim"). No shape tells that a convolution has groups: declare fl.Axes((0, 1, 2), 3, columns=groups), so that each group
+    is a matrix of its own.
 
     Args:
         tx: the method; it sees leaves of shape (*batch, m, n), where m is the product of the reduction axes and n that of the
@@ -211,9 +212,9 @@ def unknown_axes(shapes: dict[str, tuple[int, ...]]) -> str:
     entries = ", ".join(f"{path!r}: fl.Axes(...)" for path in shapes)
     return (
         f"nothing tells which axes are inputs and which are outputs of {listed}. Declare them, as in axes=lambda path, leaf: "
-        f"{{{entries}}}.get(path): fl.Axes(-2, -1) for matrices that the axes before stack, fl.Axes(-3, (-2, -1)) for "
-        "(inputs, heads, head size), fl.Axes((-3, -2), -1) for (heads, head size, outputs), fl.Axes((0, 1, 2), 3) for a "
-        "convolution with its output last; or axes=fl.flax_axes for Flax's attention."
+        f"{{{entries}}}.get(path). Take fl.Axes(-2, -1) for matrices that the axes before stack, fl.Axes(-3, (-2, -1)) for "
+        "(inputs, heads, head size), and fl.Axes((-3, -2), -1) for (heads, head size, outputs). Take fl.Axes((0, 1, 2), 3) for "
+        "a convolution with its output last, or axes=fl.flax_axes for Flax's attention."
     )
 
 

@@ -13,8 +13,8 @@ class Axes(NamedTuple):
     """Declare which axes of a leaf are a matrix's inputs, which its outputs, and which index several matrices.
 
     Give it as `axes` to `as_matrix`, `matrices` or any full chain, for leaves of three axes or more, and for a leaf that holds
-    several matrices side by side. x @ W sums over the reduction axes, so the matrix has shape (inputs, outputs). Negative axes
-    count from the end.
+    several matrices side by side. The product x @ W sums over the reduction axes, so the matrix has shape (inputs, outputs).
+    Negative axes count from the end.
 
     Args:
         reduction: the axes of the inputs.

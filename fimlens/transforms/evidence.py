@@ -47,9 +47,9 @@ def recognise(tree: PyTree) -> dict[str, Axes | str | None]:
     The evidence, first come first served:
 
     1. names of axes that Flax keeps with a parameter (`nn.with_partitioning`, `nnx.with_partitioning`);
-    2. a leading axis that all leaves under one prefix share indexes copies of a layer, if the prefix says so ("layers",
-       "blocks", "experts", "ScanBlock_0") or if biases or norms under it have that axis too;
-    3. of the axes after those, none or one is a vector and two are a matrix; beyond two, kernels of Flax's attention, kernels
+    2. a leading axis that all leaves under one prefix share indexes copies of a layer. The prefix must say so ("layers",
+       "blocks", "experts", "ScanBlock_0"), or biases or norms under it must have that axis too;
+    3. of the axes after those, none or one is a vector and two are a matrix. Beyond two, kernels of Flax's attention, kernels
        whose bias tells how many axes are outputs, and convolutions, known by name, are one matrix.
     """
     leaves = {path_name(path): (words_of(path), jnp.shape(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

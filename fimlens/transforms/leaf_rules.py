@@ -18,8 +18,8 @@ def leaf_rule(call: str, given: Rule | PyTree, is_answer: Callable[[Any], bool],
     """The rule that a caller gave as a function or as a tree, with its answers checked by `is_answer`.
 
     Raises:
-        ValueError: an answer fails the check (at once for a tree, when the rule is called for a function), or (when it is
-            called) the tree has no entry for a leaf. The message starts with `call` and states what was `expected`.
+        ValueError: an answer fails the check: at once for a tree, and when the rule is called for a function. The rule also
+            raises it where the tree has no entry for a leaf. The message starts with `call` and states what was `expected`.
     """
 
     def checked(answer: Any) -> Any:

@@ -40,8 +40,11 @@ class Subspace(NamedTuple):
 
 
 class StackState(NamedTuple):
-    """What lasts from step to step for the matrices of one shape: the subspaces (`right` is None where that side is taken
-    whole), the state of the lead, the averages of the other parts, and what the limiter of the compensation keeps."""
+    """What lasts from step to step for the matrices of one shape.
+
+    It holds the subspaces, the state of the lead, the averages of the other parts, and what the limiter of the compensation
+    keeps. `right` is None where that side is taken whole.
+    """
 
     left: Subspace
     right: Subspace | None

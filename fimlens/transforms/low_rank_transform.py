@@ -65,8 +65,8 @@ def scale_by_low_rank(
 
     Use it to make a low-rank optimizer: Alice, GaLore, Fira, Apollo and low-rank SOAP are this with a tracker and a rule for
     the compensation. Matrices of one shape are one stack. A matrix whose side is at most the rank is taken whole on that
-    side, with nothing left to compensate. What is left of a column (or row, or tail) is a difference of squares: below 1e-5 of
-    the whole (in float64, 2e-14) it may be rounding and gets no compensation, and coordinates of the lead at rounding get no
+    side, with nothing left to compensate. What is left of a column (or row, or tail) is a difference of squares. Below 1e-5 of
+    the whole (in float64, 2e-14) it may be rounding and gets no compensation. Coordinates of the lead at rounding get no
     update.
 
     Args:

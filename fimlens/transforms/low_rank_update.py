@@ -1,7 +1,7 @@
 """The update of a low-rank structure, from products of its thin bases with the gradient alone.
 
 With A = U^T G, B = G V and X = U^T G V, no part outside the lead is formed: each is a difference, and so is its square.
-derivations/ prove these functions equal to what `LowRank` does with the parts written out. They take stacks of matrices.
+The derivations prove these functions equal to what `LowRank` does with the parts written out. They take stacks of matrices.
 """
 
 from typing import NamedTuple
@@ -32,8 +32,8 @@ def low_rank_update(
 ) -> Float[Array, "*stack m n"]:
     """U D V^T on the lead, and each part outside it times its scale: a per row, b per column, c for the tail.
 
-    c G + U ((a - c) A + (D - (a + b - c) X) V^T) + (b - c) B V^T; with V = I this is U (D - b X) + b G, and U D where
-    nothing is compensated. Source: [G] Algorithm 4, and docs/corner.md for both sides.
+    c G + U ((a - c) A + (D - (a + b - c) X) V^T) + (b - c) B V^T. With V = I this is U (D - b X) + b G, and U D where nothing
+    is compensated. Source: [G] Algorithm 4, and docs/corner.md for both sides.
     """
     U, V, A, B, X = seen
     _, a, b, c = scales

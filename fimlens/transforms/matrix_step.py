@@ -45,8 +45,11 @@ class Recipe(NamedTuple):
 
 
 class MatrixState(NamedTuple):
-    """What lasts from step to step, for matrices of one shape: the bases of their frames (in a step the frames), the averages
-    for the bases and for the eigenvalues (statistics or fits), and the momentum. None for what a recipe does not need."""
+    """What lasts from step to step, for matrices of one shape.
+
+    It holds the bases of their frames (in a step the frames), the averages for the bases and for the eigenvalues (statistics or
+    fits), and the momentum. None stands for what a recipe does not need.
+    """
 
     bases: Tree
     covariances: Tree

@@ -73,8 +73,9 @@ def limit_norm_growth(gamma: Float[ArrayLike, ""] = 1.01) -> optax.GradientTrans
     to grow again; and a zero freezes it for ever. Here a norm may return to where it was, by three rules:
 
     - The peak is the norm from which the norms fell. It fades by gamma a step, and by 1 + 1/t at step t if that is more. It is
-      forgotten when it has faded to the present norm. Where the last norm is below kappa = gamma^-20 / 2 of the faded peak, a
-      norm over gamma phi / kappa is limited to gamma times the peak, in place of gamma phi. All other steps are those of [G].
+      forgotten when it has faded to the present norm. It counts where the last norm is below kappa = gamma^-20 / 2 of the faded
+      peak. There a norm over gamma phi / kappa is limited to gamma times the peak, in place of gamma phi. All other steps are
+      those of [G].
     - An update of zero leaves the state as it was.
     - An update whose norm is not finite leaves the state as it was, and what is not finite in it stays so.
 

@@ -137,8 +137,8 @@ def scale_by_shape(scale: str = "width") -> optax.GradientTransformation:
     The norm of a polar factor depends on the shorter side alone; each scale restores a dependence on the other side.
 
     Args:
-        scale: "width", sqrt(max(1, n/m)), as in Jordan's and Optax's Muon; "fisher", the root of the longer side, which makes
-            the update Mat(F~^{-1/2} Vec(G)) ([G] Proposition 2); or "rms", 0.2 times that, which gives about the root mean
+        scale: "width" is sqrt(max(1, n/m)), as in Jordan's and Optax's Muon. "fisher" is the root of the longer side, which
+            makes the update Mat(F~^{-1/2} Vec(G)) ([G] Proposition 2). "rms" is 0.2 times that, which gives about the root mean
             square of Adam's updates (Liu et al., 2025).
 
     Raises:

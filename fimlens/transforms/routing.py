@@ -52,11 +52,16 @@ def matrices(
     such as `fl.racs(0.02)`, routes its leaves itself. Do not give one as `tx`: it would descend while the default `others`
     moves up the gradient, unscaled.
 
-    By default a leaf of two axes or more is a matrix, with four exceptions. Its path names an embedding ("embed", "tok_emb",
-    "wte", "pos", "positional_encoding", "cls_token"); or vectors that may be stacked (a last "bias", "b_q", "scale", "gain",
-    "shift", "gamma" or "alpha", or the leaf of a norm, such as "attention_norm" or "LayerNorm_0/w"); or, unless `head` is True,
-    the output head ("head", "lm_head", "classifier", "logits", "unembed"; at the top of the tree also "heads/kernel", "score",
-    "final" and "output_projection"); or it is a vector for each of the layers that it stacks. Empty leaves go to the others.
+    By default a leaf of two axes or more is a matrix, with four exceptions:
+
+    - Its path names an embedding ("embed", "tok_emb", "wte", "pos", "positional_encoding", "cls_token").
+    - Its path names vectors that may be stacked: a last "bias", "b_q", "scale", "gain", "shift", "gamma" or "alpha", or the
+      leaf of a norm, such as "attention_norm" or "LayerNorm_0/w".
+    - Unless `head` is True, its path names the output head ("head", "lm_head", "classifier", "logits", "unembed"). At the top
+      of the tree also "heads/kernel", "score", "final" and "output_projection" do.
+    - It is a vector for each of the layers that it stacks.
+
+    Empty leaves go to the others.
 
     `tx` sees leaves of three axes or more as matrices, by the evidence that `fl.as_matrix` describes. One for which there is no
     evidence goes to the others, and `init` warns once for all of these. `fl.routes` shows where each leaf goes.
@@ -64,9 +69,9 @@ def matrices(
     Args:
         tx: the direction for matrices.
         others: the direction for all other leaves. Default: Optax's Adam on gradients clipped where squares would overflow.
-        route: your own rule in place of the default one. A regular expression takes every matrix whose path it matches, such
-            as "attention|mlp"; a function of path and leaf, or a tree like the parameters, answers True or "method", and False
-            or "others". Default: None, the rule above.
+        route: your own rule in place of the default one. A regular expression takes every matrix whose path it matches, such as
+            "attention|mlp". A function of path and leaf, or a tree like the parameters, answers True or "method", and False or
+            "others". Default: None, the rule above.
         head: whether the output head goes to `tx`, under the default rule. Default: False.
         axes: which axes of a leaf are a matrix; see `fl.as_matrix`. Default: None, by the evidence described there.
 

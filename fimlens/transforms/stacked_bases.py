@@ -33,8 +33,11 @@ class Sides(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the matrices of a leaf are: the leaf's path, its shape as a transform sees it, which of the states in
-    `stacks_with_bases` is the transform's, and the stack in it and the first index there."""
+    """Where the matrices of a leaf are.
+
+    It holds the leaf's path, its shape as a transform sees it, which of the states in `stacks_with_bases` is the transform's,
+    its stack, and the first index there.
+    """
 
     path: str
     shape: tuple[int, ...]

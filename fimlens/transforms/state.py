@@ -20,10 +20,10 @@ class StructureState(NamedTuple):
     """The state of `scale_by_structure`: a plain pytree of arrays.
 
     `weight` is the sum of the averaging weights: the divisor of bias correction. `key` is what random bases draw from, None
-    where nothing is drawn. Where the structure has no bases, `momentum` is a tree like the parameters, and so is each entry
-    of `averaged` (for RACS, one of row factors and one of column factors). Where it has bases, `bases`, `covariances` (what
-    the bases follow), `averaged` and `momentum` are dicts with one entry per matrix shape, named "m x n" (float64 ones
-    apart), whose matrices are stacked. `members` gives the view per parameter.
+    where nothing is drawn. Where the structure has no bases, `momentum` is a tree like the parameters, and so is each entry of
+    `averaged`. For RACS these are one of row factors and one of column factors. Where it has bases, `bases`, `covariances`,
+    `averaged` and `momentum` are dicts of stacked matrices, with one entry per shape, named "m x n" (float64 ones apart). The
+    bases follow the covariances. `members` gives the view per parameter.
 
     Examples:
         >>> import jax.numpy as jnp, fimlens as fl
@@ -126,8 +126,8 @@ def _has_bases(structure: Structure, shape: tuple[int, int]) -> bool:
 def pack_state(layout: StateLayout, treedef: Any, states: Sequence[MatrixState], tree: PyTree) -> MatrixState:
     """One MatrixState of trees, from one MatrixState per stack, or per leaf of `tree`.
 
-    Leaf by leaf, the parameters' tree is innermost, as other tools for Optax states expect it, and what has a parameter's
-    shape is kept in it: a vector's momentum is a vector.
+    Leaf by leaf, the parameters' tree is innermost, as other tools for Optax states expect it. What has a parameter's shape is
+    kept in it: a vector's momentum is a vector.
     """
     if layout.stacked:
         return MatrixState(*map(treedef.unflatten, zip(*states, strict=True) if states else [()] * 4))

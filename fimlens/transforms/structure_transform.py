@@ -52,13 +52,13 @@ def scale_by_structure(
     Args:
         structure: the family, such as fl.Rotated(fl.Diagonal(), "LR"); its trackers say how bases are followed.
         b1: decay of the momentum; None for none.
-        b2: decay of the averages: a number (1 for a sum), or a function of the step t = 1, 2, ... that starts at 0, such
-            as t -> 1 - 1/t for the plain mean, and then needs no bias correction. None to keep nothing, and fit the
-            current gradient alone.
+        b2: decay of the averages: a number (1 for a sum), or a function of the step t = 1, 2, ... that starts at 0. A function,
+            such as t -> 1 - 1/t for the plain mean, needs no bias correction. None to keep nothing, and fit the current
+            gradient alone.
         eps: added to the root of each eigenvalue.
         update_interval: steps between updates of the basis, the first at the first step; None to never update it.
         turn: "before" updates the basis before the step, with the current gradient, as [G] does. "after" updates it
-            after the step, as SOAP's publication does: no gradient meets a basis that it chose, and the first step only
+            after the step, as SOAP's publication does. Then no gradient meets a basis that it chose, and the first step only
             starts the basis, with an update of zero.
         momentum: "original" averages gradients; "rotated" averages coordinates X and carries them along with the basis.
         average: "statistics" fits an average of statistics; "fits" averages fits (for `RowColumn()` m + n numbers, not m n).

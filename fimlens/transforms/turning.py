@@ -41,14 +41,14 @@ def scale_in_turning_basis(
 ) -> optax.GradientTransformation:
     """Scale each matrix M in a basis R that turns to raise the gain <update, M>. Use it on a momentum, as `fl.aro` does.
 
-    H = {R inner R^T}, of M alone: R <- QR( M f(R^T M)^T ), and the update is R f(R^T M), where f(X) scales X by the inner
+    H = {R inner R^T}, of M alone: R <- QR( M f(R^T M)^T ), and the update is R f(R^T M). Here f(X) scales X by the inner
     structure's member nearest to X alone. M has its shorter side first: m <= n. State: m^2.
 
     With `fl.Rows()` as the inner structure f(X) = D X with D diagonal, and R takes a step of subspace iteration on M M^T. For
     one M the update converges to sqrt(n) times the polar factor.
 
     R starts at the identity, and vectors enter QR by their part of the gain. Directions that M does not have are fixed vectors,
-    and coordinates that are only rounding get no update. But f brings all others to full size: where the singular values of M
+    and coordinates that are only rounding get no update. But f brings all others to full size. Where the singular values of M
     span a factor of c, the least of them are known to c eps, and runs that sum in another order differ by that.
 
     Args:
