@@ -71,7 +71,7 @@ def test_command_lines_are_understood(page):
     for name, *arguments in (shlex.split(line, comments=True) for line in lines):
         given = group.commands[name].make_context(name, arguments).params
         if name in ("pretrain", "finetune") and given["optimizer"] in MAKERS:  # its options are all that it needs
-            MAKERS[given["optimizer"]](1e-3, **options_of(list(given["option"] or ())))
+            MAKERS[given["optimizer"]](1e-3, **options_of("--option", list(given["option"] or ())))
 
 
 def test_links_lead_somewhere():
@@ -95,20 +95,41 @@ def test_errors_are_those_of_the_lens():
 
 
 def test_the_comparison_of_twelve_is_as_measured():
-    """Every row of both tables, and of `docs/which.md`, by what `fimlens compare` wrote."""
-    told = [(ROOT / name).read_text() for name in ("benchmarks/README.md", "docs/which.md")]
+    """Every row of both tables, by what `fimlens compare` wrote."""
+    told = (ROOT / "benchmarks" / "README.md").read_text()
     reached, costs = (ROOT / "benchmarks" / "twelve" / "table.md").read_text().split("\n\n")[:2]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in reached.splitlines()[2:]]
     shares = {cells[0]: cells[1:] for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in costs.splitlines()[2:])}
     assert len(rows) == 12
-    for name, rate, loss, *_, steps, time in rows:
+    for name, rate, *_, steps, time in rows:
         tokens, effective, share, megabytes = shares[name]
         steps, time = ("1", "1") if name == "adam" else (steps or "never", time)
         ending = f"| {steps} | {time} |".replace("|  |", "| |")
         costs_told = f"| `{name}` | {tokens} | {effective} | {share} | {megabytes} |".replace("|  |", "| |")
-        assert re.search(rf"^\| `{name}` \| {re.escape(rate)} \| .*{re.escape(ending)} ", told[0], re.M), name
-        assert costs_told in told[0], name
-        assert f"| `{name}` | {float(loss):.3f} {ending} {share} | {float(megabytes):.1f} |" in told[1], name
+        assert re.search(rf"^\| `{name}` \| {re.escape(rate)} \| .*{re.escape(ending)} ", told, re.M), name
+        assert costs_told in told, name
+
+
+def compared():
+    """The cells of each optimizer in the tables that `fimlens compare --lengths` wrote, by the name of its function."""
+    tables = (ROOT / "benchmarks" / "compare" / "table.md").read_text().split("\n\n")
+    cells = [[[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]] for table in tables]
+    costs, losses, speeds = cells[1], cells[3], cells[4]
+    longest = {row[0]: row for row in speeds}  # the last row of each is that of the longest schedule
+    return {row[0].partition(":")[0]: (row, longest.get(row[0]), next(c for c in costs if c[0] == row[0])) for row in losses}
+
+
+def test_the_comparison_of_whole_schedules_is_as_measured():
+    """Every row of the tables in `benchmarks/README.md`, and of the one in `docs/which.md`, by what the command wrote."""
+    benchmarks, which = ((ROOT / name).read_text() for name in ("benchmarks/README.md", "docs/which.md"))
+    written = (ROOT / "benchmarks" / "compare" / "table.md").read_text().split("\n\n")
+    assert len(compared()) == 8
+    for table in written[3:5]:
+        assert table.strip() in benchmarks
+    for name, (losses, speeds, costs) in compared().items():
+        ends = " | ".join(f"{float(each.split()[0]):.3f}" for each in losses[1:-1])
+        faster = " | ".join(each.partition(" (")[0] for each in speeds[2:4]) if speeds else "1 | 1"
+        assert f"| `{name}` | {ends} | {faster} | {costs[3]} | {float(costs[4]):.1f} |" in which, name
 
 
 def rows_told():
@@ -140,13 +161,10 @@ def test_states_are_those_of_the_formulas(rank):
 
 
 def test_speed_ups_are_as_measured():
-    reached = (ROOT / "benchmarks" / "twelve" / "table.md").read_text().split("\n\n")[0]
-    measured = {
-        cells[0]: cells[-2] for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in reached.splitlines()[2:])
-    }
-    measured |= {"adam": "1", "apollo": measured.pop("apollo-svd")}
-    told = {name: cells[-1].removesuffix(" (svd)") for names, cells in rows_told() for name in names if cells[-1]}
-    assert {name: steps or "never" for name, steps in measured.items()} == {name: told[name] for name in measured}
+    measured = {name: speeds[2].partition(" (")[0] if speeds else "1" for name, (_, speeds, _) in compared().items()}
+    told = {name: cells[-1] for names, cells in rows_told() for name in names if cells[-1]}
+    assert told.pop("adam") == "1"
+    assert told == measured
 
 
 def test_the_short_table_agrees_with_the_long_one():
@@ -159,13 +177,8 @@ def test_the_short_table_agrees_with_the_long_one():
 
 
 def test_the_headline_figures_are_as_measured():
-    reached = (ROOT / "benchmarks" / "README.md").read_text().partition("## Twelve optimizers")[2]
-    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \| ([\d. ]+) \| (\S+) \|", reached.partition("![")[0], re.M)
-    each_seed, median = ({row[0]: row[k] for row in rows} for k in (1, 2))
-    alice = [1 / float(each) for each in each_seed["alice"].split()]
-    low, high, racs = map(float, re.search(r"Alice .* in (\S+) to (\S+) of its steps, RACS in (\S+) ", README).groups())
-    assert (low, high) == (round(min(alice), 2), round(max(alice), 2))
-    assert racs == round(1 / float(median["racs"]), 2)
+    faster = re.search(r"Alice-Muon needs 1/(\S+) of a tuned AdamW's steps, Muon 1/(\S+), SOAP 1/(\S+) ", README).groups()
+    assert faster == tuple(compared()[name][1][2].partition(" (")[0] for name in ("alice_muon", "muon", "soap"))
     for share in re.search(r"RACS takes (\S+ to \S+) of .* Alice (\S+ to \S+) ", README).groups():
         assert f"{share} " in (ROOT / "benchmarks" / "README.md").read_text()
     count, of = map(int, re.search(r"nearest on (\d+) of (\d+) matrices", README).groups())
