@@ -33,6 +33,7 @@ DEFAULT_MATRICES = ["layers/0/attention/query", "layers/1/attention/value", "lay
 
 # Up to this many entries, compilation takes far longer than all else: the code is then compiled without optimisation.
 TINY = 64
+AT_ONCE = 3  # matrices: more gain nothing, as Python traces one at a time, and each holds its arrays
 
 
 def lens(
@@ -157,7 +158,7 @@ def _compare(
         highlight=False,
     )
     stopped = threading.Event()
-    with long_progress() as bar, _compiled_for(max(sizes)), ThreadPoolExecutor() as pool:
+    with long_progress() as bar, _compiled_for(max(sizes)), ThreadPoolExecutor(AT_ONCE) as pool:
         task = bar.add_task("structures", total=total)
 
         def judged(name: str) -> Comparison:
