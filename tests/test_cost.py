@@ -7,12 +7,12 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from test_readme import tables_of
 from typer.testing import CliRunner
 
 import fimlens as fl
@@ -24,7 +24,6 @@ from fimlens.costs.memory import NAMED, at_rank
 from fimlens.costs.speed_ups import CROSSINGS, WHOLE_SCHEDULES
 from fimlens.experiments.comparison import VARIANTS
 
-ROOT = Path(__file__).parent.parent
 SMALL = ["--model", "llama-60m"]
 TERMS = cost.Terms(tokens=1e9, devices=2, memory=4e9, peak=1e14, utilisation=0.5, price=3.0)
 
@@ -295,16 +294,9 @@ def test_refusals(arguments, message):
     assert f"fimlens cost: {message}" in " ".join(result.stderr.split())
 
 
-def tables(comparison):
-    return (ROOT / "benchmarks" / comparison / "table.md").read_text().split("\n\n")
-
-
 def test_speed_ups_are_as_measured():
     """Those of the two committed comparisons; Apollo means one variant in each of `compare`, `cost` and `memory`."""
-    whole, crossed = (
-        [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
-        for table in (tables("compare")[4], tables("twelve")[0])
-    )
+    whole, crossed = tables_of("compare")[4], tables_of("twelve")[0]
     longest = {row[0].partition(":")[0]: row[2].partition(" (")[0] for row in whole}
     assert longest.pop("racs").startswith("under")
     assert {name: float(ratio) for name, ratio in longest.items()} == WHOLE_SCHEDULES

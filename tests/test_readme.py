@@ -94,12 +94,17 @@ def test_errors_are_those_of_the_lens():
         assert error == measured[name.replace(', "LR"', "")], name
 
 
+def tables_of(comparison):
+    """The cells of each row of every table that a committed comparison wrote."""
+    tables = (ROOT / "benchmarks" / comparison / "table.md").read_text().split("\n\n")
+    return [[[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]] for table in tables]
+
+
 def test_the_comparison_of_twelve_is_as_measured():
     """Every row of both tables, by what `fimlens compare` wrote."""
     told = (ROOT / "benchmarks" / "README.md").read_text()
-    reached, costs = (ROOT / "benchmarks" / "twelve" / "table.md").read_text().split("\n\n")[:2]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in reached.splitlines()[2:]]
-    shares = {cells[0]: cells[1:] for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in costs.splitlines()[2:])}
+    rows, costs, *_ = tables_of("twelve")
+    shares = {cells[0]: cells[1:] for cells in costs}
     assert len(rows) == 12
     for name, rate, *_, steps, time in rows:
         tokens, effective, share, megabytes = shares[name]
@@ -111,10 +116,8 @@ def test_the_comparison_of_twelve_is_as_measured():
 
 
 def compared():
-    """The cells of each optimizer in the tables that `fimlens compare --lengths` wrote, by the name of its function."""
-    tables = (ROOT / "benchmarks" / "compare" / "table.md").read_text().split("\n\n")
-    cells = [[[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]] for table in tables]
-    costs, losses, speeds = cells[1], cells[3], cells[4]
+    """The cells of each optimizer in the tables of whole schedules, by the name of its function."""
+    _, costs, _, losses, speeds, *_ = tables_of("compare")
     longest = {row[0]: row for row in speeds}  # the last row of each is that of the longest schedule
     return {row[0].partition(":")[0]: (row, longest.get(row[0]), next(c for c in costs if c[0] == row[0])) for row in losses}
 
@@ -122,9 +125,9 @@ def compared():
 def test_the_comparison_of_whole_schedules_is_as_measured():
     """Every row of the tables in `benchmarks/README.md`, and of the one in `docs/which.md`, by what the command wrote."""
     benchmarks, which = ((ROOT / name).read_text() for name in ("benchmarks/README.md", "docs/which.md"))
-    written = (ROOT / "benchmarks" / "compare" / "table.md").read_text().split("\n\n")
+    tables = (ROOT / "benchmarks" / "compare" / "table.md").read_text().split("\n\n")
     assert len(compared()) == 8
-    for table in written[3:5]:
+    for table in tables[3:5]:
         assert table.strip() in benchmarks
     for name, (losses, speeds, costs) in compared().items():
         ends = " | ".join(f"{float(each.split()[0]):.3f}" for each in losses[1:-1])
