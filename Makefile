@@ -1,6 +1,6 @@
 # Two commands need nothing but Python 3.11 or later and make:
 #   make lens    the main job: judge every structure and its transform on real gradients
-#   make test    the tests, but the long ones
+#   make test    the tests of structures, proofs and optimizers; those of commands and trainings are `make system`
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
@@ -24,7 +24,7 @@ NEWEST ?= $(shell for v in 14 13 12; do for p in python3.$$v "$${PYENV_ROOT:-$$H
 
 NEWEST_ENVIRONMENT = $(if $(NEWEST),$(VENV)-newest/installed)
 
-.PHONY: environments lens prove slips test training notebooks docs lab slow oldest newest newest-tests release lint benchmark clean
+.PHONY: environments lens prove slips test system notebooks docs lab slow oldest newest newest-tests release lint benchmark clean
 
 lens: $(VENV)/installed
 	XLA_FLAGS="$(COMPILE_LESS)" $(RUN)/fimlens lens
@@ -38,8 +38,8 @@ slips: $(VENV)/installed  # every proof under a slip in those functions, which m
 test: $(VENV)/installed
 	$(QUICKLY) $(RUN)/python -m pytest
 
-training: $(VENV)/installed  # whole trainings: killed, resumed, spread over devices
-	$(QUICKLY) $(RUN)/python -m pytest -m "training and not slow"
+system: $(VENV)/installed  # commands, language models and meshes: whole trainings, killed, resumed, spread over devices
+	$(QUICKLY) $(RUN)/python -m pytest -m "system and not slow"
 
 notebooks: $(VENV)/with-site  # every notebook from start to end, at a reduced size, as pages of the site
 	rm -rf docs/notebooks
@@ -69,6 +69,7 @@ newest:  # all tests, and every proof at its first size, or the tests of TESTS a
 newest-tests: RUN = $(VENV)-newest/bin
 newest-tests: $(VENV)-newest/installed
 	$(QUICKLY) $(VENV)-newest/bin/python -m pytest $(TESTS)
+	$(if $(TESTS),,$(QUICKLY) $(VENV)-newest/bin/python -m pytest -m "system and not slow")
 	$(if $(TESTS),,$(QUICKLY) $(VENV)-newest/bin/python -m pytest -m proof -k test_it_is_proved)
 
 release:  # build sdist and wheel, and try the wheel in empty environments on the oldest and newest Python here

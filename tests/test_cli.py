@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from fimlens.cli.app import app
 from fimlens.cli.lens import TINY, _compiled_for
 
+pytestmark = pytest.mark.system
+
 QUICK = ["--steps", "2", "--samples", "4", "--solve-up-to", "0", "--matrices", "layers/0/attention/query"]
 
 MODEL = """
@@ -135,7 +137,7 @@ def test_a_wrong_closed_form_fails_the_run(run, model):
     ],
 )
 def test_refusals_name_the_cause_and_leave_no_traceback(run, arguments, message):
-    result = run(*QUICK, *arguments)
+    result = run(*(() if "--loss" in arguments else QUICK), *arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
@@ -157,6 +159,36 @@ def test_a_file_is_refused_as_a_directory_of_results(command, tmp_path):
     assert "Invalid value for '--out'" in result.output
     assert "is a file" in " ".join(result.output.replace("│", " ").split())
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("lens --length 8", "--length"),
+        ("lens --params model:params", "--params"),
+        ("lens --folds 2", "--folds"),
+        ("lens --loss model:loss --steps 9", "--steps"),
+        ("lens --loss model:loss --text notes.txt", "--text"),
+        ("lens --gradients . --samples 9", "--samples"),
+        ("lens --gradients . --solve-up-to 9", "--solve-up-to"),
+        ("lens --model . --fisher minibatch", "--fisher"),
+        ("pretrain --column words", "--column"),
+        ("pretrain --shards . --tokens .", "--tokens"),
+        ("compare --epochs 2", "--epochs"),
+        ("compare --devices 8", "--devices"),
+        ("compare --task sst2 --steps 9", "--steps"),
+        ("compare --task sst2 --lengths 4,9", "--lengths"),
+        ("compare --task sst2 --dry-run", "--dry-run"),
+        ("finetune --model . --task sst2 --label y", "--label"),
+        ("finetune --model . --task mine.csv --dataset glue", "--dataset"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(command, option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, command.split())
+    assert result.exit_code == 2
+    assert f": {option} is read with " in " ".join(result.output.split())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_tiny_matrices_are_compiled_without_optimisation():

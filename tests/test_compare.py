@@ -20,7 +20,7 @@ from fimlens.pretrain.plan import Plan
 from fimlens.pretrain.run_directory import Metrics
 from fimlens.pretrain.timing import StepCost
 
-pytestmark = pytest.mark.training
+pytestmark = pytest.mark.system
 TINY = llama.Config(vocabulary=256, hidden=16, mlp=24, heads=2, layers=1)
 
 
@@ -267,7 +267,7 @@ def test_an_optimizer_may_have_a_model_of_its_own():
         (["adamw:clip=much"], "clip is a positive number, or none; got 'much'"),
         (["adamw:learning_rate=1"], "adamw has no option 'learning_rate'. It has b1, b2"),
         (["--text", "text.txt", "--shards", "shards"], "give only one of --text and --shards"),
-        (["--task", "sst2", "--shards", "shards"], "--text and --shards are for pre-trainings"),
+        (["--task", "sst2", "--shards", "shards"], "--shards is read with a pre-training alone, not with --task"),
     ],
 )
 def test_the_command_refuses_in_one_line(words, message):

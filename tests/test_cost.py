@@ -24,6 +24,8 @@ from fimlens.costs.memory import NAMED, at_rank
 from fimlens.costs.speed_ups import CROSSINGS, WHOLE_SCHEDULES
 from fimlens.experiments.comparison import VARIANTS
 
+pytestmark = pytest.mark.system
+
 SMALL = ["--model", "llama-60m"]
 TERMS = cost.Terms(tokens=1e9, devices=2, memory=4e9, peak=1e14, utilisation=0.5, price=3.0)
 

@@ -88,13 +88,13 @@ def run_blocks(blocks, page, capsys):
         assert shown in ("", printed)
 
 
-@pytest.mark.training
+@pytest.mark.system
 @pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if blocks and name != "recipes.md"])
 def test_python_runs(page, capsys):
     run_blocks(BLOCKS[page], page, capsys)
 
 
-@pytest.mark.training
+@pytest.mark.system
 @pytest.mark.parametrize("title", RECIPES)
 def test_a_recipe_runs_after_the_setup_alone(title, capsys):
     """It is skipped where a framework that it imports is not installed."""

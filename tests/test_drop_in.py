@@ -193,6 +193,7 @@ def test_the_state_of_sharded_weights_is_made_where_they_are(name, kind):
             assert x.addressable_shards[0].data.size < x.size or x.shape[0] % 8, (x.shape, x.sharding)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("name", ["adam", "adamw", "racs", "soap", "alice"])
 def test_sharded_by_type_it_trains_in_scan(name):
     """On an explicit mesh, the default of `jax.make_mesh`: carries keep their types, and the steps are those of one device."""

@@ -19,7 +19,7 @@ PARAMETERS = {
     "plain_jax.py": lambda example: example["init"](jax.random.key(0)),
     "plain_flax.py": lambda example: nnx.state(example["LanguageModel"](nnx.Rngs(0)), nnx.Param),
 }
-pytestmark = [pytest.mark.training, pytest.mark.parametrize("name", PARAMETERS)]
+pytestmark = [pytest.mark.system, pytest.mark.parametrize("name", PARAMETERS)]
 
 
 def test_the_loss_falls(name):

@@ -15,6 +15,8 @@ from fimlens.cli.app import app
 from fimlens.language_model import Pretrained, encoder_files, llama_files, load
 from fimlens.language_model.weights import Stored
 
+pytestmark = pytest.mark.system
+
 datasets = pytest.importorskip("datasets")
 safetensors = pytest.importorskip("safetensors.numpy")
 tokenizers = pytest.importorskip("tokenizers")
@@ -334,7 +336,6 @@ def prepared(model, task_file):
     return plan, encode(plan.source, task, train, held_out, 12)
 
 
-@pytest.mark.training
 @pytest.mark.parametrize("head_only", [False, True], ids=["whole", "head"])
 def test_a_killed_run_continues_to_the_same_scores(prepared, tmp_path, head_only):
     plan, examples = prepared
@@ -364,7 +365,6 @@ def test_a_killed_run_continues_to_the_same_scores(prepared, tmp_path, head_only
         loop.train(replace(plan, warmup=0.5), examples, tmp_path / "run")
 
 
-@pytest.mark.training
 def test_a_run_leaves_the_model_as_it_was(prepared):
     plan, examples = prepared
     plan = replace(plan, steps=1, scan=False)
@@ -372,7 +372,6 @@ def test_a_run_leaves_the_model_as_it_was(prepared):
     assert (first.loss, first.held_out) == (second.loss, second.held_out)
 
 
-@pytest.mark.training
 @pytest.mark.parametrize(
     ("kind", "optimizer"), [("bert", "adamw --rate 0.02"), ("llama", "alice --option rank=4 --option leading=2 --rate 0.05")]
 )
@@ -401,7 +400,6 @@ def test_the_first_score_chooses_the_rate():
     assert best_of(runs) == 0
 
 
-@pytest.mark.training
 def test_optimizers_are_compared_by_their_scores(model, task_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     task_file("task.jsonl")

@@ -12,6 +12,8 @@ from flax.training.train_state import TrainState
 
 import fimlens as fl
 
+pytestmark = pytest.mark.system
+
 X = jax.random.normal(jax.random.key(0), (64, 6))
 Y = jnp.tanh(X @ jax.random.normal(jax.random.key(1), (6, 3)))
 MAKERS = {

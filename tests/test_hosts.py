@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.training
+pytestmark = pytest.mark.system
 COMMAND = (
     "pretrain --model cpu-1m --optimizer racs --rate 0.02 --steps 12 --batch 8 --length 32 "
     "--checkpoint-every 4 --evaluate-every 4"

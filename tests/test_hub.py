@@ -19,7 +19,7 @@ from fimlens.language_model import llama
 from fimlens.pretrain import data, hub, model, tokens
 from fimlens.pretrain.plan import Plan
 
-pytestmark = pytest.mark.training
+pytestmark = pytest.mark.system
 TEXTS = [f"document {k} says that {k * k} is the square of {k}, and {k**3} its cube. " * (1 + k % 5) for k in range(2500)]
 HELD_OUT = 500
 PLAN = Plan(steps=6, batch=8, length=16)

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from fimlens.cli.app import app
 from fimlens.language_model import Pretrained, bits_per_byte, encoder, encoder_files, llama, load, token_windows
 
+pytestmark = pytest.mark.system
+
 gguf = pytest.importorskip("gguf")
 safetensors = pytest.importorskip("safetensors.numpy")
 tokenizers = pytest.importorskip("tokenizers")

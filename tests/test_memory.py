@@ -20,6 +20,8 @@ from fimlens.costs.memory import GIB, NAMED, account, grouped
 from fimlens.language_model import llama
 from fimlens.transforms.norms import NormGrowthState
 
+pytestmark = pytest.mark.system
+
 
 def low_rank_soap(m, n, rank):
     """Numbers of state of low-rank SOAP, which no paper states (docs/corner.md)."""

@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 import fimlens as fl
 from fimlens.transforms.measures import gram, stable_rank
 
+pytestmark = pytest.mark.system
+
 SHAPES = {
     "attention": {"query": (4, 6)},
     "layers": {"w": (2, 5, 3), "bias": (2, 3)},

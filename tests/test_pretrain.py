@@ -17,7 +17,7 @@ from fimlens.pretrain.mesh import make_mesh
 from fimlens.pretrain.plan import Plan
 from fimlens.pretrain.step import initial_state
 
-pytestmark = pytest.mark.training
+pytestmark = pytest.mark.system
 TINY = llama.Config(vocabulary=256, hidden=16, mlp=24, heads=2, layers=2)
 TEXT = (b"a line of text, and another one; " * 400)[: 12 * 1024]
 
@@ -350,6 +350,9 @@ def test_the_command(tmp_path, monkeypatch):
     assert run.exit_code == 2
     assert "multiply to the 8 devices" in " ".join(run.output.split())
     assert "━" not in run.output  # refused before a bar was shown
+    run = CliRunner().invoke(app, [*command.split(), "--mesh", "data=8,data=1", "--out", "other"])
+    assert run.exit_code == 2
+    assert "one size for each axis" in " ".join(run.output.split())
 
 
 def test_the_command_takes_a_recommendation(tmp_path, monkeypatch):

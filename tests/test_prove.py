@@ -15,6 +15,8 @@ from fimlens.proofs.theorem import load_derivations, vanishes
 from fimlens.proofs.typeset import MARKED, formula, prose
 from fimlens.structures import EXAMPLES
 
+pytestmark = pytest.mark.system
+
 DERIVATIONS = load_derivations(derivations)
 DOCUMENTED = """A <b>false</b> statement.
 

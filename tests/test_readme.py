@@ -192,7 +192,7 @@ def test_the_headline_figures_are_as_measured():
     assert f"version = {{{fimlens.__version__}}}" in README
 
 
-@pytest.mark.training
+@pytest.mark.system
 def test_the_picture_of_readme_has_the_errors_that_its_text_says():
     titles = runpy.run_path(ROOT / "benchmarks" / "idea.py")["panels"](example())
     drawn = dict(re.findall(r"error (\S+) → fl\.(\w+)", " ".join(titles)))

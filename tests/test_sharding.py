@@ -13,6 +13,8 @@ from test_optax import SIZES, named
 
 import fimlens as fl
 
+pytestmark = pytest.mark.system
+
 SPECS = {
     "attention": {f"w{i}": P("fsdp", "tensor") for i in range(8)},
     "up": {f"w{i}": P("fsdp", "tensor") for i in range(4)},

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
 from fimlens import __version__
 from fimlens.cli.ablate import ablate
@@ -20,9 +21,15 @@ from fimlens.cli.recommend import recommend
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
+class Command(TyperCommand):
+    """A command whose functions get the context that typer names, and not the one of the library below it."""
+
+    context_class = typer.Context
+
+
 # In the order of the help page.
 for command in (lens, recommend, derive, memory, ablate, pretrain, finetune, prove, compare, cost):
-    app.command()(command)
+    app.command(cls=Command)(command)
 
 
 @app.callback(invoke_without_command=True)

@@ -5,7 +5,7 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,20 @@ def _refusal(command: str, error: BaseException) -> str:
     for name in (command, "pretrain", "finetune"):  # `compare` trains by the plans and the loop of the other two
         message = message.removeprefix(f"{name}: ")
     return f"fimlens {command}: {message}{_user_line(error)}"
+
+
+def refuse_unread(context: typer.Context, what: str, read_with: Mapping[str, Sequence[str]]) -> None:
+    """Refuse options that were given and that nothing reads: a run without them is not the one that was meant.
+
+    Args:
+        context: what the command line gave.
+        what: what the command works on, which is one of several.
+        read_with: for parameters of the command, what each is read with; those not in it are always read.
+    """
+    for parameter in context.command.params:
+        readers = read_with.get(parameter.name, (what,))
+        if what not in readers and context.get_parameter_source(parameter.name).name == "COMMANDLINE":
+            raise ValueError(f"{parameter.opts[0]} is read with {' or '.join(readers)} alone, not with {what}. Leave it out.")
 
 
 def require_writable(option: str, path: Path | None) -> None:

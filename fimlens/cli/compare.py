@@ -7,12 +7,20 @@ from typing import Annotated
 import typer
 
 from fimlens.cli import training
-from fimlens.cli.arguments import errors, refusing
+from fimlens.cli.arguments import errors, refuse_unread, refusing
 from fimlens.costs.devices import DEVICES, MEASURED_UTILISATION
 from fimlens.costs.memory import require_known
 
+TASK, PRETRAINING, DRY = "--task", "a pre-training", "--dry-run"
+READ_WITH = {
+    **dict.fromkeys(["held_out", "texts", "label", "dataset", "head_only", "epochs", "warmup"], (TASK,)),
+    **dict.fromkeys(["steps", "lengths", "dry", "text_path", "shards"], (PRETRAINING,)),
+}
+OF_A_DRY_RUN = dict.fromkeys(["hardware", "devices", "utilisation"], (DRY,))
+
 
 def compare(
+    context: typer.Context,
     more: Annotated[list[str] | None, typer.Argument(metavar="[OPTIMIZERS]...", help="More names.", show_default=False)] = None,
     optimizers: Annotated[
         list[str] | None,
@@ -85,6 +93,7 @@ def compare(
         if task is not None:
             from fimlens.finetune.examples import HUB
             from fimlens.finetune.plan import prepare
+            from fimlens.finetune.task import GLUE
     except ModuleNotFoundError as error:
         extra = "train" if task is None else "finetune"
         errors.print(f"fimlens compare: {error}. It needs pip install 'fimlens[{extra}]'.", style="red", markup=False)
@@ -92,16 +101,14 @@ def compare(
     with refusing("compare", FloatingPointError, RuntimeError):
         if text_path is not None and shards is not None:
             raise ValueError("give only one of --text and --shards.")
-        if task is not None and (text_path is not None or shards is not None):
-            raise ValueError("--text and --shards are for pre-trainings. Leave them out with --task.")
+        refuse_unread(context, PRETRAINING if task is None else TASK, READ_WITH)
+        refuse_unread(context, DRY if dry else "a training", OF_A_DRY_RUN)
         sizes = {"batch": batch, "length": length, "accumulate": accumulate}
         sizes |= {"clip": clip, "dtype": dtype, "state_dtype": state_dtype}
         if task is None:
             base, examples = Plan(model, steps=steps, **sizes), None
-        elif dry or lengths is not None:
-            raise ValueError("--lengths and --dry-run are for pre-trainings. Leave them out with --task.")
         else:
-            reading = training.reading(dataset or HUB, held_out, texts, label)
+            reading = training.reading(context, task, GLUE, dataset or HUB, held_out, texts, label)
             further = {"head_only": head_only, "warmup": warmup, "scan": True}
             base, examples = prepare(model, task, epochs=epochs, reading=reading, **sizes, **further)
         names = [*(optimizers or []), *(more or [])] or ["adam", "racs", "alice"]

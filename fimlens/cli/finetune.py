@@ -11,6 +11,7 @@ from fimlens.cli.arguments import console, errors, refusing
 
 
 def finetune(
+    context: typer.Context,
     model: Annotated[
         str, typer.Option(help="A directory with BERT, RoBERTa or a LLaMA-family model, as Hugging Face keeps it.")
     ],
@@ -57,14 +58,16 @@ def finetune(
         from fimlens.cli import running
         from fimlens.finetune.examples import HUB
         from fimlens.finetune.plan import prepare
+        from fimlens.finetune.task import GLUE
     except ModuleNotFoundError as error:
         errors.print(f"fimlens finetune: {error}. It needs pip install 'fimlens[finetune]'.", style="red", markup=False)
         raise typer.Exit(2) from error
     with refusing("finetune", FloatingPointError, RuntimeError):
         training.join_hosts(distributed, coordinator, hosts, host)
         optimizer, options = training.optimizer_of(optimizer, option)
+        reading = training.reading(context, task, GLUE, dataset or HUB, held_out, texts, label)
         plan, examples = prepare(
-            model, task, epochs=epochs, reading=training.reading(dataset or HUB, held_out, texts, label),
+            model, task, epochs=epochs, reading=reading,
             optimizer=optimizer, rate=rate, batch=batch, length=length, options=options, accumulate=accumulate, clip=clip,
             seed=seed, dtype=dtype, state_dtype=state_dtype, scan=scan, remat=remat, on_nonfinite=on_nonfinite,
             monitor=monitor, head_only=head_only, warmup=warmup, tokenizer=tokenizer,

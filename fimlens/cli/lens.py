@@ -15,7 +15,16 @@ import jaxlib
 import typer
 
 from fimlens import __version__
-from fimlens.cli.arguments import console, errors, long_progress, named_dtype, parse_structures, refusing, require_writable
+from fimlens.cli.arguments import (
+    console,
+    errors,
+    long_progress,
+    named_dtype,
+    parse_structures,
+    refuse_unread,
+    refusing,
+    require_writable,
+)
 from fimlens.cli.lens_estimates import estimate_gradients
 from fimlens.cli.lens_fishers import FISHERS, builtin_fishers, user_fishers
 from fimlens.cli.lens_tables import LEGEND, print_tables
@@ -33,10 +42,21 @@ DEFAULT_MATRICES = ["layers/0/attention/query", "layers/1/attention/value", "lay
 
 # Up to this many entries, compilation takes far longer than all else: the code is then compiled without optimisation.
 TINY = 64
+BUILT_IN = "the built-in model"
+READ_WITH = {
+    "steps": (BUILT_IN,),
+    "text_path": (BUILT_IN, "--model"),
+    "samples": (BUILT_IN, "--loss", "--model"),
+    **dict.fromkeys(["fisher", "solve_up_to", "dtype"], (BUILT_IN, "--loss")),
+    **dict.fromkeys(["params", "batches"], ("--loss",)),
+    "length": ("--model",),
+    **dict.fromkeys(["folds", "skip_nonfinite"], ("--model", "--gradients")),
+}
 AT_ONCE = 3  # matrices: more gain nothing, as Python traces one at a time, and each holds its arrays
 
 
 def lens(
+    context: typer.Context,
     structures: Annotated[
         str | None, typer.Option(help="Names such as adam,soap; module:attribute for your own. Default: all named ones.")
     ] = None,
@@ -98,8 +118,11 @@ def lens(
         if fisher not in FISHERS:
             raise ValueError(f"--fisher: one of {', '.join(FISHERS)}; got {fisher!r}")
         # Everything that can be refused is refused before minutes of work.
-        if sum(given is not None for given in (loss, model, gradients)) > 1:
+        sources = {"--loss": loss, "--model": model, "--gradients": gradients}
+        given = [name for name, source in sources.items() if source is not None]
+        if len(given) > 1:
             raise ValueError("give one of --loss, --model and --gradients: each says where gradients come from.")
+        refuse_unread(context, *given or [BUILT_IN], READ_WITH)
         out.mkdir(parents=True, exist_ok=True)
         figures = {out / "lens.png": error_against_memory, out / "divergences.png": error_in_each_divergence}
         for option, path in (*(("--out", path) for path in (*figures, out / "lens.json")), ("--json", json_file)):

@@ -7,10 +7,13 @@ import jax
 import typer
 
 from fimlens.cli import training
-from fimlens.cli.arguments import console, errors, refusing
+from fimlens.cli.arguments import console, errors, refuse_unread, refusing
+
+OF_A_DATASET = dict.fromkeys(["dataset_config", "split", "column", "end_token", "held_out", "tokens"], ("--dataset",))
 
 
 def pretrain(
+    context: typer.Context,
     model: Annotated[
         str, typer.Option(help="One of cpu-1m, cpu-5m, llama-60m, llama-130m, llama-350m, llama-1b and llama-7b.")
     ] = "cpu-1m",
@@ -83,6 +86,8 @@ def pretrain(
         )  # fmt: skip
         if sum(given is not None for given in (text_path, shards, dataset)) > 1:
             raise ValueError("give only one of --text, --shards and --dataset.")
+        if dataset is None:
+            refuse_unread(context, "text" if shards is None else "--shards", OF_A_DATASET)
         if (dataset is None) != (tokenizer is None):
             raise ValueError("give --dataset and --tokenizer, such as t5-base, together.")
         if dataset is not None:

@@ -95,4 +95,7 @@ def _sizes_of(mesh: str | None) -> dict[str, int] | None:
     pairs = [part.partition("=") for part in mesh.split(",")]
     if not all(size.strip().isdigit() for _, _, size in pairs):
         raise ValueError(f"--mesh: expected sizes such as data=2,fsdp=4; got {mesh!r}.")
-    return {name.strip(): int(size) for name, _, size in pairs}
+    sizes = {name.strip(): int(size) for name, _, size in pairs}
+    if len(sizes) < len(pairs):
+        raise ValueError(f"--mesh: expected one size for each axis; got {mesh!r}.")
+    return sizes

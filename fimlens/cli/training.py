@@ -1,11 +1,13 @@
 """What the commands that train share: their options, and how these are read."""
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 import typer
 
+from fimlens.cli.arguments import refuse_unread
 from fimlens.optimizers.mixture import read_texts
 
 Optimizer = Annotated[
@@ -43,6 +45,9 @@ Epochs = Annotated[float, typer.Option(help="Passes over the examples.")]
 Warmup = Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")]
 Out = Annotated[Path, typer.Option(file_okay=False, help="Directory of plan, metrics and checkpoints; a run in it continues.")]
 
+OF_GLUE, OF_FILES = "a task of GLUE", "a file"
+READ_WITH = {"dataset": (OF_GLUE,), **dict.fromkeys(["held_out", "texts", "label"], (OF_FILES,))}
+
 
 def join_hosts(distributed: bool, coordinator: str | None, hosts: int | None, host: int | None) -> None:
     """Join the other hosts of a training, before anything asks JAX for its devices."""
@@ -52,8 +57,11 @@ def join_hosts(distributed: bool, coordinator: str | None, hosts: int | None, ho
         jax.distributed.initialize(coordinator, hosts, host)
 
 
-def reading(source: str, held_out: Path | None, texts: str, label: str) -> dict[str, Any]:
-    """Return how a task is read, as arguments of `fimlens.finetune.examples.read_task`."""
+def reading(
+    context: typer.Context, task: str, known: Container[str], source: str, held_out: Path | None, texts: str, label: str
+) -> dict[str, Any]:
+    """Return how a task is read, as arguments of `fimlens.finetune.examples.read_task`; `known` are the names of tasks."""
+    refuse_unread(context, OF_GLUE if task in known else OF_FILES, READ_WITH)
     return {"source": source, "held_out": held_out, "texts": [column.strip() for column in texts.split(",")], "label": label}
 
 

@@ -164,10 +164,11 @@ def prepare(model: str, task: str, *, epochs: float, reading: Mapping[str, Any],
     """
     if not 0 < epochs < math.inf:
         raise ValueError(f"finetune: epochs is a positive number; got {epochs}.")
-    plan = Finetuning(model, **fields)  # a wrong number is refused before the task is read
+    plan = Finetuning(model, **fields)
+    source = plan.source  # so that a wrong number and a wrong model are refused before the task is read
     given, train, held_out = read_task(task, **reading)
     plan = replace(plan, task=given, steps=math.ceil(epochs * len(train.texts) / plan.batch))
-    examples = encode(plan.source, given, train, held_out, plan.length)
+    examples = encode(source, given, train, held_out, plan.length)
     return plan, states_of(plan, examples) if plan.head_only else examples
 
 
