@@ -41,6 +41,7 @@ from step_cost import OPTIMIZERS, Stepper, matrices
 
 import fimlens as fl
 from fimlens.experiments.comparison import make_entry, plan_for
+from fimlens.experiments.records import add_records, known_records
 from fimlens.pretrain.data import read_files
 from fimlens.pretrain.plan import Plan
 from fimlens.pretrain.step import TrainState, make_update
@@ -69,8 +70,8 @@ class Run:
     def __init__(self, given: argparse.Namespace) -> None:
         self.small, self.out, self.end = given.small, given.out, time.monotonic() + given.seconds
         self.where = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "small": self.small}
-        lines = self.out.read_text().splitlines() if self.out.exists() else []
-        self.done = {(r["section"], r["name"]): r for r in map(json.loads, lines) if self.where.items() <= r.items()}
+        mine = (record for record in known_records(self.out) if self.where.items() <= record.items())
+        self.done = {(record["section"], record["name"]): record for record in mine}
 
     @property
     def left(self) -> float:
@@ -88,8 +89,7 @@ class Run:
         took = round(time.monotonic() - start, 1)
         row = {"section": section, "name": name, **found, "took": took, **self.where}
         self.done[section, name] = row
-        with self.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        add_records(self.out, row)
         print(json.dumps(row), flush=True)
 
     def speed(self, needs: int, seconds: float) -> dict:

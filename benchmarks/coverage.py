@@ -19,7 +19,6 @@ as it comes, with these columns for each structure; a second run continues the f
 """
 
 import argparse
-import json
 import math
 import time
 from functools import partial
@@ -36,6 +35,7 @@ from scipy.stats import t as student
 
 import fimlens as fl
 from fimlens.divergence import excess
+from fimlens.experiments.records import add_records, known_records
 from fimlens.lens.estimate import folds_of
 from fimlens.lens.estimates import HEAVY
 from fimlens.lens.held_out import HeldOut
@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--divergences", nargs="*", default=list(DIVERGENCES), choices=list(DIVERGENCES))
     parser.add_argument("--json", type=Path, default=FILE)
     options = parser.parse_args()
-    lines = [json.loads(line) for line in options.json.read_text().splitlines()] if options.json.exists() else []
+    lines = known_records(options.json)
     structures = {name: STRUCTURES[name] for name in dict.fromkeys([REFERENCE, *options.structures])}
     for n in options.sizes:
         for N in options.samples:
@@ -251,8 +251,7 @@ def main() -> None:
                 found = measure(kind, n, N, options.repetitions, structures, divergences)
                 new = [about | {"divergence": name, "rows": rows} for name, rows in found.items()]
                 lines += new
-                with options.json.open("a") as file:
-                    file.writelines(json.dumps(line) + "\n" for line in new)
+                add_records(options.json, *new)
                 print(f"{kind}, {n} x {n}, {N} samples: {time.perf_counter() - start:.0f} s", flush=True)
     show(lines)
 

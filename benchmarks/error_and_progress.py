@@ -27,7 +27,6 @@ Each structure, matrix and stage is one JSON line, and so are the errors of a ma
 
 import argparse
 import itertools
-import json
 import time
 from collections.abc import Sequence
 from functools import cache, partial
@@ -45,6 +44,7 @@ from scipy.stats import rankdata
 
 import fimlens as fl
 from fimlens._validate import as_json, path_name, read_number
+from fimlens.experiments.records import add_records, known_records
 from fimlens.language_model import llama, text
 from fimlens.lens.estimate import estimate_each, folds_of
 from fimlens.lens.nearness import DIVERGENCES
@@ -167,7 +167,7 @@ def measure_errors(stage: str, layer: str) -> dict[str, Any]:
 
 def measure(path: Path, layers: Sequence[str], minutes: float, console: Console) -> None:
     """Measure what the file does not have, until the time is up."""
-    start, done = time.monotonic(), {(x["stage"], x["layer"], x["structure"]) for x in read(path)}
+    start, done = time.monotonic(), {(x["stage"], x["layer"], x["structure"]) for x in known_records(path)}
     for layer, structure, stage in itertools.product(layers, (None, *STRUCTURES), STAGES):
         if (stage, layer, structure) in done:
             continue
@@ -178,13 +178,7 @@ def measure(path: Path, layers: Sequence[str], minutes: float, console: Console)
         found = measure_losses(stage, layer, structure) if structure else measure_errors(stage, layer)
         line = {"stage": stage, "layer": layer, "structure": structure, **found}
         line |= {"seconds": round(time.monotonic() - begun, 1), "device": jax.devices()[0].device_kind}
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of the file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        add_records(path, line)
 
 
 def losses_of(line: dict[str, Any], which: str) -> Float[np.ndarray, "rates orders"]:
@@ -266,7 +260,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(width=200)
     measure(options.json, options.layers, options.minutes, console)
-    report(read(options.json), console)
+    report(known_records(options.json), console)
 
 
 if __name__ == "__main__":

@@ -14,16 +14,16 @@ A matrix at a step is one JSON line, written when it ends: a second run continue
 
 import argparse
 import itertools
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 from finetune import prepared
-from through_training import FOLDS, SAMPLES, STRUCTURES, read
+from through_training import FOLDS, SAMPLES, STRUCTURES
 
 import fimlens as fl
+from fimlens.experiments.records import add_records, known_records
 from fimlens.finetune import run
 from fimlens.lens.estimate_figure import errors_over_steps
 from fimlens.lens.estimates import Estimates
@@ -37,7 +37,7 @@ MATRICES = tuple(f"layers/2/{name}/weight" for name in ("attention/query", "atte
 
 def measure(path: Path, out: Path, minutes: float, every: int) -> None:
     """Measure what the file does not have, until the time is up."""
-    start, done = time.monotonic(), {(line["step"], line["matrix"]) for line in read(path)}
+    start, done = time.monotonic(), {(line["step"], line["matrix"]) for line in known_records(path)}
     base, examples = prepared(2000, 2, out)
     plan = replace(base, optimizer="adamw", rate=1e-4, steps=every * (POINTS - 1))
     rows = jax.tree.map(lambda leaf: leaf[:SAMPLES], examples.train)  # the texts are shuffled
@@ -54,8 +54,7 @@ def measure(path: Path, out: Path, minutes: float, every: int) -> None:
         fisher = fl.empirical_fisher(apart.loss, weights, [rows], matrices=[matrix])[matrix]
         estimates = fl.estimate(STRUCTURES, fisher, folds=FOLDS).to_json()
         line = {"step": step, "matrix": matrix, "estimates": estimates, "seconds": round(time.monotonic() - begun, 1)}
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        add_records(path, line)
 
 
 def main() -> None:
@@ -68,7 +67,7 @@ def main() -> None:
     given = parser.parse_args()
     measure(given.json, given.out, given.minutes, given.every)
     found: dict[str, dict[int, Estimates]] = {}
-    for line in read(given.json):
+    for line in known_records(given.json):
         found.setdefault(line["matrix"], {})[line["step"]] = Estimates.from_json(line["estimates"], STRUCTURES)
     if found:
         errors_over_steps(found).savefig(given.figure, dpi=150)

@@ -18,7 +18,6 @@ Each line of the file is one optimizer, dtype and kind. A second run continues t
 
 import argparse
 import inspect
-import json
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from fimlens.experiments.records import add_records, known_records
 from fimlens.optimizers import OPTIMIZERS
 
 BURST, RECOVERY = 15, 21
@@ -215,16 +215,13 @@ def main(
     parser.add_argument("--kind", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--json", type=Path, help="a file of JSON lines to continue")
     options = parser.parse_args()
-    lines = (
-        [json.loads(line) for line in options.json.read_text().splitlines()] if options.json and options.json.exists() else []
-    )
+    lines = known_records(options.json) if options.json else []
     done = {(line["optimizer"], line["dtype"], line["kind"]) for line in lines}
     found = fuzz(options.names, options.dtype, options.kind, options.sequences, done, program_of)
     for line in track(found, "fuzz", total=len(options.names) * len(options.dtype) * len(options.kind) - len(done)):
         lines.append(line)
         if options.json:
-            with options.json.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            add_records(options.json, line)
     Console(width=200).print(table(lines))
 
 

@@ -20,7 +20,6 @@ held-out loss on 128 windows, in nats per byte: the mean over seeds, and the dif
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fimlens as fl
+from fimlens.experiments.records import add_records, known_records
 from fimlens.experiments.tuning import best_power, tuned
 from fimlens.language_model import llama
 from fimlens.lens.estimate import estimate_each, folds_of
@@ -95,7 +95,7 @@ class Record:
 
     def __init__(self, path: Path, minutes: float) -> None:
         self.path, self.end = path, time.monotonic() + 60 * minutes
-        self.lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        self.lines = known_records(path)
 
     def get(self, make: Any, **about: Any) -> Any:
         """Return the "found" of the line about this, which is made and written if it is new.
@@ -111,8 +111,7 @@ class Record:
         begun = time.monotonic()
         line = about | {"found": make(), "device": jax.devices()[0].device_kind}
         line["seconds"] = round(time.monotonic() - begun, 1)
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        add_records(self.path, line)
         self.lines.append(line)
         return line["found"]
 

@@ -13,7 +13,6 @@ Each line of the file is one run. A second call continues the file; with a budge
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -27,6 +26,7 @@ from rich.table import Table
 
 import fimlens as fl
 from fimlens import plotting
+from fimlens.experiments.records import add_records, known_records
 from fimlens.experiments.trial import train_and_evaluate
 from fimlens.language_model import llama
 
@@ -74,9 +74,8 @@ def planned(runs: Runs, seeds: int) -> Iterable[tuple[Run, int]]:
 
 def read(path: Path, steps: int) -> Runs:
     """Return the losses of the runs of this length in the file."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     runs: Runs = {}
-    for run in (line for line in lines if line["steps"] == steps):
+    for run in (line for line in known_records(path) if line["steps"] == steps):
         runs.setdefault((run["optimizer"], run["multipliers"], run["width"], run["rate"]), []).append(run["loss"])
     return runs
 
@@ -124,8 +123,7 @@ def main() -> None:
         loss = train_and_evaluate(make, rate, steps=options.steps, seed=seed, config=config(width))
         runs.setdefault(run, []).append(loss)
         line = {"optimizer": name, "multipliers": multiplied, "width": width, "rate": rate, "seed": seed}
-        with options.json.open("a") as file:
-            file.write(json.dumps(line | {"steps": options.steps, "loss": loss}) + "\n")
+        add_records(options.json, line | {"steps": options.steps, "loss": loss})
     Console(width=160).print(table(runs))
     if options.figure:
         draw(runs, options.figure)

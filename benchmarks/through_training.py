@@ -14,7 +14,6 @@ A matrix at a checkpoint is one JSON line, written when it ends: a second run co
 
 import argparse
 import itertools
-import json
 import tempfile
 import time
 from functools import partial
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fimlens as fl
+from fimlens.experiments.records import add_records, known_records
 from fimlens.language_model import llama, load, text
 from fimlens.lens.estimate_figure import errors_over_steps
 from fimlens.lens.estimates import Estimates
@@ -45,7 +45,7 @@ SAMPLES, FOLDS = 128, 4
 
 def measure(path: Path, run: Path, minutes: float, console: Console) -> None:
     """Measure what the file does not have, until the time is up."""
-    start, done = time.monotonic(), {(line["step"], line["matrix"]) for line in read(path)}
+    start, done = time.monotonic(), {(line["step"], line["matrix"]) for line in known_records(path)}
     drawn = text.batches(text.read(text.split(text.standard_library())[0]), size=SAMPLES, length=PLAN.length + 1, seed=99)
     windows = jnp.asarray(next(drawn), jnp.int32)
     for step, matrix in itertools.product(CHECKPOINTS, MATRICES):
@@ -64,13 +64,7 @@ def measure(path: Path, run: Path, minutes: float, console: Console) -> None:
             for name, divergence in DIVERGENCES.items()
         }
         line = {"step": step, "matrix": matrix, "estimates": estimates, "seconds": round(time.monotonic() - begun, 1)}
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of the file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        add_records(path, line)
 
 
 def report(lines: list[dict[str, Any]], figure: Path, console: Console) -> None:
@@ -98,7 +92,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(width=160)
     measure(options.json, options.run, options.minutes, console)
-    report(read(options.json), options.figure, console)
+    report(known_records(options.json), options.figure, console)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ same in every arm. Each training is one JSON line, written when it ends, so that
 """
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -17,6 +16,7 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
+from fimlens.experiments.records import add_records, known_records
 from fimlens.experiments.trial import train_beside_adam
 from fimlens.experiments.tuning import best_power, tuned
 
@@ -25,8 +25,7 @@ Make = Callable[..., optax.GradientTransformation]
 
 def read(path: Path, steps: int) -> dict[tuple[str, int, int], float]:
     """Return the losses of the file by arm, power of two of the rate, and seed; those of another length are left out."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    own = [line for line in lines if line["steps"] == steps]
+    own = [line for line in known_records(path) if line["steps"] == steps]
     return {(line["arm"], line["power"], line["seed"]): math.inf if line["loss"] is None else line["loss"] for line in own}
 
 
@@ -60,8 +59,7 @@ def compare_arms(description: str, arms: dict[str, tuple[Make, float]], path: Pa
                 finite = done[key] if math.isfinite(done[key]) else None  # JSON knows no infinity
                 line = {"arm": name, "power": power, "rate": rate, "seed": seed, "steps": options.steps, "loss": finite}
                 line["device"] = jax.devices()[0].device_kind
-                with options.json.open("a") as file:
-                    file.write(json.dumps(line | {"seconds": round(seconds, 1)}) + "\n")
+                add_records(options.json, line | {"seconds": round(seconds, 1)})
             return done[key]
 
         losses = tuned(loss, options.tries, options.seeds)

@@ -5,7 +5,6 @@ appended to a file when the run ends, so that an interrupted ablation continues 
 """
 
 import inspect
-import json
 import math
 import os
 import statistics
@@ -17,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fimlens.experiments.records import add_records, read_records
 from fimlens.experiments.trial import ADAM_RATE, train_beside_adam
 from fimlens.optimizers import alice
 from fimlens.plotting import BASIS, SPECTRUM, legend_below, panels
@@ -106,9 +106,8 @@ class Results:
     def __init__(self, path: Path) -> None:
         """Read the results that are already in the file."""
         self.path, self.losses, self.broken = path, {}, 0
-        for line in path.read_bytes().splitlines() if path.exists() else []:
+        for record in read_records(path):
             try:
-                record = json.loads(line)
                 run = Run(tuple(sorted(record["options"].items())), record["rate"], record["seed"], record["steps"])
                 loss = math.inf if record["loss"] is None else float(record["loss"])
                 if math.isnan(loss):
@@ -121,10 +120,7 @@ class Results:
         """Store the loss of a run."""
         self.losses[run] = loss
         record = asdict(run) | {"options": dict(run.options), "loss": loss if math.isfinite(loss) else None}
-        # After a line that was cut short, begin a new one, so that this result is not lost with it.
-        start = "\n" if self.path.exists() and not self.path.read_bytes().endswith(b"\n") else ""
-        with self.path.open("a") as file:
-            file.write(f"{start}{json.dumps(record)}\n")
+        add_records(self.path, record)
 
 
 def list_runs(groups: Iterable[str], rates: Iterable[float], seeds: int, steps: int) -> list[Run]:
