@@ -157,8 +157,7 @@ def lens(
             if path is not None:
                 path.write_text(json.dumps(report, indent=2) + "\n")
     console.print(LEGEND, style="dim", markup=False, highlight=False)
-    for line in filter(None, conclude_in_sample(comparisons)):
-        console.print(line, markup=False, highlight=False)
+    console.print(*conclude_in_sample(comparisons), sep="\n", markup=False, highlight=False)
     console.print(f"Figures and numbers: {', '.join(map(str, figures))}, {out / 'lens.json'}", markup=False)
     for comparison in comparisons:
         if not comparison.rows:

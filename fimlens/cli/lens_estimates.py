@@ -109,7 +109,7 @@ def estimate_gradients(
         error_map(estimates).savefig(out / f"map-{stem}.png", dpi=150)
     console.print(LEGEND, style="dim", markup=False, highlight=False)
     for estimates in by_divergence.values():
-        console.print(" ".join(conclude(estimates)), markup=False, highlight=False)
+        console.print(*conclude(estimates), sep="\n", markup=False, highlight=False)
     console.print(f"Numbers and figures: {path} and *.png beside it.", markup=False, highlight=False)
     return about | {"fingerprints": marks, "matrices": done}
 

@@ -10,7 +10,7 @@ from fimlens._validate import require_some
 from fimlens.lens.compare import Comparison
 from fimlens.lens.estimates import Estimates
 from fimlens.lens.nearness import DIVERGENCES, divergence_name
-from fimlens.lens.row import EXACT
+from fimlens.lens.row import EXACT, Row
 from fimlens.structure import Claim
 
 SMALL = 2.0  # a structure is small if it keeps at most this many times m + n numbers
@@ -69,7 +69,7 @@ def conclude(estimates: Mapping[str, Estimates]) -> list[str]:
 
 
 def conclude_in_sample(comparisons: Sequence[Comparison]) -> list[str]:
-    """Return sentences about comparisons of several matrices: one line a divergence, and one about the claims.
+    """Return sentences about comparisons of several matrices: some in each divergence, and then those about the claims.
 
     What is F itself, such as `fl.Dense()`, is left aside.
 
@@ -77,7 +77,7 @@ def conclude_in_sample(comparisons: Sequence[Comparison]) -> list[str]:
         ValueError: there are no comparisons.
     """
     require_some("conclude_in_sample", comparisons, "comparisons")
-    lines = []
+    sentences = []
     for d in DIVERGENCES:
         judged = [
             InSample(
@@ -87,9 +87,8 @@ def conclude_in_sample(comparisons: Sequence[Comparison]) -> list[str]:
             )
             for comparison in comparisons
         ]
-        lines.append(" ".join([f"In {d}, nearest on the gradients of the fit: {_nearest(judged)}.", *_worths(judged)]))
-    losses = filter(None, (_loss(comparisons, claim) for claim in (Claim.ONE_STEP, Claim.BOUND)))
-    return [*lines, " ".join(losses)]
+        sentences += [f"In {d}, nearest on the gradients of the fit: {_nearest(judged)}.", *_worths(judged)]
+    return sentences + [_loss(comparisons, claim) for claim in (Claim.ONE_STEP, Claim.BOUND) if _fitted(comparisons, claim)]
 
 
 def _nearest(found: Iterable[Judged]) -> str:
@@ -136,12 +135,14 @@ def _worth(known: Sequence[Judged], first: str, second: str) -> str:
     )
 
 
+def _fitted(comparisons: Sequence[Comparison], claim: Claim) -> list[Row]:
+    """Return the fits of a claim that the solver was beside."""
+    return [row for comparison in comparisons for row in comparison.rows if row.claim == claim.name and row.ratio is not None]
+
+
 def _loss(comparisons: Sequence[Comparison], claim: Claim) -> str:
-    """Say how far the fits of a claim are from the optimum, where the solver ran."""
-    rows = [row for comparison in comparisons for row in comparison.rows if row.claim == claim.name and row.ratio is not None]
-    if not rows:
-        return ""
-    worst = max(rows, key=lambda row: row.ratio)
+    """Say how far the fits of a claim are from the optimum."""
+    worst = max(_fitted(comparisons, claim), key=lambda row: row.ratio)
     return f"A fit of the claim {claim.name} has up to {worst.ratio:.3g} times the least error of its family ({worst.name})."
 
 
