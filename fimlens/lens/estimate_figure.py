@@ -100,9 +100,9 @@ def errors_over_steps(estimates: Mapping[str, Mapping[int, Estimates]]) -> Figur
                 style = {"color": COLOURS[k % len(COLOURS)], "linestyle": STYLES[k % len(STYLES)], "marker": "o"}
                 bars = [errors - low, high - errors]
                 axes.errorbar(steps, errors, bars, markersize=3, elinewidth=0.8, label=literal(name), **style)
-        axes.set_xscale("log")
+        axes.set_xscale("function", functions=(np.sqrt, np.square))  # room for the first steps, and for steps equally far apart
+        axes.set_xlim(0, 1.05 * max(by_step))
         axes.set_xticks(sorted(by_step), map(str, sorted(by_step)), fontsize=8)
-        axes.minorticks_off()
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -END), min(high, END))
         axes.axhline(0, color="0.7", linewidth=0.6)
