@@ -22,7 +22,8 @@ from fimlens.divergence import Beta, Divergence
 from fimlens.lens.nearness import DIVERGENCES
 from fimlens.structure import Structure
 
-console, errors = Console(), Console(stderr=True)
+# Words such as "[G]" and paths such as "w[0]" are no markup, and numbers have no colours of their own.
+console, errors = (Console(stderr=stderr, markup=False, highlight=False) for stderr in (False, True))
 
 
 # Headings of columns of words, which are aligned to the left; numbers are aligned to the right.
@@ -82,7 +83,7 @@ def refusing(command: str, *others: type[Exception]) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError, SyntaxError, *others) as error:
-        errors.print(_refusal(command, error), style="red", markup=False)
+        errors.print(_refusal(command, error), style="red")
         raise typer.Exit(1 if isinstance(error, FloatingPointError) else 2) from error
 
 

@@ -96,7 +96,7 @@ def compare(
             from fimlens.finetune.task import GLUE
     except ModuleNotFoundError as error:
         extra = "train" if task is None else "finetune"
-        errors.print(f"fimlens compare: {error}. It needs pip install 'fimlens[{extra}]'.", style="red", markup=False)
+        errors.print(f"fimlens compare: {error}. It needs pip install 'fimlens[{extra}]'.", style="red")
         raise typer.Exit(2) from error
     with refusing("compare", FloatingPointError, RuntimeError):
         if text_path is not None and shards is not None:

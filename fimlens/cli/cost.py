@@ -106,15 +106,15 @@ def cost(
             numbers = [row._asdict() | {"speed_up": row.speed_up._asdict()} for row in rows]
             report = {"model": model, "hardware": hardware, "terms": terms._asdict(), "rows": numbers, "assumptions": assumed}
             json_file.write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"{title}, {tokens:.4g} tokens for Adam.", style="bold", markup=False, highlight=False)
+    console.print(f"{title}, {tokens:.4g} tokens for Adam.", style="bold")
     shown = table("optimizer", "speed-up", "GiB each", "needed", "devices", "hours", "dollars", "saving")
     for row in rows:
         shown.add_row(*_cells(row))
     console.print(shown)
-    console.print(LEGEND, style="dim", markup=False, highlight=False)
-    console.print(_conclusion(rows), markup=False, highlight=False)
+    console.print(LEGEND, style="dim")
+    console.print(_conclusion(rows))
     for what, why in assumed.items():
-        console.print(f"{what}: {why}.", markup=False, highlight=False)
+        console.print(f"{what}: {why}.")
 
 
 def _conclusion(rows: list[Row]) -> str:

@@ -60,7 +60,7 @@ def finetune(
         from fimlens.finetune.plan import prepare
         from fimlens.finetune.task import GLUE
     except ModuleNotFoundError as error:
-        errors.print(f"fimlens finetune: {error}. It needs pip install 'fimlens[finetune]'.", style="red", markup=False)
+        errors.print(f"fimlens finetune: {error}. It needs pip install 'fimlens[finetune]'.", style="red")
         raise typer.Exit(2) from error
     with refusing("finetune", FloatingPointError, RuntimeError):
         training.join_hosts(distributed, coordinator, hosts, host)
@@ -81,6 +81,5 @@ def finetune(
         scores = ", ".join(f"{name} {value:.4f}" for name, value in last.scores.items())
         console.print(
             f"On {len(examples.held_out.labels)} held-out rows after {last.step} steps: {scores}, loss {last.held_out:.4f}. "
-            f"Metrics and checkpoints: {out}",
-            markup=False,
+            f"Metrics and checkpoints: {out}"
         )

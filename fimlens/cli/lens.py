@@ -156,13 +156,13 @@ def lens(
         for path in (out / "lens.json", json_file):
             if path is not None:
                 path.write_text(json.dumps(report, indent=2) + "\n")
-    console.print(LEGEND, style="dim", markup=False, highlight=False)
+    console.print(LEGEND, style="dim")
     for line in filter(None, conclude_in_sample(comparisons)):
-        console.print(line, markup=False, highlight=False)
-    console.print(f"Figures and numbers: {', '.join(map(str, figures))}, {out / 'lens.json'}", markup=False)
+        console.print(line)
+    console.print(f"Figures and numbers: {', '.join(map(str, figures))}, {out / 'lens.json'}")
     for comparison in comparisons:
         if not comparison.rows:
-            errors.print(f"No structure suits {comparison.matrix}: nothing was judged.", style="red", markup=False)
+            errors.print(f"No structure suits {comparison.matrix}: nothing was judged.", style="red")
     if not all(row.ok for comparison in comparisons for row in comparison.rows):
         errors.print("A verdict failed: see NO above.", style="red")
     if not report["ok"]:
@@ -176,9 +176,7 @@ def _compare(
     total, sizes = len(chosen) * len(fishers), [math.prod(fisher.shape) for fisher in fishers.values()]
     errors.print(
         f"{len(chosen)} structures on {len(fishers)} matrices of up to {max(sizes):,} entries: {total} comparisons. Each takes "
-        "about two seconds on two cores, most of it in the compiler.",
-        markup=False,
-        highlight=False,
+        "about two seconds on two cores, most of it in the compiler."
     )
     stopped = threading.Event()
     with long_progress() as bar, _compiled_for(max(sizes)), ThreadPoolExecutor(AT_ONCE) as pool:
@@ -210,7 +208,7 @@ def _without_zeros(fishers: dict[str, Fisher]) -> dict[str, Fisher]:
     if not moving:
         raise ValueError(f"all gradients of {still} are zero. Train the model first, or give other batches.")
     if still:
-        errors.print(f"Left out, as all gradients are zero: {still}.", markup=False, highlight=False)
+        errors.print(f"Left out, as all gradients are zero: {still}.")
     return moving
 
 

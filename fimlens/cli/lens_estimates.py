@@ -72,9 +72,7 @@ def estimate_gradients(
     found: dict[str, dict[str, Estimates]] = {}
     errors.print(
         f"{len(structures)} structures on {len(chosen)} matrices, with {count} gradients in {folds} folds. Estimates are "
-        f"stored in {path} as they come: after an interruption the same command continues.",
-        markup=False,
-        highlight=False,
+        f"stored in {path} as they come: after an interruption the same command continues."
     )
     with long_progress() as bar:
         task = bar.add_task("structures", total=len(chosen) * len(structures))
@@ -107,10 +105,10 @@ def estimate_gradients(
         stem = d.lower().replace(" ", "-")
         errors_with_bars(estimates).savefig(out / f"estimates-{stem}.png", dpi=150)
         error_map(estimates).savefig(out / f"map-{stem}.png", dpi=150)
-    console.print(LEGEND, style="dim", markup=False, highlight=False)
+    console.print(LEGEND, style="dim")
     for estimates in by_divergence.values():
-        console.print(" ".join(conclude(estimates)), markup=False, highlight=False)
-    console.print(f"Numbers and figures: {path} and *.png beside it.", markup=False, highlight=False)
+        console.print(" ".join(conclude(estimates)))
+    console.print(f"Numbers and figures: {path} and *.png beside it.")
     return about | {"fingerprints": marks, "matrices": done}
 
 
@@ -139,7 +137,7 @@ def _print(matrix: str, parts: Mapping[str, Estimates], files: GradientFiles) ->
     first = next(iter(parts.values()))
     m, n = first.shape
     about = f"{first.samples} gradients in {first.folds} folds: {files.kind}, {files.normalisation}"
-    console.print(f"\n{matrix} ({m} x {n}). {about}.", style="bold", markup=False, highlight=False)
+    console.print(f"\n{matrix} ({m} x {n}). {about}.", style="bold")
     for name, found in parts.items():
         shown = table("structure", "kept", "error", "+-", "basis", "spectrum", "plug-in", title=f"in {name}")
         for structure in found.ranked():
@@ -148,10 +146,10 @@ def _print(matrix: str, parts: Mapping[str, Estimates], files: GradientFiles) ->
             shown.add_row(structure, f"{found.kept(structure):,}", *cells)
         console.print(shown)
     for name, reason in first.unsuited.items():
-        console.print(f"{name} was left out. {reason}", markup=False)
+        console.print(f"{name} was left out. {reason}")
     if not first.reliable:
         words = "so that errors in the Frobenius norm mean little here: take more gradients, or read the other tables"
-        console.print(f"{first.doubt}, {words}.", style="red", markup=False)
+        console.print(f"{first.doubt}, {words}.", style="red")
 
 
 def _number(x: float | None) -> str:

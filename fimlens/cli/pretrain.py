@@ -75,7 +75,7 @@ def pretrain(
             from fimlens.pretrain.tokens import stream_shards
     except ModuleNotFoundError as error:
         extras = "train" if dataset is None else "train,hub"
-        errors.print(f"fimlens pretrain: {error}. It needs pip install 'fimlens[{extras}]'.", style="red", markup=False)
+        errors.print(f"fimlens pretrain: {error}. It needs pip install 'fimlens[{extras}]'.", style="red")
         raise typer.Exit(2) from error
     with refusing("pretrain", FloatingPointError, RuntimeError):
         training.join_hosts(distributed, coordinator, hosts, host)
@@ -109,6 +109,5 @@ def pretrain(
     if jax.process_index() == 0:
         console.print(
             f"Held-out loss after {last.step} steps: {last.held_out:.4f} nats per token, perplexity "
-            f"{last.perplexity:.2f}. Metrics and checkpoints: {out}",
-            markup=False,
+            f"{last.perplexity:.2f}. Metrics and checkpoints: {out}"
         )
