@@ -87,6 +87,21 @@ def refusing(command: str, *others: type[Exception]) -> Iterator[None]:
         raise typer.Exit(1 if isinstance(error, FloatingPointError) else 2) from error
 
 
+@contextmanager
+def importing(command: str, extra: str) -> Iterator[None]:
+    """Import within a command what needs optional packages, so that the other commands work without them.
+
+    Args:
+        command: the name of the command, for the line that says which package is missing.
+        extra: the extra of fimlens that has these packages.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        errors.print(f"fimlens {command}: {error}. It needs pip install 'fimlens[{extra}]'.", style="red")
+        raise typer.Exit(2) from error
+
+
 def _refusal(command: str, error: BaseException) -> str:
     """Return an error's message with the command's name in front, once, and the place in the user's own code that raised it."""
     message = str(error)

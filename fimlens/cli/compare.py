@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fimlens.cli import training
-from fimlens.cli.arguments import errors, refuse_unread, refusing
+from fimlens.cli.arguments import importing, refuse_unread, refusing
 from fimlens.costs.devices import DEVICES, MEASURED_UTILISATION
 from fimlens.costs.memory import require_known
 
@@ -82,7 +82,7 @@ def compare(
     interruption. It writes table.md, compare.json and compare.png, and with --lengths the final losses against the length too,
     in lengths.png. An optimizer may have its own options, model and clipping: galore:model=llama-7b,rank=1024,clip=1.
     """
-    try:  # imported here, because Flax, Grain and Orbax are optional: the other commands work without them
+    with importing("compare", "train" if task is None else "finetune"):
         from fimlens.cli import comparing
         from fimlens.experiments import comparison
         from fimlens.experiments.dry_run import Machine
@@ -94,10 +94,6 @@ def compare(
             from fimlens.finetune.examples import HUB
             from fimlens.finetune.plan import prepare
             from fimlens.finetune.task import GLUE
-    except ModuleNotFoundError as error:
-        extra = "train" if task is None else "finetune"
-        errors.print(f"fimlens compare: {error}. It needs pip install 'fimlens[{extra}]'.", style="red")
-        raise typer.Exit(2) from error
     with refusing("compare", FloatingPointError, RuntimeError):
         if text_path is not None and shards is not None:
             raise ValueError("give only one of --text and --shards.")

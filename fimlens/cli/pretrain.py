@@ -7,7 +7,7 @@ import jax
 import typer
 
 from fimlens.cli import training
-from fimlens.cli.arguments import console, errors, refuse_unread, refusing
+from fimlens.cli.arguments import console, importing, refuse_unread, refusing
 
 OF_A_DATASET = dict.fromkeys(["dataset_config", "split", "column", "end_token", "held_out", "tokens"], ("--dataset",))
 
@@ -65,7 +65,7 @@ def pretrain(
 
     It first says how many parameters, tokens and bytes the training takes. The defaults take about two minutes on two cores.
     """
-    try:  # imported here, because Flax, Grain and Orbax are optional: the other commands work without them
+    with importing("pretrain", "train" if dataset is None else "train,hub"):
         from fimlens.cli import running
         from fimlens.pretrain import data
         from fimlens.pretrain.plan import Plan
@@ -73,10 +73,6 @@ def pretrain(
         if dataset is not None:
             from fimlens.pretrain import hub
             from fimlens.pretrain.tokens import stream_shards
-    except ModuleNotFoundError as error:
-        extras = "train" if dataset is None else "train,hub"
-        errors.print(f"fimlens pretrain: {error}. It needs pip install 'fimlens[{extras}]'.", style="red")
-        raise typer.Exit(2) from error
     with refusing("pretrain", FloatingPointError, RuntimeError):
         training.join_hosts(distributed, coordinator, hosts, host)
         optimizer, options = training.optimizer_of(optimizer, option)
