@@ -76,6 +76,11 @@ def write_atomically(path: Path, text: str) -> None:
     part.replace(path)  # a rename within a directory is atomic
 
 
+def differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+    """Say which entries of a run a stored one has otherwise, for the refusal to continue there; "" if none."""
+    return ", ".join(f"{name} {theirs.get(name)!r} there and {x!r} here" for name, x in mine.items() if theirs.get(name) != x)
+
+
 def finite(value: Any) -> Any:
     """Return the value, or None for a float that JSON cannot hold: infinite or NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

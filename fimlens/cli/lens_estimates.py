@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fimlens import __version__
-from fimlens._validate import names_like, write_atomically
+from fimlens._validate import differences, names_like, write_atomically
 from fimlens.cli.arguments import console, errors, long_progress, table
 from fimlens.fisher.stored_form import samples_of
 from fimlens.lens.conclusions import conclude
@@ -120,8 +120,8 @@ def _read_known(path: Path, about: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{path} is no JSON: {error}. Remove it, or name another directory by --out.") from error
     if not isinstance(known, dict):
         raise ValueError(f"{path} holds no estimates. Remove it, or name another directory by --out.")
-    if known and (other := [f"{key} {known.get(key)} there and {x} here" for key, x in about.items() if known.get(key) != x]):
-        raise ValueError(f"{path} is of another run: {', '.join(other)}. Remove it, or name another directory by --out.")
+    if known and (differing := differences(known, about)):
+        raise ValueError(f"{path} is of another run: {differing}. Remove it, or name another directory by --out.")
     return known
 
 
