@@ -37,16 +37,14 @@ def compare(
     lengths: Annotated[
         str | None, typer.Option(help="Numbers of steps, as in 150,300,600: a whole schedule for each, --steps among them.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 16,
-    length: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 128,
-    accumulate: Annotated[int, typer.Option(min=1, help="Compute the gradient of a batch in this many parts.")] = 1,
+    batch: training.Batch = 16,
+    length: training.Length = 128,
+    accumulate: training.Accumulate = 1,
     clip: Annotated[float | None, typer.Option(help="Bound on the global norm of the gradient, for every optimizer.")] = None,
-    dtype: Annotated[str, typer.Option(help="Data type of weights and activations: float32 or bfloat16.")] = "float32",
-    state_dtype: Annotated[str, typer.Option(help="Data type of the optimizers' states: float32 or bfloat16.")] = "float32",
-    text_path: Annotated[
-        list[Path] | None, typer.Option("--text", help="Text files or directories; by default Python's standard library.")
-    ] = None,
-    shards: Annotated[Path | None, typer.Option(help="Directory of token shards, instead of text.")] = None,
+    dtype: training.Dtype = "float32",
+    state_dtype: training.StateDtype = "float32",
+    text_path: training.TextPath = None,
+    shards: training.Shards = None,
     task: Annotated[
         str | None, typer.Option(help="Fine-tune --model for this task instead: a name of GLUE, or a file as in finetune.")
     ] = None,
