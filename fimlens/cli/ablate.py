@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fimlens._validate import finite
+from fimlens._validate import finite, require_known
 from fimlens.cli.arguments import console, errors, long_progress, refusing, require_writable, table
 from fimlens.experiments.ablation import (
     FULL,
@@ -103,9 +103,8 @@ def _print(found: Iterable[Arm]) -> None:
 def _groups(given: str) -> list[str]:
     """Read the names of tables, each once."""
     names = list(dict.fromkeys(name.strip() for name in given.split(",")))
-    unknown = [name for name in names if name not in GROUPS]
-    if unknown:
-        raise ValueError(f"--groups: there is no table {unknown[0]!r}. There are {', '.join(GROUPS)}.")
+    for name in names:
+        require_known("--groups", "table", name, GROUPS)
     return names
 
 

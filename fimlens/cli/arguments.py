@@ -189,7 +189,7 @@ def named_optimizers(option: str, names: list[str]) -> dict[str, Optimizer]:
     chosen: dict[str, Optimizer] = {}
     for name in names:
         if ":" not in name:
-            chosen |= optimizers_of([name])
+            chosen |= optimizers_of(option, [name])
             continue
         chosen[name] = attribute(option, name)
         if not callable(chosen[name]):

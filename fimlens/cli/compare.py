@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
+from fimlens._validate import require_known
 from fimlens.cli import training
 from fimlens.cli.arguments import importing, refuse_unread, refusing
 from fimlens.costs.devices import DEVICES, MEASURED_UTILISATION
-from fimlens.costs.memory import require_known
 
 TASK, PRETRAINING, DRY = "--task", "a pre-training", "--dry-run"
 READ_WITH = {
@@ -114,7 +114,7 @@ def compare(
         entries = make(base)  # a wrong name is refused before the text is read
         runs = {at: few + seeds - 1 for at, few in tries_at(base.steps, chosen, tries).items()}
         if dry:
-            require_known("hardware", hardware, DEVICES)
+            require_known("--hardware", "hardware", hardware, DEVICES)
             comparing.show_needs(entries, base, runs, Machine(hardware, DEVICES[hardware], devices, utilisation), out)
             return
         out = out or Path("compare-out")

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from fimlens._validate import require_known
 from fimlens.cli.arguments import console, named_dtype, named_optimizers, refusing, require_writable, table
 from fimlens.costs.devices import DEVICES
-from fimlens.costs.memory import GIB, require_known
+from fimlens.costs.memory import GIB
 from fimlens.costs.page import page
 from fimlens.costs.papers import RANKS
 from fimlens.costs.run import USABLE, Row, Terms, costs
@@ -78,7 +79,7 @@ def cost(
         words = [word for given in [*(optimizer or []), *(more or [])] for word in given.split(",")]
         chosen = named_optimizers("--optimizer", [word for word in words if "=" not in word] or COMPARED)
         measured = _speed_ups([*(speed_up or []), *(word for word in words if "=" in word)], list(chosen))
-        require_known("hardware", hardware, DEVICES)
+        require_known("--hardware", "hardware", hardware, DEVICES)
         device, shape = DEVICES[hardware], Batch(batch, sequence, micro_batch, rematerialise)
         terms = Terms(
             tokens=tokens,
@@ -139,7 +140,7 @@ def _speed_ups(words: list[str], names: list[str]) -> dict[str, SpeedUp]:
         name, _, ratio = word.partition("=")
         if name == "adam":
             raise ValueError("--speed-up: adam is what the others are compared with; its speed-up is 1.")
-        require_known("optimizer in the table, for --speed-up,", name, names)
+        require_known("--speed-up", "optimizer in the table", name, names)
         try:
             found[name] = SpeedUp(float(ratio), GIVEN)
         except ValueError as error:
