@@ -156,17 +156,22 @@ def lens(
         for path in (out / "lens.json", json_file):
             if path is not None:
                 path.write_text(json.dumps(report, indent=2) + "\n")
+    _conclude(comparisons, [*figures, out / "lens.json"])
+    if not report["ok"]:
+        raise typer.Exit(1)
+
+
+def _conclude(comparisons: list[Comparison], written: list[Path]) -> None:
+    """Say in words what the tables show, which files were written, and which verdicts failed."""
     console.print(LEGEND, style="dim")
     for line in filter(None, conclude_in_sample(comparisons)):
         console.print(line)
-    console.print(f"Figures and numbers: {', '.join(map(str, figures))}, {out / 'lens.json'}")
+    console.print(f"Figures and numbers: {', '.join(map(str, written))}")
     for comparison in comparisons:
         if not comparison.rows:
             errors.print(f"No structure suits {comparison.matrix}: nothing was judged.", style="red")
     if not all(row.ok for comparison in comparisons for row in comparison.rows):
         errors.print("A verdict failed: see NO above.", style="red")
-    if not report["ok"]:
-        raise typer.Exit(1)
 
 
 def _compare(

@@ -85,8 +85,7 @@ def estimate_gradients(
             bar.update(task, advance=len(structures) - len(missing))
             if missing:
                 fisher, kept = samples_of(f"lens: {name}", gradients, MAX_BYTES, skip_nonfinite)
-                units = kept if files.units is None else files.units[kept]
-                divided, key = folds_of(units, folds, jax.random.key(seed))
+                divided, key = folds_of(kept if files.units is None else files.units[kept], folds, jax.random.key(seed))
                 split = Split(fisher, divided)
                 trials = {d: Trial(split, sense, best_scale=False, shrink=False) for d, sense in DIVERGENCES.items()}
 
@@ -100,6 +99,13 @@ def estimate_gradients(
             found[name] = {d: Estimates.from_json(part, structures) for d, part in done[name].items()}
     for name, parts in found.items():
         _print(name, parts, files)
+    _conclude(found, out)
+    console.print(f"Numbers and figures: {path} and *.png beside it.")
+    return about | {"fingerprints": marks, "matrices": done}
+
+
+def _conclude(found: Mapping[str, Mapping[str, Estimates]], out: Path) -> None:
+    """Draw the figures of each divergence, and say in words what they show."""
     by_divergence = {d: {name: parts[d] for name, parts in found.items()} for d in DIVERGENCES}
     for d, estimates in by_divergence.items():
         stem = d.lower().replace(" ", "-")
@@ -108,8 +114,6 @@ def estimate_gradients(
     console.print(LEGEND, style="dim")
     for estimates in by_divergence.values():
         console.print(" ".join(conclude(estimates)))
-    console.print(f"Numbers and figures: {path} and *.png beside it.")
-    return about | {"fingerprints": marks, "matrices": done}
 
 
 def _read_known(path: Path, about: dict[str, Any]) -> dict[str, Any]:
