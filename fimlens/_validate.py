@@ -1,8 +1,9 @@
 """Checks of arguments that several rooms share, and small helpers for what is printed and saved."""
 
 import math
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Collection, Iterable, Mapping, Sized
 from dataclasses import fields
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from inspect import get_annotations
 from numbers import Integral
@@ -76,9 +77,31 @@ def write_atomically(path: Path, text: str) -> None:
     part.replace(path)  # a rename within a directory is atomic
 
 
+def differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+    """Say which entries of a run a stored one has otherwise, for the refusal to continue there; "" if none."""
+    return ", ".join(f"{name} {theirs.get(name)!r} there and {x!r} here" for name, x in mine.items() if theirs.get(name) != x)
+
+
 def finite(value: Any) -> Any:
     """Return the value, or None for a float that JSON cannot hold: infinite or NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def require_known(call: str, what: str, name: str, known: Collection[str]) -> None:
+    """Refuse a name that is not known, and suggest the nearest one.
+
+    Args:
+        call: the function, command or option, with which the message begins.
+        what: what it is a name of.
+        name: the name.
+        known: all names that there are.
+
+    Raises:
+        ValueError: the name is not known.
+    """
+    if name not in known:
+        nearest = "".join(f" Is it {near!r}?" for near in get_close_matches(name, known, 1))
+        raise ValueError(f"{call}: there is no {what} {name!r}.{nearest} There are {', '.join(known)}.")
 
 
 def require_number(call: str, name: str, value: Any, least: int, below: int | None = None, whole: bool = False) -> None:

@@ -269,8 +269,8 @@ def test_an_optimizer_of_ones_own(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--model", "lama-1b"], "there is no model 'lama-1b'. Is it 'llama-1b'?"),
-        (["--optimizer", "adma"], "there is no optimizer 'adma'. Is it 'adam'?"),
-        (["--hardware", "h1000"], "there is no hardware 'h1000'. Is it 'h100'?"),
+        (["--optimizer", "adma"], "--optimizer: there is no optimizer 'adma'. Is it 'adam'?"),
+        (["--hardware", "h1000"], "--hardware: there is no hardware 'h1000'. Is it 'h100'?"),
         (["--tokens", "0"], "tokens is a positive, finite number; got 0"),
         (["--tokens", "nan"], "tokens is a positive, finite number; got nan"),
         (["--price", "inf"], "price is a positive, finite number; got inf"),
@@ -278,9 +278,9 @@ def test_an_optimizer_of_ones_own(tmp_path, monkeypatch):
         (["--utilisation", "1.5"], "utilisation is a share of the peak, at most 1; got 1.5"),
         (["--speed-up", "alice=0"], "the speed-up of alice is a positive, finite number; got 0"),
         (["--speed-up", "alice"], "--speed-up: expected name=ratio"),
-        (["--speed-up", "soap=2"], "there is no optimizer in the table, for --speed-up, 'soap'"),
+        (["--speed-up", "soap=2"], "--speed-up: there is no optimizer in the table 'soap'"),
         (["--speed-up", "adam=2"], "--speed-up: adam is what the others are compared with"),
-        (["--rank", "4096"], "rank: 4096 is not from 1 to 2048, the shorter side of llama-1b's matrices"),
+        (["--rank", "4096"], "rank is from 1 to 2048, the shorter side of llama-1b's matrices; got 4096"),
         (
             [*SMALL, "--memory-gib", "1", "--devices", "3"],
             "the run does not fit: with adam it needs 4 devices of 0.9 GiB usable",

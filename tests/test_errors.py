@@ -13,6 +13,7 @@ import pytest
 import fimlens as fl
 from fimlens._validate import require_number
 from fimlens.costs.flops import step_flops
+from fimlens.costs.memory import account
 from fimlens.solver.fit import require_structure_and_fisher
 from fimlens.structures.trackers import require_tracker
 
@@ -82,6 +83,7 @@ REFUSED = [
     (lambda: fl.scale_by_structure(fl.Rows(), average="both"), "average is"),
     (lambda: fl.scale_by_structure(fl.Rows(), update_interval=0), "at least 1, or None"),
     (lambda: fl.scale_by_structure(fl.LowRank(fl.Diagonal(), 2)).init({"a": {"b": jnp.ones(3)}}), "parameter 'a/b'.*Route it"),
+    (lambda: account(W, ["adma"]), r"^account: there is no optimizer 'adma'\. Is it 'adam'\? There are sgd"),
     (lambda: fl.muon(0.1, beta=1.0), "muon: beta is a number, at least 0 and below 1; got 1.0"),
     (lambda: fl.muon(0.1, steps=-1), "muon: steps is a whole number, at least 1; got -1"),
     (lambda: fl.muon(0.1, coefficients="quintic"), "coefficients are 'jordan', 'polar-express', .*got 'quintic'"),

@@ -211,7 +211,7 @@ def test_a_task_of_glue_takes_no_file_to_hold_out(task_file):
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "task.csv").touch()
-    with pytest.raises(ValueError, match=r"the file \S*task.csv cannot be read .* Mend it"):
+    with pytest.raises(ValueError, match=r"^finetune: the file \S*task.csv cannot be read .* Mend it"):
         read_task(str(tmp_path / "task.csv"))
 
 

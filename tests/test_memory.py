@@ -110,7 +110,7 @@ def test_the_command(tmp_path, monkeypatch):
     for wrong, message in (
         (["--optimizer", "tiny_shapes:nothing"], "--optimizer: module 'tiny_shapes' has no attribute 'nothing'"),
         (["--model", "llama-2t"], "--model: there is no model"),
-        (["--optimizer", "adma"], "there is no optimizer 'adma'"),
+        (["--optimizer", "adma"], "--optimizer: there is no optimizer 'adma'"),
         (["--state-dtype", "float7"], "--state-dtype: 'float7'"),
         (["--model", "nothing:shapes"], "--model: No module"),
         (["--model", "math:pi"], "--model: math:pi is no tree of arrays: it has a float"),

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fimlens._validate import finite
+from fimlens._validate import finite, require_known
 from fimlens.cli.arguments import console, errors, long_progress, refusing, require_writable, table
 from fimlens.experiments.ablation import (
     FULL,
@@ -53,14 +53,12 @@ def ablate(
             out.mkdir(parents=True, exist_ok=True)
             results = Results(out / "runs.jsonl")
             if results.broken:
-                console.print(f"{out / 'runs.jsonl'}: {results.broken} lines cannot be read, and are ignored.", markup=False)
+                console.print(f"{out / 'runs.jsonl'}: {results.broken} lines cannot be read, and are ignored.")
             workers = workers or os.cpu_count() or 1
             main, full = list_runs(["main"], grid, seeds, steps), all_options(MAIN[FULL])
             console.print(
                 f"{len(main)} runs of {steps} steps for the main arms, {workers} at a time; then the other arms, at Alice's "
-                "best rate. The bar shows the time that is left, from the runs so far.",
-                markup=False,
-                highlight=False,
+                "best rate. The bar shows the time that is left, from the runs so far."
             )
             # Full Alice is always needed, because its best rate is the rate of all other tables.
             _train("main arms", [run for run in main if "main" in chosen or run.options == full], results, workers)
@@ -68,7 +66,7 @@ def ablate(
             _train("other arms", list_runs([g for g in chosen if g != "main"], [best], seeds, steps), results, workers)
     except BrokenExecutor as error:
         remedy = "It may have run out of memory: start again with fewer --workers. Finished runs are not repeated."
-        errors.print(f"fimlens ablate: a run was killed. {remedy}", style="red", markup=False)
+        errors.print(f"fimlens ablate: a run was killed. {remedy}", style="red")
         raise typer.Exit(1) from error
     found = arms(results, grid, seeds, steps, chosen)
     _print(found)
@@ -78,7 +76,7 @@ def ablate(
     for path in (out / "ablate.json", json_file):
         if path is not None:
             path.write_text(numbers)
-    console.print(f"Wrote ablate.png and ablate.json to {out}.", markup=False, highlight=False)
+    console.print(f"Wrote ablate.png and ablate.json to {out}.")
 
 
 def _train(what: str, runs: list[Run], results: Results, workers: int) -> None:
@@ -94,20 +92,19 @@ def _print(found: Iterable[Arm]) -> None:
     shown = table("table", "arm", "rate", "loss", "each seed")
     for arm in found:
         shown.add_row(arm.group, arm.name, f"{arm.rate:g}", f"{arm.mean:.4f}", " ".join(f"{x:.4f}" for x in arm.losses))
-    console.print("Held-out loss in nats per byte: the mean over seeds, and each seed.", style="bold", highlight=False)
+    console.print("Held-out loss in nats per byte: the mean over seeds, and each seed.", style="bold")
     console.print(shown)
     if any(arm.group == "main" for arm in found):
         order = " < ".join(sorted(PAPER, key=PAPER.__getitem__))
         has = "has" if same_order(list(found), PAPER) else "does not have"
-        console.print(f"The main table {has} the order of [G] at 130M parameters: {order}.", markup=False, highlight=False)
+        console.print(f"The main table {has} the order of [G] at 130M parameters: {order}.")
 
 
 def _groups(given: str) -> list[str]:
     """Read the names of tables, each once."""
     names = list(dict.fromkeys(name.strip() for name in given.split(",")))
-    unknown = [name for name in names if name not in GROUPS]
-    if unknown:
-        raise ValueError(f"--groups: there is no table {unknown[0]!r}. There are {', '.join(GROUPS)}.")
+    for name in names:
+        require_known("--groups", "table", name, GROUPS)
     return names
 
 

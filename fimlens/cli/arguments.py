@@ -22,7 +22,8 @@ from fimlens.divergence import Beta, Divergence
 from fimlens.lens.nearness import DIVERGENCES
 from fimlens.structure import Structure
 
-console, errors = Console(), Console(stderr=True)
+# Words such as "[G]" and paths such as "w[0]" are no markup, and numbers have no colours of their own.
+console, errors = (Console(stderr=stderr, markup=False, highlight=False) for stderr in (False, True))
 
 
 # Headings of columns of words, which are aligned to the left; numbers are aligned to the right.
@@ -82,8 +83,23 @@ def refusing(command: str, *others: type[Exception]) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError, SyntaxError, *others) as error:
-        errors.print(_refusal(command, error), style="red", markup=False)
+        errors.print(_refusal(command, error), style="red")
         raise typer.Exit(1 if isinstance(error, FloatingPointError) else 2) from error
+
+
+@contextmanager
+def importing(command: str, extra: str) -> Iterator[None]:
+    """Import within a command what needs optional packages, so that the other commands work without them.
+
+    Args:
+        command: the name of the command, for the line that says which package is missing.
+        extra: the extra of fimlens that has these packages.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        errors.print(f"fimlens {command}: {error}. It needs pip install 'fimlens[{extra}]'.", style="red")
+        raise typer.Exit(2) from error
 
 
 def _refusal(command: str, error: BaseException) -> str:
@@ -173,7 +189,7 @@ def named_optimizers(option: str, names: list[str]) -> dict[str, Optimizer]:
     chosen: dict[str, Optimizer] = {}
     for name in names:
         if ":" not in name:
-            chosen |= optimizers_of([name])
+            chosen |= optimizers_of(option, [name])
             continue
         chosen[name] = attribute(option, name)
         if not callable(chosen[name]):

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
+from fimlens._validate import require_known
 from fimlens.cli import training
-from fimlens.cli.arguments import errors, refuse_unread, refusing
+from fimlens.cli.arguments import importing, refuse_unread, refusing
 from fimlens.costs.devices import DEVICES, MEASURED_UTILISATION
-from fimlens.costs.memory import require_known
 
 TASK, PRETRAINING, DRY = "--task", "a pre-training", "--dry-run"
 READ_WITH = {
@@ -37,16 +37,14 @@ def compare(
     lengths: Annotated[
         str | None, typer.Option(help="Numbers of steps, as in 150,300,600: a whole schedule for each, --steps among them.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 16,
-    length: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 128,
-    accumulate: Annotated[int, typer.Option(min=1, help="Compute the gradient of a batch in this many parts.")] = 1,
+    batch: training.Batch = 16,
+    length: training.Length = 128,
+    accumulate: training.Accumulate = 1,
     clip: Annotated[float | None, typer.Option(help="Bound on the global norm of the gradient, for every optimizer.")] = None,
-    dtype: Annotated[str, typer.Option(help="Data type of weights and activations: float32 or bfloat16.")] = "float32",
-    state_dtype: Annotated[str, typer.Option(help="Data type of the optimizers' states: float32 or bfloat16.")] = "float32",
-    text_path: Annotated[
-        list[Path] | None, typer.Option("--text", help="Text files or directories; by default Python's standard library.")
-    ] = None,
-    shards: Annotated[Path | None, typer.Option(help="Directory of token shards, instead of text.")] = None,
+    dtype: training.Dtype = "float32",
+    state_dtype: training.StateDtype = "float32",
+    text_path: training.TextPath = None,
+    shards: training.Shards = None,
     task: Annotated[
         str | None, typer.Option(help="Fine-tune --model for this task instead: a name of GLUE, or a file as in finetune.")
     ] = None,
@@ -82,7 +80,7 @@ def compare(
     interruption. It writes table.md, compare.json and compare.png, and with --lengths the final losses against the length too,
     in lengths.png. An optimizer may have its own options, model and clipping: galore:model=llama-7b,rank=1024,clip=1.
     """
-    try:  # imported here, because Flax, Grain and Orbax are optional: the other commands work without them
+    with importing("compare", "train" if task is None else "finetune"):
         from fimlens.cli import comparing
         from fimlens.experiments import comparison
         from fimlens.experiments.dry_run import Machine
@@ -94,10 +92,6 @@ def compare(
             from fimlens.finetune.examples import HUB
             from fimlens.finetune.plan import prepare
             from fimlens.finetune.task import GLUE
-    except ModuleNotFoundError as error:
-        extra = "train" if task is None else "finetune"
-        errors.print(f"fimlens compare: {error}. It needs pip install 'fimlens[{extra}]'.", style="red", markup=False)
-        raise typer.Exit(2) from error
     with refusing("compare", FloatingPointError, RuntimeError):
         if text_path is not None and shards is not None:
             raise ValueError("give only one of --text and --shards.")
@@ -120,7 +114,7 @@ def compare(
         entries = make(base)  # a wrong name is refused before the text is read
         runs = {at: few + seeds - 1 for at, few in tries_at(base.steps, chosen, tries).items()}
         if dry:
-            require_known("hardware", hardware, DEVICES)
+            require_known("--hardware", "hardware", hardware, DEVICES)
             comparing.show_needs(entries, base, runs, Machine(hardware, DEVICES[hardware], devices, utilisation), out)
             return
         out = out or Path("compare-out")

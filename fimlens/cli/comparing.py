@@ -34,7 +34,7 @@ def show_needs(entries: list[Entry], base: Plan, runs: dict[int, int], machine: 
         out.mkdir(parents=True, exist_ok=True)
         (out / "dry-run.json").write_text(json.dumps(dry_run.as_json(needs, base, machine), indent=2) + "\n")
     _show([(dry_run.MEMORY_HEADINGS, dry_run.memory_cells(needs)), (dry_run.TIME_HEADINGS, dry_run.time_cells(needs))])
-    console.print(dry_run.conclude(needs, base, machine), highlight=False, markup=False)
+    console.print(dry_run.conclude(needs, base, machine))
 
 
 def train_all(
@@ -62,9 +62,7 @@ def train_all(
     """
     most, started, current = sum(runs.values()), dict[str, int](), ""
     every, steps = count * most, count * sum(at * each for at, each in runs.items())
-    errors.print(
-        f"{every} runs at most, of {steps:,} steps in all. Finished runs in {out} are read.", markup=False, highlight=False
-    )
+    errors.print(f"{every} runs at most, of {steps:,} steps in all. Finished runs in {out} are read.")
     with long_progress(transient=True) as bar:
         total = bar.add_task("", total=every)
 
@@ -119,7 +117,7 @@ def show_results(curves: list[Curve], base: Recipe, data: Data, out: Path) -> No
     report.plot(entries, results, rows, out / "compare.png")
     _show(tables)
     for line in [*words, f"Wrote table.md, compare.json and compare.png to {out}."]:
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
 
 
 def _tables_of_losses(rows: list[report.Row], base: Plan) -> list[Table]:

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from fimlens._validate import require_known
 from fimlens.cli.arguments import console, named_dtype, named_optimizers, refusing, require_writable, table
 from fimlens.costs.devices import DEVICES
-from fimlens.costs.memory import GIB, require_known
+from fimlens.costs.memory import GIB
 from fimlens.costs.page import page
 from fimlens.costs.papers import RANKS
 from fimlens.costs.run import USABLE, Row, Terms, costs
@@ -78,7 +79,7 @@ def cost(
         words = [word for given in [*(optimizer or []), *(more or [])] for word in given.split(",")]
         chosen = named_optimizers("--optimizer", [word for word in words if "=" not in word] or COMPARED)
         measured = _speed_ups([*(speed_up or []), *(word for word in words if "=" in word)], list(chosen))
-        require_known("hardware", hardware, DEVICES)
+        require_known("--hardware", "hardware", hardware, DEVICES)
         device, shape = DEVICES[hardware], Batch(batch, sequence, micro_batch, rematerialise)
         terms = Terms(
             tokens=tokens,
@@ -106,15 +107,15 @@ def cost(
             numbers = [row._asdict() | {"speed_up": row.speed_up._asdict()} for row in rows]
             report = {"model": model, "hardware": hardware, "terms": terms._asdict(), "rows": numbers, "assumptions": assumed}
             json_file.write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"{title}, {tokens:.4g} tokens for Adam.", style="bold", markup=False, highlight=False)
+    console.print(f"{title}, {tokens:.4g} tokens for Adam.", style="bold")
     shown = table("optimizer", "speed-up", "GiB each", "needed", "devices", "hours", "dollars", "saving")
     for row in rows:
         shown.add_row(*_cells(row))
     console.print(shown)
-    console.print(LEGEND, style="dim", markup=False, highlight=False)
-    console.print(_conclusion(rows), markup=False, highlight=False)
+    console.print(LEGEND, style="dim")
+    console.print(_conclusion(rows))
     for what, why in assumed.items():
-        console.print(f"{what}: {why}.", markup=False, highlight=False)
+        console.print(f"{what}: {why}.")
 
 
 def _conclusion(rows: list[Row]) -> str:
@@ -139,7 +140,7 @@ def _speed_ups(words: list[str], names: list[str]) -> dict[str, SpeedUp]:
         name, _, ratio = word.partition("=")
         if name == "adam":
             raise ValueError("--speed-up: adam is what the others are compared with; its speed-up is 1.")
-        require_known("optimizer in the table, for --speed-up,", name, names)
+        require_known("--speed-up", "optimizer in the table", name, names)
         try:
             found[name] = SpeedUp(float(ratio), GIVEN)
         except ValueError as error:

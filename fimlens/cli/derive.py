@@ -28,7 +28,7 @@ def derive(
         structures = parse_structures("derive", structure, STRUCTURES).values()
         found = [derived(H, rows, columns, divergence=sense) for H in structures]
     for each in found:
-        console.print(each.latex() if latex else str(each), markup=False, highlight=False, soft_wrap=True)
+        console.print(each.latex() if latex else str(each), soft_wrap=True)
     if not all(each.ok for each in found):
         errors.print("A fit was refused: see above.", style="red")
         raise typer.Exit(1)

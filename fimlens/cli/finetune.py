@@ -7,7 +7,7 @@ import jax
 import typer
 
 from fimlens.cli import training
-from fimlens.cli.arguments import console, errors, refusing
+from fimlens.cli.arguments import console, importing, refusing
 
 
 def finetune(
@@ -54,14 +54,11 @@ def finetune(
     The tasks of GLUE come from the hub. A file has a column of text, or two, and a column of labels: classes, or numbers with a
     fraction for a regression. After an interruption, the same command continues from the last checkpoint.
     """
-    try:  # imported here, because the extras are optional: the other commands work without them
+    with importing("finetune", "finetune"):
         from fimlens.cli import running
         from fimlens.finetune.examples import HUB
         from fimlens.finetune.plan import prepare
         from fimlens.finetune.task import GLUE
-    except ModuleNotFoundError as error:
-        errors.print(f"fimlens finetune: {error}. It needs pip install 'fimlens[finetune]'.", style="red", markup=False)
-        raise typer.Exit(2) from error
     with refusing("finetune", FloatingPointError, RuntimeError):
         training.join_hosts(distributed, coordinator, hosts, host)
         optimizer, options = training.optimizer_of(optimizer, option)
@@ -81,6 +78,5 @@ def finetune(
         scores = ", ".join(f"{name} {value:.4f}" for name, value in last.scores.items())
         console.print(
             f"On {len(examples.held_out.labels)} held-out rows after {last.step} steps: {scores}, loss {last.held_out:.4f}. "
-            f"Metrics and checkpoints: {out}",
-            markup=False,
+            f"Metrics and checkpoints: {out}"
         )

@@ -156,16 +156,21 @@ def lens(
         for path in (out / "lens.json", json_file):
             if path is not None:
                 path.write_text(json.dumps(report, indent=2) + "\n")
-    console.print(LEGEND, style="dim", markup=False, highlight=False)
-    console.print(*conclude_in_sample(comparisons), sep="\n", markup=False, highlight=False)
-    console.print(f"Figures and numbers: {', '.join(map(str, figures))}, {out / 'lens.json'}", markup=False)
-    for comparison in comparisons:
-        if not comparison.rows:
-            errors.print(f"No structure suits {comparison.matrix}: nothing was judged.", style="red", markup=False)
-    if not all(row.ok for comparison in comparisons for row in comparison.rows):
-        errors.print("A verdict failed: see NO above.", style="red")
+    _conclude(comparisons, [*figures, out / "lens.json"])
     if not report["ok"]:
         raise typer.Exit(1)
+
+
+def _conclude(comparisons: list[Comparison], written: list[Path]) -> None:
+    """Say in words what the tables show, which files were written, and which verdicts failed."""
+    console.print(LEGEND, style="dim")
+    console.print(*conclude_in_sample(comparisons), sep="\n")
+    console.print(f"Figures and numbers: {', '.join(map(str, written))}")
+    for comparison in comparisons:
+        if not comparison.rows:
+            errors.print(f"No structure suits {comparison.matrix}: nothing was judged.", style="red")
+    if not all(row.ok for comparison in comparisons for row in comparison.rows):
+        errors.print("A verdict failed: see NO above.", style="red")
 
 
 def _compare(
@@ -175,9 +180,7 @@ def _compare(
     total, sizes = len(chosen) * len(fishers), [math.prod(fisher.shape) for fisher in fishers.values()]
     errors.print(
         f"{len(chosen)} structures on {len(fishers)} matrices of up to {max(sizes):,} entries: {total} comparisons. Each takes "
-        "about two seconds on two cores, most of it in the compiler.",
-        markup=False,
-        highlight=False,
+        "about two seconds on two cores, most of it in the compiler."
     )
     stopped = threading.Event()
     with long_progress() as bar, _compiled_for(max(sizes)), ThreadPoolExecutor(AT_ONCE) as pool:
@@ -209,7 +212,7 @@ def _without_zeros(fishers: dict[str, Fisher]) -> dict[str, Fisher]:
     if not moving:
         raise ValueError(f"all gradients of {still} are zero. Train the model first, or give other batches.")
     if still:
-        errors.print(f"Left out, as all gradients are zero: {still}.", markup=False, highlight=False)
+        errors.print(f"Left out, as all gradients are zero: {still}.")
     return moving
 
 

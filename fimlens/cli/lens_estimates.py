@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fimlens import __version__
-from fimlens._validate import names_like, write_atomically
+from fimlens._validate import differences, names_like, write_atomically
 from fimlens.cli.arguments import console, errors, long_progress, table
 from fimlens.fisher.stored_form import samples_of
 from fimlens.lens.conclusions import conclude
@@ -72,9 +72,7 @@ def estimate_gradients(
     found: dict[str, dict[str, Estimates]] = {}
     errors.print(
         f"{len(structures)} structures on {len(chosen)} matrices, with {count} gradients in {folds} folds. Estimates are "
-        f"stored in {path} as they come: after an interruption the same command continues.",
-        markup=False,
-        highlight=False,
+        f"stored in {path} as they come: after an interruption the same command continues."
     )
     with long_progress() as bar:
         task = bar.add_task("structures", total=len(chosen) * len(structures))
@@ -87,8 +85,7 @@ def estimate_gradients(
             bar.update(task, advance=len(structures) - len(missing))
             if missing:
                 fisher, kept = samples_of(f"lens: {name}", gradients, MAX_BYTES, skip_nonfinite)
-                units = kept if files.units is None else files.units[kept]
-                divided, key = folds_of(units, folds, jax.random.key(seed))
+                divided, key = folds_of(kept if files.units is None else files.units[kept], folds, jax.random.key(seed))
                 split = Split(fisher, divided)
                 trials = {d: Trial(split, sense, best_scale=False, shrink=False) for d, sense in DIVERGENCES.items()}
 
@@ -102,16 +99,21 @@ def estimate_gradients(
             found[name] = {d: Estimates.from_json(part, structures) for d, part in done[name].items()}
     for name, parts in found.items():
         _print(name, parts, files)
+    _conclude(found, out)
+    console.print(f"Numbers and figures: {path} and *.png beside it.")
+    return about | {"fingerprints": marks, "matrices": done}
+
+
+def _conclude(found: Mapping[str, Mapping[str, Estimates]], out: Path) -> None:
+    """Draw the figures of each divergence, and say in words what they show."""
     by_divergence = {d: {name: parts[d] for name, parts in found.items()} for d in DIVERGENCES}
     for d, estimates in by_divergence.items():
         stem = d.lower().replace(" ", "-")
         errors_with_bars(estimates).savefig(out / f"estimates-{stem}.png", dpi=150)
         error_map(estimates).savefig(out / f"map-{stem}.png", dpi=150)
-    console.print(LEGEND, style="dim", markup=False, highlight=False)
+    console.print(LEGEND, style="dim")
     for estimates in by_divergence.values():
-        console.print(*conclude(estimates), sep="\n", markup=False, highlight=False)
-    console.print(f"Numbers and figures: {path} and *.png beside it.", markup=False, highlight=False)
-    return about | {"fingerprints": marks, "matrices": done}
+        console.print(*conclude(estimates), sep="\n")
 
 
 def _read_known(path: Path, about: dict[str, Any]) -> dict[str, Any]:
@@ -122,8 +124,8 @@ def _read_known(path: Path, about: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{path} is no JSON: {error}. Remove it, or name another directory by --out.") from error
     if not isinstance(known, dict):
         raise ValueError(f"{path} holds no estimates. Remove it, or name another directory by --out.")
-    if known and (other := [f"{key} {known.get(key)} there and {x} here" for key, x in about.items() if known.get(key) != x]):
-        raise ValueError(f"{path} is of another run: {', '.join(other)}. Remove it, or name another directory by --out.")
+    if known and (differing := differences(known, about)):
+        raise ValueError(f"{path} is of another run: {differing}. Remove it, or name another directory by --out.")
     return known
 
 
@@ -139,7 +141,7 @@ def _print(matrix: str, parts: Mapping[str, Estimates], files: GradientFiles) ->
     first = next(iter(parts.values()))
     m, n = first.shape
     about = f"{first.samples} gradients in {first.folds} folds: {files.kind}, {files.normalisation}"
-    console.print(f"\n{matrix} ({m} x {n}). {about}.", style="bold", markup=False, highlight=False)
+    console.print(f"\n{matrix} ({m} x {n}). {about}.", style="bold")
     for name, found in parts.items():
         shown = table("structure", "kept", "error", "+-", "basis", "spectrum", "plug-in", title=f"in {name}")
         for structure in found.ranked():
@@ -148,10 +150,10 @@ def _print(matrix: str, parts: Mapping[str, Estimates], files: GradientFiles) ->
             shown.add_row(structure, f"{found.kept(structure):,}", *cells)
         console.print(shown)
     for name, reason in first.unsuited.items():
-        console.print(f"{name} was left out. {reason}", markup=False)
+        console.print(f"{name} was left out. {reason}")
     if not first.reliable:
         words = "so that errors in the Frobenius norm mean little here: take more gradients, or read the other tables"
-        console.print(f"{first.doubt}, {words}.", style="red", markup=False)
+        console.print(f"{first.doubt}, {words}.", style="red")
 
 
 def _number(x: float | None) -> str:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from fimlens.cli.arguments import attribute, long_progress
+from fimlens.experiments.trial import train_on
 from fimlens.fisher.fisher import Fisher
 from fimlens.language_model import llama, text
 from fimlens.models.batches import count_examples, require_batches
@@ -30,25 +31,15 @@ def builtin_fishers(
     """Train the small language model behind a bar, and compute the Fishers of its matrices on newly drawn windows."""
     corpus = text.read(paths or text.standard_library())
     config = llama.Config()
-    loss = partial(llama.loss, config)
-    params = llama.init(config, jax.random.key(seed))
-    select_matrices("lens", params, patterns)  # refuses a wrong name before the training instead of after it
+    # Refuses a wrong name before the training instead of after it.
+    select_matrices("lens", llama.init(config, jax.random.key(seed)), patterns)
     tx = optax.adam(optax.cosine_decay_schedule(1e-2, max(steps, 1)))
-
-    @jax.jit
-    def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, Any]:
-        value, slope = jax.value_and_grad(loss)(params, batch)
-        updates, state = tx.update(slope, state)
-        return optax.apply_updates(params, updates), state, value
-
-    state, value = tx.init(params), jnp.nan
     windows = text.batches(corpus, size=16, length=WINDOW + 1, seed=seed)
     with long_progress() as bar:
         task = bar.add_task("training a language model of bytes", total=steps)
-        for _ in range(steps):
-            params, state, value = step(params, state, jnp.asarray(next(windows), jnp.int32))
-            bar.advance(task)
-        bar.update(task, description=f"language model of bytes: {float(value):.3f} nats a byte")
+        params, losses = train_on(windows, tx, steps=steps, seed=seed, config=config, callback=lambda: bar.advance(task))
+        if steps:
+            bar.update(task, description=f"language model of bytes: {losses[-1]:.3f} nats a byte")
     length = 9 if kind == "model-exact" else WINDOW + 1  # 8 predictions x 256 labels make 2048 gradients a window
     size = min(16, samples)
     fresh = text.batches(corpus, size=size, length=length, seed=seed + 1)
@@ -56,7 +47,7 @@ def builtin_fishers(
     batches = [jnp.asarray(next(fresh), jnp.int32) for _ in range(count)]
     if kind.startswith("model"):
         return _compute_fishers(kind, partial(llama.logits, config), params, [b[:, :-1] for b in batches], patterns, seed)
-    return _compute_fishers(kind, loss, params, batches, patterns, seed)
+    return _compute_fishers(kind, partial(llama.loss, config), params, batches, patterns, seed)
 
 
 def user_fishers(

@@ -36,7 +36,7 @@ its own basis and decay. It never fails a run."""
 def print_tables(comparison: Comparison, dtype: str) -> None:
     """Print the tables of structures, of divergences, of optimizers and of families, and every doubt."""
     m, n = comparison.shape
-    console.print(f"\n{comparison.matrix} ({m} x {n}). {comparison.fisher}.", style="bold", markup=False, highlight=False)
+    console.print(f"\n{comparison.matrix} ({m} x {n}). {comparison.fisher}.", style="bold")
     structures = table("structure", "kept", "error", "basis", "spectrum", "optimum", "ratio", "claim", "verified")
     structures.padding = 0  # nine columns
     optimizers = table("optimizer", "kept", dtype, "F~ off", "update", "free", "verified")
@@ -58,9 +58,9 @@ def print_tables(comparison: Comparison, dtype: str) -> None:
     _print_families(comparison)
     for row in comparison.rows:
         for doubt in row.doubts:
-            console.print(f"{row.name}: {doubt}.", markup=False)
+            console.print(f"{row.name}: {doubt}.")
     for name, reason in comparison.unsuited.items():
-        console.print(f"{name} was left out. {reason}", markup=False)
+        console.print(f"{name} was left out. {reason}")
 
 
 def _verified(row: Row, claim: str | None) -> str:

@@ -57,14 +57,14 @@ def memory(
             json_file.write_text(json.dumps(numbers, indent=2) + "\n")
     for name in models:
         title = f"{name}: weights in {weight_dtype}, state in {state_dtype}; GiB."
-        console.print(title, style="bold", markup=False, highlight=False)
+        console.print(title, style="bold")
         shown = table("optimizer", "head", "weights", *(f"+{part}" for part in SHOWN), "total", "formula", "paper")
         for row in rows[name]:
             shown.add_row(*_cells(row))
         console.print(shown)
-    console.print(LEGEND, style="dim", markup=False, highlight=False)
+    console.print(LEGEND, style="dim")
     for name in models:
-        console.print(_conclusion(name, rows[name]), markup=False, highlight=False)
+        console.print(_conclusion(name, rows[name]))
 
 
 def _conclusion(model: str, rows: list[Row]) -> str:

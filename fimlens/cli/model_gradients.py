@@ -38,7 +38,7 @@ def write_model_gradients(
     files = standard_library() if texts is None else [file for text in texts for file in files_of(text)]
     leaves, directory = select_matrices("lens", model.params, patterns).leaves, out / "gradients"
     size = decimal(4 * samples * sum(leaf.size for leaf in leaves.values()))  # files have float32
-    errors.print(f"{len(leaves)} matrices, {samples} gradients of each: {size} in {directory}.", markup=False, highlight=False)
+    errors.print(f"{len(leaves)} matrices, {samples} gradients of each: {size} in {directory}.")
     windows, documents = choose_windows(model, files, samples, length)
     kind = f"{path.name}, one window of {length} tokens"
     with long_progress() as bar:

@@ -7,16 +7,15 @@ import jax
 import typer
 
 from fimlens.cli import training
-from fimlens.cli.arguments import console, errors, refuse_unread, refusing
+from fimlens.cli.arguments import console, importing, refuse_unread, refusing
+from fimlens.language_model import llama
 
 OF_A_DATASET = dict.fromkeys(["dataset_config", "split", "column", "end_token", "held_out", "tokens"], ("--dataset",))
 
 
 def pretrain(
     context: typer.Context,
-    model: Annotated[
-        str, typer.Option(help="One of cpu-1m, cpu-5m, llama-60m, llama-130m, llama-350m, llama-1b and llama-7b.")
-    ] = "cpu-1m",
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(llama.CPU_CONFIGS | llama.CONFIGS)}.")] = "cpu-1m",
     optimizer: training.Optimizer = "adam",
     rate: training.Rate = 1e-2,
     option: training.Option = None,
@@ -25,10 +24,8 @@ def pretrain(
     length: training.Length = 128,
     accumulate: training.Accumulate = 1,
     clip: training.Clip = None,
-    text_path: Annotated[
-        list[Path] | None, typer.Option("--text", help="Text files or directories; by default Python's standard library.")
-    ] = None,
-    shards: Annotated[Path | None, typer.Option(help="Directory of token shards, instead of text.")] = None,
+    text_path: training.TextPath = None,
+    shards: training.Shards = None,
     dataset: Annotated[str | None, typer.Option(help="Hugging Face dataset, by name or local path, instead of text.")] = None,
     dataset_config: Annotated[str | None, typer.Option(help="Configuration of the dataset, such as en of allenai/c4.")] = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
@@ -65,7 +62,7 @@ def pretrain(
 
     It first says how many parameters, tokens and bytes the training takes. The defaults take about two minutes on two cores.
     """
-    try:  # imported here, because Flax, Grain and Orbax are optional: the other commands work without them
+    with importing("pretrain", "train" if dataset is None else "train,hub"):
         from fimlens.cli import running
         from fimlens.pretrain import data
         from fimlens.pretrain.plan import Plan
@@ -73,10 +70,6 @@ def pretrain(
         if dataset is not None:
             from fimlens.pretrain import hub
             from fimlens.pretrain.tokens import stream_shards
-    except ModuleNotFoundError as error:
-        extras = "train" if dataset is None else "train,hub"
-        errors.print(f"fimlens pretrain: {error}. It needs pip install 'fimlens[{extras}]'.", style="red", markup=False)
-        raise typer.Exit(2) from error
     with refusing("pretrain", FloatingPointError, RuntimeError):
         training.join_hosts(distributed, coordinator, hosts, host)
         optimizer, options = training.optimizer_of(optimizer, option)
@@ -109,6 +102,5 @@ def pretrain(
     if jax.process_index() == 0:
         console.print(
             f"Held-out loss after {last.step} steps: {last.held_out:.4f} nats per token, perplexity "
-            f"{last.perplexity:.2f}. Metrics and checkpoints: {out}",
-            markup=False,
+            f"{last.perplexity:.2f}. Metrics and checkpoints: {out}"
         )

@@ -92,11 +92,11 @@ def _print(proofs: Sequence[Proof]) -> None:
         steps = sum(len(verdict.steps) for verdict in proof.verdicts)
         shown.add_row(statement, sizes, str(steps), f"{proof.seconds:.1f}", "proved" if proof.proved else "NOT PROVED")
     console.print(shown)
-    console.print(_conclusion(proofs), highlight=False)
+    console.print(_conclusion(proofs))
     for verdict, step in (failure for proof in proofs for failure in proof.failures):
         where = f"{verdict.name} at {_size(verdict.size)}, step {len(verdict.steps)}"
         residue = f"; the residue is {step.residue_text}" if step.residue_text else ""
-        errors.print(f"{where}: {step.description}{residue}", style="red", markup=False)
+        errors.print(f"{where}: {step.description}{residue}", style="red")
 
 
 def _conclusion(proofs: Sequence[Proof]) -> str:

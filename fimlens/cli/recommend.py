@@ -35,8 +35,8 @@ def recommend(
         found = choose(_read(estimates, divergence), budget, cost=cost)
         out.write_text(json.dumps(found.to_json(), indent=1) + "\n")
     _print(found)
-    console.print(LEGEND, style="dim", markup=False, highlight=False)
-    console.print(f"{found.in_words()} Choices: {out}", markup=False, highlight=False)
+    console.print(LEGEND, style="dim")
+    console.print(f"{found.in_words()} Choices: {out}")
 
 
 def _read(path: Path, divergence: str) -> dict[str, Estimates]:
@@ -65,7 +65,7 @@ def _structures(texts: dict[str, str]) -> dict[str, Structure]:
 def _print(found: Recommendation) -> None:
     """Print the table behind the choice: one a matrix, the cheapest structure first."""
     for matrix, rows in found.table.items():
-        console.print(f"\n{matrix}: {found.entries[matrix]:,} entries", style="bold", markup=False, highlight=False)
+        console.print(f"\n{matrix}: {found.entries[matrix]:,} entries", style="bold")
         shown = table("structure", UNITS[found.cost], divergence_name(found.divergence), "+-", "verdict")
         shown.columns[-1].no_wrap = False
         for row in rows:

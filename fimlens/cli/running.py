@@ -41,7 +41,7 @@ def train(title: str, plan: Recipe, data: Data, out: Path, *, mesh: str | None, 
 
     def start(shapes: TrainState) -> None:
         if jax.process_index() == 0:
-            console.print(f"{title}: {describe(plan, shapes)}", markup=False, highlight=False)
+            console.print(f"{title}: {describe(plan, shapes)}")
         shown.start()
 
     try:

@@ -36,6 +36,10 @@ Share = Annotated[bool, typer.Option("--share", help="Time the optimizer alone, 
 Monitor = Annotated[
     int | None, typer.Option(min=1, help="Steps between readings of each matrix, for readings.jsonl and readings.png.")
 ]
+TextPath = Annotated[
+    list[Path] | None, typer.Option("--text", help="Text files or directories; by default Python's standard library.")
+]
+Shards = Annotated[Path | None, typer.Option(help="Directory of token shards, instead of text.")]
 HeldOut = Annotated[Path | None, typer.Option(help="With a file: one to hold out; by default every tenth row.")]
 Texts = Annotated[str, typer.Option(help="With a file: the column of the text, or two for a pair, such as premise,hypothesis.")]
 Label = Annotated[str, typer.Option(help="With a file: the column of the label.")]

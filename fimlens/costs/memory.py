@@ -2,8 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from fimlens._validate import path_name
+from fimlens._validate import path_name, require_known
 from fimlens.costs.papers import FIGURES, FORMULAS, IN_FLOAT32, RANKS
 from fimlens.optimizers import OPTIMIZERS
 from fimlens.transforms.axes import Axes
@@ -98,7 +97,7 @@ def account(
         return known[path] if isinstance(known[path], Axes) else None
 
     rows = []
-    for name, function in optimizers_of(optimizers).items():
+    for name, function in optimizers_of("account", optimizers).items():
         make = at_rank(function, rank)
         routed = "head" in inspect.signature(make).parameters
         figures = FIGURES.get(model or "", {}).get(name, (None, None))
@@ -110,8 +109,12 @@ def account(
     return rows
 
 
-def optimizers_of(optimizers: Iterable[str] | Mapping[str, Optimizer]) -> dict[str, Optimizer]:
+def optimizers_of(call: str, optimizers: Iterable[str] | Mapping[str, Optimizer]) -> dict[str, Optimizer]:
     """Optimizers by name as functions of the learning rate; a mapping to functions stays as it is.
+
+    Args:
+        call: the function, command or option, with which errors begin.
+        optimizers: as in `account`.
 
     Raises:
         ValueError: no optimizer has that name.
@@ -120,7 +123,7 @@ def optimizers_of(optimizers: Iterable[str] | Mapping[str, Optimizer]) -> dict[s
         return dict(optimizers)
     chosen = list(optimizers)
     for name in chosen:
-        require_known("optimizer", name, NAMED)
+        require_known(call, "optimizer", name, NAMED)
     return {name: NAMED[name] for name in chosen}
 
 
@@ -132,17 +135,6 @@ def at_rank(optimizer: Optimizer, rank: int) -> Optimizer:
     open_arguments = inspect.signature(optimizer).parameters.keys() - getattr(optimizer, "keywords", {}).keys()
     sizes = {"rank": rank, "leading": rank // 4}
     return partial(optimizer, **{size: value for size, value in sizes.items() if size in open_arguments})
-
-
-def require_known(what: str, name: str, known: Collection[str]) -> None:
-    """Refuse a name that is not known, and suggest the nearest one.
-
-    Raises:
-        ValueError: the name is not known.
-    """
-    if name not in known:
-        nearest = "".join(f" Is it {near!r}?" for near in get_close_matches(name, known, 1))
-        raise ValueError(f"there is no {what} {name!r}.{nearest} There are {', '.join(known)}.")
 
 
 def grouped(shapes: PyTree) -> dict[str, PyTree]:

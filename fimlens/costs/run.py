@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from fimlens._validate import require_known
 from fimlens.costs.flops import step_flops
 from fimlens.costs.formulas import devices_needed, hours, memory, money, saving
-from fimlens.costs.memory import GIB, NAMED, Optimizer, account, at_rank, grouped, optimizers_of, require_known
+from fimlens.costs.memory import GIB, NAMED, Optimizer, account, at_rank, grouped, optimizers_of
 from fimlens.costs.papers import RANKS
 from fimlens.costs.speed_ups import SPEED_UPS, UNMEASURED, SpeedUp
 from fimlens.costs.training import PAPERS_BATCH, Batch, activations, model_flops
@@ -109,20 +110,20 @@ def costs(
         >>> costs(["adam"], model="llama-60m", terms=terms)[0].devices
         1
     """
-    require_known("model", model, llama.CONFIGS)
-    chosen = optimizers_of(optimizers)
+    require_known("cost", "model", model, llama.CONFIGS)
+    chosen = optimizers_of("cost", optimizers)
     for name in speed_ups:
-        require_known("optimizer", name, NAMED | chosen)
+        require_known("cost", "optimizer", name, NAMED | chosen)
     ratios = {f"the speed-up of {name}": speed_up.ratio for name, speed_up in speed_ups.items()}
     for name, value in {**terms._asdict(), **batch._replace(rematerialise=True)._asdict(), **ratios}.items():
         if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} is a positive, finite number; got {value}")
+            raise ValueError(f"cost: {name} is a positive, finite number; got {value}")
     if terms.utilisation > 1:
-        raise ValueError(f"utilisation is a share of the peak, at most 1; got {terms.utilisation}")
+        raise ValueError(f"cost: utilisation is a share of the peak, at most 1; got {terms.utilisation}")
     rank = RANKS[model] if rank is None else rank
     hidden = llama.CONFIGS[model].hidden
     if not 1 <= rank <= hidden:
-        raise ValueError(f"rank: {rank} is not from 1 to {hidden}, the shorter side of {model}'s matrices")
+        raise ValueError(f"cost: rank is from 1 to {hidden}, the shorter side of {model}'s matrices; got {rank}")
     sized = {name: at_rank(make, rank) for name, make in chosen.items()}
     needs = demands(sized, config=llama.CONFIGS[model], batch=batch, dtype=dtype, state_dtype=dtype)
     known = SPEED_UPS | dict(speed_ups)
@@ -161,15 +162,17 @@ def _row(name: str, speed_up: SpeedUp, need: Demand, terms: Terms, batch: Batch)
     room = f"{terms.usable / GIB:.1f} GiB usable"
     if working >= terms.usable:
         raise ValueError(
-            f"activations of {batch.at_once} sequences at once take {working / GIB:.1f} GiB; a device has {room}. "
+            f"cost: activations of {batch.at_once} sequences at once take {working / GIB:.1f} GiB; a device has {room}. "
             "Take a smaller micro-batch, or rematerialise."
         )
     needed = int(devices_needed(held, working, terms.usable))
     devices = terms.devices or needed
     if devices < needed:
-        raise ValueError(f"the run does not fit: with {name} it needs {needed} devices of {room}; got {devices}")
+        raise ValueError(f"cost: the run does not fit: with {name} it needs {needed} devices of {room}; got {devices}")
     if devices > batch.sequences:
-        raise ValueError(f"{devices} devices are more than the {batch.sequences} sequences of a step; each needs at least one.")
+        raise ValueError(
+            f"cost: {devices} devices are more than the {batch.sequences} sequences of a step; each needs at least one."
+        )
     took = hours(terms.tokens, speed_up.ratio, flops, devices, terms.peak, terms.utilisation)
     return Row(
         optimizer=name,

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import jax
 
+from fimlens._validate import require_known
 from fimlens.experiments.tuning import best_power, tuned
 from fimlens.language_model.pretrained import CHECKPOINTS
 from fimlens.optimizers import OPTIMIZERS
@@ -122,8 +123,7 @@ def make_entry(name: str, base: Recipe, given: dict[str, Any], own: dict[str, An
         ValueError: there is no such optimizer or model, or the optimizer has no such option of its own.
     """
     kind = name.partition(":")[0]
-    if kind not in NAMES:
-        raise ValueError(f"compare: there is no optimizer {kind!r}. There are {', '.join(NAMES)}.")
+    require_known("compare", "optimizer", kind, NAMES)
     optimizer, options = VARIANTS.get(kind, (kind, {}))
     known = known_options(optimizer)
     own = dict(own or {})

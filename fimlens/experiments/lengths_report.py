@@ -60,7 +60,7 @@ def speed_cells(curves: list[Curve], step: dict[str, float]) -> list[tuple[str, 
     return cells
 
 
-def _speed(values: list[float], length: int, curve: Curve, ratio: float = 1.0) -> str:
+def _speed(values: list[float], length: int, curve: Curve, ratio: float) -> str:
     """A speed-up over a length in words, divided by the ratio of the times of a step."""
     bounds = (length / ratio / end(curve.losses) for end in (max, min))
     return _shown([x / ratio for x in values], *bounds)

@@ -5,14 +5,14 @@ A trial takes seconds to minutes on a CPU. The ablation, several benchmarks and 
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float, PyTree
+from jaxtyping import Float, PyTree, UInt8
 
 from fimlens.language_model import llama, text
 from fimlens.pretrain.schedule import warmup_cosine
@@ -41,6 +41,26 @@ def train(
         The trained parameters, and the loss of every step in nats per byte.
     """
     training_files, _ = text.split(text.standard_library())
+    windows = text.batches(text.read(training_files), size=BATCH, length=WINDOW, seed=seed)
+    return train_on(windows, tx, steps=steps, seed=seed, config=config)
+
+
+def train_on(
+    windows: Iterator[UInt8[np.ndarray, "B T"]],
+    tx: optax.GradientTransformation,
+    *,
+    steps: int,
+    seed: int,
+    config: llama.Config,
+    callback: Callable[[], None] = lambda: None,
+) -> tuple[PyTree, Float[np.ndarray, " steps"]]:
+    """Train a model on a batch of windows a step. Arguments and results are as in `train`.
+
+    Args:
+        windows: batches without end, such as `text.batches` draws.
+        tx, steps, seed, config: as in `train`.
+        callback: called after each step.
+    """
     loss = partial(llama.loss, config)
 
     @partial(jax.jit, donate_argnums=(0, 1))
@@ -51,11 +71,11 @@ def train(
 
     params = llama.init(config, jax.random.key(seed))
     state = jax.jit(tx.init)(params)
-    batches = text.batches(text.read(training_files), size=BATCH, length=WINDOW, seed=seed)
     losses = []
     for _ in range(steps):
-        params, state, value = step(params, state, jnp.asarray(next(batches), jnp.int32))
+        params, state, value = step(params, state, jnp.asarray(next(windows), jnp.int32))
         losses.append(value)  # stays on the device: converting it here would make every step wait for the last
+        callback()
     return params, np.array(losses)
 
 

@@ -133,7 +133,7 @@ def encode(model: Pretrained, task: Task, train: Texts, held_out: Texts, length:
 
 def _rows(name: str, config: str | None, split: str) -> list[dict[str, Any]]:
     """Read all rows of a split."""
-    columns = stream(name, config, split)
+    columns = stream("finetune", name, config, split)
     return [dict(zip(part, row, strict=True)) for part in columns for row in zip(*part.values(), strict=True)]
 
 

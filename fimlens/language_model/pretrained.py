@@ -10,7 +10,7 @@ from jaxtyping import DTypeLike, PyTree
 
 from fimlens.language_model import encoder, llama
 
-PLAN_FILE, CHECKPOINTS = "plan.json", "checkpoints"  # in the directory of a run of `fimlens pretrain`
+PLAN_FILE, CHECKPOINTS = "plan.json", "checkpoints"  # in the directory of a training
 
 
 class Pretrained(NamedTuple):

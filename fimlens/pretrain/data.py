@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from fimlens._validate import write_atomically
 from fimlens.language_model import text
 from fimlens.pretrain.shuffled import Shuffled
 
@@ -203,9 +204,8 @@ def write_shards(
             np.save(directory / f"{kind}-{number:05}.npy", tokens)
     if not any(directory.glob("train-*.npy")):
         raise ValueError(f"pretrain: the first {held_out} tokens are held out, and there are no more. Hold out fewer.")
-    part = directory / f"{MANIFEST}.part"
-    part.write_text(json.dumps({"vocabulary": vocabulary, "end": end} | (about or {}), indent=2) + "\n")
-    part.replace(directory / MANIFEST)  # a rename is atomic: no other process sees half a manifest
+    # Atomically: no other process sees half a manifest.
+    write_atomically(directory / MANIFEST, json.dumps({"vocabulary": vocabulary, "end": end} | (about or {}), indent=2) + "\n")
 
 
 def _pack(documents: Iterator[Tokens], shard: int, limit: int | None) -> Iterator[Tokens]:

@@ -65,7 +65,7 @@ class Documents:
 
 def _texts(source: Source) -> Iterator[list[str]]:
     """Iterate over the texts of the documents, DOCUMENTS_AT_ONCE at a time."""
-    for rows in stream(source.dataset, source.config, source.split):
+    for rows in stream("pretrain", source.dataset, source.config, source.split):
         texts = rows.get(source.column, [None])
         if not all(isinstance(text, str) for text in texts):
             names = ", ".join(rows)
@@ -75,8 +75,12 @@ def _texts(source: Source) -> Iterator[list[str]]:
         yield texts
 
 
-def stream(name: str, config: str | None, split: str) -> Iterator[dict[str, list[Any]]]:
-    """Stream rows of a dataset, as columns of DOCUMENTS_AT_ONCE values. The arguments are as in `Source`.
+def stream(command: str, name: str, config: str | None, split: str) -> Iterator[dict[str, list[Any]]]:
+    """Stream rows of a dataset, as columns of DOCUMENTS_AT_ONCE values.
+
+    Args:
+        command: with which errors begin: "pretrain" or "finetune".
+        name, config, split: as in `Source`.
 
     Raises:
         ValueError: the dataset, its config or its split cannot be read.
@@ -92,7 +96,7 @@ def stream(name: str, config: str | None, split: str) -> Iterator[dict[str, list
         remedy = "Give a path, or a name on the hub and a network connection; and a config and a split that it has."
         if files is not None:
             what, remedy = f"the file {name}", "Mend it, or give it the ending of its format."
-        raise ValueError(f"pretrain: {what} cannot be read ({_one_line(error)}). {remedy}") from error
+        raise ValueError(f"{command}: {what} cannot be read ({_one_line(error)}). {remedy}") from error
 
 
 def _load_tokenizer(name: str) -> Tokenizer:

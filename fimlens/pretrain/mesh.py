@@ -32,7 +32,7 @@ def make_mesh(sizes: dict[str, int] | None = None) -> Mesh:
     wrong = sorted(set(sizes) - set(AXES))
     if wrong or math.prod(sizes.values()) != count:
         raise ValueError(
-            f"pretrain: a mesh has the axes {', '.join(AXES)}, whose sizes multiply to the {count} devices there are; got "
+            f"make_mesh: a mesh has the axes {', '.join(AXES)}, whose sizes multiply to the {count} devices there are; got "
             f"{', '.join(f'{name}={size}' for name, size in sizes.items())}."
         )
     return jax.make_mesh([sizes.get(name, 1) for name in AXES], AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from fimlens._validate import finite, write_atomically
+from fimlens._validate import differences, finite, write_atomically
 from fimlens.language_model.pretrained import CHECKPOINTS, PLAN_FILE
 from fimlens.pretrain.recipe import Data, Recipe
 from fimlens.pretrain.step import TrainState
@@ -202,10 +202,8 @@ def _require_same_plan(path: Path, plan: Recipe, data: Data) -> None:
         theirs = json.loads(path.read_text()) if path.exists() else mine
     except ValueError as error:
         raise ValueError(f"{plan.command}: {path} is not a plan ({error}). Take another directory.") from error
-    differing = [name for name in mine if theirs.get(name) != mine[name]]
-    if differing:
-        what = ", ".join(f"{name} {theirs.get(name)!r} there and {mine[name]!r} here" for name in differing)
-        raise ValueError(f"{plan.command}: {path.parent} is a run of another plan: {what}. Take another directory.")
+    if differing := differences(theirs, mine):
+        raise ValueError(f"{plan.command}: {path.parent} is a run of another plan: {differing}. Take another directory.")
     if jax.process_index() == 0 and not path.exists():
         write_atomically(path, json.dumps(mine, indent=2) + "\n")
 

@@ -13,6 +13,7 @@ import jax
 from filelock import FileLock
 from jax.experimental import multihost_utils
 
+from fimlens._validate import differences
 from fimlens.pretrain.data import MANIFEST, SHARD_TOKENS, Corpus, read_shards, write_shards
 from fimlens.pretrain.hub import Documents, Source
 from fimlens.pretrain.plan import Plan
@@ -39,13 +40,9 @@ def stream_shards(plan: Plan, source: Source, directory: Path, callback: Callbac
     # The tokens at the end of a shard that do not fill a window are lost: add one window for each shard, and two to spare.
     wanted = (windows + windows * plan.length // SHARD_TOKENS + 2) * plan.length
     _write_once(directory, lambda: _write(plan, source, directory, wanted, callback))
-    corpus, about, mine = read_shards(directory), json.loads((directory / MANIFEST).read_text()), asdict(source)
-    theirs = about.get("source", {})
-    differing = [
-        f"{name} {theirs.get(name)!r} there and {mine[name]!r} here" for name in mine if theirs.get(name) != mine[name]
-    ]
-    if differing:
-        raise ValueError(f"pretrain: {directory} has tokens of another source: {', '.join(differing)}. Take another directory.")
+    corpus, about = read_shards(directory), json.loads((directory / MANIFEST).read_text())
+    if differing := differences(about.get("source", {}), asdict(source)):
+        raise ValueError(f"pretrain: {directory} has tokens of another source: {differing}. Take another directory.")
     count = sum(map(len, corpus.train))
     # Shards with fewer tokens than their writer wanted hold the whole dataset: a longer run repeats it.
     if about["wanted"] < wanted and about["wanted"] <= count:
