@@ -144,6 +144,20 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def require_own_names(call: str, tree: PyTree) -> None:
+    """Refuse a tree in which two leaves have one name, by which routes, axes and readings are told apart.
+
+    Raises:
+        ValueError: two have.
+    """
+    names: set[str] = set()
+    for path, _ in jax.tree_util.tree_leaves_with_path(tree):
+        name = path_name(path)
+        if name in names:
+            raise ValueError(f"{call}: 2 parameters have the path {name!r}. Rename a key that holds a slash.")
+        names.add(name)
+
+
 def names_like(names: Iterable[str], pattern: str) -> list[str]:
     """Return the names that a pattern names: the one that it equals, or else all that are like it.
 

@@ -101,6 +101,7 @@ REFUSED = [
     (lambda: fl.kl_shampoo(0.1, clamp=0.0), "kl_shampoo: clamp is a number, at least 1; got 0.0"),
     (lambda: fl.kl_soap(0.1, b2=1.5), "scale_by_structure: the decay b2 is between 0 and 1"),
     (lambda: require_number("racs", "sweeps", "5", 1, whole=True), "sweeps is a whole number, at least 1; got '5'"),
+    (lambda: fl.routes({"a": {"b": jnp.ones(3)}, "a/b": jnp.ones((2, 3))}), "routes: 2 parameters have the path 'a/b'"),
     (lambda: require_number("racs", "sweeps", 2.5, 1, whole=True), "whole number, at least 1; got 2.5"),
     (lambda: fl.galore(0.1, rank=0), "^galore: rank is a positive number"),
     (lambda: fl.fira(0.1, rank=0), "^fira: rank is a positive number"),
