@@ -309,7 +309,7 @@ def test_wrong_calls_are_refused():
     for ask in (fl.readings, fl.recent_gradients):
         with pytest.raises(ValueError, match="a batch of states"):
             ask(batch)
-    with pytest.raises(ValueError, match="ring is a whole number, at least 0; got -1"):
+    with pytest.raises(ValueError, match="ring is a number, at least 0; got -1"):
         fl.monitor(optax.sgd(1.0), ring=-1)
     with pytest.raises(ValueError, match="no monitor has a ring"):
         fl.recent_gradients(fl.monitor(optax.sgd(1.0)).init(W))

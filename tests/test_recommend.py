@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,15 @@ def test_the_choice_is_the_best_of_all_combinations(seed, monkeypatch):
         np.testing.assert_allclose(found.total_error, best, rtol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [int, np.int64, np.float32, Fraction])
+def test_a_budget_may_be_any_real_number(kind, monkeypatch):
+    monkeypatch.setitem(module.COSTS, "memory", priced)
+    estimates = {"w": estimated({"sgd": 1.0, "columns": 0.5})}
+    assert fl.recommend(estimates, kind(8)).total_cost == 7
+    with pytest.raises(ValueError, match=r"a budget of .* is too small"):
+        fl.recommend(estimates, kind(3))
+
+
 def test_the_budget_is_never_exceeded(monkeypatch):
     """Also where costs are no whole numbers, and where the cheapest choice takes all of it."""
     monkeypatch.setitem(module.COSTS, "memory", lambda structure, shape: priced(structure, shape) / 7)
@@ -125,7 +135,7 @@ def test_a_step_s_cost_is_that_of_the_optimizer():
         ({"w": estimated({"sgd": 1.0})}, {"budget": math.inf}, "budget is a finite number"),
         ({"w": estimated({"sgd": 1.0})}, {"budget": math.nan}, "budget is a finite number"),
         ({"w": estimated({"sgd": 1.0})}, {"cost": "hours"}, "cost is one of memory, flops; got 'hours'"),
-        ({"w": estimated({"sgd": 1.0})}, {"grid": 0}, "grid is a whole number, at least 1"),
+        ({"w": estimated({"sgd": 1.0})}, {"grid": 0}, "grid is a positive number"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_chosen_from_is_refused(estimates, options, message):
