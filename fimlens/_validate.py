@@ -66,8 +66,12 @@ def as_json(value: Any) -> Any:
 
 
 def read_number(value: Any) -> Any:
-    """Undo `as_json` for a number: NaN for None, and infinity for "inf"."""
-    return math.nan if value is None else float(value) if isinstance(value, str) else value
+    """Undo `as_json` for a number: NaN for None, and infinity for "inf". What is no number raises a TypeError."""
+    if value is None or isinstance(value, str):
+        return math.nan if value is None else float(value)
+    if not isinstance(value, float | int):
+        raise TypeError(f"expected a number; got {value!r}")
+    return value
 
 
 def write_atomically(path: Path, text: str) -> None:

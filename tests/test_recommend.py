@@ -332,6 +332,11 @@ def test_the_command_writes_what_the_optimizer_takes(tmp_path, monkeypatch):
     logdet = ["recommend", "estimates.json", "--budget", "90", "--divergence", "logdet", "--cost", "flops"]
     assert CliRunner().invoke(app, logdet).exit_code == 0
     (tmp_path / "bad.json").write_text('{"matrices": [1]}')
+    part = matrices["layer.query"]["Frobenius"]
+    changes = {"folds": None, "shape": [3], "norm_squared": ["a"], "rows": {"adam": part["rows"]["adam"] | {"se": []}}}
+    for key, value in changes.items():
+        broken = part | {key: value}
+        (tmp_path / f"bad-{key}.json").write_text(json.dumps({"matrices": {"w": {"Frobenius": broken}}}))
     for wrong, message in (
         (["none.json", "--budget", "1"], "fimlens recommend: none.json is no file. Let `fimlens lens --gradients` write it"),
         (["estimates.json", "--budget", "1"], "fimlens recommend: a budget of 1.0 is too small"),
@@ -341,6 +346,7 @@ def test_the_command_writes_what_the_optimizer_takes(tmp_path, monkeypatch):
             "holds no estimates in VonNeumann()",
         ),
         (["bad.json", "--budget", "90"], "bad.json holds no estimates"),
+        *(([f"bad-{key}.json", "--budget", "90"], "holds no estimates") for key in changes),
     ):
         refused = CliRunner().invoke(app, ["recommend", *wrong])
         assert refused.exit_code == 2
