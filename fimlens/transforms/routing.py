@@ -78,7 +78,7 @@ def matrices(
     Raises:
         TypeError: `tx` or `others` is no transform.
         ValueError: the route is not a regular expression, or its answer for a leaf is missing or of another kind, or the axes
-            of a leaf are not all named once, or two leaves have one name.
+            of a leaf are not all named once. Also: two leaves have one name.
 
     Examples:
         >>> import jax.numpy as jnp, optax, fimlens as fl
