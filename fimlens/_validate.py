@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 
@@ -66,8 +67,12 @@ def as_json(value: Any) -> Any:
 
 
 def read_number(value: Any) -> Any:
-    """Undo `as_json` for a number: NaN for None, and infinity for "inf"."""
-    return math.nan if value is None else float(value) if isinstance(value, str) else value
+    """Undo `as_json` for a number: NaN for None, and infinity for "inf". What is no number raises a TypeError."""
+    if value is None or isinstance(value, str):
+        return math.nan if value is None else float(value)
+    if not isinstance(value, float | int):
+        raise TypeError(f"expected a number; got {value!r}")
+    return value
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -105,7 +110,7 @@ def require_known(call: str, what: str, name: str, known: Collection[str]) -> No
 
 
 def require_number(call: str, name: str, value: Any, least: int, below: int | None = None, whole: bool = False) -> None:
-    """Refuse a Python number outside its range, or a string. Arrays pass, as they may be traced.
+    """Refuse a number of Python or NumPy outside its range, or a string. Arrays pass, as they may be traced.
 
     Args:
         call: the public function, named in the message.
@@ -118,7 +123,8 @@ def require_number(call: str, name: str, value: Any, least: int, below: int | No
     Raises:
         ValueError: the number is out of range, or not whole.
     """
-    if not isinstance(value, float | int | str):  # under optax.inject_hyperparams the value is an array, and traced
+    # Under optax.inject_hyperparams the value is an array, and traced.
+    if not isinstance(value, float | int | str | np.generic):
         return
     in_range = not isinstance(value, str) and value >= least and (below is None or value < below)
     if not in_range or (whole and not float(value).is_integer()):
@@ -133,7 +139,7 @@ def require_decay(call: str, name: str, value: Any) -> None:
     Raises:
         ValueError: it is.
     """
-    if isinstance(value, float | int) and not 0 <= value <= 1:
+    if isinstance(value, float | int | np.generic) and not 0 <= value <= 1:
         raise ValueError(f"{call}: the decay {name} is between 0 and 1; got {value}")
 
 
@@ -167,6 +173,20 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def require_own_names(call: str, tree: PyTree) -> None:
+    """Refuse a tree in which two leaves have one name, by which routes, axes and readings are told apart.
+
+    Raises:
+        ValueError: two have.
+    """
+    names: set[str] = set()
+    for path, _ in jax.tree_util.tree_leaves_with_path(tree):
+        name = path_name(path)
+        if name in names:
+            raise ValueError(f"{call}: 2 parameters have the path {name!r}. Rename a key that holds a slash.")
+        names.add(name)
+
+
 def names_like(names: Iterable[str], pattern: str) -> list[str]:
     """Return the names that a pattern names: the one that it equals, or else all that are like it.
 
@@ -183,19 +203,19 @@ def require_rank(call: str, rank: Any) -> None:
     require_size(call, "rank", rank)
 
 
-def require_size(call: str, name: str, size: Any) -> None:
-    """Refuse a size that is not a positive whole number.
+def require_size(call: str, name: str, size: Any, least: int = 1) -> None:
+    """Refuse a size that is not a positive whole number, or for a `least` of 0 one that is negative.
 
     Raises:
         TypeError: it is not a whole number.
-        ValueError: it is not positive.
+        ValueError: it is below `least`.
     """
     if isinstance(size, bool) or not isinstance(size, Integral):
         raise TypeError(
             f"{call}: {name} is a whole number; got {size!r}. Round it; under optax.inject_hyperparams, name it in static_args."
         )
-    if size < 1:
-        raise ValueError(f"{call}: {name} is a positive number; got {size}")
+    if size < least:
+        raise ValueError(f"{call}: {name} is {'a positive number' if least else 'a number, at least 0'}; got {size}")
 
 
 def require_transform(call: str, name: str, tx: Any) -> None:

@@ -167,6 +167,7 @@ def test_a_file_is_refused_as_a_directory_of_results(command, tmp_path):
         ("lens --length 8", "--length"),
         ("lens --params model:params", "--params"),
         ("lens --folds 2", "--folds"),
+        ("lens --structures adam,soap --rank 8", "--rank"),
         ("lens --loss model:loss --steps 9", "--steps"),
         ("lens --loss model:loss --text notes.txt", "--text"),
         ("lens --gradients . --samples 9", "--samples"),
@@ -181,6 +182,11 @@ def test_a_file_is_refused_as_a_directory_of_results(command, tmp_path):
         ("compare --task sst2 --dry-run", "--dry-run"),
         ("finetune --model . --task sst2 --label y", "--label"),
         ("finetune --model . --task mine.csv --dataset glue", "--dataset"),
+        ("finetune --model . --task sst2 --head-only --remat", "--remat"),
+        ("compare --no-tune --tries 4", "--tries"),
+        ("compare --dry-run --text notes.txt", "--text"),
+        ("memory adam apollo-mini --rank 8", "--rank"),
+        ("cost --optimizer racs --rank 8", "--rank"),
     ],
 )
 def test_an_option_that_nothing_reads_is_refused(command, option, tmp_path, monkeypatch):
@@ -189,6 +195,46 @@ def test_an_option_that_nothing_reads_is_refused(command, option, tmp_path, monk
     assert result.exit_code == 2
     assert f": {option} is read with " in " ".join(result.output.split())
     assert list(tmp_path.iterdir()) == []
+
+
+CONTRARY = """
+SIZES = 3
+def steps(m, n): return m
+def empty(): return {}
+def number(rate): return rate
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("cost --html a --json ./a", "--json: a is the file of --html too. Name another."),
+        ("prove adam --html a --json a", "--json: a is the file of --html too"),
+        ("prove kronecker_vec contrary.py --json contrary.py", "contrary.py: SIZES are pairs of positive numbers"),
+        ("prove nothing.py", "nothing.py is no file"),
+        ("recommend contrary.py --budget 1 --out contrary.py", "--out: contrary.py is the file of ESTIMATES too"),
+        ("ablate --out . --json runs.jsonl", "--json: runs.jsonl is the file of runs.jsonl too"),
+        ("cost racs racs=2 racs=3", "--speed-up: that of racs is given twice"),
+        ("cost --dtype bool", "--dtype: 'bool' is no dtype of real numbers"),
+        ("memory --state-dtype U3", "--state-dtype: 'U3' is no dtype of real numbers"),
+        ("memory --model contrary:number", "--model: contrary:number needs arguments"),
+        ("memory --model contrary:empty", "--model: contrary:empty has no arrays"),
+        ("memory --model .contrary:empty", "--model: expected module:attribute"),
+        ("memory contrary:empty", "--optimizer: contrary:empty takes no learning rate"),
+        ("memory contrary:number", "contrary:number returns 1.0. Name a function of the learning rate"),
+        ("finetune --model . --task sst2 --option b1=0.8 --option b1=0.9", "--option: b1 is given twice"),
+        ("compare adam:b1=0.8,b1=0.9", "adam:b1=0.8,b1=0.9: b1 is given twice"),
+    ],
+)
+def test_contradictions_and_wrong_functions_are_refused(command, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (tmp_path / "contrary.py").write_text(CONTRARY)
+    result = CliRunner().invoke(app, command.split())
+    assert result.exit_code == 2
+    assert f"fimlens {command.split()[0]}: {message}" in " ".join(result.output.split())
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["contrary.py"]
+    assert (tmp_path / "contrary.py").read_text() == CONTRARY
 
 
 def test_only_tiny_matrices_are_compiled_without_optimisation():

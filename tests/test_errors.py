@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import fimlens as fl
-from fimlens._validate import require_number
+from fimlens._validate import require_decay, require_number, require_size
 from fimlens.costs.flops import step_flops
 from fimlens.costs.memory import account
 from fimlens.solver.fit import require_structure_and_fisher
@@ -103,6 +103,10 @@ REFUSED = [
     (lambda: fl.kl_shampoo(0.1, clamp=0.0), "kl_shampoo: clamp is a number, at least 1; got 0.0"),
     (lambda: fl.kl_soap(0.1, b2=1.5), "scale_by_structure: the decay b2 is between 0 and 1"),
     (lambda: require_number("racs", "sweeps", "5", 1, whole=True), "sweeps is a whole number, at least 1; got '5'"),
+    (lambda: require_number("racs", "sweeps", np.int64(0), 1, whole=True), "sweeps is a whole number, at least 1; got .*0"),
+    (lambda: require_decay("soap", "b2", np.float32(1.5)), "soap: the decay b2 is between 0 and 1; got 1.5"),
+    (lambda: require_size("monitor", "ring", np.int64(-1), least=0), "monitor: ring is a number, at least 0; got -1"),
+    (lambda: fl.routes({"a": {"b": jnp.ones(3)}, "a/b": jnp.ones((2, 3))}), "routes: 2 parameters have the path 'a/b'"),
     (lambda: require_number("racs", "sweeps", 2.5, 1, whole=True), "whole number, at least 1; got 2.5"),
     (lambda: fl.galore(0.1, rank=0), "^galore: rank is a positive number"),
     (lambda: fl.fira(0.1, rank=0), "^fira: rank is a positive number"),
@@ -158,6 +162,8 @@ def test_bad_types_are_refused():
         require_structure_and_fisher("fit", fl.Rows, FISHER)
     with pytest.raises(TypeError, match=r"solve: .*from_gradients"):
         require_structure_and_fisher("solve", fl.Rows(), G)
+    with pytest.raises(TypeError, match=r"monitor: ring is a whole number; got 2\.0"):
+        require_size("monitor", "ring", 2.0, least=0)
 
 
 @pytest.mark.parametrize(

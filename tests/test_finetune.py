@@ -420,7 +420,7 @@ def test_optimizers_are_compared_by_their_scores(model, task_file, tmp_path, mon
     assert all(set(run["scores"]) == {"accuracy", "macro-f1"} for each in entries for run in each["runs"])
     run = CliRunner().invoke(app, [*command.split(), "--lengths", "5,10"])
     assert run.exit_code == 2
-    assert "--lengths and --dry-run are for pre-trainings" in " ".join(run.output.split())
+    assert "--lengths is read with a pre-training alone, not with --task. Leave it out." in " ".join(run.output.split())
 
 
 def test_its_errors_have_its_name():

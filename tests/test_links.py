@@ -103,6 +103,22 @@ def test_what_has_no_ball_takes_plain_steps():
         params = optax.apply_updates(params, jax.tree.map(jnp.zeros_like, params))
 
 
+def test_norms_of_complex_leaves_are_of_their_absolute_values():
+    """Optax's directions take complex leaves, and what stands around them must know their size."""
+    weights, updates = W[0] * (3 + 4j), (U[0] + 1j * U[1]).astype(jnp.complex64)
+    matched, _ = fl.match_rms(0.2).update(updates, optax.EmptyState())
+    np.testing.assert_allclose(jnp.sqrt(jnp.mean(jnp.abs(matched) ** 2)), 0.2, rtol=1e-5)
+    tx = fl.hyperball(optax.identity(), 0.1)
+    moved, _ = tx.update(updates, tx.init(weights), weights)
+    np.testing.assert_allclose(jnp.linalg.norm(weights + moved), jnp.linalg.norm(weights), rtol=1e-5)
+
+
+def test_a_complex_weight_decays_where_the_update_turns_it_toward_zero():
+    tx, weights = fl.cautious_weight_decay(0.5), jnp.array([2j, 2j, 2 + 2j])
+    found, _ = tx.update(jnp.array([1j, -1j, 1 - 2j]), tx.init(weights), weights)
+    np.testing.assert_allclose(found, [2j, -1j, 1 - 2j])
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_a_step_on_a_ball_does_not_depend_on_the_scale_of_the_update(scale):
     tx = fl.hyperball(optax.identity(), 0.1)
@@ -158,6 +174,13 @@ def test_decay_falls_as_one_over_the_width():
     assert found["layers/norm/scale"] == pytest.approx(1 + 0.5)
 
 
+def test_an_empty_matrix_has_no_width():
+    """By default it goes to Adam, but a rule of your own may give it to the method."""
+    empty = {"w": jnp.ones((0, 3))}
+    tx = fl.width_multipliers("muon", empty, empty, route=lambda path, leaf: True)
+    assert tx.update(empty, tx.init(empty))[0]["w"].shape == (0, 3)
+
+
 def test_muon_times_its_multiplier_has_a_norm_of_the_root_of_outputs_over_inputs():
     base, direction = (8, 8), fl.scale_by_muon(root="exact")
     for m, n in ((8, 32), (32, 8), (32, 32)):
@@ -196,6 +219,7 @@ REFUSED = [
         "width_multipliers: shapes have no leaf down. Pass",
     ),
     (lambda: fl.width_multipliers("adam", {"up": (3, 4)}, {"up": (3, 4)}), "shapes are arrays .* got int"),
+    (lambda: fl.match_rms(-0.2), "match_rms: rms is a number, at least 0; got -0.2"),
     (lambda: fl.hyperball(optax.identity(), 0.1).update(W, fl.hyperball(optax.identity(), 0.1).init(W)), "hyperball: needs"),
     (functools.partial(fl.cautious_weight_decay(0.1).update, W, optax.EmptyState()), "weight decay: needs the parameters"),
     (

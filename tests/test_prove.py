@@ -141,6 +141,14 @@ def test_an_empty_package_of_derivations_is_an_error(tmp_path):
         load_derivations(package)
 
 
+def test_the_file_of_the_user_is_not_overwritten(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    result = run(tmp_path / "mine.py", "--json", tmp_path / "mine.py")
+    assert result.exit_code == 2
+    assert "mine.py too. Name another." in output_of(result)
+    assert (tmp_path / "mine.py").read_text() == OWN
+
+
 @pytest.mark.parametrize("option", ["--html", "--json"])
 def test_an_unwritable_file_is_refused_before_the_proofs(option, add):
     add("endless", lambda m, n: pytest.fail("it began"))
@@ -176,6 +184,7 @@ def test_a_long_residue_is_shortened(add):
     [
         (raises, [(2, 2)], "at 2 x 2, step 2: ZeroDivisionError: division by zero"),
         (lambda m, n: iter(()), [(2, 2)], "the derivation has no steps"),
+        (lambda m, n: iter([None]), [(2, 2)], "a step is what vanishes, equal, differs or convex returns; got None"),
         (true, [], "NOT PROVED"),
     ],
 )

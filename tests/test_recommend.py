@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,15 @@ def test_the_choice_is_the_best_of_all_combinations(seed, monkeypatch):
         np.testing.assert_allclose(found.total_error, best, rtol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [int, np.int64, np.float32, Fraction])
+def test_a_budget_may_be_any_real_number(kind, monkeypatch):
+    monkeypatch.setitem(module.COSTS, "memory", priced)
+    estimates = {"w": estimated({"sgd": 1.0, "columns": 0.5})}
+    assert fl.recommend(estimates, kind(8)).total_cost == 7
+    with pytest.raises(ValueError, match=r"a budget of .* is too small"):
+        fl.recommend(estimates, kind(3))
+
+
 def test_the_budget_is_never_exceeded(monkeypatch):
     """Also where costs are no whole numbers, and where the cheapest choice takes all of it."""
     monkeypatch.setitem(module.COSTS, "memory", lambda structure, shape: priced(structure, shape) / 7)
@@ -125,7 +135,7 @@ def test_a_step_s_cost_is_that_of_the_optimizer():
         ({"w": estimated({"sgd": 1.0})}, {"budget": math.inf}, "budget is a finite number"),
         ({"w": estimated({"sgd": 1.0})}, {"budget": math.nan}, "budget is a finite number"),
         ({"w": estimated({"sgd": 1.0})}, {"cost": "hours"}, "cost is one of memory, flops; got 'hours'"),
-        ({"w": estimated({"sgd": 1.0})}, {"grid": 0}, "grid is a whole number, at least 1"),
+        ({"w": estimated({"sgd": 1.0})}, {"grid": 0}, "grid is a positive number"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_chosen_from_is_refused(estimates, options, message):
@@ -322,6 +332,11 @@ def test_the_command_writes_what_the_optimizer_takes(tmp_path, monkeypatch):
     logdet = ["recommend", "estimates.json", "--budget", "90", "--divergence", "logdet", "--cost", "flops"]
     assert CliRunner().invoke(app, logdet).exit_code == 0
     (tmp_path / "bad.json").write_text('{"matrices": [1]}')
+    part = matrices["layer.query"]["Frobenius"]
+    changes = {"folds": None, "shape": [3], "norm_squared": ["a"], "rows": {"adam": part["rows"]["adam"] | {"se": []}}}
+    for key, value in changes.items():
+        broken = part | {key: value}
+        (tmp_path / f"bad-{key}.json").write_text(json.dumps({"matrices": {"w": {"Frobenius": broken}}}))
     for wrong, message in (
         (["none.json", "--budget", "1"], "fimlens recommend: none.json is no file. Let `fimlens lens --gradients` write it"),
         (["estimates.json", "--budget", "1"], "fimlens recommend: a budget of 1.0 is too small"),
@@ -331,6 +346,7 @@ def test_the_command_writes_what_the_optimizer_takes(tmp_path, monkeypatch):
             "holds no estimates in VonNeumann()",
         ),
         (["bad.json", "--budget", "90"], "bad.json holds no estimates"),
+        *(([f"bad-{key}.json", "--budget", "90"], "holds no estimates") for key in changes),
     ):
         refused = CliRunner().invoke(app, ["recommend", *wrong])
         assert refused.exit_code == 2

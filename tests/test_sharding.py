@@ -199,5 +199,7 @@ def test_the_place_nearest_the_leaf_counts():
         specs = jax.tree.leaves(fl.state_partition_specs(tx, vectors, [P("data")] * 2), is_leaf=lambda x: isinstance(x, P))
         assert specs.count(P("data")) == 4  # momenta and second moments, not the count, the weight or the key
         assert set(specs) == {P("data"), P()}
+    numbers = fl.state_partition_specs(optax.adamw(1e-3), {"w": shapes[0], "gain": 1.5}, {"w": P("fsdp"), "gain": P()})
+    assert numbers[0].mu == {"w": P("fsdp", None), "gain": P()}  # a number of Python is a leaf, too
     alone = fl.state_partition_specs(fl.scale_by_racs(), shapes[0], P("fsdp", "tensor"))
     assert alone[0].averaged == (P("fsdp", None), P(None, "tensor"))

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fimlens._validate import finite, require_known
-from fimlens.cli.arguments import console, errors, long_progress, refusing, require_writable, table
+from fimlens.cli.arguments import console, errors, long_progress, refusing, require_apart, require_writable, table
 from fimlens.experiments.ablation import (
     FULL,
     GROUPS,
@@ -50,6 +50,7 @@ def ablate(
         with refusing("ablate"):
             chosen, grid = _groups(groups), _rates(rates)
             require_writable("--json", json_file)
+            require_apart({name: out / name for name in ("runs.jsonl", "ablate.png")} | {"--json": json_file})
             out.mkdir(parents=True, exist_ok=True)
             results = Results(out / "runs.jsonl")
             if results.broken:

@@ -1,11 +1,12 @@
 """What the commands share: consoles, tables, and the reading of arguments."""
 
 import importlib
+import inspect
 import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fimlens.costs.memory import Optimizer, optimizers_of
+from fimlens.costs.memory import Optimizer, has_rank, optimizers_of
 from fimlens.divergence import Beta, Divergence
 from fimlens.lens.nearness import DIVERGENCES
 from fimlens.structure import Structure
 
 # Words such as "[G]" and paths such as "w[0]" are no markup, and numbers have no colours of their own.
 console, errors = (Console(stderr=stderr, markup=False, highlight=False) for stderr in (False, True))
+
+
+RANKED = "optimizers that have a rank"
 
 
 # Headings of columns of words, which are aligned to the left; numbers are aligned to the right.
@@ -54,7 +58,7 @@ def long_progress(**options: Any) -> Progress:
 def attribute(option: str, reference: str) -> Any:
     """Return the object that "module:attribute" names. The module may stand in the current directory."""
     module, _, name = reference.partition(":")
-    if not name:
+    if not (name and all(module.split("."))):
         raise ValueError(f"{option}: expected module:attribute, such as mymodel:loss; got {reference!r}")
     if not name.isidentifier():
         raise ValueError(
@@ -130,6 +134,14 @@ def require_writable(option: str, path: Path | None) -> None:
         raise ValueError(f"{option}: cannot write {path}. Name a file in an existing directory that you may write to.")
 
 
+def require_apart(paths: Mapping[str, Path | None]) -> None:
+    """Refuse two paths, by the option or the argument of each, that are one file: what is written last would be all of it."""
+    first: dict[Path, str] = {}
+    for option, path in paths.items():
+        if path is not None and (other := first.setdefault(path.resolve(), option)) != option:
+            raise ValueError(f"{option}: {path} is the file of {other} too. Name another.")
+
+
 def _user_line(error: BaseException) -> str:
     """Return " (file:line)" for the innermost line of the user's own code in a traceback; "" if there is none."""
     frames = [(Path(frame.filename).absolute(), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
@@ -145,11 +157,14 @@ def _is_users(file: Path) -> bool:
 
 
 def named_dtype(option: str, name: str) -> Any:
-    """Return the dtype of this name."""
+    """Return the dtype of real numbers that has this name."""
     try:
-        return jnp.dtype(name)
+        dtype = jnp.dtype(name)
     except TypeError as error:
         raise ValueError(f"{option}: {name!r} is no dtype; try float32 or bfloat16.") from error
+    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise ValueError(f"{option}: {name!r} is no dtype of real numbers; try float32 or bfloat16.")
+    return dtype
 
 
 def parse_structures(option: str, names: str, known: Mapping[str, Structure]) -> dict[str, Structure]:
@@ -194,4 +209,25 @@ def named_optimizers(option: str, names: list[str]) -> dict[str, Optimizer]:
         chosen[name] = attribute(option, name)
         if not callable(chosen[name]):
             raise ValueError(f"{option}: {name} is a {type(chosen[name]).__name__}, not a function of the learning rate.")
+        if not accepts(chosen[name], 1.0):
+            raise ValueError(f"{option}: {name} takes no learning rate. Name a function of it that returns an optimizer.")
     return chosen
+
+
+def require_ranked(context: typer.Context, chosen: Mapping[str, Optimizer]) -> None:
+    """Refuse --rank where no optimizer has one."""
+    ranked = any(has_rank(optimizer) for optimizer in chosen.values())
+    refuse_unread(context, RANKED if ranked else ", ".join(chosen), {"rank": (RANKED,)})
+
+
+def accepts(function: Callable[..., Any], *given: Any) -> bool:
+    """Whether a function can be called with these arguments, as far as its signature says."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of some functions written in C there is none
+        return True
+    try:
+        signature.bind_partial(*given) if given else signature.bind()
+    except TypeError:
+        return False
+    return True

@@ -11,12 +11,15 @@ from fimlens.cli import training
 from fimlens.cli.arguments import importing, refuse_unread, refusing
 from fimlens.costs.devices import DEVICES, MEASURED_UTILISATION
 
-TASK, PRETRAINING, DRY = "--task", "a pre-training", "--dry-run"
+TASK, PRETRAINING, DRY, TRAINING, TUNE = "--task", "a pre-training", "--dry-run", "a training", "--tune"
 READ_WITH = {
     **dict.fromkeys(["held_out", "texts", "label", "dataset", "head_only", "epochs", "warmup"], (TASK,)),
     **dict.fromkeys(["steps", "lengths", "dry", "text_path", "shards"], (PRETRAINING,)),
 }
-OF_A_DRY_RUN = dict.fromkeys(["hardware", "devices", "utilisation"], (DRY,))
+WITH_OR_WITHOUT_TRAINING = {
+    **dict.fromkeys(["hardware", "devices", "utilisation"], (DRY,)),
+    **dict.fromkeys(["text_path", "shards"], (TRAINING,)),
+}
 
 
 def compare(
@@ -96,7 +99,8 @@ def compare(
         if text_path is not None and shards is not None:
             raise ValueError("give only one of --text and --shards.")
         refuse_unread(context, PRETRAINING if task is None else TASK, READ_WITH)
-        refuse_unread(context, DRY if dry else "a training", OF_A_DRY_RUN)
+        refuse_unread(context, DRY if dry else TRAINING, WITH_OR_WITHOUT_TRAINING)
+        refuse_unread(context, TUNE if tune else "--no-tune", {"tries": (TUNE,)})
         sizes = {"batch": batch, "length": length, "accumulate": accumulate}
         sizes |= {"clip": clip, "dtype": dtype, "state_dtype": state_dtype}
         if task is None:

@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from fimlens._validate import require_known
-from fimlens.cli.arguments import console, named_dtype, named_optimizers, refusing, require_writable, table
+from fimlens.cli.arguments import (
+    console,
+    named_dtype,
+    named_optimizers,
+    refusing,
+    require_apart,
+    require_ranked,
+    require_writable,
+    table,
+)
 from fimlens.costs.devices import DEVICES
 from fimlens.costs.memory import GIB
 from fimlens.costs.page import page
@@ -35,6 +44,7 @@ device. needed: the fewest devices that hold the run; devices: those that it has
 
 
 def cost(
+    context: typer.Context,
     more: Annotated[
         list[str] | None, typer.Argument(help="More optimizers, and speed-ups as name=ratio, after their options.")
     ] = None,
@@ -76,8 +86,10 @@ def cost(
     with refusing("cost"):
         require_writable("--html", html)
         require_writable("--json", json_file)
+        require_apart({"--html": html, "--json": json_file})
         words = [word for given in [*(optimizer or []), *(more or [])] for word in given.split(",")]
         chosen = named_optimizers("--optimizer", [word for word in words if "=" not in word] or COMPARED)
+        require_ranked(context, chosen)
         measured = _speed_ups([*(speed_up or []), *(word for word in words if "=" in word)], list(chosen))
         require_known("--hardware", "hardware", hardware, DEVICES)
         device, shape = DEVICES[hardware], Batch(batch, sequence, micro_batch, rematerialise)
@@ -141,6 +153,8 @@ def _speed_ups(words: list[str], names: list[str]) -> dict[str, SpeedUp]:
         if name == "adam":
             raise ValueError("--speed-up: adam is what the others are compared with; its speed-up is 1.")
         require_known("--speed-up", "optimizer in the table", name, names)
+        if name in found:
+            raise ValueError(f"--speed-up: that of {name} is given twice. Give one.")
         try:
             found[name] = SpeedUp(float(ratio), GIVEN)
         except ValueError as error:

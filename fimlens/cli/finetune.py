@@ -7,7 +7,9 @@ import jax
 import typer
 
 from fimlens.cli import training
-from fimlens.cli.arguments import console, importing, refusing
+from fimlens.cli.arguments import console, importing, refuse_unread, refusing
+
+WHOLE = "a whole model"
 
 
 def finetune(
@@ -61,6 +63,7 @@ def finetune(
         from fimlens.finetune.task import GLUE
     with refusing("finetune", FloatingPointError, RuntimeError):
         training.join_hosts(distributed, coordinator, hosts, host)
+        refuse_unread(context, "--head-only" if head_only else WHOLE, {"remat": (WHOLE,)})
         optimizer, options = training.optimizer_of(optimizer, option)
         reading = training.reading(context, task, GLUE, dataset or HUB, held_out, texts, label)
         plan, examples = prepare(

@@ -42,7 +42,7 @@ DEFAULT_MATRICES = ["layers/0/attention/query", "layers/1/attention/value", "lay
 
 # Up to this many entries, compilation takes far longer than all else: the code is then compiled without optimisation.
 TINY = 64
-BUILT_IN = "the built-in model"
+BUILT_IN, LOW_RANK = "the built-in model", "low-rank structures"
 READ_WITH = {
     "steps": (BUILT_IN,),
     "text_path": (BUILT_IN, "--model"),
@@ -123,6 +123,8 @@ def lens(
         if len(given) > 1:
             raise ValueError("give one of --loss, --model and --gradients: each says where gradients come from.")
         refuse_unread(context, *given or [BUILT_IN], READ_WITH)
+        ranked = any(structure == known.get(name) and hasattr(structure, "rank") for name, structure in chosen.items())
+        refuse_unread(context, LOW_RANK if ranked else ", ".join(chosen), {"rank": (LOW_RANK,)})
         out.mkdir(parents=True, exist_ok=True)
         figures = {out / "lens.png": error_against_memory, out / "divergences.png": error_in_each_divergence}
         for option, path in (*(("--out", path) for path in (*figures, out / "lens.json")), ("--json", json_file)):

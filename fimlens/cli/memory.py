@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import jax
 import typer
 
-from fimlens.cli.arguments import attribute, console, named_dtype, named_optimizers, refusing, require_writable, table
+from fimlens.cli.arguments import (
+    accepts,
+    attribute,
+    console,
+    named_dtype,
+    named_optimizers,
+    refusing,
+    require_ranked,
+    require_writable,
+    table,
+)
 from fimlens.costs.memory import GIB, NAMED, Row, account
 from fimlens.language_model import llama
 
@@ -23,6 +33,7 @@ SHOWN = {"matrices": ("matrices",), "head": ("head",), "others": ("embedding", "
 
 
 def memory(
+    context: typer.Context,
     more: Annotated[list[str] | None, typer.Argument(help="More optimizers, with or without the option.")] = None,
     model: Annotated[
         str, typer.Option(help=f"{', '.join(llama.CONFIGS)}, all of these, or module:function that returns parameters.")
@@ -46,6 +57,7 @@ def memory(
         require_writable("--json", json_file)
         names = [name for given in [*(optimizer or []), *(more or [])] for name in given.split(",")]
         chosen = named_optimizers("--optimizer", names or list(NAMED))
+        require_ranked(context, chosen)
         dtypes = {
             "weight_dtype": named_dtype("--weight-dtype", weight_dtype),
             "state_dtype": named_dtype("--state-dtype", state_dtype),
@@ -91,6 +103,8 @@ def _shapes(model: str) -> Any:
             f"--model: there is no model {model!r}. Take {', '.join(llama.CONFIGS)}, or your own as module:function."
         )
     made = attribute("--model", model)
+    if callable(made) and not accepts(made):
+        raise ValueError(f"--model: {model} needs arguments. Name parameters, or a function of none that returns them.")
     shapes = jax.eval_shape(made) if callable(made) else made
     other = next((leaf for leaf in jax.tree.leaves(shapes) if not hasattr(leaf, "shape")), None)
     if other is not None:
@@ -98,4 +112,6 @@ def _shapes(model: str) -> Any:
             f"--model: {model} is no tree of arrays: it has a {type(other).__name__}. Name parameters, or a function of none "
             "that returns them."
         )
+    if not jax.tree.leaves(shapes):
+        raise ValueError(f"--model: {model} has no arrays. Name parameters, or a function of none that returns them.")
     return shapes

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
 from fimlens import __version__, derivations
-from fimlens.cli.arguments import console, errors, long_progress, refusing, require_writable, table
+from fimlens.cli.arguments import console, errors, long_progress, refusing, require_apart, require_writable, table
 from fimlens.proofs.page import page
 from fimlens.proofs.theorem import load_derivations
 from fimlens.proofs.verdicts import Proof, try_to_prove
@@ -40,6 +40,8 @@ def prove(
         chosen = [_find(name, known) for name in dict.fromkeys(names or known)]
         require_writable("--html", html_file)
         require_writable("--json", json_file)
+        own = {name: Path(name) for name in names or () if name not in known}
+        require_apart(own | {"--html": html_file, "--json": json_file})
         proofs = _run(chosen)
         _print(proofs)
         ok = all(proof.proved for proof in proofs)
@@ -59,13 +61,25 @@ def _find(name: str, known: Mapping[str, ModuleType]) -> ModuleType:
     if not name.endswith(".py"):
         near = "".join(f" Did you mean {other}?" for other in difflib.get_close_matches(name, known, 1))
         raise ValueError(f"there is no derivation {name!r}.{near} The derivations are {', '.join(known)}; or name a file.")
+    if not Path(name).is_file():
+        raise ValueError(f"{name} is no file. Name a derivation, or a file that has SIZES and steps(m, n).")
     spec = importlib.util.spec_from_file_location(f"derivations.{Path(name).stem}", name)
     # Dataclasses look their module up in sys.modules, so it is entered there before its code runs.
     derivation = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(derivation)
     if not (hasattr(derivation, "SIZES") and hasattr(derivation, "steps")):
         raise ValueError(f"{name} is not a derivation: it needs SIZES, the sizes (m, n), and a generator steps(m, n).")
+    if not _are_sizes(derivation.SIZES):
+        raise ValueError(f"{name}: SIZES are pairs of positive numbers, such as ((2, 2), (2, 3)); got {derivation.SIZES!r}.")
     return derivation
+
+
+def _are_sizes(given: Any) -> bool:
+    """Whether these are the sizes of matrices, (m, n)."""
+    try:
+        return len(given) >= 0 and all(isinstance(side, int) and side > 0 for m, n in given for side in (m, n))
+    except (TypeError, ValueError):  # no list, or no pairs
+        return False
 
 
 def _run(chosen: Sequence[ModuleType]) -> list[Proof]:

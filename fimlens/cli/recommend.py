@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fimlens.cli.arguments import console, parse_divergence, refusing, require_writable, table
+from fimlens.cli.arguments import console, parse_divergence, refusing, require_apart, require_writable, table
 from fimlens.lens.estimates import Estimates
 from fimlens.lens.nearness import divergence_name
 from fimlens.lens.recommend import recommend as choose
@@ -32,6 +32,7 @@ def recommend(
     """Choose a structure for each matrix, so that the mean estimated error is least within a budget."""
     with refusing("recommend"):
         require_writable("--out", out)
+        require_apart({"ESTIMATES": estimates, "--out": out})
         found = choose(_read(estimates, divergence), budget, cost=cost)
         out.write_text(json.dumps(found.to_json(), indent=1) + "\n")
     _print(found)

@@ -78,7 +78,10 @@ def optimizer_of(optimizer: str, option: list[str] | None) -> tuple[str, dict[st
         raise ValueError(f"--optimizer: {choices} is no file. Let `fimlens recommend` write it.")
     if name == "recommended" and not choices:
         raise ValueError("--optimizer: give the choices too, as recommended:FILE, which `fimlens recommend` writes.")
-    return name, options_of("--option", option) | ({"choices": read_texts(Path(choices))} if choices else {})
+    options = options_of("--option", option)
+    if choices and "choices" in options:
+        raise ValueError(f"--option: the choices are those of {choices}. Leave out choices.")
+    return name, options | ({"choices": read_texts(Path(choices))} if choices else {})
 
 
 def options_of(where: str, given: list[str] | None) -> dict[str, Any]:
@@ -93,7 +96,10 @@ def options_of(where: str, given: list[str] | None) -> dict[str, Any]:
         name, equals, value = each.partition("=")
         if not equals:
             raise ValueError(f"{where}: expected name=value, such as rank=32; got {each!r}.")
-        options[name.strip().replace("-", "_")] = _value(value.strip())
+        name = name.strip().replace("-", "_")
+        if name in options:
+            raise ValueError(f"{where}: {name} is given twice. Give one.")
+        options[name] = _value(value.strip())
     return options
 
 

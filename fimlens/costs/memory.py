@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -78,6 +78,7 @@ def account(
         rank: the rank of the low-rank methods. Default: the paper's for `model`, and 128 for any other model.
 
     Raises:
+        TypeError: a function of your own returns no optimizer.
         ValueError: no optimizer has that name.
 
     Examples:
@@ -103,6 +104,8 @@ def account(
         figures = FIGURES.get(model or "", {}).get(name, (None, None))
         for head, paper in zip((False, True) if routed else (True,), figures, strict=False):
             tx = make(1.0, head=head, axes=axes) if routed else make(1.0)
+            if not (hasattr(tx, "init") and hasattr(tx, "update")):
+                raise TypeError(f"{name} returns {tx!r}. Name a function of the learning rate that returns an optimizer.")
             stated = _stated(name, shapes, rank, head, routed, state_dtype) if name in FORMULAS else None
             formula = None if stated is None else sum(weights.values()) + stated
             rows.append(Row(name, name if head else "adam", weights, _state(tx, groups, state_dtype), formula, paper))
@@ -132,9 +135,17 @@ def at_rank(optimizer: Optimizer, rank: int) -> Optimizer:
 
     Those that a functools.partial fixes already stay.
     """
-    open_arguments = inspect.signature(optimizer).parameters.keys() - getattr(optimizer, "keywords", {}).keys()
     sizes = {"rank": rank, "leading": rank // 4}
-    return partial(optimizer, **{size: value for size, value in sizes.items() if size in open_arguments})
+    return partial(optimizer, **{size: value for size, value in sizes.items() if size in _open_arguments(optimizer)})
+
+
+def has_rank(optimizer: Optimizer) -> bool:
+    """Whether `at_rank` changes what an optimizer does; Apollo-mini has a rank of its own."""
+    return "rank" in _open_arguments(optimizer) and getattr(optimizer, "keywords", {}).get("variant") != "mini"
+
+
+def _open_arguments(optimizer: Optimizer) -> Set[str]:
+    return inspect.signature(optimizer).parameters.keys() - getattr(optimizer, "keywords", {}).keys()
 
 
 def grouped(shapes: PyTree) -> dict[str, PyTree]:

@@ -1,6 +1,7 @@
 """The answer of `estimate`: one estimate for each structure, with its error, and differences between them."""
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -207,6 +208,11 @@ class Estimates:
         Args:
             plain: what `to_json` returned.
             structures: by name; others of `plain` are left out.
+
+        Raises:
+            KeyError: a number is missing.
+            TypeError: one is of another type.
+            ValueError: there are too few or too many.
         """
         rows = {}
         for name, row in plain["rows"].items():
@@ -215,6 +221,8 @@ class Estimates:
                 fields = {key: x if key in none else read_number(x) for key, x in row.items() if key != "pseudo"}
                 rows[name] = Estimate(**fields, pseudo=tuple(map(read_number, row["pseudo"])))
         unsuited = {name: reason for name, reason in plain["unsuited"].items() if name in structures}
-        about = plain["divergence"], tuple(plain["shape"]), plain["samples"], plain["folds"], tuple(plain["norm_squared"])
-        share = plain.get("largest_share", 0.0)
-        return cls(rows, unsuited, dict(structures), *about, share)
+        samples, folds, *shape = map(operator.index, (plain["samples"], plain["folds"], *plain["shape"]))
+        if len(shape) != 2 or any(len(row.pseudo) != folds for row in rows.values()):
+            raise ValueError(f"from_json: expected two sides and {folds} pseudo-values a structure")
+        norm, share = tuple(map(read_number, plain["norm_squared"])), read_number(plain.get("largest_share", 0.0))
+        return cls(rows, unsuited, dict(structures), plain["divergence"], tuple(shape), samples, folds, norm, share)

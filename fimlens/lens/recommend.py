@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fimlens._validate import require_number, require_some
+from fimlens._validate import require_size, require_some
 from fimlens.costs.flops import step_flops
 from fimlens.lens.estimates import Estimates
 from fimlens.lens.recommendation import CHOSEN, KEPT, Candidate, Recommendation
@@ -19,7 +19,7 @@ from fimlens.structure import Structure
 
 
 def recommend(
-    estimates: Mapping[str, Estimates], budget: float | int, *, cost: str = "memory", grid: int = 10_000
+    estimates: Mapping[str, Estimates], budget: float | int | Real, *, cost: str = "memory", grid: int = 10_000
 ) -> Recommendation:
     """Choose a structure for each matrix, so that the mean estimated error is least within a budget.
 
@@ -36,7 +36,7 @@ def recommend(
         grid: into how many cells the budget over the cheapest choice is divided. At most one cell a matrix stays unused.
 
     Raises:
-        TypeError: what is given is no mapping to `Estimates`.
+        TypeError: what is given is no mapping to `Estimates`, or the grid is no whole number.
         ValueError: there are no estimates, or they are in different divergences, or no structure of a matrix has a finite
             error. Also: the budget is below the cheapest choice, or an option is unknown or out of its range.
 
@@ -51,7 +51,8 @@ def recommend(
         ({'key': 'Scalar()', 'query': 'Columns()'}, 5.0)
     """
     _require(estimates, budget, cost)
-    require_number("recommend", "grid", grid, 1, whole=True)
+    budget = budget if isinstance(budget, int | float) else float(budget)  # NumPy's numbers make no fractions
+    require_size("recommend", "grid", grid)
     table = {matrix: _candidates(found, COSTS[cost]) for matrix, found in estimates.items()}
     kept = {matrix: [row for row in rows if row.verdict == KEPT] for matrix, rows in table.items()}
     without = [matrix for matrix, rows in kept.items() if not rows]

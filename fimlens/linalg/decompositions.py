@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.lax.linalg import SvdAlgorithm
 from jax.lax.linalg import svd as lax_svd
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from fimlens.linalg.derivatives import eigh_derivative, qr_derivative, svd_derivative
 from fimlens.linalg.mesh import dividing
@@ -162,7 +162,7 @@ def complement(V: Float[Array, "m r"], which: Int[Array, " k"]) -> Float[Array, 
     return unit - (W @ (Bt.T / (1 + s))) @ (Bt @ V[r + which].T)
 
 
-def unit_of(A: Float[Array, "*stack m n"], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
+def unit_of(A: Inexact[Array, "*stack m n"], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
     """Return max|A|, or 1 if A is zero. Squares of A / unit_of(A) stay within float32 at every scale of A.
 
     If `axis` is given, the maximum is over it alone and keeps it with length 1.

@@ -95,8 +95,9 @@ def decay_weights(
             with_decay = update + decay * weights
             if not cautious:
                 return with_decay
-            # Signs, because a product of small entries may be zero.
-            return jnp.where(jnp.sign(update) * jnp.sign(weights) >= 0, with_decay, update)
+            # Signs, because a product of small entries may be zero. The sign of a complex entry is x / |x|.
+            toward_zero = jnp.real(jnp.sign(update) * jnp.conj(jnp.sign(weights))) >= 0
+            return jnp.where(toward_zero, with_decay, update)
 
         if any(map(callable, decays)):
             state = optax.ScaleByScheduleState(optax.safe_increment(state.count))
@@ -109,9 +110,9 @@ def decay_weights(
 def cautious_weight_decay(weight_decay: Rate, mask: Any = None) -> Transform:
     """Decay only the weights that the update moves toward zero. Use it where decay and loss pull against each other.
 
-    The update becomes u + weight_decay * W where u W >= 0, and stays u elsewhere (arXiv 2510.12402). u is a direction, which
-    the rate subtracts, so the link stands before `optax.scale_by_learning_rate`. `fl.adamw`, `fl.sgd`, `fl.adafactor` and the
-    full chains have it as `cautious_decay=True`.
+    The update becomes u + weight_decay * W where u W >= 0, and stays u elsewhere (arXiv 2510.12402). Of complex numbers
+    the real part of u conj(W) decides. u is a direction, which the rate subtracts, so the link stands before
+    `optax.scale_by_learning_rate`. `fl.adamw`, `fl.sgd`, `fl.adafactor` and the full chains have it as `cautious_decay=True`.
 
     Args:
         weight_decay: number or schedule times the weights that is added to the update.

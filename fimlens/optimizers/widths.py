@@ -76,7 +76,7 @@ def width_multipliers(
         axes: as in the optimizer. Default: None, by the evidence that `fl.as_matrix` describes.
 
     Raises:
-        TypeError: a shape is given as a tuple.
+        TypeError: a shape is given as a tuple, or the decay is no number.
         ValueError: there is no rule for the optimizer, or no such scale; or the two models have other leaves, or an update has
             a leaf that `shapes` does not have.
 
@@ -92,6 +92,8 @@ def width_multipliers(
     if optimizer not in RULES:
         raise ValueError(f"width_multipliers: there is no rule for {optimizer!r}. There are {', '.join(RULES)}.")
     require_scale("width_multipliers", scale)
+    if callable(weight_decay) or isinstance(weight_decay, str):
+        raise TypeError(f"width_multipliers: weight_decay is a number or an array; got {weight_decay!r}.")
     for leaf in jax.tree.leaves((shapes, base_shapes)):
         if not hasattr(leaf, "shape"):
             kind = type(leaf).__name__
@@ -139,4 +141,8 @@ def _matrices(tree: PyTree, route: Any, head: bool, axes: Any) -> dict[str, tupl
         return m * rows, n * columns, rows, columns
 
     views = {path: (own[path] is not None, own[path] or view) for path, view in all_views.items()}
-    return {path: (is_own, sides(view)) for path, (is_own, view) in views.items() if view and len(view.matrix) >= 2}
+    return {
+        path: (is_own, sides(view))
+        for path, (is_own, view) in views.items()
+        if view and len(view.matrix) >= 2 and 0 not in view.matrix
+    }

@@ -140,6 +140,8 @@ def prove(derivation: ModuleType, size: tuple[int, int], callback: Callable[[Ste
     """
     start, steps = time.perf_counter(), []
     for step in derivation.steps(*size):
+        if not isinstance(step, Step):
+            raise TypeError(f"a step is what vanishes, equal, differs or convex returns; got {step!r}")
         steps.append(step)
         callback(step)
         if not step.holds:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, PyTree
 
-from fimlens._validate import path_name, require_transform
+from fimlens._validate import path_name, require_own_names, require_transform
 from fimlens.transforms.axes import Axes, axes_rule
 from fimlens.transforms.evidence import UNKNOWN, recognise
 from fimlens.transforms.leaf_rules import Leaf, Rule
@@ -41,7 +41,8 @@ def as_matrix(
 
     Raises:
         TypeError: `tx` is no transform.
-        ValueError: the axes of a leaf are unknown, are not all named once, or are not given as `Axes`.
+        ValueError: the axes of a leaf are unknown, are not all named once, or are not given as `Axes`; or two leaves have one
+            name, such as "a/b".
 
     Examples:
         >>> import jax, jax.numpy as jnp, optax, fimlens as fl
@@ -61,6 +62,7 @@ def as_matrices(
     rule = axes_rule(axes)
 
     def views_of(tree: PyTree, warn: bool = False) -> Views:
+        require_own_names(call, tree)
         known, views, unknown = recognise(tree), {}, {}
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             name, shape = path_name(path), jnp.shape(leaf)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-from fimlens._validate import require_number, require_transform
+from fimlens._validate import require_number, require_size, require_transform
 from fimlens.transforms.axes import Axes
 from fimlens.transforms.drop_in import PLACEHOLDER, compiled_once
 from fimlens.transforms.leaf_rules import Rule
@@ -79,7 +79,7 @@ def monitor(
             as much memory as the matrices of the model. Default: 0.
 
     Raises:
-        TypeError: `tx` is no transform or, at a step, the state is not a monitor's.
+        TypeError: `tx` is no transform, `ring` is no whole number or, at a step, the state is not a monitor's.
         ValueError: `interval` or `ring` is out of its range, or (at a step) no parameters are given.
 
     Examples:
@@ -91,7 +91,7 @@ def monitor(
     """
     require_transform("monitor", "tx", tx)
     require_number("monitor", "interval", interval, 1, whole=True)
-    require_number("monitor", "ring", ring, 0, whole=True)
+    require_size("monitor", "ring", ring, least=0)
     tx = optax.with_extra_args_support(tx)
 
     @lru_cache(maxsize=8)  # a step outside `jax.jit` would trace tx.init each time

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from fimlens._validate import require_number
 from fimlens.linalg.decompositions import unit_of
 from fimlens.linalg.spectral_functions import root
 from fimlens.transforms.drop_in import PLACEHOLDER, drop_in
@@ -149,6 +150,9 @@ def match_rms(rms: Float[ArrayLike, ""] = 0.2) -> optax.GradientTransformation:
     Args:
         rms: root mean square of each matrix's update. Default: 0.2, as in Liu et al.
 
+    Raises:
+        ValueError: `rms` is negative.
+
     Examples:
         >>> import jax.numpy as jnp, optax, fimlens as fl
         >>> direction = optax.chain(fl.scale_by_racs(), fl.match_rms(0.2))
@@ -157,6 +161,8 @@ def match_rms(rms: Float[ArrayLike, ""] = 0.2) -> optax.GradientTransformation:
         >>> print(f"{jnp.sqrt(jnp.mean(updates**2)):.4f}")
         0.2000
     """
+
+    require_number("match_rms", "rms", rms, 0)
 
     def matched(U: Array) -> Array:
         return (of_unit_norm(U) * (rms * math.prod(sides(U.shape)) ** 0.5)).astype(U.dtype)
@@ -207,15 +213,20 @@ def at_least_float32(x: ArrayLike) -> Array:
 def matrix_norm(x: ArrayLike) -> Array:
     """Frobenius norms over the last two axes, which stay with length 1."""
     x = at_least_float32(x)
-    return root(jnp.sum(x**2, axis=(-2, -1) if x.ndim >= 2 else None, keepdims=True))
+    return root(jnp.sum(_squared(x), axis=(-2, -1) if x.ndim >= 2 else None, keepdims=True))
 
 
 def of_unit_norm(x: ArrayLike, axes: tuple[int, ...] = (-2, -1)) -> Array:
     """Each matrix over its Frobenius norm, whatever its scale; zero where it is zero. A matrix is along `axes`."""
     matrices = jnp.atleast_2d(at_least_float32(x))
     matrices = matrices / unit_of(matrices, axes)  # before the norm, whose squares would leave float32
-    size = root(jnp.sum(matrices**2, axes, keepdims=True))
+    size = root(jnp.sum(_squared(matrices), axes, keepdims=True))
     return (matrices / jnp.where(size == 0, 1, size)).reshape(jnp.shape(x))
+
+
+def _squared(x: Array) -> Array:
+    """|x|^2 of each entry: Optax's directions also take complex leaves."""
+    return jnp.real(x) ** 2 + jnp.imag(x) ** 2 if jnp.iscomplexobj(x) else x**2
 
 
 def _rms(x: ArrayLike) -> Array:

@@ -45,6 +45,11 @@ def all_readings(axes: Any, places: tuple[Place, ...], given: Given) -> Readings
     return {reading: _in_order(of) for reading, of in found.items()}
 
 
+def is_read(weights: ArrayLike) -> bool:
+    """Whether a leaf has readings: by its weights, as `init` sees no gradients, whose dtype may be another."""
+    return bool(jnp.size(weights)) and jnp.issubdtype(jnp.result_type(weights), jnp.floating)
+
+
 def _in_order(values: dict[str, Array]) -> tuple[dict[str, tuple[()]], Array]:
     names = sorted(values)
     return dict.fromkeys(names, ()), jnp.stack([values[name] for name in names])
@@ -55,7 +60,7 @@ def _of_leaves(views: Views, given: Given) -> Iterator[Entry]:
     grams: dict[int, list[tuple[list[str], Array]]] = defaultdict(list)
     gradients = jax.tree_util.tree_leaves_with_path(given.gradients)
     for (path, G), U, W in zip(gradients, jax.tree.leaves(given.updates), jax.tree.leaves(given.params), strict=True):
-        if not jnp.size(G) or not jnp.issubdtype(jnp.result_type(G), jnp.floating):
+        if not is_read(W):
             continue
         view = views[path_name(path)]
         G, U, W = (_as_matrices(x, view) for x in (G, U, W))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from fimlens._validate import path_name
 from fimlens.transforms.dtypes import narrowed
 from fimlens.transforms.evidence import words_of
+from fimlens.transforms.readings import is_read
 from fimlens.transforms.routing import leaf_views
 
 Ring = PyTree  # of arrays (size, *stack, m, n) like the parameters, without leaves where these are no matrices
@@ -46,9 +47,8 @@ def _matrices(axes: Any, params: PyTree, tree: PyTree) -> PyTree:
     """The leaves of `tree` that are matrices, as such; None in place of the others."""
     views = leaf_views("monitor", None, False, axes)(params)
 
-    def matrix(path: Any, x: Array) -> Float[Array, "*stack m n"] | None:
+    def matrix(path: Any, W: Array, x: Array) -> Float[Array, "*stack m n"] | None:
         view = views[path_name(path)]
-        real = jnp.size(x) and jnp.issubdtype(jnp.result_type(x), jnp.floating)
-        return view.to_matrix(jnp.asarray(x)) if view is not None and real else None
+        return view.to_matrix(jnp.asarray(x)) if view is not None and is_read(W) else None
 
-    return jax.tree_util.tree_map_with_path(matrix, tree)
+    return jax.tree_util.tree_map_with_path(matrix, params, tree)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from fimlens._validate import path_name, require_transform
+from fimlens._validate import path_name, require_own_names, require_transform
 from fimlens.transforms.as_matrix import LeafView, Views, per_layout, through_views, unknown_axes, view_of
 from fimlens.transforms.axes import Axes, axes_rule
 from fimlens.transforms.evidence import UNKNOWN, VECTORS, recognise
@@ -78,7 +78,7 @@ def matrices(
     Raises:
         TypeError: `tx` or `others` is no transform.
         ValueError: the route is not a regular expression, or its answer for a leaf is missing or of another kind, or the axes
-            of a leaf are not all named once.
+            of a leaf are not all named once. Also: two leaves have one name.
 
     Examples:
         >>> import jax.numpy as jnp, optax, fimlens as fl
@@ -119,6 +119,7 @@ def leaf_views(
     takes_matrices_alone = route is None or isinstance(route, str)
 
     def views_of(params: PyTree, warn: bool = False) -> Views:
+        require_own_names(call, params)
         known, views, unknown = recognise(params), {}, {}
         for key, leaf in jax.tree_util.tree_leaves_with_path(params):
             path, shape = path_name(key), jnp.shape(leaf)

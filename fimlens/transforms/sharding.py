@@ -51,7 +51,7 @@ def state_partition_specs(tx: Any, params: PyTree, param_specs: PyTree, *, mesh:
     for spec in specs:
         mesh = spec.mesh if isinstance(spec, NamedSharding) else mesh
     specs = [tuple(spec.spec if isinstance(spec, NamedSharding) else spec or ()) for spec in specs]
-    known = {_path_words(path): (leaf.shape, spec) for (path, leaf), spec in zip(leaves, specs, strict=True)}
+    known = {_path_words(path): (jnp.shape(leaf), spec) for (path, leaf), spec in zip(leaves, specs, strict=True)}
     stacked: dict[str, list[Axes]] = {}
     for shape, spec in known.values():
         # A spec may leave out trailing axes; the stack needs an entry for both sides of the matrix.

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
@@ -146,7 +147,7 @@ def _require_options(recipe: Recipe) -> None:
     for name in ("b1", "b2"):
         require_decay("scale_by_structure", name, getattr(recipe, name))
     interval = recipe.update_interval
-    if isinstance(interval, float | int) and (interval < 1 or interval != int(interval)):
+    if isinstance(interval, float | int | np.generic) and not (interval >= 1 and float(interval).is_integer()):
         raise ValueError(f"scale_by_structure: update_interval is a whole number, at least 1, or None; got {interval}")
 
 
