@@ -40,8 +40,8 @@ import optax
 from step_cost import OPTIMIZERS, Stepper, matrices
 
 import fimlens as fl
+from fimlens._records import add_records, known_records
 from fimlens.experiments.comparison import make_entry, plan_for
-from fimlens.experiments.records import add_records, known_records
 from fimlens.pretrain.data import read_files
 from fimlens.pretrain.plan import Plan
 from fimlens.pretrain.step import TrainState, make_update

@@ -34,8 +34,8 @@ from rich.table import Table
 from scipy.stats import t as student
 
 import fimlens as fl
+from fimlens._records import add_records, known_records
 from fimlens.divergence import excess
-from fimlens.experiments.records import add_records, known_records
 from fimlens.lens.estimate import folds_of
 from fimlens.lens.estimates import HEAVY
 from fimlens.lens.held_out import HeldOut

@@ -43,8 +43,8 @@ from rich.table import Table
 from scipy.stats import rankdata
 
 import fimlens as fl
+from fimlens._records import add_records, known_records
 from fimlens._validate import as_json, path_name, read_number
-from fimlens.experiments.records import add_records, known_records
 from fimlens.language_model import llama, text
 from fimlens.lens.estimate import estimate_each, folds_of
 from fimlens.lens.nearness import DIVERGENCES

@@ -23,7 +23,7 @@ from finetune import prepared
 from through_training import FOLDS, SAMPLES, STRUCTURES
 
 import fimlens as fl
-from fimlens.experiments.records import add_records, known_records
+from fimlens._records import add_records, known_records
 from fimlens.finetune import run
 from fimlens.lens.estimate_figure import errors_over_steps
 from fimlens.lens.estimates import Estimates

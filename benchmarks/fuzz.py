@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fimlens.experiments.records import add_records, known_records
+from fimlens._records import add_records, known_records
 from fimlens.optimizers import OPTIMIZERS
 
 BURST, RECOVERY = 15, 21

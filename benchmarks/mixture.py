@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fimlens as fl
-from fimlens.experiments.records import add_records, known_records
+from fimlens._records import add_records, known_records
 from fimlens.experiments.tuning import best_power, tuned
 from fimlens.language_model import llama
 from fimlens.lens.estimate import estimate_each, folds_of

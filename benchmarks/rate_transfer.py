@@ -26,7 +26,7 @@ from rich.table import Table
 
 import fimlens as fl
 from fimlens import plotting
-from fimlens.experiments.records import add_records, known_records
+from fimlens._records import add_records, known_records
 from fimlens.experiments.trial import train_and_evaluate
 from fimlens.language_model import llama
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fimlens as fl
-from fimlens.experiments.records import add_records, known_records
+from fimlens._records import add_records, known_records
 from fimlens.language_model import llama, load, text
 from fimlens.lens.estimate_figure import errors_over_steps
 from fimlens.lens.estimates import Estimates

@@ -16,7 +16,7 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-from fimlens.experiments.records import add_records, known_records
+from fimlens._records import add_records, known_records
 from fimlens.experiments.trial import train_beside_adam
 from fimlens.experiments.tuning import best_power, tuned
 

@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fimlens.experiments.records import add_records, read_records
+from fimlens._records import add_records, read_records
 from fimlens.experiments.trial import ADAM_RATE, train_beside_adam
 from fimlens.optimizers import alice
 from fimlens.plotting import BASIS, SPECTRUM, legend_below, panels

@@ -9,15 +9,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fimlens._records import known_records
 from fimlens.plotting import BASIS, legend_below, panels
-from fimlens.pretrain.run_directory import READINGS_FILE, read_lines
+from fimlens.pretrain.run_directory import READINGS_FILE
 
 LOGARITHMIC = ("update_rms", "relative_update")
 
 
 def write_figure(directory: Path) -> None:
     """Draw the readings of a run into readings.png; nothing where a run was too short for any."""
-    lines = list(read_lines(directory / READINGS_FILE))
+    lines = known_records(directory / READINGS_FILE)
     if lines:
         readings_figure(lines).savefig(directory / "readings.png")
 

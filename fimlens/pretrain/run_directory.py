@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
+from fimlens._records import add_records, known_records, rewrite_records
 from fimlens._validate import differences, finite, write_atomically
 from fimlens.language_model.pretrained import CHECKPOINTS, PLAN_FILE
 from fimlens.pretrain.recipe import Data, Recipe
@@ -111,10 +112,10 @@ class RunDirectory:
         # The run repeats the steps after its last checkpoint: their metrics would otherwise be in the file twice.
         self.metrics = [] if last is None else [line for line in _read_metrics(self.metrics_file) if line.step <= last]
         if jax.process_index() == 0:
-            write_atomically(self.metrics_file, "".join(_json_line(line._asdict()) for line in self.metrics))
+            rewrite_records(self.metrics_file, (line._asdict() for line in self.metrics))
             if self.plan.monitor is not None:
-                readings = [line for line in read_lines(self.readings_file) if line["step"] <= (last or 0)]
-                write_atomically(self.readings_file, "".join(map(_json_line, readings)))
+                known = known_records(self.readings_file)
+                rewrite_records(self.readings_file, (line for line in known if line["step"] <= (last or 0)))
         if last is None:
             return None
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
@@ -167,13 +168,13 @@ class RunDirectory:
         line = Metrics(step, loss, held_out, perplexity, size * step, before + seconds, rate, share, skipped, scores)
         self.metrics.append(line)
         if self.manager is not None and jax.process_index() == 0:
-            _append(self.metrics_file, line._asdict())
+            add_records(self.metrics_file, line._asdict())
         return line
 
     def record_readings(self, step: int, readings: dict[str, float]) -> None:
         """Store the readings of the monitor after this many steps as a line of readings.jsonl; null for what is not finite."""
         if self.manager is not None and jax.process_index() == 0:
-            _append(self.readings_file, {"step": step} | {name: finite(value) for name, value in readings.items()})
+            add_records(self.readings_file, {"step": step} | {name: finite(value) for name, value in readings.items()})
 
     def save(self, step: int, state: TrainState) -> None:
         """Make a checkpoint, unless there is one of this step."""
@@ -208,26 +209,8 @@ def _require_same_plan(path: Path, plan: Recipe, data: Data) -> None:
         write_atomically(path, json.dumps(mine, indent=2) + "\n")
 
 
-def _json_line(line: Mapping[str, Any]) -> str:
-    return json.dumps(line, default=dict) + "\n"  # a mapping of another kind is written as a dict
-
-
-def _append(path: Path, line: Mapping[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(_json_line(line))
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Read the complete lines of a file of JSON lines. A killed run may have left an incomplete last line."""
-    for text in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        try:
-            yield json.loads(text)
-        except ValueError:
-            continue
-
-
 def _read_metrics(path: Path) -> Iterator[Metrics]:
-    for line in read_lines(path):
+    for line in known_records(path):
         try:
             yield Metrics(**line)
         except TypeError:  # a line of something else

@@ -1,8 +1,12 @@
 """The records of long work: each is appended to a file when it is measured, so that a second run continues the first."""
 
 import json
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from fimlens._validate import write_atomically
 
 
 def read_records(path: Path) -> list[dict[str, Any] | None]:
@@ -19,17 +23,29 @@ def known_records(path: Path) -> list[dict[str, Any]]:
     return [record for record in read_records(path) if record is not None]
 
 
-def add_records(path: Path, *records: dict[str, Any]) -> None:
+def add_records(path: Path, *records: Mapping[str, Any]) -> None:
     """Append records to a file.
 
     Args:
         path: the file, which need not exist.
         records: what JSON can hold.
     """
-    # After a line that was cut short, begin a new one, so that the first record is not lost with it.
-    start = "\n" if path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size else ""
-    with path.open("a") as file:
-        file.write(start + "".join(json.dumps(record) + "\n" for record in records))
+    with path.open("a+b") as file:
+        if file.tell():  # after a line that was cut short begin a new one, so that the first record is not lost with it
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
+        file.write(_lines(records).encode())
+
+
+def rewrite_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file anew, with these records. The arguments are as in `add_records`."""
+    write_atomically(path, _lines(records))
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> str:
+    # A mapping of another kind is written as a dict.
+    return "".join(json.dumps(record, default=dict) + "\n" for record in records)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
