@@ -100,7 +100,11 @@ def draw(runs: Runs, path: Path) -> None:
             line = {"linestyle": style, "color": colour, "marker": "o", "markersize": 3, "label": f"width {width}"}
             if points:
                 axes.plot(*zip(*points, strict=True), **line)
+        rates = sorted({rate for (kind, *_, rate) in runs if kind == name})
+        own = [loss for (kind, *_), losses in runs.items() if kind == name for loss in losses]
         axes.set_xscale("log", base=2)
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axes.set_ylim(min(own) - 0.05, max(own) + 0.05)  # the same for both series
         axes.set(title=f"{name}, {'with' if multiplied else 'without'} multipliers", xlabel="rate", ylabel="nats a byte")
     plotting.legend_below(figure)
     figure.savefig(path)
