@@ -1,6 +1,7 @@
 """Checks of arguments that several rooms share, and small helpers for what is printed and saved."""
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sized
 from dataclasses import fields
 from difflib import get_close_matches
@@ -173,18 +174,15 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def require_own_names(call: str, tree: PyTree) -> None:
-    """Refuse a tree in which two leaves have one name, by which routes, axes and readings are told apart.
+def require_own_names(call: str, names: Iterable[str]) -> None:
+    """Refuse names of which two are one, where routes, axes and readings are told apart by them.
 
     Raises:
-        ValueError: two have.
+        ValueError: two are.
     """
-    names: set[str] = set()
-    for path, _ in jax.tree_util.tree_leaves_with_path(tree):
-        name = path_name(path)
-        if name in names:
-            raise ValueError(f"{call}: 2 parameters have the path {name!r}. Rename a key that holds a slash.")
-        names.add(name)
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"{call}: {count} parameters have the path {name!r}. Rename a key that holds a slash.")
 
 
 def names_like(names: Iterable[str], pattern: str) -> list[str]:

@@ -88,7 +88,14 @@ def conclude_in_sample(comparisons: Sequence[Comparison]) -> list[str]:
             for comparison in comparisons
         ]
         sentences += [f"In {d}, nearest on the gradients of the fit: {_nearest(judged)}.", *_worths(judged)]
-    return sentences + [_loss(comparisons, claim) for claim in (Claim.ONE_STEP, Claim.BOUND) if _fitted(comparisons, claim)]
+    for claim in (Claim.ONE_STEP, Claim.BOUND):
+        # The fits of the claim that the solver was beside.
+        fits = [
+            row for comparison in comparisons for row in comparison.rows if row.claim == claim.name and row.ratio is not None
+        ]
+        if fits:
+            sentences.append(_loss(fits, claim))
+    return sentences
 
 
 def _nearest(found: Iterable[Judged]) -> str:
@@ -135,14 +142,9 @@ def _worth(known: Sequence[Judged], first: str, second: str) -> str:
     )
 
 
-def _fitted(comparisons: Sequence[Comparison], claim: Claim) -> list[Row]:
-    """Return the fits of a claim that the solver was beside."""
-    return [row for comparison in comparisons for row in comparison.rows if row.claim == claim.name and row.ratio is not None]
-
-
-def _loss(comparisons: Sequence[Comparison], claim: Claim) -> str:
+def _loss(fits: Sequence[Row], claim: Claim) -> str:
     """Say how far the fits of a claim are from the optimum."""
-    worst = max(_fitted(comparisons, claim), key=lambda row: row.ratio)
+    worst = max(fits, key=lambda row: row.ratio)
     return f"A fit of the claim {claim.name} has up to {worst.ratio:.3g} times the least error of its family ({worst.name})."
 
 

@@ -1,6 +1,5 @@
 """Which matrices a tree of parameters holds, by name, and how gradients of its leaves become theirs."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fimlens._validate import names_like, path_name
+from fimlens._validate import names_like, path_name, require_own_names
 from fimlens.transforms.as_matrix import LeafView
 from fimlens.transforms.axes import Axes
 from fimlens.transforms.leaf_rules import Rule
@@ -54,9 +53,7 @@ def select_matrices(
     views = leaf_views(call, "" if route is None else route, True, axes, fate)(arrays, warn=True)
     leaves = [(path_name(path), jnp.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)]
     places = [(name, path) for path, _ in leaves for name in (_names(path, views[path]) if views[path] else (path,))]
-    for name, count in Counter(name for name, _ in places).items():
-        if count > 1:
-            raise ValueError(f"{call}: {count} parameters have the path {name!r}. Rename a key that holds a slash.")
+    require_own_names(call, (name for name, _ in places))
     found = {name: path for name, path in places if views[path]}
     if not found:
         shapes = [leaf.shape for _, leaf in leaves]

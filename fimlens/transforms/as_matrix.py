@@ -62,10 +62,11 @@ def as_matrices(
     rule = axes_rule(axes)
 
     def views_of(tree: PyTree, warn: bool = False) -> Views:
-        require_own_names(call, tree)
         known, views, unknown = recognise(tree), {}, {}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            name, shape = path_name(path), jnp.shape(leaf)
+        named = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+        require_own_names(call, (name for name, _ in named))
+        for name, leaf in named:
+            shape = jnp.shape(leaf)
             view = view_of(name, leaf, rule, known[name])
             if view is None and len(shape) > 2:
                 unknown[name] = shape

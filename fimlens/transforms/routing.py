@@ -119,10 +119,11 @@ def leaf_views(
     takes_matrices_alone = route is None or isinstance(route, str)
 
     def views_of(params: PyTree, warn: bool = False) -> Views:
-        require_own_names(call, params)
         known, views, unknown = recognise(params), {}, {}
-        for key, leaf in jax.tree_util.tree_leaves_with_path(params):
-            path, shape = path_name(key), jnp.shape(leaf)
+        named = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+        require_own_names(call, (path for path, _ in named))
+        for path, leaf in named:
+            shape = jnp.shape(leaf)
             chosen = is_method(path, leaf)
             view = view_of(path, leaf, rule, known[path]) if chosen else None
             if chosen and view is None and known[path] == UNKNOWN:
